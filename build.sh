@@ -1,0 +1,250 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+# What the demo does: one trace, two runs, and where their files go.
+demo_trace=traces/bundled.safetensors
+demo_dir=build/demo
+demo_run_1=(--policy full --svg "$demo_dir/whole.svg" --out "$demo_dir/whole.json")
+demo_run_2=(--policy full --chunk 256 --svg "$demo_dir/chunked.svg" --out "$demo_dir/chunked.json")
+kvspan=build/release/sim/kvspan
+
+# Debian and Ubuntu packages, by what needs them.
+headless_packages=(g++ cmake ninja-build libeigen3-dev libfmt-dev libtbb-dev libhwy-dev libssl-dev
+  nlohmann-json3-dev libcli11-dev)
+test_packages=(catch2 libboost-dev libbenchmark-dev clang-format-16)
+deep_packages=(clang-16 libclang-rt-16-dev clang-tidy-16)
+
+usage() {
+  cat <<'USAGE'
+usage: ./build.sh            build the release program
+       ./build.sh demo       build it and replay the bundled trace
+       ./build.sh viewer     the same, then look at the result
+       ./build.sh test       everything that CI checks: all tests with warnings as errors, the
+                             readers' and policies' tests under sanitizers, the format
+       ./build.sh test all   deeper: also clang 16 with a fuzzer, all tests under sanitizers and in
+                             the release build, clang-tidy
+
+Each of them first installs the Debian or Ubuntu packages that are missing (and says which).
+Everything else it writes goes into build/, its logs into build/logs/.
+USAGE
+}
+
+say() { printf '%s\n' "$*"; }
+die() { printf 'build.sh: %s\n' "$*" >&2; exit 1; }
+
+# ---- Stages: one line each, output in a log, the end of the log on failure -----------------------
+
+times=()
+stage_number=0
+child=
+trap 'if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null; wait "$child"; fi || true; exit 130' INT TERM
+
+# stage NAME COMMAND...: afterwards $log names the log.
+stage() {
+  local name=$1 start=$SECONDS status=0 shown=$SECONDS
+  shift
+  stage_number=$((stage_number + 1))
+  [ "$stage_number" -gt 1 ] || rm -rf build/logs
+  log=build/logs/$(printf '%02d' "$stage_number")-${name//[^a-z0-9-]/-}.log
+  mkdir -p build/logs
+  [ ! -t 1 ] || printf '%-36s ...' "$name"
+  "$@" >"$log" 2>&1 </dev/null &
+  child=$!
+  while kill -0 "$child" 2>/dev/null; do
+    sleep 0.5
+    if [ -t 1 ]; then
+      printf '\r\033[K%-36s %4d s  %s' "$name" $((SECONDS - start)) "$(progress)"
+    elif [ $((SECONDS - shown)) -ge 60 ]; then
+      shown=$SECONDS
+      printf '%-36s %4d s so far  %s\n' "$name" $((SECONDS - start)) "$(progress)"
+    fi
+  done
+  wait "$child" || status=$?
+  child=
+  [ ! -t 1 ] || printf '\r\033[K'
+  times+=("$(printf '%-36s %4d s' "$name" $((SECONDS - start)))")
+  if [ "$status" -ne 0 ]; then
+    printf '%-36s %4d s  FAILED (exit code %d)\n' "$name" $((SECONDS - start)) "$status"
+    say "---- end of $log ----"
+    tail -n 60 "$log"
+    say "---- $name failed; the whole log is $log ----"
+    exit 1
+  fi
+  printf '%-36s %4d s\n' "$name" $((SECONDS - start))
+}
+
+# How far ninja or ctest says it is.
+progress() { tail -c 400 "$log" | grep -oE '\[[0-9]+/[0-9]+\]|^ *[0-9]+/[0-9]+ Test' | tail -n 1 || true; }
+
+# One compiler needs up to 1.2 GiB; a machine with many cores and little memory must not swap.
+job_count() {
+  local cores memory
+  cores=$(nproc 2>/dev/null || echo 2)
+  memory=$(awk '/MemAvailable/ { print int($2 / 1258291) }' /proc/meminfo 2>/dev/null || echo "$cores")
+  [ "$memory" -ge 1 ] || memory=1
+  echo $((cores < memory ? cores : memory))
+}
+
+# ---- Packages ------------------------------------------------------------------------------------
+
+is_installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+apt_update() {
+  local try
+  for try in 1 2 3; do
+    "${as_root[@]}" apt-get -o DPkg::Lock::Timeout=300 update && return 0
+    [ "$try" -eq 3 ] || sleep $((5 * try))
+  done
+  return 1
+}
+
+apt_install() {
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get \
+    -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
+    install -y --no-install-recommends "$@"
+}
+
+# install_packages PACKAGE...: installs those that are missing, by apt.
+install_packages() {
+  local package missing=()
+  if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+    say "no apt on this machine: nothing is installed; going on with what is here"
+    say "  (the Debian names of what is needed: $*)"
+    return
+  fi
+  for package in "$@"; do
+    is_installed "$package" || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  say "installing with apt: ${missing[*]}"
+  as_root=(env)
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null ||
+      die "these packages are missing, and there is neither root nor sudo to install them: ${missing[*]}"
+    say "  (sudo asks for a password if this machine wants one)"
+    sudo -v || die "sudo refused; install these and start again: ${missing[*]}"
+    as_root=(sudo)
+  fi
+  stage 'package lists' apt_update
+  stage 'packages' apt_install "${missing[@]}"
+}
+
+check_tools() {
+  local tool version
+  for tool in cmake ninja c++; do
+    command -v "$tool" >/dev/null || die "$tool is needed and was not found"
+  done
+  version=$(cmake --version | sed -n 's/^cmake version //p')
+  [ "$(printf '%s\n' 3.25 "$version" | sort -V | head -n 1)" = 3.25 ] ||
+    die "cmake $version is too old; 3.25 is needed (Debian 12, Ubuntu 24.04 or newer)"
+}
+
+# ---- Building and testing ------------------------------------------------------------------------
+
+# build PRESET [CMAKE_ARGUMENT...]: configures and builds everything, or only ${targets[@]} if set.
+build() {
+  local preset=$1
+  shift
+  stage "configure $preset" cmake --preset "$preset" "$@"
+  sed -n '/^-- kvspan /,/^-- $/ { /^-- $/d; s/^-- /    /; p }' "$log"
+  stage "build $preset" cmake --build --preset "$preset" -j "$(job_count)" \
+    ${targets[@]+--target "${targets[@]}"}
+}
+
+# run_tests PRESET [CTEST_ARGUMENT...]
+run_tests() {
+  local preset=$1
+  shift
+  stage "test $preset" ctest --preset "$preset" -j "$(job_count)" --no-label-summary "$@"
+  sed -n '/tests passed,/,$ p' "$log" | sed 's/^/    /'
+}
+
+# Tracked sources of C++ and CUDA; in a tarball, all of them.
+sources() {
+  git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' 2>/dev/null | grep . ||
+    find sim tests tracegen gpu_replay gui -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null
+}
+
+check_format() { sources | xargs clang-format-16 --dry-run -Werror; }
+check_tidy() {
+  sources | grep '\.cpp$' | xargs -n 1 -P "$(job_count)" clang-tidy-16 -p build/clang-16 --quiet
+}
+
+build_release() {
+  install_packages "${headless_packages[@]}"
+  check_tools
+  say "building the release program: a few minutes on 2 cores"
+  targets=(kvspan)
+  build release
+  unset targets
+}
+
+run_demo() {
+  mkdir -p "$demo_dir"
+  say
+  say "\$ $kvspan run $demo_trace ${demo_run_1[*]}"
+  "$kvspan" run "$demo_trace" "${demo_run_1[@]}"
+  say
+  say "\$ $kvspan run $demo_trace ${demo_run_2[*]}"
+  "$kvspan" run "$demo_trace" "${demo_run_2[@]}"
+  say
+  say "results: $demo_dir/*.json; pictures: $demo_dir/*.svg (any browser shows them)"
+}
+
+run_viewer() {
+  say "the viewer (kvspan-viewer) is not in this version yet; here is the demo with its pictures"
+  build_release
+  run_demo
+}
+
+run_test() {
+  local deep=$1
+  install_packages "${headless_packages[@]}" "${test_packages[@]}"
+  [ "$deep" = no ] || install_packages "${deep_packages[@]}"
+  check_tools
+  build dev
+  run_tests dev
+  if [ "$deep" = no ]; then
+    targets=(kvspan_input_tests kvspan_fuzz_replay)
+    build asan
+    unset targets
+    run_tests asan -L input
+  fi
+  stage 'format' check_format
+  if [ "$deep" = yes ]; then
+    build asan
+    run_tests asan
+    build clang-16
+    run_tests clang-16
+    build release -D KVSPAN_TESTS=ON
+    run_tests release
+    stage 'clang-tidy' check_tidy
+  fi
+  say
+  say "all checks passed; time by stage:"
+  printf '    %s\n' "${times[@]}"
+  printf '    %-36s %4d s\n' total "$SECONDS"
+}
+
+[ $# -le 2 ] || { usage >&2; exit 2; }
+case "${1:-} ${2:-}" in
+  ' ')
+    build_release
+    say "built $kvspan; try: ./build.sh demo"
+    ;;
+  'demo ')
+    build_release
+    run_demo
+    ;;
+  'viewer ') run_viewer ;;
+  'test ') run_test no ;;
+  'test all') run_test yes ;;
+  '--help ' | '-h ' | 'help ') usage ;;
+  *)
+    usage >&2
+    exit 2
+    ;;
+esac
