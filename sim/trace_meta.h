@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Internal to the trace reader (safetensors.cpp, trace.cpp, trace_tools.cpp).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "sim/safetensors.h"
+#include "sim/trace.h"
+
+namespace kvspan {
+
+// Text of unknown origin for a one-line message: 'text' with control characters escaped, cut to
+// about eighty characters.
+[[nodiscard]] std::string in_quotes(std::string_view text);
+
+// A path in a message: whole, control characters replaced by '?'.
+[[nodiscard]] std::string one_line(std::string text);
+
+// "[1880, 9, 64]", cut after eight dimensions.
+[[nodiscard]] std::string shape_text(const std::vector<std::int64_t>& shape);
+
+// Product of the dimensions times the bytes of an element.
+// Errors: returns false on overflow or a negative dimension.
+[[nodiscard]] bool tensor_size(Dtype dtype, const std::vector<std::int64_t>& shape,
+                               std::int64_t* size_bytes);
+
+// JSON of at most 16 MiB that is nested at most eight deep and repeats no key: a tree of small
+// values takes twenty times its text, which must not be a way to exhaust memory.
+// Errors: std::invalid_argument with half a sentence that says what was found.
+[[nodiscard]] nlohmann::json parse_json_strict(std::string_view text);
+
+// Element of an I32 or I64 tensor, not necessarily aligned.
+// REQUIRES: one of these dtypes, index inside the tensor.
+[[nodiscard]] std::int64_t integer_at(const TensorView& tensor, std::int64_t index);
+
+}  // namespace kvspan
