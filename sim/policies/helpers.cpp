@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/policies/helpers.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include "sim/error.h"
+#include "sim/safetensors.h"
+
+namespace kvspan::policies {
+namespace {
+
+class Votes final : public Scorer {
+ public:
+  struct Settings {
+    RowIndex window;
+    int kernel;
+    Pool kind;
+    Group group;
+    bool pool_first;
+  };
+  explicit Votes(Settings settings) : settings_(settings) {}
+  Needs needs() const override { return {.last_rows = settings_.window}; }
+  double score(const View& view, int head, std::span<const TokenIndex> entries,
+               std::span<double> out) override {
+    const double slack = reduce_group(view.shape(), head, settings_.group, out, [&](int q, std::span<double> votes) {
+      const double s = view.votes(q, settings_.window, entries, votes);
+      if (settings_.pool_first) pool(settings_.kind, settings_.kernel, votes);
+      return s;
+    });
+    if (!settings_.pool_first) pool(settings_.kind, settings_.kernel, out);
+    return slack;
+  }
+
+ private:
+  Settings settings_;
+};
+
+class Position final : public Scorer {
+ public:
+  double score(const View& /*view*/, int /*head*/, std::span<const TokenIndex> entries,
+               std::span<double> out) override {
+    for (std::size_t i = 0; i < entries.size(); ++i) out[i] = entries[i];
+    return 0;
+  }
+};
+
+template <class T>
+void append_as_double(const TensorView& tensor, std::vector<double>& out) {
+  for (std::int64_t i = 0; i < tensor.elements(); ++i) {
+    T value;
+    std::memcpy(&value, tensor.bytes.data() + static_cast<std::size_t>(i) * sizeof(T), sizeof(T));
+    out.push_back(static_cast<double>(value));
+  }
+}
+
+}  // namespace
+
+Group parse_group(const std::string& word) {
+  if (word == "mean") return Group::mean;
+  if (word == "max") return Group::max;
+  return word == "sum" ? Group::sum : Group::none;
+}
+
+double reduce_group(const LayerShape& shape, int head, Group group, std::span<double> out,
+                    const std::function<double(int, std::span<double>)>& item) {
+  const int size = shape.group();
+  double slack = item(head * size, out);
+  if (size == 1) return slack;
+  std::vector<double> one(out.size());
+  for (int g = 1; g < size; ++g) {
+    const double s = item(head * size + g, one);
+    slack = group == Group::max ? std::max(slack, s) : slack + s;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      out[i] = group == Group::max ? std::max(out[i], one[i]) : out[i] + one[i];
+    }
+  }
+  if (group != Group::mean) return slack;
+  for (double& value : out) value /= size;
+  return slack / size;
+}
+
+void pool(Pool kind, int kernel, std::span<double> values) {
+  if (kernel == 1) return;
+  const std::vector<double> in(values.begin(), values.end());
+  const auto count = static_cast<std::ptrdiff_t>(in.size());
+  const std::ptrdiff_t reach = kernel / 2;
+  for (std::ptrdiff_t i = 0; i < count; ++i) {
+    const std::ptrdiff_t begin = std::max<std::ptrdiff_t>(0, i - reach);
+    const std::ptrdiff_t end = std::min(count, i + reach + 1);
+    double result = kind == Pool::max ? in[static_cast<std::size_t>(begin)] : 0.0;
+    for (std::ptrdiff_t j = begin; j < end; ++j) {
+      const double value = in[static_cast<std::size_t>(j)];
+      result = kind == Pool::max ? std::max(result, value) : result + value;
+    }
+    values[static_cast<std::size_t>(i)] = kind == Pool::max ? result : result / kernel;
+  }
+}
+
+Parameter budget_parameter(const std::string& fallback) {
+  return {"budget", Parameter::Kind::amount, fallback, "tokens, % of the prompt, or bytes",
+          "entries kept per layer and KV head", {}};
+}
+
+Slot<Amount> size_of(const Arguments& arguments, const std::string& parameter) {
+  const Amount amount = arguments.amount(parameter);
+  return arguments.given(parameter) ? own(amount) : by_default(amount);
+}
+
+Knob budget_knob(const Geometry& geometry) {
+  return {"budget", 1, geometry.evict_at, true, [](TokenCount tokens) { return std::to_string(tokens); }};
+}
+
+std::vector<Parameter> votes_parameters(int window, int kernel) {
+  using Kind = Parameter::Kind;
+  return {{"window", Kind::count, std::to_string(window), "rows", "observation window, inside the budget", {}, 1, 1e6},
+          {"kernel", Kind::count, std::to_string(kernel), "entries", "pooling kernel, odd", {}, 1, 1e6},
+          {"pool", Kind::word, "max", "", "pooling of the votes", {"max", "avg"}},
+          {"group", Kind::word, "mean", "", "query heads to KV head; none: one set per query head",
+           {"mean", "max", "sum", "none"}},
+          {"order", Kind::word, "group_then_pool", "", "what is reduced first",
+           {"group_then_pool", "pool_then_group"}}};
+}
+
+Scoring votes_scoring(const Arguments& arguments) {
+  const std::int64_t kernel = arguments.count("kernel");
+  if (kernel % 2 == 0) {
+    throw ConfigError(fmt::format("{}(kernel): found {}, expected an odd number; nearest: {}", arguments.policy(),
+                                  kernel, kernel + 1));
+  }
+  const Votes::Settings settings{arguments.count("window"), static_cast<int>(kernel),
+                                 arguments.is("pool", "max") ? Pool::max : Pool::avg,
+                                 parse_group(arguments.text("group")), arguments.is("order", "pool_then_group")};
+  Scoring scoring;
+  scoring.make = [settings](const LayerShape&) { return std::make_unique<Votes>(settings); };
+  scoring.window = settings.window;
+  scoring.per_query_head = settings.group == Group::none;
+  return scoring;
+}
+
+ProtectRule protect_recent(TokenCount window) {
+  return [window](TokenCount) { return Protect{0, window}; };
+}
+
+Scoring position_scoring() {
+  Scoring scoring;
+  scoring.make = [](const LayerShape&) { return std::make_unique<Position>(); };
+  scoring.by_position = true;
+  return scoring;
+}
+
+LayerTable read_layer_table(const std::string& file, const std::vector<std::string>& tensors,
+                            const Geometry& geometry, const std::string& policy) {
+  const TensorSet set = TensorSet::open(file);
+  const TensorView* tensor = nullptr;
+  std::string name;
+  for (const std::string& candidate : tensors) {
+    if (tensor == nullptr && (tensor = set.find(candidate)) != nullptr) name = candidate;
+  }
+  if (tensor == nullptr) {
+    throw TraceError(fmt::format("{}: {} has no tensor '{}'", policy, file, tensors.front()));
+  }
+  const auto& shape = tensor->shape;
+  const auto stored = static_cast<std::int64_t>(geometry.layers());
+  const bool heads_fit = shape.size() == 3 && (shape[1] == geometry.kv_heads || shape[1] == geometry.query_heads);
+  if (!heads_fit || (shape[0] != stored && shape[0] != geometry.model_layers) || shape[2] != geometry.tokens) {
+    std::string found;
+    for (const std::int64_t d : shape) found += (found.empty() ? "" : ", ") + std::to_string(d);
+    throw TraceError(fmt::format("{}: {}: '{}' has shape [{}], expected [{} layers (or {}), {} or {} heads, {} tokens]",
+                                 policy, file, name, found, stored, geometry.model_layers, geometry.kv_heads,
+                                 geometry.query_heads, geometry.tokens));
+  }
+  std::vector<double> flat;
+  switch (tensor->dtype) {
+    case Dtype::f32: append_as_double<float>(*tensor, flat); break;
+    case Dtype::i32: append_as_double<std::int32_t>(*tensor, flat); break;
+    case Dtype::u32: append_as_double<std::uint32_t>(*tensor, flat); break;
+    case Dtype::i64: append_as_double<std::int64_t>(*tensor, flat); break;
+    default:
+      throw TraceError(fmt::format("{}: {}: '{}' is {}, expected F32, I32, U32 or I64", policy, file, name,
+                                   dtype_name(tensor->dtype)));
+  }
+  LayerTable out{shape[1], shape[2], {}};
+  const std::int64_t size = shape[1] * shape[2];
+  for (int l = 0; l < geometry.layers(); ++l) {
+    const std::int64_t from = shape[0] == stored ? l : geometry.layer_ids[static_cast<std::size_t>(l)];
+    out.layers.emplace_back(flat.begin() + from * size, flat.begin() + (from + 1) * size);
+  }
+  return out;
+}
+
+}  // namespace kvspan::policies

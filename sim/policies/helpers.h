@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared by policies: parameters that several have, group reduction, pooling, the SnapKV votes.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "sim/recipe.h"
+
+namespace kvspan::policies {
+
+template <class T>
+[[nodiscard]] Slot<T> own(T value) {
+  return {std::move(value), Slot<T>::Filling::own, ""};
+}
+template <class T>
+[[nodiscard]] Slot<T> by_default(T value) {
+  return {std::move(value), Slot<T>::Filling::defaulted, ""};
+}
+
+// How the query heads of a group are reduced to their KV head. none: one set per query head.
+enum class Group : std::uint8_t { mean, max, sum, none };
+[[nodiscard]] Group parse_group(const std::string& word);
+
+// Runs `item` for every query head of a stored head and reduces: item(query_head, out) returns slack.
+//   out [entries]
+double reduce_group(const LayerShape& shape, int head, Group group, std::span<double> out,
+                    const std::function<double(int query_head, std::span<double> out)>& item);
+
+// One-dimensional pooling with stride 1 and kernel/2 padding: maximum ignores the padding, average
+// counts it as zeros and divides by the kernel, as torch does. REQUIRES: kernel odd.
+enum class Pool : std::uint8_t { max, avg };
+void pool(Pool kind, int kernel, std::span<double> values);
+
+// Parameters shared by every policy that has a size.
+[[nodiscard]] Parameter budget_parameter(const std::string& fallback = "20%");
+[[nodiscard]] Slot<Amount> size_of(const Arguments& arguments, const std::string& parameter = "budget");
+[[nodiscard]] Knob budget_knob(const Geometry& geometry);
+
+// The observation-window votes of SnapKV: parameters, scorer, and the window's protection.
+[[nodiscard]] std::vector<Parameter> votes_parameters(int window, int kernel);
+[[nodiscard]] Scoring votes_scoring(const Arguments& arguments);
+[[nodiscard]] ProtectRule protect_recent(TokenCount window);
+
+// Ranks entries by their position: the newest are kept first.
+[[nodiscard]] Scoring position_scoring();
+
+// Reads a float tensor [layers, heads, tokens or fewer dimensions] of an external file and picks the
+// trace's layers: the file holds the stored layers, or all layers of the model.
+//   returns [stored layers][rest], rest flattened. Errors: ConfigError naming file, tensor and shape.
+struct LayerTable {
+  std::int64_t heads = 0;
+  std::int64_t tokens = 0;
+  std::vector<std::vector<double>> layers;
+};
+[[nodiscard]] LayerTable read_layer_table(const std::string& file, const std::vector<std::string>& tensors,
+                                          const Geometry& geometry, const std::string& policy);
+
+}  // namespace kvspan::policies

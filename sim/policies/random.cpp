@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// Random eviction: every entry draws one rank at birth and keeps it, so that budgets nest and the
+// result depends on neither threads nor order. The control of every eviction study (kvpress).
+#include "sim/policies/helpers.h"
+
+namespace kvspan::policies {
+namespace {
+
+// Sebastiano Vigna's splitmix64, public domain.
+std::uint64_t splitmix64(std::uint64_t x) {
+  x += 0x9e3779b97f4a7c15U;
+  x = (x ^ (x >> 30U)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27U)) * 0x94d049bb133111ebU;
+  return x ^ (x >> 31U);
+}
+
+class Rank final : public Scorer {
+ public:
+  explicit Rank(std::uint64_t layer_seed) : layer_seed_(layer_seed) {}
+  double score(const View& /*view*/, int head, std::span<const TokenIndex> entries,
+               std::span<double> out) override {
+    const std::uint64_t head_seed = splitmix64(layer_seed_ ^ static_cast<std::uint64_t>(head));
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const std::uint64_t rank = splitmix64(head_seed ^ static_cast<std::uint64_t>(entries[i]));
+      out[i] = static_cast<double>(rank >> 11U);  // the 53 bits that a double holds
+    }
+    return 0;
+  }
+
+ private:
+  std::uint64_t layer_seed_;
+};
+
+}  // namespace
+
+PolicyEntry random() {
+  PolicyEntry entry;
+  entry.name = "random";
+  entry.klass = "eviction";
+  entry.summary = "evicts by a fixed random rank, after the prompt and in every decode row";
+  entry.source = "control; kvpress RandomPress";
+  entry.evidence = "definition";
+  entry.needs = "nothing";
+  entry.parameters = {budget_parameter(),
+                      {"seed", Parameter::Kind::count, "auto", "", "of the ranks; auto: --seed", {}, 0, 9e15}};
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    const std::uint64_t seed = arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
+    arguments.set("seed", std::to_string(seed));
+    Recipe recipe;
+    Scoring scoring;
+    scoring.make = [seed](const LayerShape& shape) {
+      const std::uint64_t mixed = splitmix64(seed) ^ static_cast<std::uint64_t>(shape.model_layer);
+      return std::make_unique<Rank>(splitmix64(mixed));
+    };
+    scoring.by_position = true;
+    scoring.evicts_in_decode = true;
+    recipe.scorer = own(scoring);
+    recipe.size = size_of(arguments);
+    recipe.schedule = by_default(Schedule::prompt_end_and_decode());
+    recipe.knob = budget_knob(geometry);
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

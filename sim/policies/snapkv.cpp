@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// SnapKV: once, after the prompt: keep what its last `window` rows vote for, and the window itself.
+// Votes are softmax probabilities over the resident keys summed over the window's rows, reduced over
+// the query heads of the group, pooled along the candidates. Generated entries are appended.
+// Source: Li et al., arXiv 2404.14469; code FasterDecoding/SnapKV (LongBench settings: window 32,
+// kernel 7, max). The authors' code keeps one set per *query* head: group=none.
+#include "sim/policies/helpers.h"
+
+namespace kvspan::policies {
+
+PolicyEntry snapkv() {
+  PolicyEntry entry;
+  entry.name = "snapkv";
+  entry.klass = "post-fill eviction";
+  entry.summary = "keeps what the prompt's last rows attend to, once, after the prompt";
+  entry.source = "Li et al. 2024, arXiv 2404.14469";
+  entry.evidence = "code read";
+  entry.needs = "q and k, or probabilities of the last `window` prompt rows";
+  entry.parameters = votes_parameters(32, 7);
+  entry.parameters.insert(entry.parameters.begin(), budget_parameter());
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    Recipe recipe;
+    recipe.scorer = own(votes_scoring(arguments));
+    recipe.size = size_of(arguments);
+    recipe.schedule = by_default(Schedule::prompt_end());
+    recipe.protect = own(protect_recent(arguments.count("window")));
+    recipe.knob = budget_knob(geometry);
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// StreamingLLM: the first `sinks` tokens and the newest `window` tokens, after every pass.
+// Source: Xiao et al., arXiv 2309.17453. Original positions are kept (Lambda, LM-Infinite style); the
+// authors' renumbering by cache slot changes no lifetime.
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "sim/error.h"
+#include "sim/policies/helpers.h"
+
+namespace kvspan::policies {
+
+PolicyEntry streaming_llm() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "streaming_llm";
+  entry.klass = "recency eviction";
+  entry.summary = "attention sinks and a recent window, after every pass";
+  entry.source = "Xiao et al. 2023, arXiv 2309.17453";
+  entry.evidence = "code read";
+  entry.needs = "nothing";
+  entry.parameters = {{"sinks", Kind::count, "4", "tokens", "first tokens, always kept", {}, 0, 1e12, true},
+                      {"window", Kind::count, "1020", "tokens", "newest tokens kept", {}, 0, 1e12, true},
+                      budget_parameter("auto")};
+  entry.parameters.back().help = "sets sinks = min(4, budget) and window = budget - sinks";
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    const bool by_budget = arguments.given("budget");
+    if (by_budget && (arguments.given("sinks") || arguments.given("window"))) {
+      throw ConfigError("streaming_llm: budget sets sinks and window; give either budget, or sinks and window");
+    }
+    Recipe recipe;
+    recipe.scorer = own(position_scoring());
+    recipe.schedule = own(Schedule::every_pass());
+    recipe.knob = budget_knob(geometry);
+    if (by_budget) {
+      arguments.set("sinks", "auto");
+      arguments.set("window", "auto");
+      recipe.size = size_of(arguments);
+      recipe.protect = own(ProtectRule([](TokenCount budget) {
+        const TokenCount sinks = std::min<TokenCount>(4, budget);
+        return Protect{sinks, budget - sinks};
+      }));
+      return recipe;
+    }
+    const Protect protect{arguments.count("sinks"), arguments.count("window")};
+    if (protect.sinks + protect.recent < 1) throw ConfigError("streaming_llm: sinks + window must be at least 1");
+    recipe.size = own(Amount{Amount::Kind::tokens, protect.sinks + protect.recent, 0, ""});
+    recipe.protect = own(ProtectRule([protect](TokenCount) { return protect; }));
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

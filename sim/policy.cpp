@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/policy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
+
+#include <fmt/format.h>
+
+#include "sim/error.h"
+
+namespace kvspan {
+namespace {
+
+// The domain of a rule, split into what may leave and what may not. When more is protected than the
+// head may keep, the newest protected entries stay.
+struct Split {
+  std::vector<TokenIndex> evictable;
+  std::vector<TokenIndex> protected_;
+  [[nodiscard]] TokenCount size() const {
+    return static_cast<TokenCount>(evictable.size() + protected_.size());
+  }
+};
+
+std::vector<TokenIndex> domain_of(const Rule& rule, const View& view, int head,
+                                  const std::vector<Eviction>& gone) {
+  std::vector<TokenIndex> out;
+  for (const TokenIndex token : view.resident(head)) {
+    if (rule.domain == Domain::newborn && token < view.pass().begin) continue;
+    out.push_back(token);
+  }
+  for (const Eviction& e : gone) {  // victims of an earlier rule of the same pass
+    if (e.head == head) std::erase(out, e.token);
+  }
+  return out;
+}
+
+Split split(const Rule& rule, const Pass& pass, const std::vector<TokenIndex>& domain, TokenCount tokens) {
+  const Protect protect = rule.protect ? rule.protect(pass, tokens) : Protect{};
+  const RowIndex first_recent = pass.end - std::min<TokenCount>(protect.recent, pass.end);
+  Split out;
+  for (const TokenIndex token : domain) {
+    const bool stays = token < protect.sinks || token >= first_recent;
+    (stays ? out.protected_ : out.evictable).push_back(token);
+  }
+  return out;
+}
+
+struct Outcome {
+  std::vector<Eviction> evictions;
+  bool decided = false;
+  bool undecided = false;
+};
+
+Outcome choose(const Rule& rule, const View& view, int head, const Split& entries,
+               std::span<const double> scores, double slack, TokenCount keep) {
+  Outcome out;
+  const auto protected_count = static_cast<TokenCount>(entries.protected_.size());
+  if (entries.size() <= keep) return out;
+  out.decided = true;
+  const float none = std::numeric_limits<float>::quiet_NaN();
+  if (protected_count >= keep) {
+    for (const TokenIndex t : entries.evictable) out.evictions.push_back({head, t, none, 0});
+    for (TokenCount i = 0; i < protected_count - keep; ++i) {
+      out.evictions.push_back({head, entries.protected_[static_cast<std::size_t>(i)], none, 0});
+    }
+    std::sort(out.evictions.begin(), out.evictions.end(),
+              [](const Eviction& a, const Eviction& b) { return a.token < b.token; });
+    return out;
+  }
+  std::vector<char> leaves(entries.evictable.size(), 0);
+  rule.pick(view, head, entries.evictable, scores, keep - protected_count, leaves);
+  double lowest_kept = std::numeric_limits<double>::infinity();
+  double highest_gone = -lowest_kept;
+  std::vector<std::pair<double, TokenIndex>> order;
+  for (std::size_t i = 0; i < leaves.size(); ++i) {
+    if (leaves[i] == 0) {
+      lowest_kept = std::min(lowest_kept, scores[i]);
+      continue;
+    }
+    highest_gone = std::max(highest_gone, scores[i]);
+    order.emplace_back(scores[i], entries.evictable[i]);
+    out.evictions.push_back({head, entries.evictable[i], static_cast<float>(scores[i]), 0});
+  }
+  std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
+    return a.first != b.first ? a.first < b.first : a.second > b.second;
+  });
+  std::vector<std::pair<TokenIndex, std::int32_t>> rank;
+  for (std::size_t i = 0; i < order.size(); ++i) rank.emplace_back(order[i].second, static_cast<std::int32_t>(i));
+  std::sort(rank.begin(), rank.end());
+  for (std::size_t i = 0; i < rank.size(); ++i) out.evictions[i].rank = rank[i].second;
+  out.undecided = slack > 0 && lowest_kept - highest_gone <= 2 * slack;
+  return out;
+}
+
+}  // namespace
+
+void Needs::merge(const Needs& other) {
+  last_rows = std::max(last_rows, other.last_rows);
+  column_sums = column_sums || other.column_sums;
+  q = q || other.q;
+  k = k || other.k;
+  v = v || other.v;
+  rope = rope || other.rope;
+}
+
+bool Schedule::due(const Pass& pass) const {
+  if (pass.is_evict_point()) return evict_point;
+  if (pass.is_prompt_chunk()) return every_chunk;
+  if (decode_every == 0) return false;
+  return (pass.end - pass.evict_at) / decode_every > (pass.begin - pass.evict_at) / decode_every;
+}
+
+void Budget::counts(const View& /*view*/, const Scores& /*scores*/, const Sizing& /*sizing*/,
+                    std::span<TokenCount> /*keep*/) const {
+  throw std::logic_error("a content-free budget is asked for capacities, not for counts");
+}
+
+TokenCount Budget::kept(const LayerShape& shape, int head, const Sizing& sizing) const {
+  const TokenCount most = capacity(shape, head, sizing);
+  return most == kAll ? kAll : std::max<TokenCount>(0, most - sizing.discount);
+}
+
+void pick_top(const View& /*view*/, int /*head*/, std::span<const TokenIndex> entries,
+              std::span<const double> scores, TokenCount keep, std::vector<char>& leaves) {
+  std::vector<std::size_t> order(entries.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  const auto better = [&](std::size_t a, std::size_t b) {
+    return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
+  };
+  const auto boundary = order.begin() + static_cast<std::ptrdiff_t>(keep);
+  std::nth_element(order.begin(), boundary, order.end(), better);
+  for (auto it = boundary; it != order.end(); ++it) leaves[*it] = 1;
+}
+
+std::string at(const Policy& policy, const LayerShape& shape, const Pass& pass) {
+  return fmt::format("{}, layer {}, rows [{}, {})", policy.spec, shape.layer, pass.begin, pass.end);
+}
+
+LayerPolicy::LayerPolicy(const Policy& policy, const LayerShape& shape) : policy_(&policy), shape_(shape) {
+  for (const Rule& rule : policy.rules) scorers_.push_back(rule.scorer(shape));
+  if (policy.selector) selector_ = policy.selector(shape);
+  if (policy.store) store_ = policy.store(shape);
+}
+
+Needs LayerPolicy::needs() const {
+  Needs out;
+  for (const auto& scorer : scorers_) out.merge(scorer->needs());
+  if (selector_) out.merge(selector_->needs());
+  return out;
+}
+
+RowIndex LayerPolicy::rows_observed(const Pass& pass) const {
+  RowIndex rows = 0;
+  for (std::size_t r = 0; r < scorers_.size(); ++r) {
+    if (policy_->rules[r].schedule.due(pass)) rows = std::max(rows, scorers_[r]->needs().last_rows);
+  }
+  return rows;
+}
+
+Decision LayerPolicy::end_pass(std::span<const View* const> views) {
+  Decision out;
+  const auto heads = static_cast<std::size_t>(shape_.heads);
+  for (std::size_t r = 0; r < policy_->rules.size(); ++r) {
+    if (views[r] == nullptr) continue;
+    const Rule& rule = policy_->rules[r];
+    const View& view = *views[r];
+    const Pass& pass = view.pass();
+    const Sizing sizing = rule.sizing(pass);
+
+    // A budget that does not look at scores is asked first, so that heads in which nobody has to
+    // leave are not scored at all.
+    const bool content_free = rule.budget->content_free();
+    std::vector<TokenCount> keep(heads, sizing.tokens);
+    std::vector<Split> entries(heads);
+    Scores scores;
+    scores.entries.resize(heads);
+    scores.values.resize(heads);
+    scores.slack.assign(heads, 0.0);
+    scores.protected_.assign(heads, 0);
+    for (std::size_t h = 0; h < heads; ++h) {
+      const int head = static_cast<int>(h);
+      const std::vector<TokenIndex> domain = domain_of(rule, view, head, out.evictions);
+      if (content_free) {
+        Sizing own = sizing;
+        if (own.rows == kCompeting) own.rows = static_cast<RowIndex>(domain.size());
+        keep[h] = rule.budget->kept(shape_, head, own);
+        if (static_cast<TokenCount>(domain.size()) <= keep[h]) continue;
+      }
+      entries[h] = split(rule, pass, domain, keep[h]);
+      scores.protected_[h] = static_cast<TokenCount>(entries[h].protected_.size());
+      if (content_free && scores.protected_[h] >= keep[h]) continue;
+      scores.entries[h] = entries[h].evictable;
+      scores.values[h].resize(entries[h].evictable.size());
+      if (rule.axis == Axis::layer && h > 0 && entries[h].evictable == entries[0].evictable) {
+        scores.values[h] = scores.values[0];
+        scores.slack[h] = scores.slack[0];
+        continue;
+      }
+      scores.slack[h] = scorers_[r]->score(view, head, entries[h].evictable, scores.values[h]);
+    }
+    if (!content_free) rule.budget->counts(view, scores, sizing, keep);
+
+    for (std::size_t h = 0; h < heads; ++h) {
+      const Outcome outcome = choose(rule, view, static_cast<int>(h), entries[h], scores.values[h],
+                                     scores.slack[h], keep[h]);
+      out.decided += outcome.decided ? 1 : 0;
+      out.undecided += outcome.undecided ? 1 : 0;
+      for (const Eviction& eviction : outcome.evictions) {
+        const std::optional<int> kept_as =
+            store_ ? store_->demote(eviction.head, eviction.token) : std::nullopt;
+        if (kept_as) {
+          out.changes.push_back({pass.end, eviction.head, eviction.token, *kept_as});
+        } else {
+          out.evictions.push_back(eviction);
+        }
+      }
+    }
+  }
+  if (store_) store_->age(*views[policy_->rules.size()], out.changes);
+  return out;
+}
+
+}  // namespace kvspan

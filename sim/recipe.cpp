@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/recipe.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "sim/error.h"
+
+namespace kvspan {
+namespace {
+
+template <class T>
+Slot<T> merge_slot(const Slot<T>& a, const Slot<T>& b, const char* slot) {
+  using Filling = typename Slot<T>::Filling;
+  if (a.filling == Filling::own && b.filling == Filling::own) {
+    throw ConfigError(fmt::format("'{}+{}' has no meaning: both bring their own {}", a.owner, b.owner, slot));
+  }
+  return b.filling > a.filling ? b : a;
+}
+
+class Uniform final : public Budget {
+ public:
+  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/, const Sizing& sizing) const override {
+    return sizing.tokens;
+  }
+};
+
+// Entries kept of a chunk of `rows` rows. Source: the metric and the evaluation code of arXiv
+// 2506.17121 (kv_footprint.py, snapkv.py); products are formed in double as there.
+TokenCount chunk_count(const Recipe::Chunked& chunked, const Amount& share, RowIndex window, RowIndex rows,
+                       bool own_window) {
+  const double product = (1.0 - share.one_minus_share()) * static_cast<double>(rows);
+  TokenCount count = 0;
+  if (chunked.metric_count) {
+    count = std::min<TokenCount>(std::llrint(product) + window, rows);  // default mode: half to even
+  } else {
+    count = static_cast<TokenCount>(product);
+  }
+  if (chunked.small_window && own_window) count = std::max(count, std::min<TokenCount>(window, rows));
+  return count;
+}
+
+// The sizing of a rule: B of the prompt, or what a chunk (or all chunks so far) may keep.
+std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geometry& geometry, int heads) {
+  const RowIndex prompt = geometry.evict_at;
+  if (!recipe.size) return [prompt](const Pass&) { return Sizing{kAll, prompt}; };
+  const Amount amount = recipe.size.value;
+  TokenCount total = amount.mantissa;
+  if (amount.kind == Amount::Kind::share) total = amount.share_of(prompt);
+  if (amount.kind == Amount::Kind::bytes) {
+    total = amount.mantissa / (geometry.layers() * heads * geometry.entry_bytes());
+    if (total < 1) {
+      throw ConfigError(fmt::format("{}: budget={} is less than one entry a head: {} layers x {} heads x {} "
+                                    "bytes need at least {} B",
+                                    recipe.name, amount.text, geometry.layers(), heads, geometry.entry_bytes(),
+                                    geometry.layers() * heads * geometry.entry_bytes()));
+    }
+  }
+  if (!recipe.chunked) return [total, prompt](const Pass&) { return Sizing{total, prompt}; };
+
+  const Recipe::Chunked chunked = *recipe.chunked;
+  const RowIndex window = recipe.scorer.value.window;
+  const bool by_share = amount.kind == Amount::Kind::share;
+  return [=](const Pass& pass) {
+    if (!pass.is_prompt_chunk()) return Sizing{total, prompt};
+    if (!by_share) {
+      const TokenCount least = chunked.small_window ? std::min<TokenCount>(window, pass.rows()) : 0;
+      return Sizing{std::max(total, least), kCompeting, 0, pass.rows()};
+    }
+    if (chunked.compete_all) {
+      TokenCount sum = 0;
+      RowIndex begin = 0;
+      for (const RowIndex end : pass.ends) {
+        sum += chunk_count(chunked, amount, window, end - begin, true);
+        begin = end;
+      }
+      return Sizing{sum, kCompeting, 0, pass.rows()};
+    }
+    const RowIndex rows = pass.rows();
+    // The authors append the prompt's last `window` tokens to the chunk, and drop them afterwards.
+    const bool patch = chunked.patched && !pass.is_evict_point();
+    const TokenCount count = chunk_count(chunked, amount, window, rows, !patch);
+    if (patch) return Sizing{count + window, rows + window, window};
+    return Sizing{count, rows};
+  };
+}
+
+std::int64_t parse_count(const std::string& text, const std::string& what) {
+  char* end = nullptr;
+  errno = 0;
+  const long long value = std::strtoll(text.c_str(), &end, 10);
+  if (text.empty() || *end != '\0' || errno != 0) {
+    throw ConfigError(fmt::format("{}: found '{}', expected a whole number", what, text));
+  }
+  return value;
+}
+
+double parse_real(const std::string& text, const std::string& what) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !std::isfinite(value)) {
+    throw ConfigError(fmt::format("{}: found '{}', expected a number", what, text));
+  }
+  return value;
+}
+
+void check_value(const Parameter& p, const std::string& text, const std::string& what) {
+  if (text == "auto" && p.fallback == "auto") return;
+  double number = p.lowest;
+  switch (p.kind) {
+    case Parameter::Kind::count: number = static_cast<double>(parse_count(text, what)); break;
+    case Parameter::Kind::real: number = parse_real(text, what); break;
+    case Parameter::Kind::amount: (void)Amount::parse(text, what); break;
+    case Parameter::Kind::word:
+      if (std::find(p.choices.begin(), p.choices.end(), text) == p.choices.end()) {
+        throw ConfigError(fmt::format("{}: found '{}', expected one of {}; {}", what, text,
+                                      fmt::join(p.choices, ", "), nearest_hint(text, p.choices)));
+      }
+      break;
+    case Parameter::Kind::text: break;
+  }
+  if (number < p.lowest || number > p.highest) {
+    throw ConfigError(fmt::format("{}: found {}, expected {:g} to {:g}{}", what, text, p.lowest, p.highest,
+                                  p.unit.empty() ? "" : " " + p.unit));
+  }
+}
+
+Recipe make_recipe(const RecipeSpec& spec, const Geometry& geometry);
+
+Recipe make_term(const Term& term, const Geometry& geometry) {
+  const PolicyEntry& entry = find_policy(term.name);
+  Arguments arguments(term, entry.parameters);
+  if (entry.wrapper) {
+    if (term.inner.empty()) {
+      throw ConfigError(fmt::format("{} is a wrapper: it takes a policy first, as in {}(snapkv(budget=10%))",
+                                    entry.name, entry.name));
+    }
+    return entry.wrap(arguments, geometry, make_recipe(term.inner, geometry));
+  }
+  if (!term.inner.empty()) {
+    throw ConfigError(fmt::format("{} takes no policy inside its parentheses; found '{}'", entry.name,
+                                  to_text(term.inner)));
+  }
+  Recipe recipe = entry.make(arguments, geometry);
+  recipe.name = entry.name;
+  recipe.klass = entry.klass;
+  recipe.terms = {arguments.canonical()};
+  const auto claim = [&](auto& slot) { slot.owner = entry.name; };
+  claim(recipe.scorer);
+  claim(recipe.size);
+  claim(recipe.shape);
+  claim(recipe.schedule);
+  claim(recipe.protect);
+  claim(recipe.pick);
+  claim(recipe.selector);
+  claim(recipe.store);
+  return recipe;
+}
+
+Recipe make_recipe(const RecipeSpec& spec, const Geometry& geometry) {
+  Recipe recipe = make_term(spec.front(), geometry);
+  for (std::size_t t = 1; t < spec.size(); ++t) recipe = merge(recipe, make_term(spec[t], geometry));
+  return recipe;
+}
+
+}  // namespace
+
+LayerShape Geometry::shape(int layer, bool per_query_head) const {
+  return {layer,    layers(),   layer_ids[static_cast<std::size_t>(layer)],
+          model_layers, query_heads, kv_heads,
+          per_query_head ? query_heads : kv_heads, k_dim, v_dim};
+}
+
+std::shared_ptr<const Budget> uniform_budget() { return std::make_shared<Uniform>(); }
+
+Recipe merge(const Recipe& a, const Recipe& b) {
+  if (a.chunked || b.chunked) {
+    throw ConfigError(fmt::format("'{}+{}' has no meaning: put the wrapper around the whole recipe, as in "
+                                  "chunked(a+b)",
+                                  a.name, b.name));
+  }
+  Recipe out = a;
+  out.name = a.name + "+" + b.name;
+  out.klass = a.klass == b.klass ? a.klass : a.klass + " + " + b.klass;
+  out.terms.insert(out.terms.end(), b.terms.begin(), b.terms.end());
+  out.scorer = merge_slot(a.scorer, b.scorer, "scorer");
+  out.size = merge_slot(a.size, b.size, "budget");
+  out.shape = merge_slot(a.shape, b.shape, "budget shape");
+  out.schedule = merge_slot(a.schedule, b.schedule, "schedule");
+  out.protect = merge_slot(a.protect, b.protect, "protected entries");
+  out.pick = merge_slot(a.pick, b.pick, "pick");
+  out.selector = merge_slot(a.selector, b.selector, "selector");
+  out.store = merge_slot(a.store, b.store, "store");
+  // State belongs to the scorer that keeps it; everything else adds up.
+  const bool from_b = b.scorer.filling > a.scorer.filling;
+  out.charge.entry = from_b ? b.charge.entry : a.charge.entry;
+  out.charge.once = a.charge.once + b.charge.once;
+  out.cuts.insert(out.cuts.end(), b.cuts.begin(), b.cuts.end());
+  out.notes.insert(out.notes.end(), b.notes.begin(), b.notes.end());
+  out.bound = a.bound || b.bound;
+  out.closed_form = a.closed_form && b.closed_form;
+  out.knob = out.size.owner == b.name ? b.knob : a.knob;
+  return out;
+}
+
+Policy bind(const Recipe& recipe, const Geometry& geometry) {
+  Policy policy;
+  policy.spec = fmt::format("{}", fmt::join(recipe.terms, "+"));
+  policy.klass = recipe.klass;
+  policy.bound = recipe.bound;
+  policy.notes = recipe.notes;
+  policy.charge = recipe.charge;
+  policy.cuts = recipe.cuts;
+  policy.knob = recipe.knob;
+  policy.closed_form = recipe.closed_form;
+  policy.representations = {{"full precision", geometry.entry_bytes(), 0}};
+  policy.representations.insert(policy.representations.end(), recipe.representations.begin(),
+                                recipe.representations.end());
+  if (recipe.selector) policy.selector = recipe.selector.value;
+  if (recipe.store) policy.store = recipe.store.value;
+  if (!recipe.scorer) {
+    if (recipe.shape || recipe.size) {
+      throw ConfigError(fmt::format("{} spreads a budget but ranks nothing: add a policy with a scorer, as in "
+                                    "{}+snapkv(budget=512)",
+                                    recipe.name, recipe.name));
+    }
+    return policy;
+  }
+  const Scoring& scoring = recipe.scorer.value;
+  policy.per_query_head = scoring.per_query_head;
+  const int heads = geometry.shape(0, scoring.per_query_head).heads;
+
+  Rule rule;
+  rule.axis = scoring.axis;
+  rule.scorer = scoring.make;
+  rule.budget = recipe.shape ? recipe.shape.value : uniform_budget();
+  rule.sizing = sizing_rule(recipe, geometry, heads);
+  if (recipe.pick) rule.pick = recipe.pick.value;
+  const ProtectRule protect = recipe.protect ? recipe.protect.value : ProtectRule();
+  if (protect) rule.protect = [protect](const Pass&, TokenCount tokens) { return protect(tokens); };
+  rule.schedule = recipe.schedule ? recipe.schedule.value : Schedule::prompt_end();
+  policy.closed_form = policy.closed_form && rule.budget->content_free();
+  if (!recipe.chunked) {
+    policy.rules.push_back(std::move(rule));
+    return policy;
+  }
+
+  Rule in_decode = rule;
+  rule.schedule = {true, true, 0};
+  rule.domain = recipe.chunked->compete_all ? Domain::all : Domain::newborn;
+  rule.window_in_pass = true;
+  if (protect) {  // the window is the chunk's own
+    rule.protect = [protect, w = scoring.window](const Pass& pass, TokenCount tokens) {
+      Protect out = protect(tokens);
+      if (w > 0) out.recent = std::min<TokenCount>(out.recent, pass.rows());
+      return out;
+    };
+  }
+  policy.rules.push_back(rule);
+  if (recipe.chunked->patched) {
+    // Chunks before the last are scored by the prompt's last rows, and protect nothing; the last
+    // chunk's own tail is the prompt's tail.
+    policy.rules.back().schedule = {false, true, 0};
+    rule.schedule = {true, false, 0};
+    rule.probe_with_prompt_tail = true;
+    rule.protect = nullptr;
+    policy.rules.push_back(rule);
+  }
+  if (in_decode.schedule.decode_every > 0) {
+    in_decode.schedule.every_chunk = in_decode.schedule.evict_point = false;
+    policy.rules.push_back(std::move(in_decode));
+  }
+  return policy;
+}
+
+// ---- Arguments -----------------------------------------------------------------------------------
+
+Arguments::Arguments(const Term& term, const std::vector<Parameter>& parameters)
+    : policy_(term.name), parameters_(&parameters) {
+  std::vector<std::string> names;
+  for (const Parameter& p : parameters) {
+    names.push_back(p.name);
+    values_[p.name] = p.fallback;
+    given_[p.name] = false;
+  }
+  for (const Argument& arg : term.arguments) {
+    const auto p = std::find_if(parameters.begin(), parameters.end(),
+                                [&](const Parameter& known) { return known.name == arg.key; });
+    if (p == parameters.end()) {
+      throw ConfigError(fmt::format("{} has no parameter '{}'; {}", term.name, arg.key,
+                                    names.empty() ? "it takes none" : nearest_hint(arg.key, names)));
+    }
+    check_value(*p, arg.values.front(), fmt::format("{}({})", term.name, arg.key));
+    values_[arg.key] = arg.values.front();
+    given_[arg.key] = arg.values.front() != "auto";
+  }
+  for (const Parameter& p : parameters) {
+    if (values_[p.name].empty()) {
+      throw ConfigError(fmt::format("{} needs the parameter '{}' ({})", term.name, p.name, p.help));
+    }
+  }
+}
+
+bool Arguments::given(const std::string& name) const { return given_.at(name); }
+bool Arguments::has(const std::string& name) const { return values_.at(name) != "auto"; }
+std::int64_t Arguments::count(const std::string& name) const { return parse_count(text(name), name); }
+double Arguments::real(const std::string& name) const { return parse_real(text(name), name); }
+Amount Arguments::amount(const std::string& name) const { return Amount::parse(text(name), name); }
+const std::string& Arguments::text(const std::string& name) const { return values_.at(name); }
+
+std::string Arguments::canonical() const {
+  std::vector<std::string> parts;
+  for (const Parameter& p : *parameters_) {
+    parts.push_back(fmt::format("{}={}", p.name, quote_if_needed(values_.at(p.name))));
+  }
+  return parts.empty() ? policy_ : fmt::format("{}({})", policy_, fmt::join(parts, ","));
+}
+
+// ---- Registry look-ups ---------------------------------------------------------------------------
+
+const PolicyEntry& find_policy(const std::string& name) {
+  std::vector<std::string> names;
+  for (const PolicyEntry& entry : registry()) {
+    if (entry.name == name) return entry;
+    names.push_back(entry.name);
+  }
+  throw ConfigError(fmt::format("unknown policy '{}'; {}", name, nearest_hint(name, names)));
+}
+
+Policy make_policy(const RecipeSpec& spec, const Geometry& geometry) {
+  if (spec.size() == 1 && !find_policy(spec[0].name).alone.empty()) {
+    throw ConfigError(fmt::format("{} cannot run alone: {}", spec[0].name, find_policy(spec[0].name).alone));
+  }
+  return bind(make_recipe(spec, geometry), geometry);
+}
+
+Policy make_policy(const std::string& spec, const Geometry& geometry) {
+  return make_policy(parse_spec(spec), geometry);
+}
+
+std::vector<RecipeSpec> all_policies() {
+  std::vector<RecipeSpec> out;
+  for (const PolicyEntry& entry : registry()) {
+    if (!entry.wrapper && !entry.needs_file && entry.alone.empty()) out.push_back({Term{entry.name, {}, {}}});
+  }
+  return out;
+}
+
+void apply_budget(RecipeSpec& spec, const std::string& budget) {
+  for (Term& term : spec) {
+    apply_budget(term.inner, budget);
+    bool takes_budget = false;
+    bool sized = false;
+    for (const Parameter& p : find_policy(term.name).parameters) {
+      const bool given = std::any_of(term.arguments.begin(), term.arguments.end(),
+                                     [&](const Argument& arg) { return arg.key == p.name; });
+      takes_budget = takes_budget || p.name == "budget";
+      sized = sized || (given && (p.sizes || p.name == "budget"));
+    }
+    if (takes_budget && !sized) term.arguments.push_back({"budget", {budget}});
+  }
+}
+
+}  // namespace kvspan
