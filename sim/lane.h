@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Internal to the engine: one policy on one layer.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "sim/engine.h"
+#include "sim/fidelity.h"
+#include "sim/score_block.h"
+
+namespace kvspan {
+
+// Rows [begin, end) of one layer whose terms are in memory; rows [first, last) of them are computed.
+struct RowBlock {
+  RowIndex begin = 0, end = 0;
+  RowIndex first = 0, last = 0;
+  std::int64_t key_end = 0;
+  const LayerScores* scores = nullptr;
+  std::vector<RowTerms> info;       // [query_heads][block rows]
+  std::vector<double> full_output;  // [query_heads][block rows][v_dim], unnormalised; empty: no values
+  RowIndex capacity = 0;            // rows a buffer holds
+  [[nodiscard]] bool has(RowIndex row) const { return row >= first && row < last && scores->has_row(row); }
+  [[nodiscard]] std::size_t at(int query_head, RowIndex row) const {
+    return static_cast<std::size_t>(query_head) * static_cast<std::size_t>(capacity) +
+           static_cast<std::size_t>(row - begin);
+  }
+};
+
+// State of one policy on one layer: what is resident, what was scored, what was measured.
+class Lane {
+ public:
+  Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const LayerShape& shape,
+       const FidelityPlan& fidelity, Ledger& ledger);
+  ~Lane();
+  // Consumes the next block. REQUIRES: blocks come in order, without gaps.
+  void process(const RowBlock& block);
+  [[nodiscard]] LayerFidelity& fidelity() { return fidelity_; }
+  [[nodiscard]] std::int64_t undecided() const { return undecided_; }
+  [[nodiscard]] const std::vector<std::int64_t>& selected() const { return selected_; }
+
+ private:
+  friend class ReplayView;
+  // One row of one query head under a mask of readable keys.
+  struct Attended {
+    const float* terms = nullptr;
+    double sum = 0;    // over the readable keys, without the sink
+    double sink = 0;
+    double scale = 1;  // terms relative to the full row's
+    double slack = 0;
+  };
+  struct Scratch {
+    std::vector<float> row, rescue;
+  };
+
+  void begin_pass();
+  void attend(RowIndex begin, RowIndex end);
+  void attend_head(int head, RowIndex begin, RowIndex end);
+  void end_pass();
+  void evict(const Decision& decision);
+  void add_file_column_mass();
+  void measure_errors(int head, RowIndex begin, RowIndex end, const std::vector<Attended>& attended);
+  void measure_spans(int query_head, RowIndex row, const float* mask);
+  void count_selected(RowIndex begin, RowIndex end);
+  [[nodiscard]] Attended attend_row(int query_head, RowIndex row, const float* mask, bool reads_all,
+                                    Scratch& scratch) const;
+  [[nodiscard]] const float* mask_of(int query_head) const;
+  [[nodiscard]] bool reads_all(int query_head) const;
+  [[nodiscard]] int group() const { return shape_.group(); }
+
+  const Policy& policy_;
+  const PassPlan& plan_;
+  const Trace& trace_;
+  LayerShape shape_;
+  const FidelityPlan& fidelity_plan_;
+  Ledger& ledger_;
+  LayerPolicy driver_;
+  Needs needs_;
+  LayerFidelity fidelity_;
+
+  std::size_t pass_index_ = 0;
+  Pass pass_;
+  const RowBlock* block_ = nullptr;
+  std::vector<std::vector<TokenIndex>> resident_;  // [heads] ascending
+  std::vector<std::vector<float>> mask_;           // [heads][padded tokens] 1: resident
+  std::vector<char> evicted_;                      // [heads] something has left
+  std::vector<std::optional<std::vector<TokenIndex>>> reads_;  // [query_heads] of a selector, this pass
+  std::vector<std::vector<float>> read_mask_;                  // [query_heads]
+  std::vector<std::vector<double>> columns_;       // [query_heads][padded tokens]
+  std::vector<double> column_slack_;               // [query_heads]
+  std::vector<double> readable_;                   // [query_heads][block rows] sum + sink, 0: not attended
+  std::vector<std::int64_t> selected_;
+  std::int64_t undecided_ = 0;
+};
+
+}  // namespace kvspan

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// A whole run: specifications in, results out. What `kvspan run` does, as one function.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sim/engine.h"
+#include "sim/metrics.h"
+#include "sim/result.h"
+#include "sim/spec.h"
+#include "sim/trace.h"
+
+namespace kvspan {
+
+// Every text of the user as specs without sets: "all" is every policy that runs alone without files,
+// "@file.json" a JSON list of specs; `budgets` multiply every spec that takes one.
+// Errors: ConfigError.
+[[nodiscard]] std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
+                                                      const std::vector<std::string>& budgets);
+
+// --match: tunes each policy's knob so that all reach the same value.
+struct MatchTarget {
+  enum class What : std::uint8_t { footprint, peak_bytes, mass };
+  What what = What::footprint;
+  double value = 0;
+  std::string text;  // as written
+};
+[[nodiscard]] MatchTarget parse_match(const std::string& text);  // "footprint=0.4", "peak_bytes=12MiB", "mass=0.95"
+
+// Replays the specs in one pass over the scores. Specs are all bound before any work.
+[[nodiscard]] std::vector<RunResult> run_policies(const Trace& trace, const std::vector<RecipeSpec>& specs,
+                                                  const EngineOptions& options, const Accounting& accounting);
+
+// The same with every knob tuned: the largest knob position whose value is at most the target (mass:
+// the smallest with at least it). All policies are searched together, one replay a step.
+// Errors: ConfigError for a policy without a knob.
+[[nodiscard]] std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeSpec>& specs,
+                                                 const MatchTarget& target, const EngineOptions& options,
+                                                 const Accounting& accounting);
+
+}  // namespace kvspan
