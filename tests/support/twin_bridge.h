@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a random case to both sides of the comparison: a trace and policy text for the engine, plain
+// numbers for the brute-force twin.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <string>
+
+#include "sim/engine.h"
+#include "tests/support/trace_builder.h"
+#include "tests/twin/twin.h"
+
+namespace kvspan::test {
+
+struct Case {
+  TraceSpec trace;
+  twin::Spec policy;
+  twin::Plan plan;
+  std::string text;  // the same policy for the engine
+  std::string what;  // one line for a failure message
+};
+
+using Random = std::mt19937_64;
+[[nodiscard]] int pick(Random& random, int lowest, int highest);  // both included
+
+// A small random trace; `integers`: q and k from {-1, 0, 1}, with repeated keys, so that ties abound.
+[[nodiscard]] TraceSpec random_trace(Random& random, bool integers);
+[[nodiscard]] twin::Trace twin_trace(const TraceSpec& spec);
+// A random policy for that trace. Files that it needs are written into `folder`.
+[[nodiscard]] Case random_case(Random& random, bool integers, const std::string& folder);
+
+[[nodiscard]] EngineOptions engine_options(const Case& c);
+// One policy through the engine, metrics included.
+[[nodiscard]] RunResult run_one(const Trace& trace, const std::string& policy, const EngineOptions& options,
+                                const Accounting& accounting = {});
+
+}  // namespace kvspan::test
