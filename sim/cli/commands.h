@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// The subcommands of the program `kvspan`. Each adds itself to the parser and runs when chosen.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace CLI {
+class App;
+}
+
+namespace kvspan::cli {
+
+struct Context {
+  std::vector<std::string> command;  // argv, for the result file
+};
+
+void add_run(CLI::App& app, const Context& context);
+void add_predict(CLI::App& app, const Context& context);
+void add_policies(CLI::App& app);
+void add_trace(CLI::App& app);
+
+// ---- Terminal ------------------------------------------------------------------------------------
+
+[[nodiscard]] int terminal_width();     // columns of stdout, 100 if it is no terminal
+[[nodiscard]] bool terminal_is_utf8();  // of the locale
+// "12.3 MiB"; bytes are powers of two.
+[[nodiscard]] std::string human_bytes(double bytes);
+// Aligned columns; the first is left-aligned, the others right-aligned.
+[[nodiscard]] std::string align(const std::vector<std::vector<std::string>>& rows);
+
+// Progress of long work on stderr: a bar on a terminal, one line per 10 % otherwise.
+class Progress {
+ public:
+  Progress(std::string what, bool quiet);
+  ~Progress();
+  void operator()(double done);
+
+ private:
+  std::string what_;
+  bool quiet_;
+  bool terminal_;
+  int shown_ = -1;
+  double begin_;
+};
+
+// True once SIGINT has arrived; the first call installs the handler.
+[[nodiscard]] bool interrupted();
+
+}  // namespace kvspan::cli

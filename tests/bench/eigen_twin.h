@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// The score pass written with Eigen, compiled once per instruction set: what the kernels compete with.
+#pragma once
+
+#include <cstdint>
+
+namespace kvspan::bench {
+
+struct EigenTwin {
+  // `steps` times 16 vectors of FMAs on independent registers; returns the floats of a vector.
+  int (*fma_loop)(std::int64_t steps);
+  // z[rows, tokens] = q[rows, dim] * keys[tokens, dim]^T, all row-major; z has row stride z_stride.
+  void (*logits)(const float* q, std::int64_t rows, int dim, const float* keys, std::int64_t tokens,
+                 float* z, std::int64_t z_stride);
+  // In place: exp(z - max) over z[0, count). Returns the sum.
+  float (*softmax)(float* z, std::int64_t count);
+  // out[rows, dim] = terms[rows, tokens] * values[tokens, dim]
+  void (*values)(const float* terms, std::int64_t rows, std::int64_t tokens,
+                 std::int64_t terms_stride, const float* values, int dim, float* out);
+};
+
+extern const EigenTwin kEigenAvx2;    // only where the machine has AVX2 and FMA
+extern const EigenTwin kEigenAvx512;  // only where it has AVX-512 F, DQ, BW, VL
+
+}  // namespace kvspan::bench
