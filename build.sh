@@ -14,8 +14,8 @@ kvspan=build/release/sim/kvspan
 # Debian and Ubuntu packages, by what needs them.
 headless_packages=(g++ cmake ninja-build libeigen3-dev libfmt-dev libtbb-dev libhwy-dev libssl-dev
   nlohmann-json3-dev libcli11-dev)
-test_packages=(catch2 libboost-dev libbenchmark-dev clang-format-16)
-deep_packages=(clang-16 libclang-rt-16-dev clang-tidy-16)
+test_packages=(catch2 libboost-dev clang-format-16)
+deep_packages=(libbenchmark-dev clang-16 libclang-rt-16-dev clang-tidy-16)
 
 usage() {
   cat <<'USAGE'
@@ -221,6 +221,7 @@ run_test() {
     run_tests clang-16
     build release -D KVSPAN_TESTS=ON
     run_tests release
+    stage 'build benchmarks' cmake --build --preset release -j "$(job_count)" --target kvspan_bench
     stage 'clang-tidy' check_tidy
   fi
   say

@@ -67,6 +67,7 @@ class CountLayout {
   }
   // Sum over the rows of a pass of bytes(), for layouts that grow by the same amount every row.
   [[nodiscard]] bool linear() const { return layout_.kind != Layout::Kind::paged; }
+  [[nodiscard]] bool frees() const { return layout_.kind != Layout::Kind::masked; }
 
  private:
   Layout layout_;
@@ -97,7 +98,7 @@ void offer_pass(PeakBytes& peak, const CountLayout& layout, const Policy& policy
   const PerLayer now_count = now.rowwise().sum();
   const PerLayer after_count = after.rowwise().sum();
   for (Eigen::Index l = 0; l < now.rows(); ++l) {
-    const bool evicts = after_count(l) < now_count(l);
+    const bool evicts = layout.frees() && after_count(l) < now_count(l);  // else nothing is copied
     const Eigen::Index rest = now.rows() - l - 1;
     const std::int64_t kv = after_bytes.head(l).sum() + end_bytes(l) + (evicts ? after_bytes(l) : 0) +
                             past_bytes.tail(rest).sum();

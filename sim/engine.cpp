@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include <fmt/format.h>
+#include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
@@ -421,6 +422,8 @@ std::vector<Replay> replay(const Trace& trace, const std::vector<Policy>& polici
       }
     }
   };
+  const tbb::global_control allow(tbb::global_control::max_allowed_parallelism,
+                                  static_cast<std::size_t>(threads_of(options)));
   tbb::task_arena arena(threads_of(options));
   arena.execute([&] {
     tbb::parallel_for(0, run.memory.layers_in_flight, 1, lane_of_layers, tbb::simple_partitioner());

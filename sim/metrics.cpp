@@ -3,8 +3,8 @@
 // two events, +r at a and -r at b; the prefix sum of all events up to x, less the newborn of row x,
 // is the state "born before x, not dead by x", from which every figure follows:
 //
-//   state x        before the pass that begins at x, and after the eviction of the pass ending there
-//   x + newborn    during row x; for the last row of a pass: its end, before the eviction
+//   state x       before the pass that begins at x, and after the eviction of the pass ending there
+//   x + newborn   during row x; for the last row of a pass: its end, before the eviction
 //
 // Cost: O(tokens + changes) per head and layout. Layers are added to per-row totals and forgotten.
 #include "sim/metrics.h"

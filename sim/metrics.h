@@ -16,7 +16,9 @@ namespace kvspan {
 // How bytes are counted.
 struct Accounting {
   std::int64_t kv_bytes = 2;  // per element; already inside Ledger::representations
-  bool layerwise = false;     // prefill peak: each layer compresses right after its own attention
+  // Prefill peak: each layer compresses right after its own attention, and its survivors are there
+  // twice for a moment. Not in layouts that move nothing: masked, and blocks without compaction.
+  bool layerwise = false;
   std::string layout = "ideal";
 };
 
@@ -55,10 +57,13 @@ struct Metrics {
   Timeline timeline;            // bytes in the chosen layout
   std::vector<LayerMetrics> per_layer;
   std::vector<std::vector<double>> head_footprint, head_peak_kv;  // [layers][heads]
-  std::map<std::string, PeakBytes> layouts;                       // every standard layout but the chosen one
+  std::map<std::string, PeakBytes> layouts;  // every standard layout but the chosen one
 };
 
-// Memory: O(heads * tokens) of one layer at a time, plus the timeline.
+// Overhead is that of the resident entries in every layout. A slot of a block or mask has
+// representation 0's size, whatever its entry is held as.
+// REQUIRES: changes of a layer in order of row, after their tokens' births.
+// Memory: O(layouts * tokens), and the changes of one layer at a time.
 // Errors: ConfigError on an unknown layout, naming the nearest.
 [[nodiscard]] Metrics compute_metrics(const Ledger& ledger, const Accounting& accounting);
 

@@ -31,17 +31,10 @@ class Uniform final : public Budget {
 
 // Entries kept of a chunk of `rows` rows. Source: the metric and the evaluation code of arXiv
 // 2506.17121 (kv_footprint.py, snapkv.py); products are formed in double as there.
-TokenCount chunk_count(const Recipe::Chunked& chunked, const Amount& share, RowIndex window, RowIndex rows,
-                       bool own_window) {
+TokenCount chunk_count(const Recipe::Chunked& chunked, const Amount& share, RowIndex window, RowIndex rows) {
   const double product = (1.0 - share.one_minus_share()) * static_cast<double>(rows);
-  TokenCount count = 0;
-  if (chunked.metric_count) {
-    count = std::min<TokenCount>(std::llrint(product) + window, rows);  // default mode: half to even
-  } else {
-    count = static_cast<TokenCount>(product);
-  }
-  if (chunked.small_window && own_window) count = std::max(count, std::min<TokenCount>(window, rows));
-  return count;
+  if (!chunked.metric_count) return static_cast<TokenCount>(product);
+  return std::min<TokenCount>(std::llrint(product) + window, rows);  // llrint: half to even
 }
 
 // The sizing of a rule: B of the prompt, or what a chunk (or all chunks so far) may keep.
@@ -67,23 +60,23 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
   const bool by_share = amount.kind == Amount::Kind::share;
   return [=](const Pass& pass) {
     if (!pass.is_prompt_chunk()) return Sizing{total, prompt};
-    if (!by_share) {
-      const TokenCount least = chunked.small_window ? std::min<TokenCount>(window, pass.rows()) : 0;
-      return Sizing{std::max(total, least), kCompeting, 0, pass.rows()};
-    }
-    if (chunked.compete_all) {
-      TokenCount sum = 0;
-      RowIndex begin = 0;
-      for (const RowIndex end : pass.ends) {
-        sum += chunk_count(chunked, amount, window, end - begin, true);
-        begin = end;
-      }
-      return Sizing{sum, kCompeting, 0, pass.rows()};
-    }
     const RowIndex rows = pass.rows();
-    // The authors append the prompt's last `window` tokens to the chunk, and drop them afterwards.
+    // The authors append the prompt's last `window` tokens to a patched chunk, and drop them afterwards.
     const bool patch = chunked.patched && !pass.is_evict_point();
-    const TokenCount count = chunk_count(chunked, amount, window, rows, !patch);
+    const TokenCount least = chunked.small_window && !patch ? std::min<TokenCount>(window, rows) : 0;
+    if (chunked.compete_all) {
+      TokenCount count = total;
+      if (by_share) {
+        count = 0;
+        RowIndex begin = 0;
+        for (const RowIndex end : pass.ends) {
+          count += chunk_count(chunked, amount, window, end - begin);
+          begin = end;
+        }
+      }
+      return Sizing{std::max(count, least), kCompeting, 0, rows};
+    }
+    const TokenCount count = std::max(chunk_count(chunked, amount, window, rows), least);
     if (patch) return Sizing{count + window, rows + window, window};
     return Sizing{count, rows};
   };
@@ -109,7 +102,8 @@ double parse_real(const std::string& text, const std::string& what) {
 }
 
 void check_value(const Parameter& p, const std::string& text, const std::string& what) {
-  if (text == "auto" && p.fallback == "auto") return;
+  // "auto" also stands where one way of giving a size replaces another.
+  if (text == "auto" && (p.fallback == "auto" || p.sizes || p.kind == Parameter::Kind::amount)) return;
   double number = p.lowest;
   switch (p.kind) {
     case Parameter::Kind::count: number = static_cast<double>(parse_count(text, what)); break;

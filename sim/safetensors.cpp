@@ -758,6 +758,7 @@ class AtomicFile {
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
 
+  [[nodiscard]] const fs::path& path() const { return path_; }
   void resize(std::uint64_t size) const {
     if (::ftruncate(fd_, static_cast<off_t>(size)) != 0) {
       fail_write(path_, fmt::format("cannot be made {} bytes long ({})", size, errno_text(errno)));
@@ -803,8 +804,15 @@ struct SafetensorsWriter::Impl {
 SafetensorsWriter::SafetensorsWriter(fs::path path, const Metadata& metadata,
                                      std::vector<Entry> entries)
     : impl_(std::make_unique<Impl>(std::move(path))) {
-  nlohmann::ordered_json header = nlohmann::ordered_json::object();
-  if (!metadata.empty()) header[std::string(kMetadataName)] = metadata;
+  // Text joined by hand: the order is that of the declaration.
+  std::string text = "{";
+  const auto add = [&text](std::string_view name, const json& value) {
+    const auto dump = [](const json& any) {
+      return any.dump(-1, ' ', false, json::error_handler_t::replace);
+    };
+    text += (text.size() > 1 ? "," : "") + dump(json(name)) + ":" + dump(value);
+  };
+  if (!metadata.empty()) add(kMetadataName, metadata);
   std::int64_t offset = 0;
   for (const Entry& entry : entries) {
     std::int64_t size = 0;
@@ -817,16 +825,17 @@ SafetensorsWriter::SafetensorsWriter(fs::path path, const Metadata& metadata,
     if (entry.name == kMetadataName || !impl_->places.emplace(entry.name, place).second) {
       throw std::logic_error("SafetensorsWriter: name " + in_quotes(entry.name));
     }
-    header[entry.name] = {{"dtype", dtype_name(entry.dtype)},
-                          {"shape", entry.shape},
-                          {"data_offsets", {offset, end}}};
+    add(entry.name, {{"dtype", dtype_name(entry.dtype)},
+                     {"shape", entry.shape},
+                     {"data_offsets", {offset, end}}});
     offset = end;
   }
-  std::string text = header.dump(-1, ' ', false, json::error_handler_t::replace);
+  text += "}";
   const std::uint64_t unpadded = kLengthBytes + text.size();
   text.append((kDataAlignment - unpadded % kDataAlignment) % kDataAlignment, ' ');
   if (text.size() > kMaxHeaderBytes) {
-    throw std::logic_error("SafetensorsWriter: the header is longer than readers accept");
+    fail_write(impl_->file.path(), fmt::format("a header of {} bytes; readers accept {}",
+                                               text.size(), kMaxHeaderBytes));
   }
   const std::uint64_t data_start = kLengthBytes + text.size();
   for (auto& [name, place] : impl_->places) place.offset += data_start;

@@ -449,6 +449,26 @@ TEST_CASE("masked sum agrees with a double loop and ignores what the mask leaves
   CHECK(kernels::masked_sum(terms.data(), mask.data(), 0) == 0);
 }
 
+TEST_CASE("masked_sums has the bits of masked_sum for every row", "[kernels]") {
+  const OnTarget guard(GENERATE(from_range(targets())));
+  CAPTURE(kernels::target_name());
+  const std::int64_t rows = GENERATE(1, 5, 16, 37);
+  const std::int64_t size = kPanel * GENERATE(0, 1, 32, 33, 100);
+  CAPTURE(rows, size);
+  Random random(19);
+  Matrix<float> terms(rows, size + 1);
+  for (float& term : terms.data()) term = std::abs(random.normal());
+  const std::vector<float> mask = random.bits(size);
+  std::vector<double> sums(static_cast<std::size_t>(rows), std::nan(""));
+  kernels::masked_sums(std::as_const(terms).pointers().data(), rows, mask.data(), size,
+                       sums.data());
+  std::vector<double> want;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    want.push_back(kernels::masked_sum(terms[r], mask.data(), size));
+  }
+  CHECK(bits(sums) == bits(want));
+}
+
 TEST_CASE("add_columns adds rows one by one and leaves other keys alone", "[kernels]") {
   const OnTarget guard(GENERATE(from_range(targets())));
   CAPTURE(kernels::target_name());

@@ -49,7 +49,7 @@ Accounting accounting(const std::string& layout, bool layerwise = false) {
 const Accounting kWhole = accounting("ideal");
 const Accounting kLayerwise = accounting("ideal", true);
 
-// ---- Ledgers from pictures -----------------------------------------------------------------------
+// ---- Ledgers from pictures ----------------------------------------------------------------------
 
 // One line a token, one column a row: '.' not there, a digit is the representation it is held in.
 using Picture = std::vector<std::string>;
@@ -94,7 +94,7 @@ Picture full_head(std::size_t tokens) {
   return picture;
 }
 
-// ---- The oracle: every entry of every row ---------------------------------------------------------
+// ---- The oracle: every entry of every row -------------------------------------------------------
 
 // Plain loops. A state is "born before row `born`, dead ones up to row `at` removed".
 class Plain {
@@ -275,7 +275,7 @@ class Plain {
   std::vector<RowIndex> gone_;
 };
 
-// ---- Random ledgers -------------------------------------------------------------------------------
+// ---- Random ledgers -----------------------------------------------------------------------------
 
 class Random {
  public:
@@ -396,7 +396,7 @@ void check_against_plain(const Ledger& ledger, const std::string& layout, bool l
   CHECK(metrics.timeline.host_bytes == host_bytes);
   CHECK(metrics.timeline.active_entries == active);
   CHECK(metrics.entry_rows == sum(resident));
-  const std::int64_t all_heads = ledger.layers * ledger.heads;
+  const std::int64_t all_heads = std::int64_t{ledger.layers} * ledger.heads;
   CHECK(metrics.full_entry_rows == all_heads * tokens * (tokens + 1) / 2);
   const auto ratio = [](std::int64_t part, std::int64_t whole) {
     return static_cast<double>(part) / static_cast<double>(whole);
@@ -445,7 +445,7 @@ void check_against_plain(const Ledger& ledger, const std::string& layout, bool l
   CHECK(metrics.layouts == others);
 }
 
-// ---- The paper's heads ------------------------------------------------------------------------------
+// ---- The paper's heads --------------------------------------------------------------------------
 
 // A streaming head: sinks and a recent window stay after every pass.
 std::vector<std::uint32_t> streaming_deaths(const std::vector<RowIndex>& ends, RowIndex sinks,
@@ -504,7 +504,7 @@ Counts peak_points(const Ledger& ledger, const Metrics& metrics) {
 
 }  // namespace
 
-// ---- By hand ----------------------------------------------------------------------------------------
+// ---- By hand ------------------------------------------------------------------------------------
 
 TEST_CASE("lifetimes give footprint, peak and timeline", "[metrics]") {
   Ledger ledger = drawn(4, 0,
@@ -632,6 +632,36 @@ TEST_CASE("layerwise prefill adds a copy of the survivors and spares what came b
   CHECK(compute_metrics(prompt_only, kLayerwise).peak_bytes == PeakBytes{70, 70, 0, 70, 0, 3});
 }
 
+TEST_CASE("the first of equal layers gives the parts of a layerwise peak", "[metrics]") {
+  Ledger ledger = drawn(4, 2,
+                        {{{"0000.",  //
+                           ".000.",  //
+                           "..00.",  //
+                           "...00",  //
+                           "....0"}},
+                         {{"0000.",  //
+                           ".0000",  //
+                           "..000",  //
+                           "...00",  //
+                           "....0"}}});
+  ledger.charge = {10, 0};
+  // Chunk 2:  l=0: 2 + 2, a copy of 1, past_1 = 2      kv 70, overhead 60
+  //           l=1: after_0 = 1, 2 + 2, a copy of 3     kv 80, overhead 50
+  CHECK(compute_metrics(ledger, kLayerwise).peak_bytes == PeakBytes{130, 70, 60, 130, 120, 3});
+}
+
+TEST_CASE("an offload copies the survivors, also of entries that come back", "[metrics]") {
+  const Ledger ledger = drawn(4, 3,
+                              {{{"000233",  // leaves after the first chunk
+                                 ".00000",  //
+                                 "..0000",  //
+                                 "...000",  //
+                                 "....00",  //
+                                 ".....0"}}});
+  CHECK(ledger.plan.ends == std::vector<RowIndex>{3, 4, 5, 6});
+  CHECK(compute_metrics(ledger, kLayerwise).peak_bytes.prefill == 30 + 20);
+}
+
 TEST_CASE("layouts that move nothing copy no survivors", "[metrics][layouts]") {
   const Ledger ledger = drawn(4, 0,
                               {{{"0000.",  //
@@ -650,7 +680,7 @@ TEST_CASE("layouts that move nothing copy no survivors", "[metrics][layouts]") {
 }
 
 TEST_CASE("layouts are views on one ledger", "[metrics][layouts]") {
-  // A prompt of five; head 0 keeps tokens 1 and 4, head 1 token 0. Blocks of two: {0 1} {2 3} {4 5}.
+  // A prompt of five; head 0 keeps tokens 1 and 4, head 1 token 0. Blocks: {0 1} {2 3} {4 5} {6 7}.
   Ledger ledger = drawn(5, 0,
                         {{{"00000...",  //
                            ".0000000",  //
@@ -766,7 +796,7 @@ TEST_CASE("layout names are parsed and a wrong one names the nearest", "[metrics
   CHECK_THROWS_AS(compute_metrics(ledger, accounting(wrong)), kvspan::ConfigError);
 }
 
-// ---- The paper's vectors (footprint.md, section 3) --------------------------------------------------
+// ---- The paper's vectors (footprint.md, section 3) ----------------------------------------------
 
 TEST_CASE("a streaming head has the paper's entry-rows and peak points", "[metrics][paper]") {
   const auto [n, m, chunk, sinks, window, entry_rows, points, full] =
@@ -825,7 +855,7 @@ TEST_CASE("long mixes of streaming and evicting heads have the paper's footprint
   if (peak != kNone) CHECK(metrics.peak_kv == Approx(peak).epsilon(0).margin(5.1e-11));
 }
 
-// ---- Random ledgers -----------------------------------------------------------------------------------
+// ---- Random ledgers -----------------------------------------------------------------------------
 
 TEST_CASE("metrics equal plain loops over all entries of every row", "[metrics][random]") {
   const int seed = GENERATE(take(250, random(0, 1 << 30)));
@@ -909,7 +939,7 @@ TEST_CASE("metrics of given deaths equal the twin's replay", "[metrics][random]"
   const Ledger drawn_ledger = random_ledger(random, 24);
   Ledger ledger = drawn_ledger;
   ledger.charge = {};
-  ledger.representations = {{"entry", 2 * (2 + 2), 0}};
+  ledger.representations = {{"entry", 8, 0}};
   if (random.chance(50)) add_windows(random, ledger);
 
   kvspan::twin::Trace trace;

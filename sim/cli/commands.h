@@ -25,8 +25,6 @@ void add_trace(CLI::App& app);
 
 [[nodiscard]] int terminal_width();     // columns of stdout, 100 if it is no terminal
 [[nodiscard]] bool terminal_is_utf8();  // of the locale
-// "12.3 MiB"; bytes are powers of two.
-[[nodiscard]] std::string human_bytes(double bytes);
 // Aligned columns; the first is left-aligned, the others right-aligned.
 [[nodiscard]] std::string align(const std::vector<std::vector<std::string>>& rows);
 

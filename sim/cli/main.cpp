@@ -71,7 +71,7 @@ int main(int argc, char** argv) {
   kvspan::cli::Context context{{argv, argv + argc}};
   try {
     CLI::App app("kvspan: how much KV cache memory a policy really holds, over time, and what it loses.", "kvspan");
-    app.set_version_flag("--version", kvspan::version_text());
+    app.set_version_flag("--version", version_text());
     app.footer(kFooter);
     app.require_subcommand(1);
     kvspan::cli::add_run(app, context);

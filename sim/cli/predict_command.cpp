@@ -8,6 +8,7 @@
 #include "sim/analytic.h"
 #include "sim/build_info.h"
 #include "sim/cli/commands.h"
+#include "sim/terminal_chart.h"
 #include "sim/model_geometry.h"
 #include "sim/run.h"
 #include "sim/safetensors.h"
@@ -47,9 +48,8 @@ void run(const Settings& s, const Context& context) {
   nlohmann::json runs = nlohmann::json::array();
   for (std::size_t i = 0; i < predictions.size(); ++i) {
     const Prediction& p = predictions[i];
-    const auto bytes = [](std::int64_t b) { return human_bytes(static_cast<double>(b)); };
     rows.push_back({labels[i], fmt::format("{:.2f} %", 100 * p.footprint), fmt::format("{:.2f} %", 100 * p.peak_kv),
-                    bytes(p.peak_bytes.total), bytes(p.peak_bytes.prefill), bytes(p.peak_bytes.decode)});
+                    human_bytes(p.peak_bytes.total), human_bytes(p.peak_bytes.prefill), human_bytes(p.peak_bytes.decode)});
     nlohmann::json layouts;
     for (const auto& [name, peak] : p.layouts) layouts[name] = peak_json(peak);
     runs.push_back({{"policy", p.spec}, {"footprint", p.footprint}, {"peak_kv", p.peak_kv}, {"entry_rows", p.entry_rows},

@@ -82,7 +82,7 @@ void run(const Settings& s, const Context& context) {
   if (!s.quiet) {
     const MemoryPlan plan = plan_memory(trace, policies, options);
     fmt::print(stderr, "kvspan: {} polic{}, {} of anonymous memory at most, {} layer{} at a time\n", policies.size(),
-               policies.size() == 1 ? "y" : "ies", human_bytes(static_cast<double>(plan.bytes)), plan.layers_in_flight,
+               policies.size() == 1 ? "y" : "ies", human_bytes(plan.bytes), plan.layers_in_flight,
                plan.layers_in_flight == 1 ? "" : "s");
   }
   policies.clear();

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/cli/commands.h"
+#include "sim/terminal_chart.h"
 #include "sim/trace.h"
 
 namespace kvspan::cli {
@@ -34,7 +35,7 @@ void print_info(const std::string& path, bool json) {
   for (const Span& span : m.spans) line("span", fmt::format("{} [{}, {})", span.name, span.begin, span.end));
   std::int64_t bytes = 0;
   for (const auto& [name, tensor] : trace.tensors().tensors()) bytes += static_cast<std::int64_t>(tensor.bytes.size());
-  line("size", fmt::format("{} in {} tensors", human_bytes(static_cast<double>(bytes)), trace.tensors().tensors().size()));
+  line("size", fmt::format("{} in {} tensors", human_bytes(bytes), trace.tensors().tensors().size()));
   line("licence", m.licence);
   line("source", m.source);
 }

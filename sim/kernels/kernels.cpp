@@ -91,10 +91,12 @@ HWY_INLINE void for_row_blocks(std::int64_t rows, F f) {
   }
 }
 
-// `keys` points to the block's first key in the panel, `key` is its number.
+// `keys` points to the block's first key in the panel, `key` is its number. Step i prefetches
+// ahead[i * ahead_step].
 template <int kRows, int kBlockVecs>
-HWY_NOINLINE void dot_block(const float* const* q, int dim, const float* keys, float scale,
-                            float* const* out, std::int64_t key) {
+HWY_NOINLINE void dot_block(const float* const* q, int dim, const float* keys, const float* ahead,
+                            std::ptrdiff_t ahead_step, float scale, float* const* out,
+                            std::int64_t key) {
   const Floats d;
   V acc[kRows][kBlockVecs];
   const float* row[kRows];
@@ -106,6 +108,8 @@ HWY_NOINLINE void dot_block(const float* const* q, int dim, const float* keys, f
     for (int k = 0; k < kBlockVecs * kLanes; k += 16) __builtin_prefetch(out[r] + key + k, 1);
   }
   for (std::ptrdiff_t i = 0; i < dim; ++i) {
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += ahead_step;
     V v[kBlockVecs];
     HWY_UNROLL(8)
     for (int k = 0; k < kBlockVecs; ++k) v[k] = hn::LoadU(d, keys + i * kPanel + k * kLanes);
@@ -135,22 +139,24 @@ void cap_row(float* z, std::int64_t count, float softcap) {
   }
 }
 
-template <int kBlockVecs>
-HWY_INLINE void logits_panel(const float* const* q, std::int64_t rows, int dim, const float* panel,
-                             float scale, float* const* out, std::int64_t first_key) {
-  for (int sub = 0; sub < kPanel; sub += kBlockVecs * kLanes) {
-    for_row_blocks(rows, [&]<int n>(std::int64_t r, Rows<n>) HWY_ATTR {
-      dot_block<n, kBlockVecs>(q + r, dim, panel + sub, scale, out + r, first_key + sub);
-    });
-  }
-}
-
 void logits(const float* const* q, std::int64_t rows, int dim, const float* panels,
             std::int64_t panel_begin, std::int64_t panel_end, float scale, float softcap,
             float* const* out) {
+  constexpr int kBlockKeys = kVecs * kLanes;
+  // While a panel is at work, its blocks bring the next one into L2, each its part.
+  const std::int64_t blocks = (rows + kMaxRows - 1) / kMaxRows * (kPanel / kBlockKeys);
+  const std::int64_t step = std::min<std::int64_t>((kPanel + blocks - 1) / std::max<std::int64_t>(blocks, 1), 16);
   for (std::int64_t p = panel_begin; p < panel_end; ++p) {
     const float* const panel = panels + p * kPanel * dim;
-    logits_panel<kVecs>(q, rows, dim, panel, scale, out, p * kPanel);
+    const bool more = p + 1 < panel_end;
+    const float* ahead = more ? panel + kPanel * dim : panel;
+    for (int sub = 0; sub < kPanel; sub += kBlockKeys) {
+      for_row_blocks(rows, [&]<int n>(std::int64_t r, Rows<n>) HWY_ATTR {
+        dot_block<n, kVecs>(q + r, dim, panel + sub, ahead, more ? step : 0, scale, out + r,
+                            p * kPanel + sub);
+        if (more) ahead += step * dim;
+      });
+    }
     if (softcap > 0) {
       for (std::int64_t r = 0; r < rows; ++r) cap_row(out[r] + p * kPanel, kPanel, softcap);
     }
@@ -178,32 +184,37 @@ void pack_keys(const float* keys, std::int64_t tokens, std::int64_t stride, int 
 // exp(x) for x <= 0: x = n ln 2 + r, a polynomial of degree 6 in r (minimax, constant and linear term
 // fixed at 1), times 2^n. Below kExpFlush the result is 0, not a subnormal number.
 constexpr float kExpFlush = -87.3365F;  // exp(kExpFlush) is just above the smallest normal float
-HWY_INLINE V exp_nonpositive(V x) {
+template <int n>
+HWY_INLINE void exp_nonpositive(V (&x)[n]) {
   const Floats d;
   const hn::RebindToSigned<Floats> di;
   // Adding 1.5 * 2^23 rounds to an integer, adding the exponent bias leaves n + 127 in the low bits.
   const V magic = hn::Set(d, 12582912.0F + 127.0F);
-  const V shifted = hn::MulAdd(x, hn::Set(d, 1.44269504F), magic);
-  const V n = hn::Sub(shifted, magic);
-  V r = hn::NegMulAdd(n, hn::Set(d, 0.693145752F), x);  // high part of ln 2: n times it is exact
-  r = hn::NegMulAdd(n, hn::Set(d, 1.42860677e-6F), r);
-  V p = hn::Set(d, 0.00138145406F);
-  p = hn::MulAdd(p, r, hn::Set(d, 0.00836874545F));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.041668389F));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.166665211F));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.49999994F));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0F));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0F));
-  const V power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
+  V shifted[n], r[n], p[n];
+#define KVSPAN_EACH HWY_UNROLL(8) for (int k = 0; k < n; ++k)
+  KVSPAN_EACH shifted[k] = hn::MulAdd(x[k], hn::Set(d, 1.44269504F), magic);
+  KVSPAN_EACH p[k] = hn::Sub(shifted[k], magic);
+  KVSPAN_EACH r[k] = hn::NegMulAdd(p[k], hn::Set(d, 0.693145752F), x[k]);
+  KVSPAN_EACH r[k] = hn::NegMulAdd(p[k], hn::Set(d, 1.42860677e-6F), r[k]);
+  KVSPAN_EACH p[k] = hn::MulAdd(hn::Set(d, 0.00138145406F), r[k], hn::Set(d, 0.00836874545F));
+  KVSPAN_EACH p[k] = hn::MulAdd(p[k], r[k], hn::Set(d, 0.041668389F));
+  KVSPAN_EACH p[k] = hn::MulAdd(p[k], r[k], hn::Set(d, 0.166665211F));
+  KVSPAN_EACH p[k] = hn::MulAdd(p[k], r[k], hn::Set(d, 0.49999994F));
+  KVSPAN_EACH p[k] = hn::MulAdd(p[k], r[k], hn::Set(d, 1.0F));
+  KVSPAN_EACH p[k] = hn::MulAdd(p[k], r[k], hn::Set(d, 1.0F));
+  KVSPAN_EACH p[k] = hn::Mul(p[k], hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted[k]))));
   // NaN is not below kExpFlush: it passes through.
-  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, kExpFlush)), hn::Mul(p, power));
+  KVSPAN_EACH x[k] = hn::IfThenZeroElse(hn::Lt(x[k], hn::Set(d, kExpFlush)), p[k]);
 }
 
 // The 16 lanes of a sum over keys.
 class LaneSums {
  public:
-  LaneSums() {
-    for (VD& sum : sums_) sum = hn::Zero(Doubles());
+  HWY_INLINE explicit LaneSums(const double* from) {
+    HWY_UNROLL(8)
+    for (int k = 0; k < kLaneDoubles; ++k) {
+      sums_[k] = hn::LoadU(Doubles(), from + k * kDoubleLanes);
+    }
   }
 
   HWY_INLINE void add(const V (&lanes)[kLaneVecs]) {
@@ -216,20 +227,23 @@ class LaneSums {
     }
   }
 
-  double total() const {
-    double lanes[kVirtualLanes];
+  HWY_INLINE void store(double* to) const {
+    HWY_UNROLL(8)
     for (int k = 0; k < kLaneDoubles; ++k) {
-      hn::StoreU(sums_[k], Doubles(), lanes + k * kDoubleLanes);
+      hn::StoreU(sums_[k], Doubles(), to + k * kDoubleLanes);
     }
-    for (int half = kVirtualLanes / 2; half > 0; half /= 2) {
-      for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-    }
-    return lanes[0];
   }
 
  private:
   VD sums_[kLaneDoubles];
 };
+
+HWY_INLINE double tree_sum(double (&lanes)[kVirtualLanes]) {
+  for (int half = kVirtualLanes / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  }
+  return lanes[0];
+}
 
 // The lanes at [j, j + kLanes) that lie in [begin, end).
 HWY_INLINE hn::Mask<Floats> lanes_inside(std::int64_t j, std::int64_t begin, std::int64_t end) {
@@ -241,21 +255,28 @@ HWY_INLINE hn::Mask<Floats> lanes_inside(std::int64_t j, std::int64_t begin, std
 
 template <bool kWhole>
 HWY_INLINE void exp_panel(float* z, V max, std::int64_t begin, std::int64_t end, LaneSums& sums) {
+  constexpr int kPanelVecs = kPanel / kLanes;
+  constexpr int kTogether = kManyRegisters ? 4 : 2;  // interleaved, to hide the latency of FMAs
   const Floats d;
   V lanes[kLaneVecs];
   HWY_UNROLL(8)
   for (int k = 0; k < kLaneVecs; ++k) lanes[k] = hn::Zero(d);
-  HWY_UNROLL(4)
-  for (int j = 0; j < kPanel; j += kVirtualLanes) {
+  HWY_UNROLL(16)
+  for (int v = 0; v < kPanelVecs; v += kTogether) {
+    V terms[kTogether];
     HWY_UNROLL(8)
-    for (int k = 0; k < kLaneVecs; ++k) {
-      float* const at = z + j + k * kLanes;
-      V term = exp_nonpositive(hn::Sub(hn::LoadU(d, at), max));
+    for (int k = 0; k < kTogether; ++k) {
+      terms[k] = hn::Sub(hn::LoadU(d, z + (v + k) * kLanes), max);
+    }
+    exp_nonpositive(terms);
+    HWY_UNROLL(8)
+    for (int k = 0; k < kTogether; ++k) {
+      const int j = (v + k) * kLanes;
       if constexpr (!kWhole) {
-        term = hn::IfThenElseZero(lanes_inside(j + k * kLanes, begin, end), term);
+        terms[k] = hn::IfThenElseZero(lanes_inside(j, begin, end), terms[k]);
       }
-      hn::StoreU(term, d, at);
-      lanes[k] = hn::Add(lanes[k], term);
+      hn::StoreU(terms[k], d, z + j);
+      lanes[(v + k) % kLaneVecs] = hn::Add(lanes[(v + k) % kLaneVecs], terms[k]);
     }
   }
   sums.add(lanes);
@@ -269,19 +290,22 @@ Softmax softmax_terms(float* z, std::int64_t begin, std::int64_t end, std::int64
   std::fill(z + last_panel + kPanel, z + padded_end, 0.0F);
 
   const V lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
-  V m[4] = {lowest, lowest, lowest, lowest};
-  std::int64_t j = begin;
+  const auto load_inside = [&](std::int64_t j) HWY_ATTR {
+    return hn::IfThenElse(lanes_inside(j, begin, end), hn::LoadU(d, z + j), lowest);
+  };
+  std::int64_t j = begin / kLanes * kLanes;
+  V m[4] = {load_inside(j), lowest, lowest, lowest};
+  j += kLanes;
   for (; j + 4 * kLanes <= end; j += 4 * kLanes) {
     HWY_UNROLL(4)
     for (int k = 0; k < 4; ++k) m[k] = hn::Max(m[k], hn::LoadU(d, z + j + k * kLanes));
   }
-  float lanes[kLanes];
-  hn::StoreU(hn::Max(hn::Max(m[0], m[1]), hn::Max(m[2], m[3])), d, lanes);
-  float max = *std::max_element(lanes, lanes + kLanes);
-  for (; j < end; ++j) max = std::max(max, z[j]);
-  const V top = hn::Set(d, max);
+  for (; j < end; j += kLanes) m[0] = hn::Max(m[0], load_inside(j));
+  V top = hn::Max(hn::Max(m[0], m[1]), hn::Max(m[2], m[3]));
+  top = hn::MaxOfLanes(d, top);
 
-  LaneSums sums;
+  double lane_sums[kVirtualLanes] = {};
+  LaneSums sums(lane_sums);
   for (std::int64_t p = first_panel; p <= last_panel; p += kPanel) {
     if (p >= begin && p + kPanel <= end) {
       exp_panel<true>(z + p, top, 0, kPanel, sums);
@@ -289,138 +313,162 @@ Softmax softmax_terms(float* z, std::int64_t begin, std::int64_t end, std::int64
       exp_panel<false>(z + p, top, begin - p, end - p, sums);
     }
   }
-  // A NaN, and infinity minus infinity, end up in the sum, whatever Max made of them.
-  const double sum = sums.total();
-  return {std::isfinite(sum) ? max : std::numeric_limits<float>::quiet_NaN(), sum};
+  // The maximum's own term is 1. A NaN, and infinity minus infinity, end up in the sum, whatever Max
+  // made of them.
+  sums.store(lane_sums);
+  const double sum = tree_sum(lane_sums);
+  const bool valid = sum >= 1 && std::isfinite(sum);
+  return {valid ? hn::GetLane(top) : std::numeric_limits<float>::quiet_NaN(), sum};
 }
 
-double masked_sum(const float* terms, const float* mask, std::int64_t padded_end) {
+void masked_sums(const float* const* terms, std::int64_t rows, const float* mask,
+                 std::int64_t padded_end, double* sums) {
+  constexpr std::int64_t kChunk = 2048;  // its part of the mask (8 KiB) stays in L1
+  constexpr int kTogether = 16;
   const Floats d;
-  LaneSums sums;
-  for (std::int64_t p = 0; p < padded_end; p += kPanel) {
-    V lanes[kLaneVecs];
-    HWY_UNROLL(8)
-    for (int k = 0; k < kLaneVecs; ++k) lanes[k] = hn::Zero(d);
-    HWY_UNROLL(4)
-    for (int j = 0; j < kPanel; j += kVirtualLanes) {
-      HWY_UNROLL(8)
-      for (int k = 0; k < kLaneVecs; ++k) {
-        const std::int64_t at = p + j + k * kLanes;
-        lanes[k] = hn::MulAdd(hn::LoadU(d, terms + at), hn::LoadU(d, mask + at), lanes[k]);
+  for (std::int64_t first = 0; first < rows; first += kTogether) {
+    const int count = static_cast<int>(std::min<std::int64_t>(kTogether, rows - first));
+    double lane_sums[kTogether][kVirtualLanes] = {};
+    for (std::int64_t begin = 0; begin < padded_end; begin += kChunk) {
+      const std::int64_t end = std::min(begin + kChunk, padded_end);
+      for (int r = 0; r < count; ++r) {
+        const float* const row = terms[first + r];
+        LaneSums sum(lane_sums[r]);
+        for (std::int64_t p = begin; p < end; p += kPanel) {
+          V lanes[kLaneVecs];
+          HWY_UNROLL(8)
+          for (int k = 0; k < kLaneVecs; ++k) lanes[k] = hn::Zero(d);
+          HWY_UNROLL(4)
+          for (int j = 0; j < kPanel; j += kVirtualLanes) {
+            HWY_UNROLL(8)
+            for (int k = 0; k < kLaneVecs; ++k) {
+              const std::int64_t at = p + j + k * kLanes;
+              lanes[k] = hn::MulAdd(hn::LoadU(d, row + at), hn::LoadU(d, mask + at), lanes[k]);
+            }
+          }
+          sum.add(lanes);
+        }
+        sum.store(lane_sums[r]);
       }
     }
-    sums.add(lanes);
+    for (int r = 0; r < count; ++r) sums[first + r] = tree_sum(lane_sums[r]);
   }
-  return sums.total();
 }
 
-// Adds kRows rows to the sums of keys [0, count).
-template <int kRows>
-HWY_NOINLINE void add_row_block(const float* const* terms, const double* inverse, std::int64_t begin,
-                                std::int64_t end, const float* mask, double* sums) {
+// Adds `rows` rows to the sums of keys [j, j + kSumVecs * kDoubleLanes), which stay in registers.
+constexpr int kSumVecs = 8;
+HWY_INLINE void add_rows(const float* const* terms, const double* inverse, std::int64_t rows,
+                         std::int64_t j, const float* mask, double* sums) {
   const HalfFloats dh;
   const Doubles dd;
-  const float* row[kRows];
-  VD factor[kRows];
+  VD sum[kSumVecs];
   HWY_UNROLL(8)
-  for (int r = 0; r < kRows; ++r) {
-    row[r] = terms[r];
-    factor[r] = hn::Set(dd, inverse[r]);
-  }
-  for (std::int64_t j = begin; j < end; j += kDoubleLanes) {
-    const VD before = hn::LoadU(dd, sums + j);
-    VD sum = before;
+  for (int k = 0; k < kSumVecs; ++k) sum[k] = hn::LoadU(dd, sums + j + k * kDoubleLanes);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const VD factor = hn::Set(dd, inverse[r]);
+    const float* const from = terms[r] + j;
     HWY_UNROLL(8)
-    for (int r = 0; r < kRows; ++r) {
-      sum = hn::MulAdd(hn::PromoteTo(dd, hn::LoadU(dh, row[r] + j)), factor[r], sum);
+    for (int k = 0; k < kSumVecs; ++k) {
+      const VD term = hn::PromoteTo(dd, hn::LoadU(dh, from + k * kDoubleLanes));
+      sum[k] = hn::MulAdd(term, factor, sum[k]);
     }
-    const VD keep = hn::PromoteTo(dd, hn::LoadU(dh, mask + j));
-    hn::StoreU(hn::IfThenElse(hn::Ne(keep, hn::Zero(dd)), sum, before), dd, sums + j);
+  }
+  HWY_UNROLL(8)
+  for (int k = 0; k < kSumVecs; ++k) {
+    const std::int64_t at = j + k * kDoubleLanes;
+    const VD keep = hn::PromoteTo(dd, hn::LoadU(dh, mask + at));
+    const VD before = hn::LoadU(dd, sums + at);
+    hn::StoreU(hn::IfThenElse(hn::Ne(keep, hn::Zero(dd)), sum[k], before), dd, sums + at);
   }
 }
 
 void add_columns(const float* const* terms, const double* inverse, std::int64_t rows,
                  const float* mask, std::int64_t padded_end, double* sums) {
   constexpr std::int64_t kChunk = 1024;  // its sums (8 KiB) stay in L1 while rows stream by
-  constexpr int kBlock = 8;
+  constexpr std::int64_t kTogether = 16;  // not more streams than the prefetchers follow
   for (std::int64_t begin = 0; begin < padded_end; begin += kChunk) {
     const std::int64_t end = std::min(begin + kChunk, padded_end);
-    std::int64_t r = 0;
-    for (; r + kBlock <= rows; r += kBlock) {
-      add_row_block<kBlock>(terms + r, inverse + r, begin, end, mask, sums);
+    for (std::int64_t r = 0; r < rows; r += kTogether) {
+      const std::int64_t count = std::min(kTogether, rows - r);
+      for (std::int64_t j = begin; j < end; j += kSumVecs * kDoubleLanes) {
+        add_rows(terms + r, inverse + r, count, j, mask, sums);
+      }
     }
-    if (r + 4 <= rows) {
-      add_row_block<4>(terms + r, inverse + r, begin, end, mask, sums);
-      r += 4;
-    }
-    for (; r < rows; ++r) add_row_block<1>(terms + r, inverse + r, begin, end, mask, sums);
   }
 }
 
-// Adds `count` entries to columns [column, column + columns) of kRows rows; only a block of one vector
-// may have fewer than kBlockVecs * kLanes columns.
-template <int kRows, int kBlockVecs>
+constexpr int kValueVecs = 2;
+constexpr int kValueColumns = kValueVecs * kLanes;
+constexpr std::int64_t kValueChunk = 256;
+
+// Adds `count` entries to columns [0, columns) of kRows rows of `out`.
+//   packed  [count, kValueColumns]
+template <int kRows>
 HWY_NOINLINE void value_block(const float* const* terms, const std::int32_t* entries,
-                              std::int64_t count, const float* values, std::int64_t stride,
-                              int column, int columns, double* const* out) {
+                              std::int64_t count, const float* packed, double* const* out,
+                              int first_column, int columns) {
   const Floats d;
-  const auto load = [&](const float* from) HWY_ATTR {
-    if constexpr (kBlockVecs == 1) {
-      if (columns < kLanes) {
-        float part[kLanes] = {};
-        std::copy(from, from + columns, part);
-        return hn::LoadU(d, part);
-      }
-    }
-    return hn::LoadU(d, from);
-  };
-  V acc[kRows][kBlockVecs];
+  V acc[kRows][kValueVecs];
   const float* row[kRows];
   HWY_UNROLL(8)
   for (int r = 0; r < kRows; ++r) {
     row[r] = terms[r];
     HWY_UNROLL(8)
-    for (int k = 0; k < kBlockVecs; ++k) acc[r][k] = hn::Zero(d);
+    for (int k = 0; k < kValueVecs; ++k) acc[r][k] = hn::Zero(d);
   }
-  for (std::int64_t c = 0; c < count; ++c) {
+  for (std::ptrdiff_t c = 0; c < count; ++c) {
     const std::ptrdiff_t entry = entries[c];
-    const float* const value = values + entry * stride + column;
-    V v[kBlockVecs];
+    V v[kValueVecs];
     HWY_UNROLL(8)
-    for (int k = 0; k < kBlockVecs; ++k) v[k] = load(value + k * kLanes);
+    for (int k = 0; k < kValueVecs; ++k) v[k] = hn::Load(d, packed + c * kValueColumns + k * kLanes);
     HWY_UNROLL(8)
     for (int r = 0; r < kRows; ++r) {
       const V s = hn::Set(d, row[r][entry]);
       HWY_UNROLL(8)
-      for (int k = 0; k < kBlockVecs; ++k) acc[r][k] = hn::MulAdd(s, v[k], acc[r][k]);
+      for (int k = 0; k < kValueVecs; ++k) acc[r][k] = hn::MulAdd(s, v[k], acc[r][k]);
     }
   }
+  alignas(64) float sums[kRows][kValueColumns];
+  HWY_UNROLL(8)
   for (int r = 0; r < kRows; ++r) {
-    float sums[kBlockVecs * kLanes];
     HWY_UNROLL(8)
-    for (int k = 0; k < kBlockVecs; ++k) hn::StoreU(acc[r][k], d, sums + k * kLanes);
-    for (int k = 0; k < columns; ++k) out[r][column + k] += static_cast<double>(sums[k]);
+    for (int k = 0; k < kValueVecs; ++k) hn::Store(acc[r][k], d, sums[r] + k * kLanes);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    double* const to = out[r] + first_column;
+    int i = 0;
+    for (; i + kDoubleLanes <= columns; i += kDoubleLanes) {
+      const VD sum = hn::PromoteTo(Doubles(), hn::Load(HalfFloats(), sums[r] + i));
+      hn::StoreU(hn::Add(hn::LoadU(Doubles(), to + i), sum), Doubles(), to + i);
+    }
+    for (; i < columns; ++i) to[i] += static_cast<double>(sums[r][i]);
   }
 }
 
 void weighted_values(const float* const* terms, std::int64_t rows, const std::int32_t* entries,
                      std::int64_t count, const float* values, std::int64_t stride, int dim,
                      double* const* out) {
-  constexpr std::int64_t kChunk = 256;
-  constexpr int kWide = kVecs * kLanes;
+  // Values are gathered into L1 once for all rows, a few columns at a time.
+  alignas(64) float packed[kValueChunk * kValueColumns];
   for (std::int64_t r = 0; r < rows; ++r) std::fill(out[r], out[r] + dim, 0.0);
-  for (std::int64_t c = 0; c < count; c += kChunk) {
-    const std::int64_t size = std::min(kChunk, count - c);
-    int column = 0;
-    for (; column + kWide <= dim; column += kWide) {
+  for (std::int64_t begin = 0; begin < count; begin += kValueChunk) {
+    const std::int64_t size = std::min(kValueChunk, count - begin);
+    for (int column = 0; column < dim; column += kValueColumns) {
+      const int columns = std::min(kValueColumns, dim - column);
+      for (std::int64_t c = 0; c < size; ++c) {
+        const float* const from = values + entries[begin + c] * stride + column;
+        float* const to = packed + c * kValueColumns;
+        if (columns == kValueColumns) {
+          HWY_UNROLL(8)
+          for (int k = 0; k < kValueColumns; k += kLanes) {
+            hn::Store(hn::LoadU(Floats(), from + k), Floats(), to + k);
+          }
+        } else {
+          std::fill(std::copy(from, from + columns, to), to + kValueColumns, 0.0F);
+        }
+      }
       for_row_blocks(rows, [&]<int n>(std::int64_t r, Rows<n>) HWY_ATTR {
-        value_block<n, kVecs>(terms + r, entries + c, size, values, stride, column, kWide, out + r);
-      });
-    }
-    for (; column < dim; column += kLanes) {
-      const int columns = std::min(kLanes, dim - column);
-      for_row_blocks(rows, [&]<int n>(std::int64_t r, Rows<n>) HWY_ATTR {
-        value_block<n, 1>(terms + r, entries + c, size, values, stride, column, columns, out + r);
+        value_block<n>(terms + r, entries + begin, size, packed, out + r, column, columns);
       });
     }
   }
@@ -438,7 +486,7 @@ HWY_EXPORT(name);
 HWY_EXPORT(pack_keys);
 HWY_EXPORT(logits);
 HWY_EXPORT(softmax_terms);
-HWY_EXPORT(masked_sum);
+HWY_EXPORT(masked_sums);
 HWY_EXPORT(add_columns);
 HWY_EXPORT(weighted_values);
 
@@ -461,7 +509,14 @@ Softmax softmax_terms(float* z, std::int64_t begin, std::int64_t end, std::int64
 }
 
 double masked_sum(const float* terms, const float* mask, std::int64_t padded_end) {
-  return HWY_DYNAMIC_DISPATCH(masked_sum)(terms, mask, padded_end);
+  double sum = 0;
+  HWY_DYNAMIC_DISPATCH(masked_sums)(&terms, 1, mask, padded_end, &sum);
+  return sum;
+}
+
+void masked_sums(const float* const* terms, std::int64_t rows, const float* mask,
+                 std::int64_t padded_end, double* sums) {
+  HWY_DYNAMIC_DISPATCH(masked_sums)(terms, rows, mask, padded_end, sums);
 }
 
 void add_columns(const float* const* terms, const double* inverse, std::int64_t rows,

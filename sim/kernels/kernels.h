@@ -48,8 +48,14 @@ Softmax softmax_terms(float* z, std::int64_t begin, std::int64_t end, std::int64
 //   mask    [padded_end] of 0 or 1
 [[nodiscard]] double masked_sum(const float* terms, const float* mask, std::int64_t padded_end);
 
-// Column sums of probabilities: for r = 0, 1, ...: sums[j] += (double)terms[r][j] * inverse[r], for
-// the keys with mask[j] != 0.
+// sums[r] = masked_sum(terms[r], mask, padded_end), reading the mask once; the same bits.
+//   terms   rows pointers to [padded_end];  sums [rows]
+void masked_sums(const float* const* terms, std::int64_t rows, const float* mask,
+                 std::int64_t padded_end, double* sums);
+
+// Column sums of probabilities: for r = 0, 1, ...: sums[j] += double(terms[r][j] * float(inverse[r])),
+// for the keys with mask[j] != 0. Each probability is rounded to fp32, so that the fp64 sums of up to
+// 2^29 of them are exact as long as their exponents allow, and equal whatever the order of the rows.
 //   terms   rows pointers to [padded_end];  inverse [rows];  sums, mask [padded_end]
 void add_columns(const float* const* terms, const double* inverse, std::int64_t rows,
                  const float* mask, std::int64_t padded_end, double* sums);

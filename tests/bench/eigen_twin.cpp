@@ -24,17 +24,17 @@ using StridedInput = Eigen::Map<const RowMajor, 0, Eigen::OuterStride<>>;
 using Packet = Eigen::internal::packet_traits<float>::type;
 
 int fma_loop(std::int64_t steps) {
-  constexpr int kChains = 16;  // 4 cycles of latency times 2 pipes, with room
-  Packet sums[kChains];
-  for (int c = 0; c < kChains; ++c) sums[c] = Eigen::internal::pset1<Packet>(1.0F);
+  using kvspan::bench::kFmaChains;
+  Packet sums[kFmaChains];
+  for (int c = 0; c < kFmaChains; ++c) sums[c] = Eigen::internal::pset1<Packet>(1.0F);
   const Packet factor = Eigen::internal::pset1<Packet>(0.999F);
   for (std::int64_t i = 0; i < steps; ++i) {
 #pragma GCC unroll 16
-    for (int c = 0; c < kChains; ++c) {
+    for (int c = 0; c < kFmaChains; ++c) {
       sums[c] = Eigen::internal::pmadd(sums[c], factor, factor);
     }
   }
-  for (int c = 0; c < kChains; ++c) {
+  for (int c = 0; c < kFmaChains; ++c) {
     volatile float sink = Eigen::internal::pfirst(sums[c]);
     static_cast<void>(sink);
   }

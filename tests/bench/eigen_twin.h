@@ -6,8 +6,10 @@
 
 namespace kvspan::bench {
 
+inline constexpr int kFmaChains = 12;  // 4 cycles of latency times 2 pipes, and room; fits 16 registers
+
 struct EigenTwin {
-  // `steps` times 16 vectors of FMAs on independent registers; returns the floats of a vector.
+  // `steps` times kFmaChains independent FMAs of vectors; returns the floats of a vector.
   int (*fma_loop)(std::int64_t steps);
   // z[rows, tokens] = q[rows, dim] * keys[tokens, dim]^T, all row-major; z has row stride z_stride.
   void (*logits)(const float* q, std::int64_t rows, int dim, const float* keys, std::int64_t tokens,

@@ -49,8 +49,8 @@ def ramp(count):
     return [(i % 7 - 3) / 4 for i in range(count)]
 
 
-def qkv(layer, dtype, v_head_dim=2):
-    tensors = [("q", [3, 2, 2]), ("k", [3, 1, 2]), ("v", [3, 1, v_head_dim])]
+def qkv(layer, dtype, head_dim=2, v_head_dim=2):
+    tensors = [("q", [3, 2, head_dim]), ("k", [3, 1, head_dim]), ("v", [3, 1, v_head_dim])]
     return [("layers.%d.%s" % (layer, name), dtype, shape,
              ramp(shape[0] * shape[1] * shape[2])) for name, shape in tensors]
 
@@ -70,7 +70,7 @@ def main():
     here = os.path.dirname(os.path.abspath(__file__))
     directory = sys.argv[1] if len(sys.argv) > 1 else os.path.join(here, "corpus")
     os.makedirs(directory, exist_ok=True)
-    rope = dict(rope_theta="10000", rope_dim="2", rope_layout="half")
+    rope = dict(head_dim="8", rope_theta="1e6", rope_dim="8", rope_layout="half")
 
     write(directory, "qkv_f32", base(), qkv(0, "F32"))
     write(directory, "qkv_f16_text",
@@ -84,7 +84,7 @@ def main():
            ("token_text", "U8", [3], [97, 98, 99])])
     write(directory, "qkv_bf16_sinks",
           base(v_head_dim="3", logit_softcap="30.0", sliding_window="2", passes="[1,2]"),
-          qkv(0, "BF16", 3) +
+          qkv(0, "BF16", v_head_dim=3) +
           [("layers.0.sink_logits", "F32", [2], [0.5, -1.0]),
            ("layers.0.wo", "F16", [1, 6], ramp(6))])
     for kind, scaling in (
@@ -94,7 +94,7 @@ def main():
             ("yarn", {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32, "beta_slow": 1,
                       "truncate": True, "original_max_position_embeddings": 4096})):
         write(directory, "qkv_rope_" + kind, base(rope_scaling=json.dumps(scaling), **rope),
-              qkv(0, "F16")[:2])
+              qkv(0, "F16", head_dim=8)[:2])
     write(directory, "scores_largest", base(), scores("largest"))
     write(directory, "scores_dense", base(passes="[1,2]"),
           scores("dense") + [("layers.0.scores.column_mass", "F32", [2, 2, 3],

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Feeds every file of a directory, and seeded mutations of each, to the fuzz target, so that it runs
-// with any compiler.
+// Feeds every file of a directory, and seeded mutations of each, to the fuzz target, so that it
+// runs with any compiler.
 //   kvspan_fuzz_replay DIRECTORY [MUTATIONS_PER_FILE [SEED]]
 #include <algorithm>
 #include <cstddef>

@@ -18,10 +18,11 @@
 namespace kvspan::test {
 
 // One stored layer; an empty vector means that the trace lacks the tensor.
-//   q [tokens, query_heads, head_dim], k [tokens, kv_heads, head_dim], v [tokens, kv_heads, v_head_dim]
-//   sink_logits [query_heads], wo [hidden, query_heads * v_head_dim]
-//   rows [R], prob and index [R, query_heads, K], dense [R, query_heads, tokens], lse [R, query_heads],
-//   column_mass [passes, query_heads, tokens]
+//   q [tokens, query_heads, head_dim], k [tokens, kv_heads, head_dim]
+//   v [tokens, kv_heads, v_head_dim], wo [hidden, query_heads * v_head_dim]
+//   sink_logits [query_heads]
+//   rows [R], lse [R, query_heads], prob and index [R, query_heads, K]
+//   dense [R, query_heads, tokens], column_mass [passes, query_heads, tokens]
 struct LayerSpec {
   std::vector<double> q, k, v;
   std::vector<double> sink_logits, wo;
@@ -31,8 +32,9 @@ struct LayerSpec {
 };
 
 struct TraceSpec {
-  // Fields that are zero or empty are derived: layers from the list below, kv_heads = query_heads,
-  // v_head_dim = head_dim, prompt_tokens = tokens, score_scale = 1 / sqrt(head_dim), layer_ids = all.
+  // Fields that are zero or empty are derived: layers of the list below, kv_heads = query_heads,
+  // v_head_dim = head_dim, prompt_tokens = tokens, layer_ids = all, score_scale =
+  // 1 / sqrt(head_dim).
   // Of rope, inverse_frequencies is ignored: set extra["rope_scaling"] instead.
   TraceMeta meta;
   std::vector<LayerSpec> layers;
