@@ -80,14 +80,13 @@ class ReplayView final : public View {
   }
 
  private:
-  // Adds p' of one row to `out`; returns 1 / sum. Each p' is rounded to fp32 first, so that the fp64
-  // sums of a few rows are exact, and equal whatever the order of their terms.
+  // Adds p' of one row to `out`; returns 1 / sum.
   static double add(const float* terms, double sum, RowIndex row, std::span<const TokenIndex> entries,
                     std::span<double> out) {
     if (!(sum > 0)) return 0;
     const double inverse = 1.0 / sum;
     for (std::size_t i = 0; i < entries.size() && entries[i] <= row; ++i) {
-      out[i] += static_cast<double>(terms[entries[i]] * static_cast<float>(inverse));
+      out[i] += static_cast<double>(terms[entries[i]]) * inverse;
     }
     return inverse;
   }

@@ -18,6 +18,7 @@ namespace {
 struct Split {
   std::vector<TokenIndex> evictable;
   std::vector<TokenIndex> protected_;
+  TokenCount reserved = 0;  // places for protected positions, whether or not they are still resident
   [[nodiscard]] TokenCount size() const {
     return static_cast<TokenCount>(evictable.size() + protected_.size());
   }
@@ -40,6 +41,7 @@ Split split(const Rule& rule, const Pass& pass, const std::vector<TokenIndex>& d
   const Protect protect = rule.protect ? rule.protect(pass, tokens) : Protect{};
   const RowIndex first_recent = pass.end - std::min<TokenCount>(protect.recent, pass.end);
   Split out;
+  out.reserved = std::min<TokenCount>(protect.sinks, pass.end) + std::min<TokenCount>(protect.recent, pass.end);
   for (const TokenIndex token : domain) {
     const bool stays = token < protect.sinks || token >= first_recent;
     (stays ? out.protected_ : out.evictable).push_back(token);
@@ -70,7 +72,8 @@ Outcome choose(const Rule& rule, const View& view, int head, const Split& entrie
     return out;
   }
   std::vector<char> leaves(entries.evictable.size(), 0);
-  rule.pick(view, head, entries.evictable, scores, keep - protected_count, leaves);
+  const TokenCount places = keep - std::max(protected_count, std::min(entries.reserved, keep));
+  rule.pick(view, head, entries.evictable, scores, places, leaves);
   double lowest_kept = std::numeric_limits<double>::infinity();
   double highest_gone = -lowest_kept;
   std::vector<std::pair<double, TokenIndex>> order;

@@ -265,6 +265,8 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
     policy.rules.push_back(rule);
   }
   if (in_decode.schedule.decode_every > 0) {
+    // Places of recent entries that died in their frozen chunk stay empty: how many, content decides.
+    if (protect && !recipe.chunked->compete_all) policy.closed_form = false;
     in_decode.schedule.every_chunk = in_decode.schedule.evict_point = false;
     policy.rules.push_back(std::move(in_decode));
   }

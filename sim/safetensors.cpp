@@ -32,6 +32,7 @@ namespace {
 
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // as the reference implementation has it
 constexpr std::uint64_t kLengthBytes = 8;
+constexpr std::size_t kMaxDimensions = 32;
 constexpr std::uint64_t kDataAlignment = 64;
 constexpr std::string_view kIndexSuffix = ".index.json";
 constexpr std::string_view kMetadataName = "__metadata__";
@@ -255,6 +256,9 @@ class HeaderReader final : public StrictSax {
     }
     const auto number = static_cast<std::int64_t>(value);
     if (field_ == Field::shape) {
+      if (tensor_->shape.size() == kMaxDimensions) {
+        unexpected(fmt::format("more than {} dimensions", kMaxDimensions));
+      }
       tensor_->shape.push_back(number);
     } else if (offsets_++ < 2) {
       (offsets_ == 1 ? tensor_->begin : tensor_->end) = number;
@@ -802,7 +806,7 @@ struct SafetensorsWriter::Impl {
 };
 
 SafetensorsWriter::SafetensorsWriter(fs::path path, const Metadata& metadata,
-                                     std::vector<Entry> entries)
+                                     const std::vector<Entry>& entries)
     : impl_(std::make_unique<Impl>(std::move(path))) {
   // Text joined by hand: the order is that of the declaration.
   std::string text = "{";

@@ -82,7 +82,7 @@ class SafetensorsWriter {
     std::vector<std::int64_t> shape;
   };
   SafetensorsWriter(std::filesystem::path path, const Metadata& metadata,
-                    std::vector<Entry> entries);
+                    const std::vector<Entry>& entries);
   ~SafetensorsWriter();
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;

@@ -285,9 +285,9 @@ Scale make_scale(double top, int levels) {
   return best;
 }
 
-// Six of many: `full` if there is one, and the others at even distances in byte-rows.
-std::vector<Curve> choose(const RunReport& report, std::vector<Curve> curves) {
-  if (curves.size() <= kMarks) return curves;
+// `most` of many: the first, and others at even distances in byte-rows. REQUIRES: most >= 2.
+std::vector<Curve> choose(const RunReport& report, std::vector<Curve> curves, std::size_t most) {
+  if (curves.size() <= most) return curves;
   const auto held = [&](std::size_t i) {
     return report.runs[curves[i].runs.front()].metrics.byte_rows;
   };
@@ -295,8 +295,8 @@ std::vector<Curve> choose(const RunReport& report, std::vector<Curve> curves) {
   std::iota(rest.begin(), rest.end(), std::size_t{1});
   std::stable_sort(rest.begin(), rest.end(), [&](auto a, auto b) { return held(a) < held(b); });
   std::vector<std::size_t> chosen{0};
-  for (std::size_t i = 0; i + 1 < kMarks; ++i) {
-    chosen.push_back(rest[i * (rest.size() - 1) / (kMarks - 2)]);
+  for (std::size_t i = 0; i + 1 < most; ++i) {
+    chosen.push_back(rest[i * (rest.size() - 1) / std::max<std::size_t>(1, most - 2)]);
   }
   std::sort(chosen.begin(), chosen.end());
   std::vector<Curve> result;
@@ -408,7 +408,10 @@ std::string memory_chart(const RunReport& report, int width, int height, bool ut
     }
   }
   const std::size_t all = merged.size();
-  curves = choose(report, std::move(merged));
+  // At least twelve columns of the legend for each.
+  const std::size_t in_legend =
+      static_cast<std::size_t>(legend_lines * ((width - kLabelWidth) / 12));
+  curves = choose(report, std::move(merged), std::min(kMarks, in_legend));
 
   std::string title = columns < 60 ? "memory held" : "memory held (keys, values, policy state)";
   if (curves.size() < all) title += fmt::format(", {} of {} curves", curves.size(), all);

@@ -16,7 +16,8 @@ namespace kvspan {
 
 // Resident bytes over rows of at most six runs, in at most `height` lines (legend included) of at most
 // `width` characters, every line ended by '\n'. A column shows its largest value; runs that cannot be
-// told apart share a mark. More than six: `full` and five others, evenly spread over memory held.
+// told apart share a mark. More than six (fewer where the legend has no
+// room): `full` and others, evenly spread over memory held.
 // Less than 40 x 8 is drawn as 40 x 8. A report without runs or rows: "".
 [[nodiscard]] std::string memory_chart(const RunReport& report, int width, int height, bool utf8);
 

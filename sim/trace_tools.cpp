@@ -81,10 +81,17 @@ class Checker {
   void for_pieces(const TensorView& tensor, const std::string& name, std::int64_t count,
                   const Visit& visit) {
     const std::string place = where(name);
+    const auto element = static_cast<std::size_t>(dtype_bytes(tensor.dtype));
+    std::size_t released = 0;
     for (std::int64_t first = 0; first < count; first += kPieceElements) {
       buffer_.resize(static_cast<std::size_t>(std::min(kPieceElements, count - first)));
       widen(tensor, first, buffer_, place);
       visit(first, std::span<const float>(buffer_));
+      const std::size_t done = (static_cast<std::size_t>(first) + buffer_.size()) * element;
+      if (done - released < kPieceBytes) continue;
+      const auto passed = tensor.bytes.subspan(released, done - released);
+      trace_.tensors().release({Dtype::u8, {}, passed});
+      released = done;
     }
     trace_.tensors().release(tensor);
   }
@@ -323,11 +330,11 @@ json describe_scores(const Trace& trace) {
 }
 
 json describe_rope(const Trace& trace) {
-  if (!trace.meta().rope) return nullptr;
-  const Rope& rope = *trace.meta().rope;
-  json out{{"theta", rope.theta},
-           {"dim", rope.dim},
-           {"layout", rope.interleaved ? "interleaved" : "half"},
+  const std::optional<Rope>& rope = trace.meta().rope;
+  if (!rope) return nullptr;
+  json out{{"theta", rope->theta},
+           {"dim", rope->dim},
+           {"layout", rope->interleaved ? "interleaved" : "half"},
            {"scaling", nullptr}};
   const auto scaling = trace.tensors().metadata().find("rope_scaling");
   if (scaling != trace.tensors().metadata().end())
@@ -375,7 +382,7 @@ class Slicer {
     });
     std::vector<SafetensorsWriter::Entry> entries;
     for (const SliceTensor& tensor : plan_) entries.push_back(tensor.entry);
-    SafetensorsWriter writer(out, metadata, std::move(entries));
+    SafetensorsWriter writer(out, metadata, entries);
     for (const SliceTensor& tensor : plan_) copy(tensor, &writer);
     if (trace_.tensors().find("nll") != nullptr) {
       const float zero = 0;  // the likelihood of the next token, which is cut off

@@ -9,9 +9,9 @@
 //   q[r]  | acc[r][0..3]      |            8 per 12 with AVX2, below the two loads and two FMAs per
 //         +----+----+----+----+            cycle of the cores of today; a panel is read from L1.
 //
-// Sums over keys run in 16 virtual lanes on every target: lane l takes keys l, l+16, l+32, l+48 of a
-// panel in fp32, adds that to its own fp64 sum, and a fixed tree adds the lanes at the end. So
-// targets with FMA (AVX2, AVX-512, NEON) agree bit for bit.
+// Sums over keys run in 16 virtual lanes on every target: lane l takes keys l, l + 16, l + 32 and
+// l + 48 of a panel in fp32, adds that to its own fp64 sum, and a fixed tree adds the lanes at the
+// end. So targets with FMA (AVX2, AVX-512, NEON) agree bit for bit.
 #include "sim/kernels/kernels.h"
 
 #include <algorithm>
@@ -19,9 +19,9 @@
 #include <cstddef>
 #include <limits>
 
-// On x86-64 four targets: AVX3, AVX2, SSE4 and the SSE2 baseline, which Highway emulates (EMU128; it
-// avoids that before GCC 12.3 because of a wrong 16-bit multiply, which we do not use). SVE vectors
-// cannot be array elements; such machines run NEON.
+// On x86-64 four targets: AVX3, AVX2, SSE4 and the SSE2 baseline, which Highway emulates (EMU128;
+// it avoids that before GCC 12.3 because of a wrong 16-bit multiply, which we do not use). SVE
+// vectors cannot be array elements; such machines run NEON.
 #define HWY_BROKEN_EMU128 0
 #if defined(__x86_64__) || defined(_M_X64)
 #define HWY_DISABLED_TARGETS HWY_SSSE3
@@ -58,8 +58,8 @@ constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON
 constexpr int kMaxRows = 6;
 constexpr int kVecs = kManyRegisters ? 4 : 2;
 
-// Calls f(first row, Rows<n>) for blocks of at most kMaxRows rows, as equal as possible: blocks of one
-// or two rows have too few independent sums to fill the FMA pipes.
+// Calls f(first row, Rows<n>) for blocks of at most kMaxRows rows, as equal as possible: blocks of
+// one or two rows have too few independent sums to fill the FMA pipes.
 template <int n>
 struct Rows {};
 template <class F>
@@ -143,18 +143,21 @@ void logits(const float* const* q, std::int64_t rows, int dim, const float* pane
             std::int64_t panel_begin, std::int64_t panel_end, float scale, float softcap,
             float* const* out) {
   constexpr int kBlockKeys = kVecs * kLanes;
-  // While a panel is at work, its blocks bring the next one into L2, each its part.
+  // While a panel is at work, each of its blocks brings a part of the next one into L2: without
+  // that, the first blocks of a panel wait for memory and nothing overlaps.
   const std::int64_t blocks = (rows + kMaxRows - 1) / kMaxRows * (kPanel / kBlockKeys);
-  const std::int64_t step = std::min<std::int64_t>((kPanel + blocks - 1) / std::max<std::int64_t>(blocks, 1), 16);
+  const std::int64_t part =
+      std::clamp<std::int64_t>(kPanel / std::max<std::int64_t>(blocks, 1), 1, 16);
   for (std::int64_t p = panel_begin; p < panel_end; ++p) {
     const float* const panel = panels + p * kPanel * dim;
     const bool more = p + 1 < panel_end;
-    const float* ahead = more ? panel + kPanel * dim : panel;
+    std::int64_t done = 0;
     for (int sub = 0; sub < kPanel; sub += kBlockKeys) {
       for_row_blocks(rows, [&]<int n>(std::int64_t r, Rows<n>) HWY_ATTR {
-        dot_block<n, kVecs>(q + r, dim, panel + sub, ahead, more ? step : 0, scale, out + r,
+        const float* const ahead = more ? panel + (kPanel + done) * dim : panel;
+        dot_block<n, kVecs>(q + r, dim, panel + sub, ahead, more ? part : 0, scale, out + r,
                             p * kPanel + sub);
-        if (more) ahead += step * dim;
+        done = std::min(done + part, kPanel - part);
       });
     }
     if (softcap > 0) {
@@ -181,14 +184,16 @@ void pack_keys(const float* keys, std::int64_t tokens, std::int64_t stride, int 
   }
 }
 
-// exp(x) for x <= 0: x = n ln 2 + r, a polynomial of degree 6 in r (minimax, constant and linear term
-// fixed at 1), times 2^n. Below kExpFlush the result is 0, not a subnormal number.
-constexpr float kExpFlush = -87.3365F;  // exp(kExpFlush) is just above the smallest normal float
+// exp(x) for x <= 0, within 0.9 ulp with FMA and 1.2 without: x = n ln 2 + r, a polynomial of
+// degree 6 in r (minimax, constant and linear term 1), times 2^n. Below kExpFlush the result is 0
+// rather than a subnormal number, which would cost some 150 cycles per vector here and in every sum;
+// such a term is 1e-38 of the largest. n vectors go in step, to hide the latency of the FMAs.
+constexpr float kExpFlush = -87.3365F;  // exp(kExpFlush) is just above the smallest normal number
 template <int n>
 HWY_INLINE void exp_nonpositive(V (&x)[n]) {
   const Floats d;
   const hn::RebindToSigned<Floats> di;
-  // Adding 1.5 * 2^23 rounds to an integer, adding the exponent bias leaves n + 127 in the low bits.
+  // Adding 1.5 * 2^23 rounds to an integer; adding the bias too leaves n + 127 in the low bits.
   const V magic = hn::Set(d, 12582912.0F + 127.0F);
   V shifted[n], r[n], p[n];
 #define KVSPAN_EACH HWY_UNROLL(8) for (int k = 0; k < n; ++k)
@@ -205,6 +210,7 @@ HWY_INLINE void exp_nonpositive(V (&x)[n]) {
   KVSPAN_EACH p[k] = hn::Mul(p[k], hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted[k]))));
   // NaN is not below kExpFlush: it passes through.
   KVSPAN_EACH x[k] = hn::IfThenZeroElse(hn::Lt(x[k], hn::Set(d, kExpFlush)), p[k]);
+#undef KVSPAN_EACH
 }
 
 // The 16 lanes of a sum over keys.
@@ -313,8 +319,8 @@ Softmax softmax_terms(float* z, std::int64_t begin, std::int64_t end, std::int64
       exp_panel<false>(z + p, top, begin - p, end - p, sums);
     }
   }
-  // The maximum's own term is 1. A NaN, and infinity minus infinity, end up in the sum, whatever Max
-  // made of them.
+  // The maximum's own term is 1. A NaN, and infinity minus infinity, end up in the sum, whatever
+  // Max made of them.
   sums.store(lane_sums);
   const double sum = tree_sum(lane_sums);
   const bool valid = sum >= 1 && std::isfinite(sum);
@@ -384,7 +390,7 @@ HWY_INLINE void add_rows(const float* const* terms, const double* inverse, std::
 
 void add_columns(const float* const* terms, const double* inverse, std::int64_t rows,
                  const float* mask, std::int64_t padded_end, double* sums) {
-  constexpr std::int64_t kChunk = 1024;  // its sums (8 KiB) stay in L1 while rows stream by
+  constexpr std::int64_t kChunk = 1024;   // its sums (8 KiB) stay in L1 while rows stream by
   constexpr std::int64_t kTogether = 16;  // not more streams than the prefetchers follow
   for (std::int64_t begin = 0; begin < padded_end; begin += kChunk) {
     const std::int64_t end = std::min(begin + kChunk, padded_end);
@@ -420,7 +426,9 @@ HWY_NOINLINE void value_block(const float* const* terms, const std::int32_t* ent
     const std::ptrdiff_t entry = entries[c];
     V v[kValueVecs];
     HWY_UNROLL(8)
-    for (int k = 0; k < kValueVecs; ++k) v[k] = hn::Load(d, packed + c * kValueColumns + k * kLanes);
+    for (int k = 0; k < kValueVecs; ++k) {
+      v[k] = hn::Load(d, packed + c * kValueColumns + k * kLanes);
+    }
     HWY_UNROLL(8)
     for (int r = 0; r < kRows; ++r) {
       const V s = hn::Set(d, row[r][entry]);

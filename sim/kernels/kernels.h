@@ -2,9 +2,13 @@
 // The hot loops of the replay: logits, softmax terms, masked sums, column sums, weighted values.
 // SIMD by runtime dispatch (Highway): one binary runs on every x86-64 and Arm machine.
 //
-// Determinism: every result element is summed in one fixed order that depends on token indices only,
-// never on block shape, threads, or what else is computed (equal keys get equal logits, a masked term
-// adds 0). Results may differ between dispatch targets in the last bits.
+// Determinism: every result element is summed in one fixed order that depends on token indices
+// only, never on block shape, threads, or what else is computed (equal keys get equal logits, a
+// masked term adds 0). Targets with fused multiply-add (AVX2, AVX-512, NEON) agree bit for bit; the
+// others differ from them in the last bits.
+//
+// Speed: buffers on cache lines; row strides that are no multiple of 4096 bytes; 32 rows and more
+// per call when the panels do not fit the L2 cache.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +31,8 @@ inline constexpr std::int64_t kPanel = 64;  // keys in a packed panel; row buffe
 void pack_keys(const float* keys, std::int64_t tokens, std::int64_t stride, int dim, float* panels);
 
 // Scaled, soft-capped logits of `rows` queries against the keys of panels [panel_begin, panel_end):
-//   out[r][j] = cap(scale * sum_i q[r][i] * key[j][i]),  cap(x) = softcap * tanh(x / softcap), or x
+//   out[r][j] = cap(scale * sum_i q[r][i] * key[j][i])
+//   cap(x)    = softcap * tanh(x / softcap), or x if softcap is 0
 //   q       rows pointers to [dim]
 //   out     rows pointers to [padded keys], indexed by the key's own number
 // The sum over i runs in order i = 0, 1, ... for every element, whatever the block shape.
@@ -35,16 +40,19 @@ void logits(const float* const* q, std::int64_t rows, int dim, const float* pane
             std::int64_t panel_begin, std::int64_t panel_end, float scale, float softcap,
             float* const* out);
 
-// In place: z[begin, end) becomes exp(z - max), everything else in [0, padded_end) becomes 0.
+// In place: z[begin, end) becomes exp(z - max), everything else in [0, padded_end) becomes 0, as do
+// terms below 1.2e-38.
 // REQUIRES: begin < end <= padded_end, padded_end % kPanel == 0.
-// Returns the maximum (not finite if a logit is not) and the sum of the terms, in masked_sum's order.
+// Returns the maximum (not finite if a logit is NaN or +infinity; the terms then mean nothing) and
+// the sum of the terms, in masked_sum's order.
 struct Softmax {
   float max;
   double sum;
 };
 Softmax softmax_terms(float* z, std::int64_t begin, std::int64_t end, std::int64_t padded_end);
 
-// sum_j terms[j] * mask[j] over [0, padded_end): fp32 over 64 consecutive keys, fp64 across them.
+// sum_j terms[j] * mask[j] over [0, padded_end): fp32 over the keys l, l + 16, l + 32, l + 48 of a
+// panel, fp64 over panels, then over l = 0 ... 15.
 //   mask    [padded_end] of 0 or 1
 [[nodiscard]] double masked_sum(const float* terms, const float* mask, std::int64_t padded_end);
 
@@ -53,15 +61,14 @@ Softmax softmax_terms(float* z, std::int64_t begin, std::int64_t end, std::int64
 void masked_sums(const float* const* terms, std::int64_t rows, const float* mask,
                  std::int64_t padded_end, double* sums);
 
-// Column sums of probabilities: for r = 0, 1, ...: sums[j] += double(terms[r][j] * float(inverse[r])),
-// for the keys with mask[j] != 0. Each probability is rounded to fp32, so that the fp64 sums of up to
-// 2^29 of them are exact as long as their exponents allow, and equal whatever the order of the rows.
+// Column sums of probabilities: for r = 0, 1, ...: sums[j] += (double)terms[r][j] * inverse[r], for
+// the keys with mask[j] != 0.
 //   terms   rows pointers to [padded_end];  inverse [rows];  sums, mask [padded_end]
 void add_columns(const float* const* terms, const double* inverse, std::int64_t rows,
                  const float* mask, std::int64_t padded_end, double* sums);
 
-// Weighted sums of values: out[r][i] = sum over entries e of terms[r][e] * values[e * stride + i], in
-// the order of `entries`, fp32 over 256 entries, fp64 across.
+// Weighted sums of values: out[r][i] = sum over entries e of terms[r][e] * values[e * stride + i],
+// in the order of `entries`, fp32 over 256 entries, fp64 across.
 //   terms   rows pointers to [keys];  entries [count], ascending;  out rows pointers to [dim]
 void weighted_values(const float* const* terms, std::int64_t rows, const std::int32_t* entries,
                      std::int64_t count, const float* values, std::int64_t stride, int dim,

@@ -17,9 +17,11 @@ class HeavyHitters final : public Scorer {
   Needs needs() const override { return {.column_sums = true}; }
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
-    return reduce_group(view.shape(), head, Group::sum, out, [&](int q, std::span<double> sums) {
+    const double slack = reduce_group(view.shape(), head, Group::sum, out, [&](int q, std::span<double> sums) {
       return view.column_sum(q, entries, sums);
     });
+    round_sums(out);
+    return slack;
   }
 };
 

@@ -32,6 +32,7 @@ class Votes final : public Scorer {
       return s;
     });
     if (!settings_.pool_first) pool(settings_.kind, settings_.kernel, out);
+    round_sums(out);
     return slack;
   }
 
@@ -81,6 +82,10 @@ double reduce_group(const LayerShape& shape, int head, Group group, std::span<do
   if (group != Group::mean) return slack;
   for (double& value : out) value /= size;
   return slack / size;
+}
+
+void round_sums(std::span<double> scores) {
+  for (double& score : scores) score = static_cast<double>(static_cast<float>(score));
 }
 
 void pool(Pool kind, int kernel, std::span<double> values) {

@@ -30,6 +30,10 @@ enum class Group : std::uint8_t { mean, max, sum, none };
 double reduce_group(const LayerShape& shape, int head, Group group, std::span<double> out,
                     const std::function<double(int query_head, std::span<double> out)>& item);
 
+// Sums of probabilities, rounded to fp32 for the comparison: two sums of the same terms in another
+// order (1/3 + 1/6 against 1/2) then tie, as they do on paper, and ties go to the lower token index.
+void round_sums(std::span<double> scores);
+
 // One-dimensional pooling with stride 1 and kernel/2 padding: maximum ignores the padding, average
 // counts it as zeros and divides by the kernel, as torch does. REQUIRES: kernel odd.
 enum class Pool : std::uint8_t { max, avg };

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The score pass written with Eigen, compiled once per instruction set: what the kernels compete with.
+// The score pass in Eigen, compiled once per instruction set, to compare the kernels with.
 #pragma once
 
 #include <cstdint>
 
 namespace kvspan::bench {
 
-inline constexpr int kFmaChains = 12;  // 4 cycles of latency times 2 pipes, and room; fits 16 registers
+inline constexpr int kFmaChains = 12;  // 4 cycles of latency times 2 pipes; fits 16 registers
 
 struct EigenTwin {
   // `steps` times kFmaChains independent FMAs of vectors; returns the floats of a vector.

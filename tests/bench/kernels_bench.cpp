@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels against the same work in Eigen and against the machine's FMA peak. All parties run in
-// turns inside one benchmark iteration, and the counters take the shortest of the repetitions block by
-// block, so that the ratios hold on a noisy machine as well; the time that Google Benchmark prints is
-// that of all parties together.
+// turns inside one benchmark iteration, and the counters take the shortest of the repetitions block
+// by block, so that the ratios hold on a noisy machine as well; the time that Google Benchmark
+// prints is that of all parties together.
 //   KVSPAN_BENCH_TARGET=AVX2   only this target (AVX2 or AVX3); default: all that the machine has
-#include "sim/kernels/kernels.h"
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -22,6 +20,7 @@
 #include <benchmark/benchmark.h>
 #include <hwy/targets.h>
 
+#include "sim/kernels/kernels.h"
 #include "tests/bench/eigen_twin.h"
 
 namespace {
@@ -110,7 +109,7 @@ class Peak {
   Shortest shortest_;
 };
 
-// Causal blocks over a prompt of `tokens`: `queries` rows of each of `group` query heads, at 8 places.
+// Causal blocks over a prompt of `tokens`, at 8 places: `queries` rows of `group` query heads.
 struct Shape {
   std::int64_t tokens;
   int dim;
@@ -182,9 +181,8 @@ void our_logits(Data& data, const Block& block) {
 void our_softmax(Data& data, const Block& block) {
   for (std::int64_t r = 0; r < data.shape.rows(); ++r) {
     const std::int64_t end = block.begin + r / data.shape.group + 1;
-    const kernels::Softmax softmax =
-        kernels::softmax_terms(data.z_rows[static_cast<std::size_t>(r)], 0, end,
-                               kernels::padded(block.end));
+    const kernels::Softmax softmax = kernels::softmax_terms(
+        data.z_rows[static_cast<std::size_t>(r)], 0, end, kernels::padded(block.end));
     benchmark::DoNotOptimize(softmax);
   }
 }
@@ -222,8 +220,9 @@ void score_pass(benchmark::State& state, const Target& target, const Shape& shap
   const std::vector<Block> where = blocks(shape);
   const std::size_t count = where.size();
   Peak peak(*target.eigen);
-  std::vector<Shortest> dots(count), softmaxes(count), passes(count), masked(count), masked_blocks(count),
-      columns(count),      their_dots(count), their_softmaxes(count), their_passes(count);
+  std::vector<Shortest> dots(count), softmaxes(count), passes(count), masked(count),
+      masked_blocks(count), columns(count), their_dots(count), their_softmaxes(count),
+      their_passes(count);
   for (auto _ : state) {
     for (std::size_t b = 0; b < count; ++b) {
       const std::int64_t padded = kernels::padded(where[b].end);
@@ -314,16 +313,16 @@ std::string label(std::string_view what, const Target& target, const Shape& shap
 
 int main(int argc, char** argv) {
   for (const Target& target : targets()) {
-    for (const Shape& shape : {Shape{2048, 64, 32, 4}, Shape{2048, 128, 32, 3},
-                               Shape{8192, 64, 16, 4}, Shape{8192, 128, 16, 3},
-                               Shape{8192, 128, 32, 4}, Shape{32768, 128, 8, 4}}) {
+    for (const Shape& shape :
+         {Shape{2048, 64, 32, 4}, Shape{2048, 128, 32, 3}, Shape{8192, 64, 16, 4},
+          Shape{8192, 128, 16, 3}, Shape{8192, 128, 32, 4}, Shape{32768, 128, 8, 4}}) {
       benchmark::RegisterBenchmark(label("score_pass", target, shape).c_str(), score_pass, target,
                                    shape)
           ->Unit(benchmark::kMillisecond);
     }
     for (const Shape& shape : {Shape{2048, 64, 16, 4}, Shape{8192, 128, 16, 4}}) {
-      benchmark::RegisterBenchmark(label("weighted_values", target, shape).c_str(),
-                                   weighted_values, target, shape)
+      benchmark::RegisterBenchmark(label("weighted_values", target, shape).c_str(), weighted_values,
+                                   target, shape)
           ->Unit(benchmark::kMillisecond);
     }
   }
