@@ -4,11 +4,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-# What the demo does: one trace, two runs, and where their files go.
-demo_trace=traces/bundled.safetensors
+# What the demo does: one real trace, ten policies, twice; and where the files go.
+demo_trace=traces/smollm2-passkey.safetensors
 demo_dir=build/demo
-demo_run_1=(--policy full --svg "$demo_dir/whole.svg" --out "$demo_dir/whole.json")
-demo_run_2=(--policy full --chunk 256 --svg "$demo_dir/chunked.svg" --out "$demo_dir/chunked.json")
+demo_policies=(--policy all --budget 20% --policy "chunked(snapkv)" --policy "chunked(h2o)" --chunk 512 --chart)
 kvspan=build/release/sim/kvspan
 
 # Debian and Ubuntu packages, by what needs them.
@@ -182,16 +181,29 @@ build_release() {
   unset targets
 }
 
+# demo_run NAME TITLE ARGUMENT...
+demo_run() {
+  local name=$1 title=$2
+  shift 2
+  local arguments=("${demo_policies[@]}" "$@" --svg "$demo_dir/$name.svg" --out "$demo_dir/$name.json")
+  say
+  say "== $title =="
+  say "\$ $kvspan run $demo_trace$(printf ' %q' "${arguments[@]}")"
+  say
+  "$kvspan" run "$demo_trace" "${arguments[@]}"
+}
+
 run_demo() {
   mkdir -p "$demo_dir"
+  demo_run long-prompt 'long prompt, short output: the prompt as it is'
+  demo_run short-prompt 'short prompt, long output: what follows token 512 is treated as decoding' --prompt 512
   say
-  say "\$ $kvspan run $demo_trace ${demo_run_1[*]}"
-  "$kvspan" run "$demo_trace" "${demo_run_1[@]}"
+  say "pictures: $demo_dir/*.svg (any browser shows them); results: $demo_dir/*.json"
   say
-  say "\$ $kvspan run $demo_trace ${demo_run_2[*]}"
-  "$kvspan" run "$demo_trace" "${demo_run_2[@]}"
-  say
-  say "results: $demo_dir/*.json; pictures: $demo_dir/*.svg (any browser shows them)"
+  say "next:"
+  say "  $kvspan run $demo_trace --policy snapkv --policy tova --policy h2o --prompt 512 --match footprint=40%"
+  say "  $kvspan predict --model Llama-3.1-8B --prompt 131072 --gen 128 --chunk 32768"
+  say "  $kvspan policies snapkv"
 }
 
 run_viewer() {

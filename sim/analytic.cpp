@@ -12,13 +12,15 @@
 namespace kvspan {
 namespace {
 
-using Counts = Eigen::Array<std::int64_t, Eigen::Dynamic, Eigen::Dynamic>;  // [layers, heads] entries
+using Counts =
+    Eigen::Array<std::int64_t, Eigen::Dynamic, Eigen::Dynamic>;  // [layers, heads] entries
 using PerLayer = Eigen::Array<std::int64_t, Eigen::Dynamic, 1>;
 
 std::int64_t triangle(std::int64_t x) { return x * (x + 1) / 2; }
 
 // Entries of every head after the rules that are due at the end of `pass`; `now` holds the newborns.
-Counts evicted(const Policy& policy, const Geometry& geometry, const Pass& pass, const Counts& now) {
+Counts evicted(const Policy& policy, const Geometry& geometry, const Pass& pass,
+               const Counts& now) {
   Counts after = now;
   Counts newborn = Counts::Constant(now.rows(), now.cols(), pass.rows());
   for (const Rule& rule : policy.rules) {
@@ -46,23 +48,30 @@ class CountLayout {
   CountLayout(const std::string& name, std::int64_t entry_bytes, std::int64_t replication)
       : layout_(parse_layout(name)), entry_(entry_bytes), replication_(replication) {
     if (layout_.kind == Layout::Kind::paged && !layout_.compact) {
-      throw ConfigError(fmt::format("layout '{}' depends on which entries leave: replay a trace (kvspan run), or "
-                                    "predict '{}_compact'",
-                                    name, name));
+      throw ConfigError(
+          fmt::format("layout '{}' depends on which entries leave: replay a trace (kvspan run), or "
+                      "predict '{}_compact'",
+                      name, name));
     }
   }
   // born: rows so far, for the layout that frees nothing.
   [[nodiscard]] PerLayer bytes(const Counts& counts, std::int64_t born) const {
     const auto heads = counts.cols();
     switch (layout_.kind) {
-      case Layout::Kind::ideal: return counts.rowwise().sum() * entry_;
-      case Layout::Kind::query_head: return counts.rowwise().sum() * (entry_ * replication_);
-      case Layout::Kind::padded: return counts.rowwise().maxCoeff() * (heads * entry_);
-      case Layout::Kind::masked: return PerLayer::Constant(counts.rows(), born * heads * entry_);
-      case Layout::Kind::paged: break;
+      case Layout::Kind::ideal:
+        return counts.rowwise().sum() * entry_;
+      case Layout::Kind::query_head:
+        return counts.rowwise().sum() * (entry_ * replication_);
+      case Layout::Kind::padded:
+        return counts.rowwise().maxCoeff() * (heads * entry_);
+      case Layout::Kind::masked:
+        return PerLayer::Constant(counts.rows(), born * heads * entry_);
+      case Layout::Kind::paged:
+        break;
     }
     const Counts blocks = (counts + (layout_.block_size - 1)) / layout_.block_size;
-    if (layout_.per_layer) return blocks.rowwise().maxCoeff() * (heads * layout_.block_size * entry_);
+    if (layout_.per_layer)
+      return blocks.rowwise().maxCoeff() * (heads * layout_.block_size * entry_);
     return blocks.rowwise().sum() * (layout_.block_size * entry_);
   }
   // Sum over the rows of a pass of bytes(), for layouts that grow by the same amount every row.
@@ -100,9 +109,10 @@ void offer_pass(PeakBytes& peak, const CountLayout& layout, const Policy& policy
   for (Eigen::Index l = 0; l < now.rows(); ++l) {
     const bool evicts = layout.frees() && after_count(l) < now_count(l);  // else nothing is copied
     const Eigen::Index rest = now.rows() - l - 1;
-    const std::int64_t kv = after_bytes.head(l).sum() + end_bytes(l) + (evicts ? after_bytes(l) : 0) +
-                            past_bytes.tail(rest).sum();
-    const std::int64_t held = after_count.head(l).sum() + now_count(l) + past_count.tail(rest).sum();
+    const std::int64_t kv = after_bytes.head(l).sum() + end_bytes(l) +
+                            (evicts ? after_bytes(l) : 0) + past_bytes.tail(rest).sum();
+    const std::int64_t held =
+        after_count.head(l).sum() + now_count(l) + past_count.tail(rest).sum();
     offer(peak, kv, held * entry + policy.charge.once, pass.end - 1, true);
   }
 }
@@ -120,17 +130,20 @@ std::vector<std::string> count_layouts() {
 
 Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting) {
   if (!policy.closed_form) {
-    throw ConfigError(fmt::format("{} has no closed form: its number of entries depends on the trace; replay one "
-                                  "with kvspan run",
-                                  policy.spec));
+    throw ConfigError(
+        fmt::format("{} has no closed form: its number of entries depends on the trace; replay one "
+                    "with kvspan run",
+                    policy.spec));
   }
   const LayerShape shape = geometry.shape(0, policy.per_query_head);
-  const PassPlan plan = make_passes(geometry.tokens, geometry.prompt, geometry.evict_at, geometry.chunk, policy.cuts);
+  const PassPlan plan =
+      make_passes(geometry.tokens, geometry.prompt, geometry.evict_at, geometry.chunk, policy.cuts);
   const std::int64_t replication = geometry.query_heads / shape.heads;
   const CountLayout chosen(accounting.layout, geometry.entry_bytes(), replication);
   std::map<std::string, CountLayout> others;
   for (const std::string& name : count_layouts()) {
-    if (name != accounting.layout) others.emplace(name, CountLayout(name, geometry.entry_bytes(), replication));
+    if (name != accounting.layout)
+      others.emplace(name, CountLayout(name, geometry.entry_bytes(), replication));
   }
 
   Prediction out;
@@ -161,14 +174,16 @@ Prediction predict(const Policy& policy, const Geometry& geometry, const Account
   out.footprint = static_cast<double>(out.entry_rows) / static_cast<double>(out.full_entry_rows);
   out.peak_kv = static_cast<double>(peak_entries) / static_cast<double>(heads * plan.tokens);
   if (chosen.linear()) {
-    out.byte_rows = kv_byte_rows + out.entry_rows * policy.charge.entry + plan.tokens * policy.charge.once;
+    out.byte_rows =
+        kv_byte_rows + out.entry_rows * policy.charge.entry + plan.tokens * policy.charge.once;
   }
   const PerLayer per_layer = past.rowwise().sum();
   out.after.assign(per_layer.data(), per_layer.data() + per_layer.size());
   return out;
 }
 
-HeadArea streaming_head(std::int64_t n, std::int64_t m, std::int64_t chunk, std::int64_t sinks, std::int64_t window) {
+HeadArea streaming_head(std::int64_t n, std::int64_t m, std::int64_t chunk, std::int64_t sinks,
+                        std::int64_t window) {
   HeadArea out;
   const auto held = [&](std::int64_t a) {
     const std::int64_t local = std::min(a, window);
@@ -184,7 +199,8 @@ HeadArea streaming_head(std::int64_t n, std::int64_t m, std::int64_t chunk, std:
   return out;
 }
 
-HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s, std::int64_t w) {
+HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
+                       std::int64_t w) {
   HeadArea out;
   std::int64_t past = 0;
   for (std::int64_t a = 0; a < n; a += chunk) {
@@ -200,7 +216,8 @@ HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, doubl
   return out;
 }
 
-FootprintAndPeak mixed(const HeadArea& streaming, const HeadArea& evicting, double h, std::int64_t n, std::int64_t m) {
+FootprintAndPeak mixed(const HeadArea& streaming, const HeadArea& evicting, double h,
+                       std::int64_t n, std::int64_t m) {
   FootprintAndPeak out;
   const auto full = static_cast<double>(triangle(n + m));
   out.footprint = h * (static_cast<double>(streaming.entry_rows) / full) +

@@ -22,16 +22,17 @@ struct Prediction {
   double footprint = 0, peak_kv = 0;
   std::int64_t entry_rows = 0, full_entry_rows = 0;
   PeakBytes peak_bytes;
-  std::optional<std::int64_t> byte_rows;       // absent for paged layouts
-  std::map<std::string, PeakBytes> layouts;    // those that do not depend on which entries leave
-  std::vector<std::int64_t> after;             // [layers] entries of all heads after the last eviction
+  std::optional<std::int64_t> byte_rows;     // absent for paged layouts
+  std::map<std::string, PeakBytes> layouts;  // those that do not depend on which entries leave
+  std::vector<std::int64_t> after;  // [layers] entries of all heads after the last eviction
   std::vector<std::string> notes;
 };
 
 // Equal to the replay's figures, to the last digit, for every policy with closed_form.
 // Errors: ConfigError for a policy without a closed form, or a layout that depends on which entries
 // leave ("paged16_per_head"; its "_compact" variant does not).
-[[nodiscard]] Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting);
+[[nodiscard]] Prediction predict(const Policy& policy, const Geometry& geometry,
+                                 const Accounting& accounting);
 
 // ---- The paper's formulas, section 2.1 and kv_footprint.py ---------------------------------------
 // n prompt tokens in chunks of `chunk`, m generated tokens.
@@ -41,15 +42,16 @@ struct HeadArea {
   std::vector<std::int64_t> peak_points;  // one a chunk, then one for decode if m > 0
 };
 // A head that keeps `sinks` first and `window` newest tokens.
-[[nodiscard]] HeadArea streaming_head(std::int64_t n, std::int64_t m, std::int64_t chunk, std::int64_t sinks,
-                                      std::int64_t window);
+[[nodiscard]] HeadArea streaming_head(std::int64_t n, std::int64_t m, std::int64_t chunk,
+                                      std::int64_t sinks, std::int64_t window);
 // A head that keeps min(round_half_even((1 - s) c) + w, c) of every chunk of c, and all of decode.
-[[nodiscard]] HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s, std::int64_t w);
+[[nodiscard]] HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
+                                     std::int64_t w);
 // A share h of streaming heads among evicting ones: {footprint, peak}.
 struct FootprintAndPeak {
   double footprint = 0, peak = 0;
 };
-[[nodiscard]] FootprintAndPeak mixed(const HeadArea& streaming, const HeadArea& evicting, double h, std::int64_t n,
-                                     std::int64_t m);
+[[nodiscard]] FootprintAndPeak mixed(const HeadArea& streaming, const HeadArea& evicting, double h,
+                                     std::int64_t n, std::int64_t m);
 
 }  // namespace kvspan

@@ -25,13 +25,15 @@ void add_outside(const LayerScores& scores, const TraceMeta& meta, int kv_head, 
     const LayerScores::Block block{row, std::min(row + kBlockRows, meta.tokens), 0};
     const auto rows = static_cast<std::size_t>(block.end - block.begin);
     std::vector<float*> pointers;
-    for (std::size_t i = 0; i < static_cast<std::size_t>(group) * rows; ++i) pointers.push_back(buffer.data() + i * keys);
+    for (std::size_t i = 0; i < static_cast<std::size_t>(group) * rows; ++i)
+      pointers.push_back(buffer.data() + i * keys);
     std::vector<RowTerms> info(pointers.size());
     scores.compute(kv_head, {block.begin, block.end, kernels::padded(block.end)}, pointers, info);
     for (std::size_t i = 0; i < info.size(); ++i) {
       const RowIndex r = row + static_cast<RowIndex>(i % rows);
       double outside = 0;
-      for (RowIndex j = sinks; j < r - window; ++j) outside += static_cast<double>(info[i].terms[j]);
+      for (RowIndex j = sinks; j < r - window; ++j)
+        outside += static_cast<double>(info[i].terms[j]);
       out[static_cast<std::size_t>(kv_head * group) + i / rows] += outside / info[i].sum;
     }
   }
@@ -39,7 +41,8 @@ void add_outside(const LayerScores& scores, const TraceMeta& meta, int kv_head, 
 
 }  // namespace
 
-std::vector<std::vector<double>> mean_mass_outside(const Trace& trace, std::int64_t sinks, std::int64_t window) {
+std::vector<std::vector<double>> mean_mass_outside(const Trace& trace, std::int64_t sinks,
+                                                   std::int64_t window) {
   const TraceMeta& meta = trace.meta();
   const RowIndex begin = meta.tokens / 2;
   std::vector<std::vector<double>> out;
@@ -47,13 +50,15 @@ std::vector<std::vector<double>> mean_mass_outside(const Trace& trace, std::int6
     const LayerScores scores(trace, layer, false);
     for (RowIndex row = begin; row < meta.tokens; ++row) {
       if (scores.has_row(row)) continue;
-      throw TraceError(fmt::format("{}: fitting heads needs rows {} to {}, and layers.{}.scores.rows lacks row {}",
-                                   trace.name(), begin, meta.tokens - 1, layer, row));
+      throw TraceError(fmt::format(
+          "{}: fitting heads needs rows {} to {}, and layers.{}.scores.rows lacks row {}",
+          trace.name(), begin, meta.tokens - 1, layer, row));
     }
     out.emplace_back(static_cast<std::size_t>(meta.query_heads), 0.0);
     std::vector<double>& sums = out.back();
-    tbb::parallel_for(0, meta.kv_heads,
-                      [&](int kv_head) { add_outside(scores, meta, kv_head, sinks, window, begin, sums); });
+    tbb::parallel_for(0, meta.kv_heads, [&](int kv_head) {
+      add_outside(scores, meta, kv_head, sinks, window, begin, sums);
+    });
     for (double& value : sums) value /= static_cast<double>(meta.tokens - begin);
   }
   return out;

@@ -12,7 +12,8 @@ class Trace;
 // Mean over rows [tokens / 2, tokens) of the probability outside the first `sinks` tokens and the
 // newest `window` tokens (the row's own included).  Returns [layers][query_heads].
 // Errors: TraceError when a score trace lacks those rows.
-[[nodiscard]] std::vector<std::vector<double>> mean_mass_outside(const Trace& trace, std::int64_t sinks,
+[[nodiscard]] std::vector<std::vector<double>> mean_mass_outside(const Trace& trace,
+                                                                 std::int64_t sinks,
                                                                  std::int64_t window);
 
 }  // namespace kvspan

@@ -11,10 +11,13 @@ constexpr std::size_t kMostExact = std::size_t{1} << 24U;
 constexpr std::size_t kBins = std::size_t{1} << 16U;
 
 std::size_t bin_of(float value) {
-  const double scaled = std::clamp(static_cast<double>(value), 0.0, 1.0) * static_cast<double>(kBins - 1);
+  const double scaled =
+      std::clamp(static_cast<double>(value), 0.0, 1.0) * static_cast<double>(kBins - 1);
   return static_cast<std::size_t>(std::llrint(scaled));
 }
-double value_of(std::size_t bin) { return static_cast<double>(bin) / static_cast<double>(kBins - 1); }
+double value_of(std::size_t bin) {
+  return static_cast<double>(bin) / static_cast<double>(kBins - 1);
+}
 
 }  // namespace
 
@@ -85,7 +88,8 @@ double Distribution::percentile(double share) const {
     }
   }
   // Values below the common one, the common ones, values above.
-  const auto middle = std::partition(values_.begin(), values_.end(), [&](float v) { return v < common_; });
+  const auto middle =
+      std::partition(values_.begin(), values_.end(), [&](float v) { return v < common_; });
   const std::int64_t below = middle - values_.begin();
   if (rank > below && rank <= below + common_count_) return static_cast<double>(common_);
   const auto begin = rank <= below ? values_.begin() : middle;

@@ -21,9 +21,15 @@ namespace {
 
 using kernels::padded;
 
-constexpr std::int64_t kBlockBytes = std::int64_t{3} << 19U;  // terms of a block: within a core's L2
-constexpr RowIndex kFewestRows = 16;  // below this the key panels are not reused enough
+constexpr std::int64_t kBlockBytes = std::int64_t{3}
+                                     << 19U;  // terms of a block: within a core's L2
+constexpr RowIndex kFewestRows = 16;          // below this the key panels are not reused enough
 constexpr RowIndex kMostRows = 64;
+
+// Rows a multiple of 4 KiB apart would fight for the same cache sets.
+std::int64_t row_stride(std::int64_t tokens) {
+  return padded(tokens) + (padded(tokens) % 1024 == 0 ? kernels::kPanel : 0);
+}
 
 bool wants_values(const Trace& trace, const EngineOptions& options) {
   return options.fidelity && options.output_error && trace.is_qkv() && trace.has_v();
@@ -38,23 +44,24 @@ struct Run {
   const Trace& trace;
   const std::vector<Policy>& policies;
   const EngineOptions& options;
-  std::vector<PassPlan> plans;        // one a policy
+  std::vector<PassPlan> plans;  // one a policy
   FidelityPlan fidelity;
-  std::vector<char> needed;           // [tokens] somebody observes or measures the row
-  std::vector<RowIndex> block_ends;   // ascending
+  std::vector<char> needed;          // [tokens] somebody observes or measures the row
+  std::vector<RowIndex> block_ends;  // ascending
   MemoryPlan memory;
 };
 
 LayerShape shape_of(const Trace& trace, int layer, bool per_query_head) {
   const TraceMeta& m = trace.meta();
-  return {layer,        m.layers,      m.layer_ids[static_cast<std::size_t>(layer)],
-          m.model_layers, m.query_heads, m.kv_heads,
-          per_query_head ? m.query_heads : m.kv_heads, m.head_dim, m.v_head_dim};
+  return {layer,         m.layers,   m.layer_ids[static_cast<std::size_t>(layer)], m.model_layers,
+          m.query_heads, m.kv_heads, per_query_head ? m.query_heads : m.kv_heads,  m.head_dim,
+          m.v_head_dim};
 }
 
 // Marks the rows that a policy observes; returns the first row at which its reads may differ from
 // the full cache's.
-RowIndex mark_observed(const Policy& policy, const PassPlan& plan, const Trace& trace, std::vector<char>& needed) {
+RowIndex mark_observed(const Policy& policy, const PassPlan& plan, const Trace& trace,
+                       std::vector<char>& needed) {
   LayerPolicy driver(policy, shape_of(trace, 0, policy.per_query_head));
   RowIndex changes_from = policy.selector ? 0 : plan.tokens;
   if (driver.needs().column_sums) std::fill(needed.begin(), needed.end(), 1);
@@ -76,8 +83,8 @@ void check_needs(const Policy& policy, const PassPlan& plan, const Trace& trace)
   const LayerPolicy driver(policy, shape_of(trace, 0, policy.per_query_head));
   const Needs needs = driver.needs();
   const auto lacks = [&](const std::string& field, const std::string& why) {
-    throw TraceError(fmt::format("{} cannot run on {}: it needs {}, and the trace lacks it ({})", policy.spec,
-                                 trace.name(), field, why));
+    throw TraceError(fmt::format("{} cannot run on {}: it needs {}, and the trace lacks it ({})",
+                                 policy.spec, trace.name(), field, why));
   };
   const bool probes = std::any_of(policy.rules.begin(), policy.rules.end(),
                                   [](const Rule& r) { return r.probe_with_prompt_tail; });
@@ -95,14 +102,18 @@ void check_needs(const Policy& policy, const PassPlan& plan, const Trace& trace)
       for (const RowIndex end : plan.ends) {
         if (end <= plan.prompt) prefill.push_back(end);
       }
-      if (prefill != std::vector<RowIndex>(trace.meta().passes.begin(), trace.meta().passes.end())) {
+      if (prefill !=
+          std::vector<RowIndex>(trace.meta().passes.begin(), trace.meta().passes.end())) {
         lacks(fmt::format("layers.{}.scores.column_mass for these passes", l),
-              fmt::format("its `passes` differ from the {} prefill passes of this run; use the --chunk of the capture",
+              fmt::format("its `passes` differ from the {} prefill passes of this run; use the "
+                          "--chunk of the capture",
                           prefill.size()));
       }
-      if (std::any_of(policy.rules.begin(), policy.rules.end(), [](const Rule& r) { return r.schedule.every_chunk; }) &&
+      if (std::any_of(policy.rules.begin(), policy.rules.end(),
+                      [](const Rule& r) { return r.schedule.every_chunk; }) &&
           prefill.size() > 1) {
-        lacks(fmt::format("layers.{}.scores of all prompt rows", l), "column_mass holds the full cache's sums only");
+        lacks(fmt::format("layers.{}.scores of all prompt rows", l),
+              "column_mass holds the full cache's sums only");
       }
     }
     for (RowIndex row = 0; row < plan.tokens; ++row) {
@@ -117,7 +128,8 @@ void check_needs(const Policy& policy, const PassPlan& plan, const Trace& trace)
 
 RowIndex rows_per_block(const TraceMeta& meta, RowIndex wanted) {
   if (wanted > 0) return wanted;
-  const std::int64_t row_bytes = padded(meta.tokens) * meta.query_heads * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t row_bytes =
+      padded(meta.tokens) * meta.query_heads * static_cast<std::int64_t>(sizeof(float));
   return std::clamp<RowIndex>(kBlockBytes / row_bytes, kFewestRows, kMostRows);
 }
 
@@ -128,9 +140,11 @@ Run prepare(const Trace& trace, const std::vector<Policy>& policies, const Engin
   run.needed.assign(tokens, 0);
   RowIndex changes_from = geometry.tokens;
   for (const Policy& policy : policies) {
-    run.plans.push_back(make_passes(geometry.tokens, geometry.prompt, geometry.evict_at, geometry.chunk, policy.cuts));
+    run.plans.push_back(make_passes(geometry.tokens, geometry.prompt, geometry.evict_at,
+                                    geometry.chunk, policy.cuts));
     check_needs(policy, run.plans.back(), trace);
-    changes_from = std::min(changes_from, mark_observed(policy, run.plans.back(), trace, run.needed));
+    changes_from =
+        std::min(changes_from, mark_observed(policy, run.plans.back(), trace, run.needed));
   }
   if (options.fidelity) {
     run.fidelity = plan_fidelity(geometry.tokens, geometry.prompt, options.fidelity_rows);
@@ -140,7 +154,8 @@ Run prepare(const Trace& trace, const std::vector<Policy>& policies, const Engin
       // Only captured rows can be measured; all layers must have them.
       std::vector<int> captured(tokens, 0);
       for (int l = 0; l < trace.meta().layers; ++l) {
-        for (const std::int64_t row : trace.scores(l).rows) captured[static_cast<std::size_t>(row)]++;
+        for (const std::int64_t row : trace.scores(l).rows)
+          captured[static_cast<std::size_t>(row)]++;
       }
       for (std::size_t row = 0; row < tokens; ++row) {
         if (captured[row] != trace.meta().layers) run.fidelity.measured[row] = 0;
@@ -166,7 +181,8 @@ Run prepare(const Trace& trace, const std::vector<Policy>& policies, const Engin
     // The short block comes first: the rows before the cut are the ones that rules look at.
     const RowIndex rest = (cut - begin) % run.memory.block_rows;
     if (rest > 0) run.block_ends.push_back(begin + rest);
-    for (RowIndex end = begin + rest + run.memory.block_rows; end <= cut; end += run.memory.block_rows) {
+    for (RowIndex end = begin + rest + run.memory.block_rows; end <= cut;
+         end += run.memory.block_rows) {
       run.block_ends.push_back(end);
     }
     begin = cut;
@@ -179,19 +195,22 @@ struct MemoryParts {
   std::int64_t lane = 0, fixed = 0;
 };
 
-MemoryParts memory_parts(const Trace& trace, const std::vector<Policy>& policies, const EngineOptions& options,
-                         RowIndex block_rows) {
+MemoryParts memory_parts(const Trace& trace, const std::vector<Policy>& policies,
+                         const EngineOptions& options, RowIndex block_rows) {
   const TraceMeta& m = trace.meta();
   const std::int64_t keys = padded(m.tokens);
   const bool values = wants_values(trace, options);
   MemoryParts parts;
   parts.fixed = (std::int64_t{48} << 20U) + m.tokens * 8 * static_cast<std::int64_t>(m.layers);
   if (trace.is_qkv()) {
-    parts.lane += keys * m.kv_heads * m.head_dim * 4 + std::int64_t{1024} * m.kv_heads * m.head_dim * 4;
+    parts.lane +=
+        keys * m.kv_heads * m.head_dim * 4 + std::int64_t{1024} * m.kv_heads * m.head_dim * 4;
     parts.lane += block_rows * m.query_heads * m.head_dim * 8;
-    if (values) parts.lane += m.tokens * m.kv_heads * m.v_head_dim * 4 + block_rows * m.query_heads * m.v_head_dim * 16;
+    if (values)
+      parts.lane +=
+          m.tokens * m.kv_heads * m.v_head_dim * 4 + block_rows * m.query_heads * m.v_head_dim * 16;
   }
-  parts.lane += m.query_heads * block_rows * (keys * 4 + 64);
+  parts.lane += m.query_heads * block_rows * (row_stride(m.tokens) * 4 + 64);
   for (const Policy& policy : policies) {
     const std::int64_t heads = policy.per_query_head ? m.query_heads : m.kv_heads;
     const Needs needs = LayerPolicy(policy, shape_of(trace, 0, policy.per_query_head)).needs();
@@ -202,10 +221,12 @@ MemoryParts memory_parts(const Trace& trace, const std::vector<Policy>& policies
     parts.fixed += std::int64_t{m.layers} * heads * m.tokens * (options.keep_scores ? 12 : 4);
     parts.fixed += m.tokens * (8 * 5 + 8 * 4);  // pass ends, timeline, row mass
     if (options.fidelity) {
-      const std::int64_t rows = options.fidelity_rows > 0 ? std::min(m.tokens, 2 * options.fidelity_rows) : m.tokens;
+      const std::int64_t rows =
+          options.fidelity_rows > 0 ? std::min(m.tokens, 2 * options.fidelity_rows) : m.tokens;
       const std::int64_t cells = std::int64_t{m.layers} * m.query_heads * rows;
       // Percentiles: values of each of two phases, doubled while a vector grows.
-      parts.fixed += std::min<std::int64_t>(cells, std::int64_t{1} << 25U) * 4 * 2 * (values ? 2 : 1);
+      parts.fixed +=
+          std::min<std::int64_t>(cells, std::int64_t{1} << 25U) * 4 * 2 * (values ? 2 : 1);
       parts.lane += m.tokens * 8;
     }
   }
@@ -216,15 +237,19 @@ MemoryParts memory_parts(const Trace& trace, const std::vector<Policy>& policies
 
 class LayerWalk {
  public:
-  LayerWalk(const Run& run, int layer, std::vector<Replay>& replays) : run_(run), scores_(run.trace, layer, wants_values(run.trace, run.options)) {
+  LayerWalk(const Run& run, int layer, std::vector<Replay>& replays)
+      : run_(run), scores_(run.trace, layer, wants_values(run.trace, run.options)) {
     const TraceMeta& m = run.trace.meta();
     for (std::size_t p = 0; p < run.policies.size(); ++p) {
-      lanes_.push_back(std::make_unique<Lane>(run.policies[p], run.plans[p], run.trace,
-                                              shape_of(run.trace, layer, run.policies[p].per_query_head), run.fidelity,
-                                              replays[p].ledger));
+      lanes_.push_back(
+          std::make_unique<Lane>(run.policies[p], run.plans[p], run.trace,
+                                 shape_of(run.trace, layer, run.policies[p].per_query_head),
+                                 run.fidelity, replays[p].ledger));
     }
-    const auto rows = static_cast<std::size_t>(m.query_heads) * static_cast<std::size_t>(run.memory.block_rows);
-    buffer_.resize(rows * static_cast<std::size_t>(padded(m.tokens)));
+    const auto rows =
+        static_cast<std::size_t>(m.query_heads) * static_cast<std::size_t>(run.memory.block_rows);
+    stride_ = static_cast<std::size_t>(row_stride(m.tokens));
+    buffer_.resize(rows * stride_);
     block_.info.resize(rows);
     block_.capacity = run.memory.block_rows;
     block_.scores = &scores_;
@@ -252,7 +277,8 @@ class LayerWalk {
     if (block_.first < block_.last) {
       tbb::parallel_for(0, run_.trace.meta().kv_heads, [&](int kv_head) { compute(kv_head); });
     }
-    tbb::parallel_for(std::size_t{0}, lanes_.size(), [&](std::size_t p) { lanes_[p]->process(block_); });
+    tbb::parallel_for(std::size_t{0}, lanes_.size(),
+                      [&](std::size_t p) { lanes_[p]->process(block_); });
   }
 
   std::vector<std::unique_ptr<Lane>>& lanes() { return lanes_; }
@@ -266,7 +292,7 @@ class LayerWalk {
     std::vector<RowTerms> info(static_cast<std::size_t>(group) * rows);
     for (int g = 0; g < group; ++g) {
       for (RowIndex row = block_.first; row < block_.last; ++row) {
-        out.push_back(buffer_.data() + block_.at(kv_head * group + g, row) * static_cast<std::size_t>(padded(m.tokens)));
+        out.push_back(buffer_.data() + block_.at(kv_head * group + g, row) * stride_);
       }
     }
     scores_.compute(kv_head, {block_.first, block_.last, block_.key_end}, out, info);
@@ -282,18 +308,21 @@ class LayerWalk {
       if (!run_.fidelity.measures(row)) continue;
       terms.push_back(info[i].terms);
       outputs.push_back(block_.full_output.data() +
-                        block_.at(kv_head * group + static_cast<int>(i / rows), row) * static_cast<std::size_t>(m.v_head_dim));
+                        block_.at(kv_head * group + static_cast<int>(i / rows), row) *
+                            static_cast<std::size_t>(m.v_head_dim));
     }
     const RowIndex from = scores_.first_key(block_.first);
-    kernels::weighted_values(terms.data(), static_cast<std::int64_t>(terms.size()), all_keys_.data() + from,
-                             block_.last - from, scores_.values() + kv_head * m.v_head_dim,
+    kernels::weighted_values(terms.data(), static_cast<std::int64_t>(terms.size()),
+                             all_keys_.data() + from, block_.last - from,
+                             scores_.values() + kv_head * m.v_head_dim,
                              std::int64_t{m.kv_heads} * m.v_head_dim, m.v_head_dim, outputs.data());
   }
 
   const Run& run_;
   LayerScores scores_;
   RowBlock block_;
-  std::vector<float> buffer_;  // [query_heads][block rows][padded tokens]
+  std::size_t stride_ = 0;     // floats from one row of the buffer to the next
+  std::vector<float> buffer_;  // [query_heads][block rows][stride]
   std::vector<TokenIndex> all_keys_;
   std::vector<std::unique_ptr<Lane>> lanes_;
 };
@@ -326,7 +355,8 @@ Ledger empty_ledger(const Run& run, std::size_t p) {
 Geometry geometry_of(const Trace& trace, const EngineOptions& options) {
   const TraceMeta& m = trace.meta();
   if (m.tokens >= std::int64_t{1} << 31U) {
-    throw TraceError(fmt::format("{}: {} tokens, at most 2^31 - 1 can be replayed", trace.name(), m.tokens));
+    throw TraceError(
+        fmt::format("{}: {} tokens, at most 2^31 - 1 can be replayed", trace.name(), m.tokens));
   }
   Geometry g;
   g.model_layers = m.model_layers;
@@ -341,7 +371,8 @@ Geometry geometry_of(const Trace& trace, const EngineOptions& options) {
   g.chunk = options.chunk;
   g.kv_bytes = options.kv_bytes;
   g.seed = options.seed;
-  if (std::any_of(m.sliding_window.begin(), m.sliding_window.end(), [](std::int64_t w) { return w > 0; })) {
+  if (std::any_of(m.sliding_window.begin(), m.sliding_window.end(),
+                  [](std::int64_t w) { return w > 0; })) {
     g.sliding_window = m.sliding_window;
   }
   g.trace = &trace;
@@ -349,20 +380,24 @@ Geometry geometry_of(const Trace& trace, const EngineOptions& options) {
   return g;
 }
 
-MemoryPlan plan_memory(const Trace& trace, const std::vector<Policy>& policies, const EngineOptions& options) {
+MemoryPlan plan_memory(const Trace& trace, const std::vector<Policy>& policies,
+                       const EngineOptions& options) {
   MemoryPlan plan;
   plan.block_rows = rows_per_block(trace.meta(), options.block_rows);
   const MemoryParts parts = memory_parts(trace, policies, options, plan.block_rows);
   // More layers in flight only help while there are threads without a policy to work on.
-  const std::int64_t most = std::max<std::int64_t>(1, (std::int64_t{4} << 30U) / std::max<std::int64_t>(1, parts.lane));
-  plan.layers_in_flight = static_cast<int>(
-      std::clamp<std::int64_t>(std::min<std::int64_t>(threads_of(options), trace.meta().layers), 1, most));
+  const std::int64_t most =
+      std::max<std::int64_t>(1, (std::int64_t{4} << 30U) / std::max<std::int64_t>(1, parts.lane));
+  plan.layers_in_flight = static_cast<int>(std::clamp<std::int64_t>(
+      std::min<std::int64_t>(threads_of(options), trace.meta().layers), 1, most));
   // Each thread has a stack and an allocator cache.
-  plan.bytes = parts.fixed + plan.layers_in_flight * parts.lane + std::int64_t{4} * (std::int64_t{1} << 20U) * threads_of(options);
+  plan.bytes = parts.fixed + plan.layers_in_flight * parts.lane +
+               std::int64_t{4} * (std::int64_t{1} << 20U) * threads_of(options);
   return plan;
 }
 
-std::vector<Replay> replay(const Trace& trace, const std::vector<Policy>& policies, const EngineOptions& options) {
+std::vector<Replay> replay(const Trace& trace, const std::vector<Policy>& policies,
+                           const EngineOptions& options) {
   Run run = prepare(trace, policies, options);
   run.memory = plan_memory(trace, policies, options);
   const int layers = trace.meta().layers;
@@ -384,12 +419,14 @@ std::vector<Replay> replay(const Trace& trace, const std::vector<Policy>& polici
     for (std::size_t p = 0; p < policies.size(); ++p) {
       Lane& lane = *walk.lanes()[p];
       if (replays[p].undecided) *replays[p].undecided += lane.undecided();
-      for (std::size_t row = 0; row < lane.selected().size(); ++row) replays[p].ledger.selected[row] += lane.selected()[row];
+      for (std::size_t row = 0; row < lane.selected().size(); ++row)
+        replays[p].ledger.selected[row] += lane.selected()[row];
       measured.push_back(std::move(lane.fidelity()));
     }
     if (!run.fidelity.on()) return;
     waiting.emplace(layer, std::move(measured));
-    for (auto it = waiting.begin(); it != waiting.end() && it->first == next_to_add; it = waiting.erase(it), ++next_to_add) {
+    for (auto it = waiting.begin(); it != waiting.end() && it->first == next_to_add;
+         it = waiting.erase(it), ++next_to_add) {
       for (std::size_t p = 0; p < policies.size(); ++p) totals[p].add(std::move(it->second[p]));
     }
   };
@@ -429,7 +466,8 @@ std::vector<Replay> replay(const Trace& trace, const std::vector<Policy>& polici
     tbb::parallel_for(0, run.memory.layers_in_flight, 1, lane_of_layers, tbb::simple_partitioner());
   });
   if (run.fidelity.on()) {
-    for (std::size_t p = 0; p < policies.size(); ++p) replays[p].fidelity = totals[p].finish(replays[p].ledger);
+    for (std::size_t p = 0; p < policies.size(); ++p)
+      replays[p].fidelity = totals[p].finish(replays[p].ledger);
   }
   return replays;
 }

@@ -10,9 +10,12 @@
 namespace kvspan {
 namespace {
 
-double total(const std::vector<double>& values) { return std::accumulate(values.begin(), values.end(), 0.0); }
+double total(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0);
+}
 
-PhaseFidelity summary(double mass, double error, bool has_error, Distribution masses, Distribution errors) {
+PhaseFidelity summary(double mass, double error, bool has_error, Distribution masses,
+                      Distribution errors) {
   PhaseFidelity out;
   out.values = masses.count();
   const auto count = static_cast<double>(out.values);
@@ -38,7 +41,8 @@ FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex per_phase)
   if (per_phase == 0) return plan;
   for (const auto& [start, end] : {std::pair<RowIndex, RowIndex>{0, prompt}, {prompt, tokens}}) {
     for (RowIndex i = 0; i < per_phase && start < end; ++i) {
-      plan.measured[static_cast<std::size_t>(start + (2 * i + 1) * (end - start) / (2 * per_phase))] = 1;
+      plan.measured[static_cast<std::size_t>(start +
+                                             (2 * i + 1) * (end - start) / (2 * per_phase))] = 1;
     }
   }
   return plan;
@@ -99,7 +103,8 @@ void FidelityTotal::add(LayerFidelity&& layer) {
 
 std::int64_t FidelityTotal::rows(int phase) const {
   const auto prompt = plan_->measured.begin() + plan_->prompt;
-  return phase == 0 ? std::count(plan_->measured.begin(), prompt, 1) : std::count(prompt, plan_->measured.end(), 1);
+  return phase == 0 ? std::count(plan_->measured.begin(), prompt, 1)
+                    : std::count(prompt, plan_->measured.end(), 1);
 }
 
 Fidelity FidelityTotal::finish(const Ledger& ledger) {
@@ -121,8 +126,8 @@ Fidelity FidelityTotal::finish(const Ledger& ledger) {
   }
   masses_[0].merge(std::move(masses_[1]));
   errors_[0].merge(std::move(errors_[1]));
-  out.all = summary(mass_[0] + mass_[1], error_[0] + error_[1], plan_->output_error, std::move(masses_[0]),
-                    std::move(errors_[0]));
+  out.all = summary(mass_[0] + mass_[1], error_[0] + error_[1], plan_->output_error,
+                    std::move(masses_[0]), std::move(errors_[0]));
   const double per_row = static_cast<double>(layers_) * query_heads_;
   for (std::size_t row = 0; row < row_mass_.size(); ++row) {
     out.row_mass.push_back(plan_->measured[row] != 0 ? static_cast<float>(row_mass_[row] / per_row)
@@ -135,12 +140,17 @@ Fidelity FidelityTotal::finish(const Ledger& ledger) {
       for (int h = 0; h < ledger.heads; ++h) {
         const auto deaths = ledger.deaths(l, h);
         for (std::int64_t t = span.begin; t < span.end; ++t) {
-          resident += static_cast<std::int64_t>(deaths[static_cast<std::size_t>(t)]) == ledger.plan.tokens ? 1 : 0;
+          resident +=
+              static_cast<std::int64_t>(deaths[static_cast<std::size_t>(t)]) == ledger.plan.tokens
+                  ? 1
+                  : 0;
         }
       }
     }
-    const double entries = static_cast<double>(ledger.layers) * ledger.heads * static_cast<double>(span.end - span.begin);
-    const auto after = static_cast<double>(std::count(plan_->measured.begin() + span.end, plan_->measured.end(), 1));
+    const double entries = static_cast<double>(ledger.layers) * ledger.heads *
+                           static_cast<double>(span.end - span.begin);
+    const auto after = static_cast<double>(
+        std::count(plan_->measured.begin() + span.end, plan_->measured.end(), 1));
     out.spans.push_back({span.name, entries > 0 ? static_cast<double>(resident) / entries : 0.0,
                          after > 0 ? span_lost_[s] / (after * per_row) : 0.0});
   }

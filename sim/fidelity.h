@@ -19,7 +19,9 @@ struct FidelityPlan {
   bool output_error = false;
   std::vector<Span> spans;
   [[nodiscard]] bool on() const { return !measured.empty(); }
-  [[nodiscard]] bool measures(RowIndex row) const { return on() && measured[static_cast<std::size_t>(row)] != 0; }
+  [[nodiscard]] bool measures(RowIndex row) const {
+    return on() && measured[static_cast<std::size_t>(row)] != 0;
+  }
 };
 
 // per_phase: rows measured in each phase (at start + floor((2i + 1) len / 2K)); 0: all.

@@ -38,7 +38,8 @@ class ReplayView final : public View {
                std::span<double> out) const override {
     std::fill(out.begin(), out.end(), 0.0);
     const Pass& now = pass();
-    if (rule_ != nullptr && rule_->probe_with_prompt_tail) return probe(query_head, rows, entries, out);
+    if (rule_ != nullptr && rule_->probe_with_prompt_tail)
+      return probe(query_head, rows, entries, out);
     rows = std::min(rows, rule_ != nullptr && rule_->window_in_pass ? now.rows() : now.end);
     double slack = 0;
     for (RowIndex row = now.end - rows; row < now.end; ++row) {
@@ -51,7 +52,8 @@ class ReplayView final : public View {
         a.sum = known;
       } else {
         const bool all = newborns_.empty() && lane_.reads_all(query_head);
-        a = lane_.attend_row(query_head, row, newborns_.empty() ? lane_.mask_of(query_head) : newborns_.data(), all,
+        a = lane_.attend_row(query_head, row,
+                             newborns_.empty() ? lane_.mask_of(query_head) : newborns_.data(), all,
                              scratch_);
         a.sum += a.sink;
       }
@@ -60,9 +62,11 @@ class ReplayView final : public View {
     return slack;
   }
 
-  double column_sum(int query_head, std::span<const TokenIndex> entries, std::span<double> out) const override {
+  double column_sum(int query_head, std::span<const TokenIndex> entries,
+                    std::span<double> out) const override {
     const std::vector<double>& sums = lane_.columns_[static_cast<std::size_t>(query_head)];
-    for (std::size_t i = 0; i < entries.size(); ++i) out[i] = sums[static_cast<std::size_t>(entries[i])];
+    for (std::size_t i = 0; i < entries.size(); ++i)
+      out[i] = sums[static_cast<std::size_t>(entries[i])];
     return lane_.column_slack_[static_cast<std::size_t>(query_head)];
   }
 
@@ -72,17 +76,19 @@ class ReplayView final : public View {
   }
   std::vector<float> key(int kv_head, TokenIndex token) const override {
     const TraceMeta& m = lane_.trace_.meta();
-    return vector(lane_.trace_.k(shape().layer), std::int64_t{token} * m.kv_heads + kv_head, m.head_dim, "k");
+    return vector(lane_.trace_.k(shape().layer), std::int64_t{token} * m.kv_heads + kv_head,
+                  m.head_dim, "k");
   }
   std::vector<float> value(int kv_head, TokenIndex token) const override {
     const TraceMeta& m = lane_.trace_.meta();
-    return vector(lane_.trace_.v(shape().layer), std::int64_t{token} * m.kv_heads + kv_head, m.v_head_dim, "v");
+    return vector(lane_.trace_.v(shape().layer), std::int64_t{token} * m.kv_heads + kv_head,
+                  m.v_head_dim, "v");
   }
 
  private:
   // Adds p' of one row to `out`; returns 1 / sum.
-  static double add(const float* terms, double sum, RowIndex row, std::span<const TokenIndex> entries,
-                    std::span<double> out) {
+  static double add(const float* terms, double sum, RowIndex row,
+                    std::span<const TokenIndex> entries, std::span<double> out) {
     if (!(sum > 0)) return 0;
     const double inverse = 1.0 / sum;
     for (std::size_t i = 0; i < entries.size() && entries[i] <= row; ++i) {
@@ -93,10 +99,13 @@ class ReplayView final : public View {
 
   double cached(int query_head, RowIndex row) const {
     const RowBlock& block = *lane_.block_;
-    return row >= pass().begin && row >= block.begin && block.has(row) ? lane_.readable_[block.at(query_head, row)] : 0.0;
+    return row >= pass().begin && row >= block.begin && block.has(row)
+               ? lane_.readable_[block.at(query_head, row)]
+               : 0.0;
   }
 
-  double probe(int query_head, RowIndex rows, std::span<const TokenIndex> entries, std::span<double> out) const {
+  double probe(int query_head, RowIndex rows, std::span<const TokenIndex> entries,
+               std::span<double> out) const {
     const Pass& now = pass();
     rows = std::min(rows, now.evict_at);
     const bool newborn = !newborns_.empty();
@@ -107,15 +116,19 @@ class ReplayView final : public View {
       const RowIndex position = now.end + i;
       const RowIndex first = std::max(newborn ? now.begin : 0, scores.first_key(position));
       if (first >= now.end) continue;
-      const RowTerms t = scores.probe(query_head, now.evict_at - rows + i, position, first, now.end, terms);
-      add(t.terms, kernels::masked_sum(t.terms, mask, padded(now.end)) + t.sink, now.end, entries, out);
+      const RowTerms t =
+          scores.probe(query_head, now.evict_at - rows + i, position, first, now.end, terms);
+      add(t.terms, kernels::masked_sum(t.terms, mask, padded(now.end)) + t.sink, now.end, entries,
+          out);
     }
     return 0;
   }
 
-  std::vector<float> vector(const TensorView* tensor, std::int64_t index, int dim, const char* name) const {
+  std::vector<float> vector(const TensorView* tensor, std::int64_t index, int dim,
+                            const char* name) const {
     std::vector<float> out(static_cast<std::size_t>(dim));
-    widen(*tensor, index * dim, out, fmt::format("{}: layers.{}.{}", lane_.trace_.name(), shape().layer, name));
+    widen(*tensor, index * dim, out,
+          fmt::format("{}: layers.{}.{}", lane_.trace_.name(), shape().layer, name));
     return out;
   }
 
@@ -157,11 +170,13 @@ Lane::~Lane() = default;
 
 const float* Lane::mask_of(int query_head) const {
   const auto q = static_cast<std::size_t>(query_head);
-  return reads_[q] ? read_mask_[q].data() : mask_[static_cast<std::size_t>(query_head / group())].data();
+  return reads_[q] ? read_mask_[q].data()
+                   : mask_[static_cast<std::size_t>(query_head / group())].data();
 }
 
 bool Lane::reads_all(int query_head) const {
-  return evicted_[static_cast<std::size_t>(query_head / group())] == 0 && !reads_[static_cast<std::size_t>(query_head)];
+  return evicted_[static_cast<std::size_t>(query_head / group())] == 0 &&
+         !reads_[static_cast<std::size_t>(query_head)];
 }
 
 void Lane::process(const RowBlock& block) {
@@ -217,13 +232,14 @@ void Lane::count_selected(RowIndex begin, RowIndex end) {
     read.erase(std::unique(read.begin(), read.end()), read.end());
     for (RowIndex row = begin; row < end; ++row) {
       const RowIndex first = block_->scores->first_key(row);
-      selected_[static_cast<std::size_t>(row)] +=
-          std::upper_bound(read.begin(), read.end(), row) - std::lower_bound(read.begin(), read.end(), first);
+      selected_[static_cast<std::size_t>(row)] += std::upper_bound(read.begin(), read.end(), row) -
+                                                  std::lower_bound(read.begin(), read.end(), first);
     }
   }
 }
 
-Lane::Attended Lane::attend_row(int query_head, RowIndex row, const float* mask, bool all, Scratch& scratch) const {
+Lane::Attended Lane::attend_row(int query_head, RowIndex row, const float* mask, bool all,
+                                Scratch& scratch) const {
   RowTerms terms;
   if (block_->has(row)) {
     terms = block_->info[block_->at(query_head, row)];
@@ -244,8 +260,9 @@ Lane::Attended Lane::attend_row(int query_head, RowIndex row, const float* mask,
 }
 
 void Lane::attend(RowIndex begin, RowIndex end) {
-  const bool untouched = std::all_of(evicted_.begin(), evicted_.end(), [](char e) { return e == 0; }) &&
-                         driver_.selector() == nullptr;
+  const bool untouched =
+      std::all_of(evicted_.begin(), evicted_.end(), [](char e) { return e == 0; }) &&
+      driver_.selector() == nullptr;
   if (untouched) {
     for (RowIndex row = begin; row < end; ++row) {
       if (fidelity_plan_.measures(row)) fidelity_.add_unchanged(row);
@@ -256,8 +273,9 @@ void Lane::attend(RowIndex begin, RowIndex end) {
 }
 
 void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
-  const bool untouched = std::all_of(evicted_.begin(), evicted_.end(), [](char e) { return e == 0; }) &&
-                         driver_.selector() == nullptr;
+  const bool untouched =
+      std::all_of(evicted_.begin(), evicted_.end(), [](char e) { return e == 0; }) &&
+      driver_.selector() == nullptr;
   const auto rows = static_cast<std::size_t>(end - begin);
   std::deque<Scratch> rescued;  // keeps redone rows alive until they have been used
   Scratch scratch;
@@ -288,8 +306,8 @@ void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
       if (!fidelity_plan_.spans.empty()) measure_spans(q, row, mask);
     }
     if (!terms.empty()) {
-      kernels::add_columns(terms.data(), inverse.data(), static_cast<std::int64_t>(terms.size()), mask, padded(end),
-                           columns_[static_cast<std::size_t>(q)].data());
+      kernels::add_columns(terms.data(), inverse.data(), static_cast<std::int64_t>(terms.size()),
+                           mask, padded(end), columns_[static_cast<std::size_t>(q)].data());
     }
   }
   if (!untouched && fidelity_plan_.output_error) measure_errors(head, begin, end, attended);
@@ -297,7 +315,8 @@ void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
 
 // The outputs of the query heads of one stored head, over the entries that they read, against the
 // full cache's.
-void Lane::measure_errors(int head, RowIndex begin, RowIndex end, const std::vector<Attended>& attended) {
+void Lane::measure_errors(int head, RowIndex begin, RowIndex end,
+                          const std::vector<Attended>& attended) {
   const auto rows = static_cast<std::size_t>(end - begin);
   const auto dim = static_cast<std::size_t>(shape_.v_dim);
   const int kv_head = head * shape_.kv_heads / shape_.heads;
@@ -317,10 +336,12 @@ void Lane::measure_errors(int head, RowIndex begin, RowIndex end, const std::vec
       out.push_back(output.data() + i * dim);
     }
     kernels::weighted_values(terms.data(), static_cast<std::int64_t>(batch.size()), entries.data(),
-                             static_cast<std::int64_t>(entries.size()), values, stride, shape_.v_dim, out.data());
+                             static_cast<std::int64_t>(entries.size()), values, stride,
+                             shape_.v_dim, out.data());
     for (std::size_t i = 0; i < batch.size(); ++i) {
       const RowTerms& full = block_->info[block_->at(batch[i].query_head, batch[i].row)];
-      const double* whole = block_->full_output.data() + block_->at(batch[i].query_head, batch[i].row) * dim;
+      const double* whole =
+          block_->full_output.data() + block_->at(batch[i].query_head, batch[i].row) * dim;
       const double kept = batch[i].attended->sum + batch[i].attended->sink;
       double difference = 0;
       double norm = 0;
@@ -331,8 +352,8 @@ void Lane::measure_errors(int head, RowIndex begin, RowIndex end, const std::vec
         norm += o_full * o_full;
       }
       const double error = difference == 0 ? 0.0
-                           : norm > 0     ? std::sqrt(difference / norm)
-                                          : std::numeric_limits<double>::infinity();
+                           : norm > 0      ? std::sqrt(difference / norm)
+                                           : std::numeric_limits<double>::infinity();
       fidelity_.add_error(batch[i].query_head, batch[i].row, error);
     }
   };
@@ -346,7 +367,8 @@ void Lane::measure_errors(int head, RowIndex begin, RowIndex end, const std::vec
         fidelity_.add_error(q, row, 0.0);
         continue;
       }
-      const Attended& a = attended[static_cast<std::size_t>(g) * rows + static_cast<std::size_t>(row - begin)];
+      const Attended& a =
+          attended[static_cast<std::size_t>(g) * rows + static_cast<std::size_t>(row - begin)];
       (reads_[static_cast<std::size_t>(q)] ? own : shared).push_back({q, row, &a});
     }
     if (!own.empty()) compare(own, *reads_[static_cast<std::size_t>(q)]);
@@ -377,12 +399,14 @@ void Lane::add_file_column_mass() {
 }
 
 void Lane::end_pass() {
-  if (needs_.column_sums && !block_->scores->is_qkv() && pass_.end <= plan_.prompt && !block_->has(pass_.end - 1)) {
+  if (needs_.column_sums && !block_->scores->is_qkv() && pass_.end <= plan_.prompt &&
+      !block_->has(pass_.end - 1)) {
     add_file_column_mass();
   }
   const bool last = pass_.end == plan_.tokens;
-  const bool due = policy_.store != nullptr || std::any_of(policy_.rules.begin(), policy_.rules.end(),
-                                                           [&](const Rule& r) { return r.schedule.due(pass_); });
+  const bool due =
+      policy_.store != nullptr || std::any_of(policy_.rules.begin(), policy_.rules.end(),
+                                              [&](const Rule& r) { return r.schedule.due(pass_); });
   if (!last && due) {
     std::deque<ReplayView> views;
     std::vector<const View*> pointers;
@@ -407,7 +431,8 @@ void Lane::evict(const Decision& decision) {
     }
     mask[static_cast<std::size_t>(e.token)] = 0.0F;
     evicted_[static_cast<std::size_t>(e.head)] = 1;
-    const std::size_t entry = ledger_.offset(shape_.layer, e.head) + static_cast<std::size_t>(e.token);
+    const std::size_t entry =
+        ledger_.offset(shape_.layer, e.head) + static_cast<std::size_t>(e.token);
     ledger_.death[entry] = static_cast<std::uint32_t>(pass_.end);
     if (!ledger_.score.empty()) {
       ledger_.score[entry] = e.score;

@@ -18,10 +18,13 @@ struct RowBlock {
   RowIndex first = 0, last = 0;
   std::int64_t key_end = 0;
   const LayerScores* scores = nullptr;
-  std::vector<RowTerms> info;       // [query_heads][block rows]
-  std::vector<double> full_output;  // [query_heads][block rows][v_dim], unnormalised; empty: no values
-  RowIndex capacity = 0;            // rows a buffer holds
-  [[nodiscard]] bool has(RowIndex row) const { return row >= first && row < last && scores->has_row(row); }
+  std::vector<RowTerms> info;  // [query_heads][block rows]
+  std::vector<double>
+      full_output;        // [query_heads][block rows][v_dim], unnormalised; empty: no values
+  RowIndex capacity = 0;  // rows a buffer holds
+  [[nodiscard]] bool has(RowIndex row) const {
+    return row >= first && row < last && scores->has_row(row);
+  }
   [[nodiscard]] std::size_t at(int query_head, RowIndex row) const {
     return static_cast<std::size_t>(query_head) * static_cast<std::size_t>(capacity) +
            static_cast<std::size_t>(row - begin);
@@ -45,7 +48,7 @@ class Lane {
   // One row of one query head under a mask of readable keys.
   struct Attended {
     const float* terms = nullptr;
-    double sum = 0;    // over the readable keys, without the sink
+    double sum = 0;  // over the readable keys, without the sink
     double sink = 0;
     double scale = 1;  // terms relative to the full row's
     double slack = 0;
@@ -60,7 +63,8 @@ class Lane {
   void end_pass();
   void evict(const Decision& decision);
   void add_file_column_mass();
-  void measure_errors(int head, RowIndex begin, RowIndex end, const std::vector<Attended>& attended);
+  void measure_errors(int head, RowIndex begin, RowIndex end,
+                      const std::vector<Attended>& attended);
   void measure_spans(int query_head, RowIndex row, const float* mask);
   void count_selected(RowIndex begin, RowIndex end);
   [[nodiscard]] Attended attend_row(int query_head, RowIndex row, const float* mask, bool reads_all,
@@ -85,11 +89,12 @@ class Lane {
   std::vector<std::vector<TokenIndex>> resident_;  // [heads] ascending
   std::vector<std::vector<float>> mask_;           // [heads][padded tokens] 1: resident
   std::vector<char> evicted_;                      // [heads] something has left
-  std::vector<std::optional<std::vector<TokenIndex>>> reads_;  // [query_heads] of a selector, this pass
-  std::vector<std::vector<float>> read_mask_;                  // [query_heads]
-  std::vector<std::vector<double>> columns_;       // [query_heads][padded tokens]
-  std::vector<double> column_slack_;               // [query_heads]
-  std::vector<double> readable_;                   // [query_heads][block rows] sum + sink, 0: not attended
+  std::vector<std::optional<std::vector<TokenIndex>>>
+      reads_;                                  // [query_heads] of a selector, this pass
+  std::vector<std::vector<float>> read_mask_;  // [query_heads]
+  std::vector<std::vector<double>> columns_;   // [query_heads][padded tokens]
+  std::vector<double> column_slack_;           // [query_heads]
+  std::vector<double> readable_;  // [query_heads][block rows] sum + sink, 0: not attended
   std::vector<std::int64_t> selected_;
   std::int64_t undecided_ = 0;
 };

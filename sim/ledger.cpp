@@ -15,9 +15,11 @@ PassPlan make_passes(RowIndex tokens, RowIndex prompt, RowIndex evict_at, RowInd
     throw ConfigError(fmt::format("prompt: found {}, expected 1 to {} tokens", prompt, tokens));
   }
   if (evict_at < 1 || evict_at > prompt) {
-    throw ConfigError(fmt::format("evict-at: found row {}, expected 1 to {} (the prompt)", evict_at, prompt));
+    throw ConfigError(
+        fmt::format("evict-at: found row {}, expected 1 to {} (the prompt)", evict_at, prompt));
   }
-  if (chunk < 0) throw ConfigError(fmt::format("chunk: found {}, expected 0 (one pass) or more tokens", chunk));
+  if (chunk < 0)
+    throw ConfigError(fmt::format("chunk: found {}, expected 0 (one pass) or more tokens", chunk));
   PassPlan plan{tokens, prompt, evict_at, {}};
   if (chunk > 0) {
     for (RowIndex end = chunk; end < evict_at; end += chunk) plan.ends.push_back(end);

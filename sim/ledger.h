@@ -22,8 +22,8 @@ struct PassPlan {
 // Prefill passes of `chunk` rows (0: one pass) up to evict_at, one pass [evict_at, prompt) if they
 // differ, then one pass a decode row; every row of `cuts` ends a pass, too.
 // Errors: ConfigError unless 0 < evict_at <= prompt <= tokens and chunk >= 0.
-[[nodiscard]] PassPlan make_passes(RowIndex tokens, RowIndex prompt, RowIndex evict_at, RowIndex chunk,
-                                   const std::vector<RowIndex>& cuts = {});
+[[nodiscard]] PassPlan make_passes(RowIndex tokens, RowIndex prompt, RowIndex evict_at,
+                                   RowIndex chunk, const std::vector<RowIndex>& cuts = {});
 
 // Pass `index` of a plan.
 [[nodiscard]] Pass pass_at(const PassPlan& plan, std::size_t index);
@@ -34,20 +34,22 @@ struct Ledger {
   int model_layers = 0;
   int heads = 0;  // stored heads: kv_heads, or query_heads
   int query_heads = 0;
-  std::vector<std::int64_t> sliding_window;      // [layers] of the model, 0: none; empty: none at all
-  std::vector<Representation> representations;   // [0]: as born
+  std::vector<std::int64_t> sliding_window;  // [layers] of the model, 0: none; empty: none at all
+  std::vector<Representation> representations;  // [0]: as born
   Charge charge;
 
-  std::vector<std::uint32_t> death;          // [layers, heads, tokens] row at which the entry dies; N: never
+  std::vector<std::uint32_t>
+      death;  // [layers, heads, tokens] row at which the entry dies; N: never
   std::vector<std::vector<Change>> changes;  // [layers] changes of representation, by row
   // Entries read in each row, summed over layers and heads, where a selector chose them; else empty.
   std::vector<std::int64_t> selected;  // [tokens]
   // Score and rank of each entry when it was evicted; empty unless asked for.
-  std::vector<float> score;       // [layers, heads, tokens], NaN: none
+  std::vector<float> score;        // [layers, heads, tokens], NaN: none
   std::vector<std::int32_t> rank;  // [layers, heads, tokens], -1: none
 
   [[nodiscard]] std::size_t offset(int layer, int head) const {
-    return (static_cast<std::size_t>(layer) * static_cast<std::size_t>(heads) + static_cast<std::size_t>(head)) *
+    return (static_cast<std::size_t>(layer) * static_cast<std::size_t>(heads) +
+            static_cast<std::size_t>(head)) *
            static_cast<std::size_t>(plan.tokens);
   }
   [[nodiscard]] std::span<const std::uint32_t> deaths(int layer, int head) const {

@@ -50,11 +50,11 @@ struct Metrics {
   double peak_kv = 0;    // max over rows of resident entries / (layers * heads * N)
   std::int64_t entry_rows = 0, full_entry_rows = 0;
   double host_footprint = 0;
-  PeakBytes peak_bytes;         // in the chosen layout
-  std::int64_t byte_rows = 0;   // sum over rows of kv + overhead, in the chosen layout
+  PeakBytes peak_bytes;        // in the chosen layout
+  std::int64_t byte_rows = 0;  // sum over rows of kv + overhead, in the chosen layout
   std::int64_t host_peak_bytes = 0;
   std::int64_t entries_read = 0, bytes_read = 0;  // per row, union over a KV head's query heads
-  Timeline timeline;            // bytes in the chosen layout
+  Timeline timeline;                              // bytes in the chosen layout
   std::vector<LayerMetrics> per_layer;
   std::vector<std::vector<double>> head_footprint, head_peak_kv;  // [layers][heads]
   std::map<std::string, PeakBytes> layouts;  // every standard layout but the chosen one

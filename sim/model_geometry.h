@@ -13,7 +13,7 @@ namespace kvspan {
 struct ModelGeometry {
   std::string name;
   int layers = 0, query_heads = 0, kv_heads = 0, head_dim = 0, v_head_dim = 0;
-  std::vector<int> layer_ids;  // stored layers; all of them unless read from a trace
+  std::vector<int> layer_ids;                // stored layers; all of them unless read from a trace
   std::vector<std::int64_t> sliding_window;  // [stored layers], empty: none
 };
 
@@ -25,7 +25,8 @@ struct ModelGeometry {
 [[nodiscard]] ModelGeometry load_model(const std::string& name_or_path);
 
 // The geometry of a run of n prompt and m generated tokens.
-[[nodiscard]] Geometry geometry_of(const ModelGeometry& model, std::int64_t prompt, std::int64_t generated,
-                                   std::int64_t chunk, std::int64_t kv_bytes);
+[[nodiscard]] Geometry geometry_of(const ModelGeometry& model, std::int64_t prompt,
+                                   std::int64_t generated, std::int64_t chunk,
+                                   std::int64_t kv_bytes);
 
 }  // namespace kvspan

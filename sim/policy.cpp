@@ -18,7 +18,8 @@ namespace {
 struct Split {
   std::vector<TokenIndex> evictable;
   std::vector<TokenIndex> protected_;
-  TokenCount reserved = 0;  // places for protected positions, whether or not they are still resident
+  TokenCount reserved =
+      0;  // places for protected positions, whether or not they are still resident
   [[nodiscard]] TokenCount size() const {
     return static_cast<TokenCount>(evictable.size() + protected_.size());
   }
@@ -37,11 +38,13 @@ std::vector<TokenIndex> domain_of(const Rule& rule, const View& view, int head,
   return out;
 }
 
-Split split(const Rule& rule, const Pass& pass, const std::vector<TokenIndex>& domain, TokenCount tokens) {
+Split split(const Rule& rule, const Pass& pass, const std::vector<TokenIndex>& domain,
+            TokenCount tokens) {
   const Protect protect = rule.protect ? rule.protect(pass, tokens) : Protect{};
   const RowIndex first_recent = pass.end - std::min<TokenCount>(protect.recent, pass.end);
   Split out;
-  out.reserved = std::min<TokenCount>(protect.sinks, pass.end) + std::min<TokenCount>(protect.recent, pass.end);
+  out.reserved = std::min<TokenCount>(protect.sinks, pass.end) +
+                 std::min<TokenCount>(protect.recent, pass.end);
   for (const TokenIndex token : domain) {
     const bool stays = token < protect.sinks || token >= first_recent;
     (stays ? out.protected_ : out.evictable).push_back(token);
@@ -90,7 +93,8 @@ Outcome choose(const Rule& rule, const View& view, int head, const Split& entrie
     return a.first != b.first ? a.first < b.first : a.second > b.second;
   });
   std::vector<std::pair<TokenIndex, std::int32_t>> rank;
-  for (std::size_t i = 0; i < order.size(); ++i) rank.emplace_back(order[i].second, static_cast<std::int32_t>(i));
+  for (std::size_t i = 0; i < order.size(); ++i)
+    rank.emplace_back(order[i].second, static_cast<std::int32_t>(i));
   std::sort(rank.begin(), rank.end());
   for (std::size_t i = 0; i < rank.size(); ++i) out.evictions[i].rank = rank[i].second;
   out.undecided = slack > 0 && lowest_kept - highest_gone <= 2 * slack;
@@ -141,7 +145,8 @@ std::string at(const Policy& policy, const LayerShape& shape, const Pass& pass) 
   return fmt::format("{}, layer {}, rows [{}, {})", policy.spec, shape.layer, pass.begin, pass.end);
 }
 
-LayerPolicy::LayerPolicy(const Policy& policy, const LayerShape& shape) : policy_(&policy), shape_(shape) {
+LayerPolicy::LayerPolicy(const Policy& policy, const LayerShape& shape)
+    : policy_(&policy), shape_(shape) {
   for (const Rule& rule : policy.rules) scorers_.push_back(rule.scorer(shape));
   if (policy.selector) selector_ = policy.selector(shape);
   if (policy.store) store_ = policy.store(shape);

@@ -47,8 +47,9 @@ struct LayerShape {
 struct Pass {
   RowIndex begin = 0;
   RowIndex end = 0;
-  RowIndex evict_at = 0;    // n': where every prompt-end rule acts (the prompt's end unless --evict-at)
-  RowIndex prompt_end = 0;  // n: rows before it count as prefill
+  RowIndex evict_at =
+      0;  // n': where every prompt-end rule acts (the prompt's end unless --evict-at)
+  RowIndex prompt_end = 0;         // n: rows before it count as prefill
   std::span<const RowIndex> ends;  // ends of all passes so far, this one included
   [[nodiscard]] RowIndex rows() const { return end - begin; }
   [[nodiscard]] bool is_prompt_chunk() const { return end <= evict_at; }
@@ -58,8 +59,8 @@ struct Pass {
 // What a role observes of attention. Every item runs over the entries that the rows read under this
 // policy's own cache (p', not the full-cache p), and is computed only when somebody asks for it.
 struct Needs {
-  RowIndex last_rows = 0;     // votes(): this many rows before a decision
-  bool column_sums = false;   // column_sum(): all rows, from the first
+  RowIndex last_rows = 0;                // votes(): this many rows before a decision
+  bool column_sums = false;              // column_sum(): all rows, from the first
   bool q = false, k = false, v = false;  // vectors of the trace: a score trace is refused
   bool rope = false;                     // re-rotation: the trace must hold the rope_* fields
   void merge(const Needs& other);
@@ -109,7 +110,7 @@ constexpr RowIndex kCompeting = -1;
 struct Sizing {
   TokenCount tokens = kAll;
   RowIndex rows = 0;
-  TokenCount discount = 0;     // of `tokens`: transient entries that do not stay (patched chunks)
+  TokenCount discount = 0;      // of `tokens`: transient entries that do not stay (patched chunks)
   RowIndex window_rows = kAll;  // an observation window is at most this long
 };
 
@@ -117,8 +118,8 @@ struct Sizing {
 struct Scores {
   std::vector<std::vector<TokenIndex>> entries;
   std::vector<std::vector<double>> values;
-  std::vector<double> slack;              // [heads]
-  std::vector<TokenCount> protected_;     // [heads] entries of the domain that may not leave
+  std::vector<double> slack;           // [heads]
+  std::vector<TokenCount> protected_;  // [heads] entries of the domain that may not leave
 };
 
 // How many entries each stored head of a layer may hold.
@@ -146,7 +147,8 @@ class Selector {
   [[nodiscard]] virtual Needs needs() const { return {}; }
   // Fills reads[q] with the entries (ascending, resident) that query head q reads in the rows
   // [begin, end) of view.pass(); leave a list untouched (nullopt) to read everything.
-  virtual void select(const View& view, std::span<std::optional<std::vector<TokenIndex>>> reads) = 0;
+  virtual void select(const View& view,
+                      std::span<std::optional<std::vector<TokenIndex>>> reads) = 0;
 };
 
 // How an entry is held: bytes of its payload on the device and on the host. Index 0 of a policy's
@@ -203,9 +205,9 @@ enum class Axis : std::uint8_t { layer, head };     // one set for all heads of 
 
 // Chooses what stays of one head: true for the entries that leave. Default: the lowest scores, ties
 // to the lower token index (which is kept).
-using Pick = std::function<void(const View&, int head, std::span<const TokenIndex> entries,
-                                std::span<const double> scores, TokenCount keep,
-                                std::vector<char>& leaves)>;
+using Pick =
+    std::function<void(const View&, int head, std::span<const TokenIndex> entries,
+                       std::span<const double> scores, TokenCount keep, std::vector<char>& leaves)>;
 void pick_top(const View& view, int head, std::span<const TokenIndex> entries,
               std::span<const double> scores, TokenCount keep, std::vector<char>& leaves);
 
@@ -262,7 +264,7 @@ struct Policy {
 struct Eviction {
   int head = 0;
   TokenIndex token = 0;
-  float score = 0;      // NaN where no score was taken
+  float score = 0;        // NaN where no score was taken
   std::int32_t rank = 0;  // 0: first to go
 };
 struct Decision {

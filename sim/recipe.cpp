@@ -17,28 +17,32 @@ template <class T>
 Slot<T> merge_slot(const Slot<T>& a, const Slot<T>& b, const char* slot) {
   using Filling = typename Slot<T>::Filling;
   if (a.filling == Filling::own && b.filling == Filling::own) {
-    throw ConfigError(fmt::format("'{}+{}' has no meaning: both bring their own {}", a.owner, b.owner, slot));
+    throw ConfigError(
+        fmt::format("'{}+{}' has no meaning: both bring their own {}", a.owner, b.owner, slot));
   }
   return b.filling > a.filling ? b : a;
 }
 
 class Uniform final : public Budget {
  public:
-  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/, const Sizing& sizing) const override {
+  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
+                      const Sizing& sizing) const override {
     return sizing.tokens;
   }
 };
 
 // Entries kept of a chunk of `rows` rows. Source: the metric and the evaluation code of arXiv
 // 2506.17121 (kv_footprint.py, snapkv.py); products are formed in double as there.
-TokenCount chunk_count(const Recipe::Chunked& chunked, const Amount& share, RowIndex window, RowIndex rows) {
+TokenCount chunk_count(const Recipe::Chunked& chunked, const Amount& share, RowIndex window,
+                       RowIndex rows) {
   const double product = (1.0 - share.one_minus_share()) * static_cast<double>(rows);
   if (!chunked.metric_count) return static_cast<TokenCount>(product);
   return std::min<TokenCount>(std::llrint(product) + window, rows);  // llrint: half to even
 }
 
 // The sizing of a rule: B of the prompt, or what a chunk (or all chunks so far) may keep.
-std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geometry& geometry, int heads) {
+std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geometry& geometry,
+                                               int heads) {
   const RowIndex prompt = geometry.evict_at;
   if (!recipe.size) return [prompt](const Pass&) { return Sizing{kAll, prompt}; };
   const Amount amount = recipe.size.value;
@@ -47,10 +51,11 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
   if (amount.kind == Amount::Kind::bytes) {
     total = amount.mantissa / (geometry.layers() * heads * geometry.entry_bytes());
     if (total < 1) {
-      throw ConfigError(fmt::format("{}: budget={} is less than one entry a head: {} layers x {} heads x {} "
-                                    "bytes need at least {} B",
-                                    recipe.name, amount.text, geometry.layers(), heads, geometry.entry_bytes(),
-                                    geometry.layers() * heads * geometry.entry_bytes()));
+      throw ConfigError(
+          fmt::format("{}: budget={} is less than one entry a head: {} layers x {} heads x {} "
+                      "bytes need at least {} B",
+                      recipe.name, amount.text, geometry.layers(), heads, geometry.entry_bytes(),
+                      geometry.layers() * heads * geometry.entry_bytes()));
     }
   }
   if (!recipe.chunked) return [total, prompt](const Pass&) { return Sizing{total, prompt}; };
@@ -63,7 +68,8 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
     const RowIndex rows = pass.rows();
     // The authors append the prompt's last `window` tokens to a patched chunk, and drop them afterwards.
     const bool patch = chunked.patched && !pass.is_evict_point();
-    const TokenCount least = chunked.small_window && !patch ? std::min<TokenCount>(window, rows) : 0;
+    const TokenCount least =
+        chunked.small_window && !patch ? std::min<TokenCount>(window, rows) : 0;
     if (chunked.compete_all) {
       TokenCount count = total;
       if (by_share) {
@@ -103,23 +109,31 @@ double parse_real(const std::string& text, const std::string& what) {
 
 void check_value(const Parameter& p, const std::string& text, const std::string& what) {
   // "auto" also stands where one way of giving a size replaces another.
-  if (text == "auto" && (p.fallback == "auto" || p.sizes || p.kind == Parameter::Kind::amount)) return;
+  if (text == "auto" && (p.fallback == "auto" || p.sizes || p.kind == Parameter::Kind::amount))
+    return;
   double number = p.lowest;
   switch (p.kind) {
-    case Parameter::Kind::count: number = static_cast<double>(parse_count(text, what)); break;
-    case Parameter::Kind::real: number = parse_real(text, what); break;
-    case Parameter::Kind::amount: (void)Amount::parse(text, what); break;
+    case Parameter::Kind::count:
+      number = static_cast<double>(parse_count(text, what));
+      break;
+    case Parameter::Kind::real:
+      number = parse_real(text, what);
+      break;
+    case Parameter::Kind::amount:
+      (void)Amount::parse(text, what);
+      break;
     case Parameter::Kind::word:
       if (std::find(p.choices.begin(), p.choices.end(), text) == p.choices.end()) {
         throw ConfigError(fmt::format("{}: found '{}', expected one of {}; {}", what, text,
                                       fmt::join(p.choices, ", "), nearest_hint(text, p.choices)));
       }
       break;
-    case Parameter::Kind::text: break;
+    case Parameter::Kind::text:
+      break;
   }
   if (number < p.lowest || number > p.highest) {
-    throw ConfigError(fmt::format("{}: found {}, expected {:g} to {:g}{}", what, text, p.lowest, p.highest,
-                                  p.unit.empty() ? "" : " " + p.unit));
+    throw ConfigError(fmt::format("{}: found {}, expected {:g} to {:g}{}", what, text, p.lowest,
+                                  p.highest, p.unit.empty() ? "" : " " + p.unit));
   }
 }
 
@@ -130,14 +144,15 @@ Recipe make_term(const Term& term, const Geometry& geometry) {
   Arguments arguments(term, entry.parameters);
   if (entry.wrapper) {
     if (term.inner.empty()) {
-      throw ConfigError(fmt::format("{} is a wrapper: it takes a policy first, as in {}(snapkv(budget=10%))",
-                                    entry.name, entry.name));
+      throw ConfigError(
+          fmt::format("{} is a wrapper: it takes a policy first, as in {}(snapkv(budget=10%))",
+                      entry.name, entry.name));
     }
     return entry.wrap(arguments, geometry, make_recipe(term.inner, geometry));
   }
   if (!term.inner.empty()) {
-    throw ConfigError(fmt::format("{} takes no policy inside its parentheses; found '{}'", entry.name,
-                                  to_text(term.inner)));
+    throw ConfigError(fmt::format("{} takes no policy inside its parentheses; found '{}'",
+                                  entry.name, to_text(term.inner)));
   }
   Recipe recipe = entry.make(arguments, geometry);
   recipe.name = entry.name;
@@ -157,25 +172,27 @@ Recipe make_term(const Term& term, const Geometry& geometry) {
 
 Recipe make_recipe(const RecipeSpec& spec, const Geometry& geometry) {
   Recipe recipe = make_term(spec.front(), geometry);
-  for (std::size_t t = 1; t < spec.size(); ++t) recipe = merge(recipe, make_term(spec[t], geometry));
+  for (std::size_t t = 1; t < spec.size(); ++t)
+    recipe = merge(recipe, make_term(spec[t], geometry));
   return recipe;
 }
 
 }  // namespace
 
 LayerShape Geometry::shape(int layer, bool per_query_head) const {
-  return {layer,    layers(),   layer_ids[static_cast<std::size_t>(layer)],
-          model_layers, query_heads, kv_heads,
-          per_query_head ? query_heads : kv_heads, k_dim, v_dim};
+  return {layer,       layers(), layer_ids[static_cast<std::size_t>(layer)], model_layers,
+          query_heads, kv_heads, per_query_head ? query_heads : kv_heads,    k_dim,
+          v_dim};
 }
 
 std::shared_ptr<const Budget> uniform_budget() { return std::make_shared<Uniform>(); }
 
 Recipe merge(const Recipe& a, const Recipe& b) {
   if (a.chunked || b.chunked) {
-    throw ConfigError(fmt::format("'{}+{}' has no meaning: put the wrapper around the whole recipe, as in "
-                                  "chunked(a+b)",
-                                  a.name, b.name));
+    throw ConfigError(
+        fmt::format("'{}+{}' has no meaning: put the wrapper around the whole recipe, as in "
+                    "chunked(a+b)",
+                    a.name, b.name));
   }
   Recipe out = a;
   out.name = a.name + "+" + b.name;
@@ -218,9 +235,10 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   if (recipe.store) policy.store = recipe.store.value;
   if (!recipe.scorer) {
     if (recipe.shape || recipe.size) {
-      throw ConfigError(fmt::format("{} spreads a budget but ranks nothing: add a policy with a scorer, as in "
-                                    "{}+snapkv(budget=512)",
-                                    recipe.name, recipe.name));
+      throw ConfigError(
+          fmt::format("{} spreads a budget but ranks nothing: add a policy with a scorer, as in "
+                      "{}+snapkv(budget=512)",
+                      recipe.name, recipe.name));
     }
     return policy;
   }
@@ -287,8 +305,9 @@ Arguments::Arguments(const Term& term, const std::vector<Parameter>& parameters)
     const auto p = std::find_if(parameters.begin(), parameters.end(),
                                 [&](const Parameter& known) { return known.name == arg.key; });
     if (p == parameters.end()) {
-      throw ConfigError(fmt::format("{} has no parameter '{}'; {}", term.name, arg.key,
-                                    names.empty() ? "it takes none" : nearest_hint(arg.key, names)));
+      throw ConfigError(
+          fmt::format("{} has no parameter '{}'; {}", term.name, arg.key,
+                      names.empty() ? "it takes none" : nearest_hint(arg.key, names)));
     }
     check_value(*p, arg.values.front(), fmt::format("{}({})", term.name, arg.key));
     values_[arg.key] = arg.values.front();
@@ -303,7 +322,9 @@ Arguments::Arguments(const Term& term, const std::vector<Parameter>& parameters)
 
 bool Arguments::given(const std::string& name) const { return given_.at(name); }
 bool Arguments::has(const std::string& name) const { return values_.at(name) != "auto"; }
-std::int64_t Arguments::count(const std::string& name) const { return parse_count(text(name), name); }
+std::int64_t Arguments::count(const std::string& name) const {
+  return parse_count(text(name), name);
+}
 double Arguments::real(const std::string& name) const { return parse_real(text(name), name); }
 Amount Arguments::amount(const std::string& name) const { return Amount::parse(text(name), name); }
 const std::string& Arguments::text(const std::string& name) const { return values_.at(name); }
@@ -329,7 +350,8 @@ const PolicyEntry& find_policy(const std::string& name) {
 
 Policy make_policy(const RecipeSpec& spec, const Geometry& geometry) {
   if (spec.size() == 1 && !find_policy(spec[0].name).alone.empty()) {
-    throw ConfigError(fmt::format("{} cannot run alone: {}", spec[0].name, find_policy(spec[0].name).alone));
+    throw ConfigError(
+        fmt::format("{} cannot run alone: {}", spec[0].name, find_policy(spec[0].name).alone));
   }
   return bind(make_recipe(spec, geometry), geometry);
 }
@@ -341,7 +363,8 @@ Policy make_policy(const std::string& spec, const Geometry& geometry) {
 std::vector<RecipeSpec> all_policies() {
   std::vector<RecipeSpec> out;
   for (const PolicyEntry& entry : registry()) {
-    if (!entry.wrapper && !entry.needs_file && entry.alone.empty()) out.push_back({Term{entry.name, {}, {}}});
+    if (!entry.wrapper && !entry.needs_file && entry.alone.empty())
+      out.push_back({Term{entry.name, {}, {}}});
   }
   return out;
 }

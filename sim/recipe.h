@@ -29,14 +29,14 @@ struct Geometry {
   int kv_heads = 0;
   int k_dim = 0;
   int v_dim = 0;
-  std::int64_t tokens = 0;    // N
-  std::int64_t prompt = 0;    // n
-  std::int64_t evict_at = 0;  // n'
-  std::int64_t chunk = 0;     // 0: one prefill pass
-  std::int64_t kv_bytes = 2;  // per element
-  std::uint64_t seed = 0;     // --seed: of every policy that does not give its own
+  std::int64_t tokens = 0;                   // N
+  std::int64_t prompt = 0;                   // n
+  std::int64_t evict_at = 0;                 // n'
+  std::int64_t chunk = 0;                    // 0: one prefill pass
+  std::int64_t kv_bytes = 2;                 // per element
+  std::uint64_t seed = 0;                    // --seed: of every policy that does not give its own
   std::vector<std::int64_t> sliding_window;  // [stored layers], 0: none; empty: none at all
-  const Trace* trace = nullptr;  // null in the analytic model
+  const Trace* trace = nullptr;              // null in the analytic model
   [[nodiscard]] int layers() const { return static_cast<int>(layer_ids.size()); }
   [[nodiscard]] std::int64_t entry_bytes() const { return (k_dim + v_dim) * kv_bytes; }
   [[nodiscard]] LayerShape shape(int layer, bool per_query_head) const;
@@ -108,8 +108,8 @@ struct Parameter {
   enum class Kind : std::uint8_t { count, amount, real, word, text };
   std::string name;
   Kind kind = Kind::count;
-  std::string fallback;              // default; "auto": unset; "": required
-  std::string unit;                  // "tokens", "rows", ...
+  std::string fallback;  // default; "auto": unset; "": required
+  std::string unit;      // "tokens", "rows", ...
   std::string help;
   std::vector<std::string> choices;  // of a word; the first is the default
   double lowest = 0;
@@ -128,10 +128,12 @@ class Arguments {
   [[nodiscard]] double real(const std::string& name) const;
   [[nodiscard]] Amount amount(const std::string& name) const;
   [[nodiscard]] const std::string& text(const std::string& name) const;
-  [[nodiscard]] bool is(const std::string& name, const std::string& word) const { return text(name) == word; }
+  [[nodiscard]] bool is(const std::string& name, const std::string& word) const {
+    return text(name) == word;
+  }
   // Replaces a value, in the canonical text too ("auto": not in use).
   void set(const std::string& name, const std::string& value) { values_.at(name) = value; }
-  [[nodiscard]] std::string canonical() const;                      // name(key=value,...)
+  [[nodiscard]] std::string canonical() const;  // name(key=value,...)
   [[nodiscard]] const std::string& policy() const { return policy_; }
 
  private:
@@ -144,14 +146,14 @@ class Arguments {
 struct PolicyEntry {
   std::string name;
   std::string klass;
-  std::string summary;  // one line
-  std::string source;   // paper, section, code
+  std::string summary;   // one line
+  std::string source;    // paper, section, code
   std::string evidence;  // how far the algorithm was read: code, paper, secondary
   std::string needs;     // what a trace must hold, in words
   std::vector<Parameter> parameters;
-  bool wrapper = false;      // takes one recipe first
-  std::string alone;         // why it cannot run alone; empty: it can
-  bool needs_file = false;   // cannot be part of "all"
+  bool wrapper = false;     // takes one recipe first
+  std::string alone;        // why it cannot run alone; empty: it can
+  bool needs_file = false;  // cannot be part of "all"
   std::function<Recipe(Arguments&, const Geometry&)> make;
   std::function<Recipe(Arguments&, const Geometry&, Recipe inner)> wrap;  // of a wrapper
 };

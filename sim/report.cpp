@@ -45,7 +45,7 @@ std::vector<std::string> notes_of(const RunReport& report, const RunResult& run)
   return notes;
 }
 
-// ---- JSON ----------------------------------------------------------------------------------------
+// ---- JSON ---------------------------------------------------------------------------------------
 
 namespace {
 
@@ -172,7 +172,7 @@ std::vector<std::size_t> timeline_rows(const RunResult& run) {
     }
     return with_always(std::move(chosen));
   };
-  const std::vector<std::size_t> whole = with_always(rows);
+  std::vector<std::size_t> whole = with_always(rows);
   if (whole.size() <= kTimelinePoints) return whole;
   // A piece yields one to five rows: start with the most pieces and come down.
   std::size_t pieces = kTimelinePoints - always.size();
@@ -308,7 +308,7 @@ json to_json(const RunReport& report) {
   return root;
 }
 
-// ---- CSV -----------------------------------------------------------------------------------------
+// ---- CSV ----------------------------------------------------------------------------------------
 
 namespace {
 
@@ -348,12 +348,12 @@ void add_leaves(const json& value, const std::string& path, std::vector<std::str
     return;
   }
   for (const auto& [key, below] : value.items()) {
-    add_leaves(below, path.empty() ? key : path + "." + key, paths);
+    add_leaves(below, path.empty() ? key : fmt::format("{}.{}", path, key), paths);
   }
 }
 
-// A run in which everything that may be absent is there: it names the columns of every file, so that
-// they do not depend on what was measured.
+// A run in which everything that may be absent is there: it names the columns of every file, so
+// that they do not depend on what was measured.
 RunResult complete_run() {
   RunResult run;
   PhaseFidelity phase;
@@ -397,7 +397,7 @@ std::string to_csv(const RunReport& report) {
   return text;
 }
 
-// ---- Table ---------------------------------------------------------------------------------------
+// ---- Table --------------------------------------------------------------------------------------
 
 namespace {
 
@@ -598,8 +598,8 @@ class Table {
       for (const Column& column : columns_) used += static_cast<int>(kGap.size()) + column.width();
       return options_.width - used;
     };
-    // Labels of a common length come before p5, output error and a second span; nothing but the three
-    // figures of a comparison comes before labels of the least length.
+    // Labels of a common length come before p5, output error and a second span; nothing but the
+    // three figures of a comparison comes before labels of the least length.
     const auto needed = [&](int drop) {
       return std::min(longest, kLeastLabel + marks + (drop >= 3 ? 12 : drop == 2 ? 8 : 0));
     };
@@ -700,7 +700,7 @@ class Table {
       if (rows.size() < 2 || !cut) continue;
       std::string names;
       for (const std::size_t i : rows) names += (names.empty() ? "" : "; ") + label_of(run(i));
-      wrapped("", text + ", in this order: " + names);
+      wrapped("", fmt::format("{}, in this order: {}", text, names));
     }
   }
 

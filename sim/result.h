@@ -19,21 +19,21 @@ struct PhaseFidelity {
   double mass_mean = 0, mass_p5 = 0, mass_min = 0;  // retained mass
   bool has_error = false;
   double error_mean = 0, error_p95 = 0, error_max = 0;  // relative output error
-  bool exact_percentiles = true;  // false: from a histogram of 2^16 bins
+  bool exact_percentiles = true;                        // false: from a histogram of 2^16 bins
 };
 
 struct SpanResult {
   std::string name;
   double resident_share = 0;  // of its (layer, head, token) entries, at the end
-  double mass_lost = 0;       // mean full-cache probability on its entries that were gone, rows after it
+  double mass_lost = 0;  // mean full-cache probability on its entries that were gone, rows after it
 };
 
 struct Fidelity {
   std::int64_t rows_measured = 0;
   std::optional<PhaseFidelity> all, prefill, decode;  // absent: no rows measured there
-  std::vector<float> row_mass;                        // [tokens] mean over layers and query heads, NaN: not measured
-  std::vector<double> layer_mass;                     // [layers] decode rows, or all rows if there are none
-  std::vector<std::vector<double>> head_mass;         // [layers][query_heads], likewise
+  std::vector<float> row_mass;     // [tokens] mean over layers and query heads, NaN: not measured
+  std::vector<double> layer_mass;  // [layers] decode rows, or all rows if there are none
+  std::vector<std::vector<double>> head_mass;  // [layers][query_heads], likewise
   std::vector<SpanResult> spans;
 };
 

@@ -72,9 +72,10 @@ void write(SafetensorsWriter& writer, const std::string& name, const std::vector
   writer.write(name, 0, std::as_bytes(std::span(values)));
 }
 
-// ---- Levels --------------------------------------------------------------------------------------
+// ---- Levels -------------------------------------------------------------------------------------
 
-// The next level: min or max of every 64 points. NaN, which compares false, never wins over a number.
+// The next level: min or max of every 64 points. NaN, which compares false, never wins over a
+// number.
 template <class T>
 std::vector<T> folded(const std::vector<T>& below, bool largest) {
   std::vector<T> result;
@@ -169,7 +170,7 @@ void write_lifetimes(const RunReport& report, const std::filesystem::path& path)
       entries.push_back({name_of(r, "selected"), Dtype::i64, {ledger.plan.tokens}});
     }
   }
-  SafetensorsWriter writer(path, metadata_of(report, "kvspan.lifetimes"), std::move(entries));
+  SafetensorsWriter writer(path, metadata_of(report, "kvspan.lifetimes"), entries);
   for (std::size_t r = 0; r < report.runs.size(); ++r) {
     const Ledger& ledger = report.runs[r].ledger;
     write(writer, name_of(r, "death"), ledger.death);
@@ -213,7 +214,7 @@ void write_timeline(const RunReport& report, const std::filesystem::path& path) 
     entries.push_back(
         {name_of(r, "change_offsets"), Dtype::i64, {static_cast<std::int64_t>(offsets[r].size())}});
   }
-  SafetensorsWriter writer(path, metadata_of(report, "kvspan.timeline"), std::move(entries));
+  SafetensorsWriter writer(path, metadata_of(report, "kvspan.timeline"), entries);
   for (std::size_t r = 0; r < report.runs.size(); ++r) {
     const RunResult& run = report.runs[r];
     for_each_series(run, r, [&]<class T>(const std::string& name, const std::vector<T>& series) {
@@ -223,8 +224,9 @@ void write_timeline(const RunReport& report, const std::filesystem::path& path) 
     for (int layer = 0; layer < run.ledger.layers; ++layer) {
       for (int head = 0; head < run.ledger.heads; ++head) {
         const ChangePoints points = change_points(run.ledger.deaths(layer, head));
-        const auto index = static_cast<std::size_t>(layer * run.ledger.heads + head);
-        const auto at = offsets[r][index] * static_cast<std::int64_t>(sizeof(std::int64_t));
+        const std::int64_t index = std::int64_t{layer} * run.ledger.heads + head;
+        const std::int64_t at =
+            offsets[r][static_cast<std::size_t>(index)] * dtype_bytes(Dtype::i64);
         writer.write(name_of(r, "change_rows"), at, std::as_bytes(std::span(points.rows)));
         writer.write(name_of(r, "change_entries"), at, std::as_bytes(std::span(points.entries)));
       }

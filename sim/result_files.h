@@ -2,9 +2,10 @@
 // The two large results of a report, as safetensors: lifetimes, and timelines for a viewer.
 //
 // Metadata of both: format ("kvspan.lifetimes" or "kvspan.timeline"), version ("1"), program,
-// trace.path, trace.sha256, tokens, prompt_tokens, chunk, model_layers, layer_ids (JSON list), kv_bytes,
-// layout, prefill, runs (their number), and per run r
-//   runs.{r}.policy (canonical spec), runs.{r}.label, runs.{r}.class, runs.{r}.bound ("true", "false"),
+// trace.path, trace.sha256, tokens, prompt_tokens, chunk, model_layers, layer_ids (JSON list),
+// kv_bytes, layout, prefill, runs (their number), and per run r
+//   runs.{r}.policy (canonical spec), runs.{r}.label, runs.{r}.class, runs.{r}.bound ("true" or
+//   "false"),
 //   runs.{r}.representations (JSON list of {"name", "device_bytes", "host_bytes"}; [0]: as born),
 //   runs.{r}.charge (JSON {"entry", "once"}: overhead bytes per resident entry, and for the model).
 // Runs are numbered as in the report. Stored heads may differ from run to run.
@@ -23,16 +24,16 @@ namespace kvspan {
 //   runs.{r}.death     U32 [layers, heads, tokens]  row at which the entry dies; tokens: never
 //   runs.{r}.score     F32 [layers, heads, tokens]  at eviction, NaN: none; if the ledger has it
 //   runs.{r}.rank      I32 [layers, heads, tokens]  at eviction, -1: none; if the ledger has it
-//   runs.{r}.changes   I64 [count, 5]  layer, row, head, token, representation: from that row on the
-//                      entry is held so; if there are any
+//   runs.{r}.changes   I64 [count, 5]  layer, row, head, token, representation: from that row on
+//                      the entry is held so; if there are any
 //   runs.{r}.selected  I64 [tokens]  entries read in each row; if a selector chose them
 // Written atomically. Errors: Error when the disk refuses.
 void write_lifetimes(const RunReport& report, const std::filesystem::path& path);
 
 // Per run r, summed over layers and heads, at full resolution:
 //   runs.{r}.entries, .bytes, .overhead, .host, .active  I64 [tokens]  (bytes = KV + overhead)
-//   runs.{r}.mass  F32 [tokens]  retained mass, mean over layers and query heads, NaN: not measured;
-//                  if the run has fidelity
+//   runs.{r}.mass  F32 [tokens]  retained mass, mean over layers and query heads, NaN: not
+//                  measured; if the run has fidelity
 // and of each of these, for k = 1, 2, ... while the level below has more than 64 points,
 //   runs.{r}.NAME.min.{k}, runs.{r}.NAME.max.{k}  [ceil(points below / 64)]  over 64 points of the
 //                  level below, the last of the rest; level 0 is the series itself; NaN is ignored.
@@ -43,10 +44,11 @@ void write_lifetimes(const RunReport& report, const std::filesystem::path& path)
 // Memory: O(tokens). Written atomically. Errors: Error when the disk refuses.
 void write_timeline(const RunReport& report, const std::filesystem::path& path);
 
-// One head's living entries R(row), those with token <= row < death (on the host, too), as a polygon that is
-// exact at every row. A point (row, R(row)) is kept at the first row, at the last one, and wherever the
-// slope changes: R(row + 1) - R(row) differs from R(row) - R(row - 1). Between two points R is linear,
-// so that a head that only grows by one entry a row is two points, however long.
+// One head's living entries R(row), those with token <= row < death (on the host, too), as a
+// polygon that is exact at every row. A point (row, R(row)) is kept at the first row, at the last
+// one, and wherever the slope changes: R(row + 1) - R(row) differs from R(row) - R(row - 1).
+// Between two points R is linear, so that a head that only grows by one entry a row is two points,
+// however long.
 //   deaths [tokens], each greater than its index and at most tokens
 struct ChangePoints {
   std::vector<std::int64_t> rows, entries;

@@ -23,7 +23,8 @@ std::vector<std::string> read_spec_file(const std::string& path) {
     if (json.is_string()) return {json.get<std::string>()};
     return json.get<std::vector<std::string>>();
   } catch (const nlohmann::json::exception&) {
-    throw ConfigError(fmt::format("'{}' is not a JSON list of policy specifications such as [\"snapkv(budget=512)\"]", path));
+    throw ConfigError(fmt::format(
+        "'{}' is not a JSON list of policy specifications such as [\"snapkv(budget=512)\"]", path));
   }
 }
 
@@ -32,7 +33,8 @@ const Term& knob_term(const RecipeSpec& spec, const std::string& parameter) {
   for (const Term& term : spec) {
     if (!term.inner.empty()) return knob_term(term.inner, parameter);
     const auto& parameters = find_policy(term.name).parameters;
-    if (std::any_of(parameters.begin(), parameters.end(), [&](const Parameter& p) { return p.name == parameter; })) {
+    if (std::any_of(parameters.begin(), parameters.end(),
+                    [&](const Parameter& p) { return p.name == parameter; })) {
       return term;
     }
   }
@@ -67,9 +69,12 @@ struct Search {
 
 double value_of(const RunResult& run, MatchTarget::What what) {
   switch (what) {
-    case MatchTarget::What::footprint: return run.metrics.footprint;
-    case MatchTarget::What::peak_bytes: return static_cast<double>(run.metrics.peak_bytes.total);
-    case MatchTarget::What::mass: break;
+    case MatchTarget::What::footprint:
+      return run.metrics.footprint;
+    case MatchTarget::What::peak_bytes:
+      return static_cast<double>(run.metrics.peak_bytes.total);
+    case MatchTarget::What::mass:
+      break;
   }
   const Fidelity& f = *run.fidelity;
   return f.decode ? f.decode->mass_mean : f.all->mass_mean;
@@ -77,22 +82,27 @@ double value_of(const RunResult& run, MatchTarget::What what) {
 
 std::string what_name(MatchTarget::What what) {
   switch (what) {
-    case MatchTarget::What::footprint: return "footprint";
-    case MatchTarget::What::peak_bytes: return "peak_bytes";
-    case MatchTarget::What::mass: break;
+    case MatchTarget::What::footprint:
+      return "footprint";
+    case MatchTarget::What::peak_bytes:
+      return "peak_bytes";
+    case MatchTarget::What::mass:
+      break;
   }
   return "mass";
 }
 
 }  // namespace
 
-std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts, const std::vector<std::string>& budgets) {
+std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
+                                        const std::vector<std::string>& budgets) {
   std::vector<RecipeSpec> given;
   for (const std::string& text : texts) {
     if (text == "all") {
       for (RecipeSpec& spec : all_policies()) given.push_back(std::move(spec));
     } else if (text.starts_with('@')) {
-      for (const std::string& line : read_spec_file(text.substr(1))) given.push_back(parse_spec(line));
+      for (const std::string& line : read_spec_file(text.substr(1)))
+        given.push_back(parse_spec(line));
     } else {
       given.push_back(parse_spec(text));
     }
@@ -132,18 +142,21 @@ MatchTarget parse_match(const std::string& text) {
   if (what == "mass") {
     out.what = MatchTarget::What::mass;
   } else if (what != "footprint") {
-    throw ConfigError(fmt::format("--match: found '{}', expected footprint=X, peak_bytes=X or mass=X; {}", text,
-                                  nearest_hint(what, {"footprint", "peak_bytes", "mass"})));
+    throw ConfigError(
+        fmt::format("--match: found '{}', expected footprint=X, peak_bytes=X or mass=X; {}", text,
+                    nearest_hint(what, {"footprint", "peak_bytes", "mass"})));
   }
   const bool percent = value.ends_with('%');
   char* end = nullptr;
   out.value = std::strtod(value.c_str(), &end);
   if (value.empty() || std::string(end) != (percent ? "%" : "")) {
-    throw ConfigError(fmt::format("--match {}: found '{}', expected a share such as 0.4 or 40%", what, value));
+    throw ConfigError(
+        fmt::format("--match {}: found '{}', expected a share such as 0.4 or 40%", what, value));
   }
   if (percent) out.value /= 100;
   if (!(out.value > 0 && out.value <= 1)) {
-    throw ConfigError(fmt::format("--match {}: found '{}', expected a share above 0 and at most 1 (or 100%)", what, value));
+    throw ConfigError(fmt::format(
+        "--match {}: found '{}', expected a share above 0 and at most 1 (or 100%)", what, value));
   }
   return out;
 }
@@ -164,7 +177,8 @@ std::vector<RunResult> run_policies(const Trace& trace, const std::vector<Recipe
     run.bound = policies[p].bound;
     run.notes = policies[p].notes;
     if (trace.meta().layers != trace.meta().model_layers) {
-      run.notes.push_back(fmt::format("bytes of {} of {} layers", trace.meta().layers, trace.meta().model_layers));
+      run.notes.push_back(
+          fmt::format("bytes of {} of {} layers", trace.meta().layers, trace.meta().model_layers));
     }
     run.ledger = std::move(replays[p].ledger);
     run.metrics = compute_metrics(run.ledger, accounting);
@@ -175,8 +189,9 @@ std::vector<RunResult> run_policies(const Trace& trace, const std::vector<Recipe
   return out;
 }
 
-std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeSpec>& specs, const MatchTarget& target,
-                                   const EngineOptions& options, const Accounting& accounting) {
+std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeSpec>& specs,
+                                   const MatchTarget& target, const EngineOptions& options,
+                                   const Accounting& accounting) {
   const Geometry geometry = geometry_of(trace, options);
   std::vector<Search> searches;
   for (const RecipeSpec& spec : specs) {
@@ -185,7 +200,8 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
     drop_sizes(s.spec);
     const Policy policy = make_policy(s.spec, geometry);
     if (!policy.knob) {
-      throw ConfigError(fmt::format("--match: {} has no parameter to tune; leave it out", to_text(spec)));
+      throw ConfigError(
+          fmt::format("--match: {} has no parameter to tune; leave it out", to_text(spec)));
     }
     s.knob = *policy.knob;
     s.term = knob_term(s.spec, s.knob.parameter).name;
@@ -203,7 +219,8 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
     std::vector<RecipeSpec> at;
     for (const auto& [search, position] : positions) at.push_back(search->at(position));
     const std::vector<RunResult> runs = run_policies(trace, at, quick, accounting);
-    for (std::size_t i = 0; i < positions.size(); ++i) positions[i].first->values[positions[i].second] = value_of(runs[i], target.what);
+    for (std::size_t i = 0; i < positions.size(); ++i)
+      positions[i].first->values[positions[i].second] = value_of(runs[i], target.what);
   };
   // The ends first: they tell whether the target can be reached at all.
   std::vector<std::pair<Search*, TokenCount>> ends;
@@ -214,7 +231,9 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
   evaluate(ends);
   // Bisection. at_most: the largest position with value <= X, knowing that `low` has it; mass: the
   // smallest position with value >= X, knowing that `high` has it.
-  const auto fits = [&](double value) { return at_most ? value <= target.value : value >= target.value; };
+  const auto fits = [&](double value) {
+    return at_most ? value <= target.value : value >= target.value;
+  };
   for (;;) {
     std::vector<std::pair<Search*, TokenCount>> middle;
     for (Search& s : searches) {

@@ -27,17 +27,22 @@ struct MatchTarget {
   double value = 0;
   std::string text;  // as written
 };
-[[nodiscard]] MatchTarget parse_match(const std::string& text);  // "footprint=0.4", "peak_bytes=12MiB", "mass=0.95"
+[[nodiscard]] MatchTarget parse_match(
+    const std::string& text);  // "footprint=0.4", "peak_bytes=12MiB", "mass=0.95"
 
 // Replays the specs in one pass over the scores. Specs are all bound before any work.
-[[nodiscard]] std::vector<RunResult> run_policies(const Trace& trace, const std::vector<RecipeSpec>& specs,
-                                                  const EngineOptions& options, const Accounting& accounting);
+[[nodiscard]] std::vector<RunResult> run_policies(const Trace& trace,
+                                                  const std::vector<RecipeSpec>& specs,
+                                                  const EngineOptions& options,
+                                                  const Accounting& accounting);
 
 // The same with every knob tuned: the largest knob position whose value is at most the target (mass:
 // the smallest with at least it). All policies are searched together, one replay a step.
 // Errors: ConfigError for a policy without a knob.
-[[nodiscard]] std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeSpec>& specs,
-                                                 const MatchTarget& target, const EngineOptions& options,
+[[nodiscard]] std::vector<RunResult> run_matched(const Trace& trace,
+                                                 const std::vector<RecipeSpec>& specs,
+                                                 const MatchTarget& target,
+                                                 const EngineOptions& options,
                                                  const Accounting& accounting);
 
 }  // namespace kvspan

@@ -52,7 +52,8 @@ struct LayerScores::Impl {
       piece.resize(static_cast<std::size_t>(count * stride));
       widen(k, t * stride, piece, tensor("k"));
       for (int h = 0; h < meta().kv_heads; ++h) {
-        kernels::pack_keys(piece.data() + static_cast<std::int64_t>(h) * meta().head_dim, count, stride, meta().head_dim,
+        kernels::pack_keys(piece.data() + static_cast<std::int64_t>(h) * meta().head_dim, count,
+                           stride, meta().head_dim,
                            panels.data() + h * panel_stride + t * meta().head_dim);
       }
     }
@@ -69,29 +70,33 @@ struct LayerScores::Impl {
                   std::int64_t key_end) const {
     const kernels::Softmax s = kernels::softmax_terms(z, first, end, key_end);
     if (!std::isfinite(s.max)) {
-      throw TraceError(fmt::format("{}: row {}, query head {}: a logit is not finite (q.k overflows fp32)",
-                                   tensor("q"), row, query_head));
+      throw TraceError(
+          fmt::format("{}: row {}, query head {}: a logit is not finite (q.k overflows fp32)",
+                      tensor("q"), row, query_head));
     }
     RowTerms out;
     out.terms = z;
     out.sum = s.sum;
     out.max = static_cast<double>(s.max);
     if (!sink_logits.empty()) {
-      out.sink = std::exp(static_cast<double>(sink_logits[static_cast<std::size_t>(query_head)]) - out.max);
+      out.sink = std::exp(static_cast<double>(sink_logits[static_cast<std::size_t>(query_head)]) -
+                          out.max);
     }
     return out;
   }
 
-  void logits(std::span<const float* const> q, int kv_head, std::int64_t first_key, std::int64_t key_end,
-              float* const* out) const {
+  void logits(std::span<const float* const> q, int kv_head, std::int64_t first_key,
+              std::int64_t key_end, float* const* out) const {
     kernels::logits(q.data(), static_cast<std::int64_t>(q.size()), meta().head_dim,
                     panels.data() + kv_head * panel_stride, first_key / kPanel, key_end / kPanel,
-                    static_cast<float>(meta().score_scale), static_cast<float>(meta().logit_softcap), out);
+                    static_cast<float>(meta().score_scale),
+                    static_cast<float>(meta().logit_softcap), out);
   }
 
   std::vector<float> query(int query_head, RowIndex row) const {
     std::vector<float> q(static_cast<std::size_t>(meta().head_dim));
-    widen(*trace->q(layer), (row * meta().query_heads + query_head) * meta().head_dim, q, tensor("q"));
+    widen(*trace->q(layer), (row * meta().query_heads + query_head) * meta().head_dim, q,
+          tensor("q"));
     return q;
   }
 
@@ -105,12 +110,15 @@ struct LayerScores::Impl {
     const TensorView& stored = scores->dense != nullptr ? *scores->dense : *scores->prob;
     const std::int64_t width = stored.shape[2];
     std::vector<float> values_row(static_cast<std::size_t>(width));
-    widen(stored, cell * width, values_row, tensor(scores->dense != nullptr ? "scores.dense" : "scores.prob"));
+    widen(stored, cell * width, values_row,
+          tensor(scores->dense != nullptr ? "scores.dense" : "scores.prob"));
     for (std::int64_t i = 0; i < width; ++i) {
       std::int64_t key = i;
       if (scores->dense == nullptr) {
         std::int32_t index = 0;
-        std::memcpy(&index, scores->index->bytes.data() + static_cast<std::size_t>(cell * width + i) * 4, 4);
+        std::memcpy(&index,
+                    scores->index->bytes.data() + static_cast<std::size_t>(cell * width + i) * 4,
+                    4);
         key = index;
       }
       if (key < 0 || key > row) continue;  // padding
@@ -134,13 +142,15 @@ struct LayerScores::Impl {
   }
 };
 
-LayerScores::LayerScores(const Trace& trace, int layer, bool with_values) : impl_(std::make_unique<Impl>()) {
+LayerScores::LayerScores(const Trace& trace, int layer, bool with_values)
+    : impl_(std::make_unique<Impl>()) {
   Impl& self = *impl_;
   const TraceMeta& meta = trace.meta();
   self.trace = &trace;
   self.layer = layer;
   self.group = meta.query_heads / meta.kv_heads;
-  if (!meta.sliding_window.empty()) self.window = meta.sliding_window[static_cast<std::size_t>(layer)];
+  if (!meta.sliding_window.empty())
+    self.window = meta.sliding_window[static_cast<std::size_t>(layer)];
   self.sink_logits = trace.sink_logits(layer);
   if (!trace.is_qkv()) {
     self.scores = &trace.scores(layer);
@@ -152,13 +162,15 @@ LayerScores::LayerScores(const Trace& trace, int layer, bool with_values) : impl
 
 LayerScores::~LayerScores() {
   const Trace& trace = *impl_->trace;
-  for (const TensorView* tensor : {trace.q(impl_->layer), trace.k(impl_->layer), trace.v(impl_->layer)}) {
+  for (const TensorView* tensor :
+       {trace.q(impl_->layer), trace.k(impl_->layer), trace.v(impl_->layer)}) {
     if (tensor != nullptr) trace.tensors().release(*tensor);
   }
 }
 
 bool LayerScores::has_row(RowIndex row) const {
-  return impl_->scores == nullptr || std::binary_search(impl_->scores->rows.begin(), impl_->scores->rows.end(), row);
+  return impl_->scores == nullptr ||
+         std::binary_search(impl_->scores->rows.begin(), impl_->scores->rows.end(), row);
 }
 bool LayerScores::is_qkv() const { return impl_->scores == nullptr; }
 RowIndex LayerScores::window() const { return impl_->window; }
@@ -173,7 +185,8 @@ void LayerScores::compute(int kv_head, const Block& block, std::span<float* cons
     for (std::size_t i = 0; i < group * rows; ++i) {
       const RowIndex row = block.begin + static_cast<RowIndex>(i % rows);
       const int q = kv_head * self.group + static_cast<int>(i / rows);
-      if (has_row(row)) info[i] = self.from_file(q, row, {out[i], static_cast<std::size_t>(block.key_end)});
+      if (has_row(row))
+        info[i] = self.from_file(q, row, {out[i], static_cast<std::size_t>(block.key_end)});
     }
     return;
   }
@@ -184,16 +197,19 @@ void LayerScores::compute(int kv_head, const Block& block, std::span<float* cons
     // The query heads of a group lie side by side in a row.
     float* at = queries.data() + r * group * static_cast<std::size_t>(dim);
     widen(*self.trace->q(self.layer),
-          ((block.begin + static_cast<RowIndex>(r)) * self.meta().query_heads + kv_head * self.group) * dim,
+          ((block.begin + static_cast<RowIndex>(r)) * self.meta().query_heads +
+           kv_head * self.group) *
+              dim,
           {at, group * static_cast<std::size_t>(dim)}, self.tensor("q"));
-    for (std::size_t g = 0; g < group; ++g) pointers[g * rows + r] = at + g * static_cast<std::size_t>(dim);
+    for (std::size_t g = 0; g < group; ++g)
+      pointers[g * rows + r] = at + g * static_cast<std::size_t>(dim);
   }
   const std::int64_t first = first_key(block.begin) / kPanel * kPanel;
   self.logits(pointers, kv_head, first, block.key_end, out.data());
   for (std::size_t i = 0; i < group * rows; ++i) {
     const RowIndex row = block.begin + static_cast<RowIndex>(i % rows);
-    info[i] = self.finish(kv_head * self.group + static_cast<int>(i / rows), row, out[i], first_key(row), row + 1,
-                          block.key_end);
+    info[i] = self.finish(kv_head * self.group + static_cast<int>(i / rows), row, out[i],
+                          first_key(row), row + 1, block.key_end);
   }
 }
 
@@ -204,7 +220,8 @@ RowTerms LayerScores::row(int query_head, RowIndex row, std::span<float> out) co
   std::fill(out.begin() + key_end, out.end(), 0.0F);
   const float* pointer = q.data();
   float* z = out.data();
-  impl_->logits({&pointer, 1}, query_head / impl_->group, first_key(row) / kPanel * kPanel, key_end, &z);
+  impl_->logits({&pointer, 1}, query_head / impl_->group, first_key(row) / kPanel * kPanel, key_end,
+                &z);
   return impl_->finish(query_head, row, z, first_key(row), row + 1, key_end);
 }
 
@@ -229,13 +246,14 @@ RowTerms LayerScores::rescued(int query_head, RowIndex row, const float* mask, s
     info.sum += static_cast<double>(z[j]);
   }
   if (!impl_->sink_logits.empty()) {
-    info.sink = std::exp(static_cast<double>(impl_->sink_logits[static_cast<std::size_t>(query_head)]) - info.max);
+    info.sink = std::exp(
+        static_cast<double>(impl_->sink_logits[static_cast<std::size_t>(query_head)]) - info.max);
   }
   return info;
 }
 
-RowTerms LayerScores::probe(int query_head, RowIndex row, RowIndex position, RowIndex first, RowIndex end,
-                            std::span<float> out) const {
+RowTerms LayerScores::probe(int query_head, RowIndex row, RowIndex position, RowIndex first,
+                            RowIndex end, std::span<float> out) const {
   std::vector<float> q = impl_->query(query_head, row);
   if (const auto& rope = impl_->meta().rope) {
     const auto shift = static_cast<double>(position - row);

@@ -50,19 +50,20 @@ class LayerScores {
     RowIndex begin = 0, end = 0;
     std::int64_t key_end = 0;  // multiple of the panel width, > every row of the block
   };
-  void compute(int kv_head, const Block& block, std::span<float* const> out, std::span<RowTerms> info) const;
+  void compute(int kv_head, const Block& block, std::span<float* const> out,
+               std::span<RowTerms> info) const;
 
   // One row of one query head, into `out` [padded(row + 1) or more].
   [[nodiscard]] RowTerms row(int query_head, RowIndex row, std::span<float> out) const;
   // The same row with its maximum taken over the keys of `mask` only, everything else zero: for rows
   // whose readable keys lie so far below the maximum that their terms underflow. nullopt-like: sum 0
   // when no key is readable. `scale` receives exp(max - old max).
-  [[nodiscard]] RowTerms rescued(int query_head, RowIndex row, const float* mask, std::span<float> out,
-                                 double old_max, double& scale) const;
+  [[nodiscard]] RowTerms rescued(int query_head, RowIndex row, const float* mask,
+                                 std::span<float> out, double old_max, double& scale) const;
   // Terms of a query that is not in the trace: the logged query of `row`, re-rotated to `position`,
   // over the keys [first, end).
-  [[nodiscard]] RowTerms probe(int query_head, RowIndex row, RowIndex position, RowIndex first, RowIndex end,
-                               std::span<float> out) const;
+  [[nodiscard]] RowTerms probe(int query_head, RowIndex row, RowIndex position, RowIndex first,
+                               RowIndex end, std::span<float> out) const;
 
   // Values [tokens, kv_heads, v_dim] in fp32. REQUIRES: with_values.
   [[nodiscard]] const float* values() const;

@@ -38,11 +38,12 @@ class Parser {
   [[noreturn]] void fail(const std::string& expected) {
     const std::string found =
         pos_ < text_.size() ? fmt::format("'{}'", text_[pos_]) : std::string("the end");
-    throw ConfigError(fmt::format("policy '{}': expected {} at position {}, found {}", text_, expected,
-                                  pos_ + 1, found));
+    throw ConfigError(fmt::format("policy '{}': expected {} at position {}, found {}", text_,
+                                  expected, pos_ + 1, found));
   }
   void skip_space() {
-    while (pos_ < text_.size() && std::isspace(static_cast<unsigned char>(text_[pos_])) != 0) ++pos_;
+    while (pos_ < text_.size() && std::isspace(static_cast<unsigned char>(text_[pos_])) != 0)
+      ++pos_;
   }
   bool accept(char c) {
     skip_space();
@@ -94,7 +95,8 @@ class Parser {
     }
     for (const Argument& known : out.arguments) {
       if (known.key == key) {
-        throw ConfigError(fmt::format("policy '{}': argument '{}' of {} is given twice", text_, key, out.name));
+        throw ConfigError(
+            fmt::format("policy '{}': argument '{}' of {} is given twice", text_, key, out.name));
       }
     }
     Argument arg{std::move(key), {}};
@@ -124,7 +126,8 @@ class Parser {
   std::size_t pos_ = 0;
 };
 
-bool set_in(RecipeSpec& spec, const std::string& name, const std::string& key, const std::string& value) {
+bool set_in(RecipeSpec& spec, const std::string& name, const std::string& key,
+            const std::string& value) {
   for (Term& term : spec) {
     if (set_in(term.inner, name, key, value)) return true;
     if (term.name != name) continue;
@@ -216,7 +219,8 @@ std::vector<RecipeSpec> expand_sets(const RecipeSpec& spec) {
   for (const RecipeSpec& s : once) {
     for (RecipeSpec& full : expand_sets(s)) out.push_back(std::move(full));
     if (out.size() > kMaxExpanded) {
-      throw ConfigError(fmt::format("policy '{}' expands to more than {} runs", to_text(spec), kMaxExpanded));
+      throw ConfigError(
+          fmt::format("policy '{}' expands to more than {} runs", to_text(spec), kMaxExpanded));
     }
   }
   return out;
@@ -242,8 +246,9 @@ std::string to_text(const RecipeSpec& spec) {
     for (const Argument& arg : term.arguments) {
       std::vector<std::string> values;
       for (const std::string& v : arg.values) values.push_back(quote_if_needed(v));
-      parts.push_back(values.size() == 1 ? fmt::format("{}={}", arg.key, values[0])
-                                         : fmt::format("{}={{{}}}", arg.key, fmt::join(values, ",")));
+      parts.push_back(values.size() == 1
+                          ? fmt::format("{}={}", arg.key, values[0])
+                          : fmt::format("{}={{{}}}", arg.key, fmt::join(values, ",")));
     }
     if (!parts.empty()) out += fmt::format("({})", fmt::join(parts, ","));
   }
@@ -259,8 +264,11 @@ void set_argument(RecipeSpec& spec, const std::string& name, const std::string& 
 
 std::int64_t parse_bytes(const std::string& text, const std::string& what) {
   static const std::vector<std::pair<std::string, std::int64_t>> units = {
-      {"KiB", std::int64_t{1} << 10}, {"MiB", std::int64_t{1} << 20}, {"GiB", std::int64_t{1} << 30},
-      {"TiB", std::int64_t{1} << 40}, {"B", 1}};
+      {"KiB", std::int64_t{1} << 10},
+      {"MiB", std::int64_t{1} << 20},
+      {"GiB", std::int64_t{1} << 30},
+      {"TiB", std::int64_t{1} << 40},
+      {"B", 1}};
   std::string number = text;
   std::int64_t unit = 1;
   for (const auto& [suffix, size] : units) {
@@ -274,31 +282,36 @@ std::int64_t parse_bytes(const std::string& text, const std::string& what) {
   std::int64_t mantissa = 0;
   int decimals = 0;
   if (!parse_decimal(number, mantissa, decimals)) {
-    throw ConfigError(fmt::format("{}: found '{}', expected bytes such as 64MiB or 80GiB (powers of two: "
-                                  "KiB, MiB, GiB, TiB)",
-                                  what, text));
+    throw ConfigError(
+        fmt::format("{}: found '{}', expected bytes such as 64MiB or 80GiB (powers of two: "
+                    "KiB, MiB, GiB, TiB)",
+                    what, text));
   }
   const Int128 bytes = static_cast<Int128>(mantissa) * unit / power_of_ten(decimals);
-  if (bytes > std::int64_t{1} << 60) throw ConfigError(fmt::format("{}: '{}' is out of range", what, text));
+  if (bytes > std::int64_t{1} << 60)
+    throw ConfigError(fmt::format("{}: '{}' is out of range", what, text));
   return static_cast<std::int64_t>(bytes);
 }
 
 Amount Amount::parse(const std::string& text, const std::string& what) {
   Amount out;
   out.text = text;
-  const std::string expected = "expected tokens (1024), a share of the prompt (10%) or bytes (64MiB)";
+  const std::string expected =
+      "expected tokens (1024), a share of the prompt (10%) or bytes (64MiB)";
   if (text.ends_with('%')) {
     out.kind = Kind::share;
     if (!parse_decimal(text.substr(0, text.size() - 1), out.mantissa, out.decimals)) {
       throw ConfigError(fmt::format("{}: found '{}', {}", what, text, expected));
     }
     if (out.mantissa == 0 || out.mantissa > 100 * power_of_ten(out.decimals)) {
-      throw ConfigError(fmt::format("{}: found '{}', a share is above 0% and at most 100%", what, text));
+      throw ConfigError(
+          fmt::format("{}: found '{}', a share is above 0% and at most 100%", what, text));
     }
     return out;
   }
   if (parse_decimal(text, out.mantissa, out.decimals) && out.decimals == 0) {
-    if (out.mantissa < 1) throw ConfigError(fmt::format("{}: found '{}', expected at least 1 token", what, text));
+    if (out.mantissa < 1)
+      throw ConfigError(fmt::format("{}: found '{}', expected at least 1 token", what, text));
     if (out.mantissa > std::int64_t{1} << 40) {
       throw ConfigError(fmt::format("{}: '{}' tokens is out of range (at most 2^40)", what, text));
     }
@@ -306,7 +319,8 @@ Amount Amount::parse(const std::string& text, const std::string& what) {
   }
   out.decimals = 0;
   out.kind = Kind::bytes;
-  if (!text.ends_with('B')) throw ConfigError(fmt::format("{}: found '{}', {}", what, text, expected));
+  if (!text.ends_with('B'))
+    throw ConfigError(fmt::format("{}: found '{}', {}", what, text, expected));
   out.mantissa = parse_bytes(text, what);
   return out;
 }

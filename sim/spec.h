@@ -64,6 +64,7 @@ struct Amount {
 [[nodiscard]] std::int64_t parse_bytes(const std::string& text, const std::string& what);
 
 // "did you mean 'snapkv'?" for the nearest of `known` by edit distance, or the list of them all.
-[[nodiscard]] std::string nearest_hint(const std::string& found, const std::vector<std::string>& known);
+[[nodiscard]] std::string nearest_hint(const std::string& found,
+                                       const std::vector<std::string>& known);
 
 }  // namespace kvspan

@@ -21,8 +21,8 @@ namespace kvspan {
 
 namespace {
 
-// Okabe and Ito's colours, which the colour-blind can tell apart; grey instead of their yellow, which
-// nobody can see on white.
+// Okabe and Ito's colours, which the colour-blind can tell apart; grey instead of their yellow,
+// which nobody can see on white.
 constexpr std::array<std::string_view, 8> kColours{"#000000", "#E69F00", "#0072B2", "#009E73",
                                                    "#D55E00", "#CC79A7", "#56B4E9", "#8A8A8A"};
 constexpr std::array<std::string_view, 6> kDashes{"",           "7 3",   "2.5 2.5",
@@ -47,7 +47,7 @@ struct Box {
   }
 };
 
-// ---- Elements ------------------------------------------------------------------------------------
+// ---- Elements -----------------------------------------------------------------------------------
 
 std::string escaped(std::string_view raw) {
   std::string result;
@@ -147,7 +147,7 @@ class Canvas {
   std::string out_;
 };
 
-// ---- What is drawn -------------------------------------------------------------------------------
+// ---- What is drawn ------------------------------------------------------------------------------
 
 struct Series {
   const RunResult* run = nullptr;
@@ -211,7 +211,7 @@ void axes(Canvas& canvas, const Box& plot) {
   canvas.line(plot.left, plot.bottom, plot.right, plot.bottom, kInk, 1);
 }
 
-// ---- Memory over rows ----------------------------------------------------------------------------
+// ---- Memory over rows ---------------------------------------------------------------------------
 
 class MemoryPanel {
  public:
@@ -324,10 +324,16 @@ class MemoryPanel {
       const bool decode = column >= rows_.prefill_columns;
       if (decode ? rows_.tokens - rows_.prompt <= rows_.decode_columns
                  : rows_.prompt <= rows_.prefill_columns) {
-        // Rows wider than a column: a point in the middle of each.
+        // Rows wider than a column: a point in the middle of each, and the ends of the phase, so
+        // that what leaves at the prompt's end leaves on the boundary.
         const double middle = x(static_cast<double>(from));
-        if (result.empty() || result.back().first < middle)
-          result.emplace_back(middle, y(static_cast<double>(*low)));
+        const double height = y(static_cast<double>(*low));
+        const int next = column + 1;
+        if (column == 0 || column == rows_.prefill_columns) result.emplace_back(left, height);
+        if (result.empty() || result.back().first < middle) result.emplace_back(middle, height);
+        if (next == rows_.prefill_columns || next == rows_.prefill_columns + rows_.decode_columns) {
+          result.emplace_back(left + 0.9, height);
+        }
       } else if (*low == *high) {
         result.emplace_back(left + 0.5, y(static_cast<double>(*low)));
       } else {
@@ -410,7 +416,7 @@ class MemoryPanel {
   double top_ = 1;
 };
 
-// ---- Footprint against mass ----------------------------------------------------------------------
+// ---- Footprint against mass ---------------------------------------------------------------------
 
 class QualityPanel {
  public:
@@ -511,7 +517,7 @@ class QualityPanel {
       for (double at = 8; at < length - 8; at += 6) {
         const double on_x = x(a.footprint) + (x(b.footprint) - x(a.footprint)) * at / length;
         const double on_y = y(a.mass) + (y(b.mass) - y(a.mass)) * at / length;
-        lines_.push_back({on_x - 2, on_y - 2, on_x + 2, on_y + 2});
+        lines_.push_back(around(on_x, on_y, 2));
       }
     }
   }
@@ -543,63 +549,92 @@ class QualityPanel {
   }
 
   // An arrow in the corner that every policy wants to reach, unless one is there already.
-  void better(std::vector<Box>& taken) {
+  void better() {
     const Box box{plot_.left + 8, plot_.top + 6, plot_.left + 76, plot_.top + 26};
-    if (std::any_of(taken.begin(), taken.end(), [&](const Box& b) { return b.overlaps(box); }))
+    if (std::any_of(taken_.begin(), taken_.end(), [&](const Box& b) { return b.overlaps(box); }))
       return;
     canvas_.line(box.left + 16, box.top + 16, box.left + 4, box.top + 4, kFaint, 1.2);
     canvas_.line(box.left + 4, box.top + 4, box.left + 11, box.top + 4, kFaint, 1.2);
     canvas_.line(box.left + 4, box.top + 4, box.left + 4, box.top + 11, kFaint, 1.2);
     canvas_.text(box.left + 22, box.top + 14, "start", 11, kFaint, "better");
-    taken.push_back(box);
+    taken_.push_back(box);
   }
 
-  // Labels go where nothing is yet, near places first: a ring of eight places, then wider rings with a
-  // leader. A label without a free place is left to the legend, which has them all.
+  // Labels go where nothing is yet, near places first: rings of eight places around the dot, the
+  // wider ones with a leader. A label without a free place is left to the legend, which has them
+  // all.
   void labels() {
     const double size = 11;
-    std::vector<Box> taken;
-    for (const Dot& dot : dots_) {
-      taken.push_back(
-          {x(dot.footprint) - 6, y(dot.mass) - 6, x(dot.footprint) + 6, y(dot.mass) + 6});
-    }
-    better(taken);
-    for (const Dot& dot : dots_) {
+    for (const Dot& dot : dots_) taken_.push_back(around(x(dot.footprint), y(dot.mass), 6));
+    better();
+    // From the top down, so that the leaders of a crowd fan out in its order.
+    std::vector<const Dot*> order;
+    for (const Dot& dot : dots_) order.push_back(&dot);
+    std::stable_sort(order.begin(), order.end(),
+                     [](const Dot* a, const Dot* b) { return a->mass > b->mass; });
+    for (const Dot* dot : order) {
       std::string text;
-      for (const Series* s : dot.of) {
-        const std::string name = series_.size() > kDirectLabels ? s->number : s->label;
+      for (const Series* s : dot->of) {
+        const std::string& name = series_.size() > kDirectLabels ? s->number : s->label;
         text += (text.empty() ? "" : ", ") + name;
       }
       text = fitted(text, size, 200);
-      const Box anchor{x(dot.footprint), y(dot.mass), x(dot.footprint), y(dot.mass)};
-      const std::optional<Box> box = free_place(anchor, text_width(text, size) + 2, taken);
+      const double at_x = x(dot->footprint);
+      const double at_y = y(dot->mass);
+      const std::optional<Box> box = free_place(at_x, at_y, text_width(text, size) + 2);
       if (!box) continue;
-      const double leader_x = std::clamp(anchor.left, box->left, box->right);
-      const double leader_y = std::clamp(anchor.top, box->top + 2, box->bottom - 2);
-      if (std::hypot(leader_x - anchor.left, leader_y - anchor.top) > 16) {
-        canvas_.line(anchor.left, anchor.top, leader_x, leader_y, kFaint, 0.6);
+      const std::vector<Box> leader = leader_to(at_x, at_y, *box);
+      if (!leader.empty()) {
+        const Box& end = leader.back();
+        canvas_.line(at_x, at_y, (end.left + end.right) / 2, (end.top + end.bottom) / 2, kFaint,
+                     0.6);
+        lines_.insert(lines_.end(), leader.begin(), leader.end());
       }
       canvas_.text((box->left + box->right) / 2, box->bottom - 3, "middle", size, kInk, text,
                    Canvas::kHalo);
-      taken.push_back(*box);
+      taken_.push_back(*box);
+      labels_.push_back(*box);
     }
   }
 
-  // Better a place off the lines of the sweeps, but better on a line than nowhere.
-  [[nodiscard]] std::optional<Box> free_place(const Box& dot, double width,
-                                              const std::vector<Box>& taken) const {
+  static Box around(double x, double y, double half) {
+    return {x - half, y - half, x + half, y + half};
+  }
+
+  // Small boxes from a dot to its label, none if the label is near enough without a leader.
+  static std::vector<Box> leader_to(double from_x, double from_y, const Box& label) {
+    const double to_x = std::clamp(from_x, label.left, label.right);
+    const double to_y = std::clamp(from_y, label.top + 2, label.bottom - 2);
+    const double length = std::hypot(to_x - from_x, to_y - from_y);
+    std::vector<Box> boxes;
+    if (length <= 16) return boxes;
+    for (double at = 8; at < length; at += 4) {
+      boxes.push_back(around(from_x + (to_x - from_x) * at / length,
+                             from_y + (to_y - from_y) * at / length, 1));
+    }
+    boxes.push_back(around(to_x, to_y, 1));
+    return boxes;
+  }
+
+  // Off all lines, and no leader across a label; better on a line than nowhere.
+  [[nodiscard]] std::optional<Box> free_place(double at_x, double at_y, double width) const {
     constexpr double kHalf = 7;  // of the height
     constexpr std::array<std::pair<double, double>, 8> kDirections{
         {{1, 0}, {-1, 0}, {0, -1}, {0, 1}, {1, -1}, {-1, -1}, {1, 1}, {-1, 1}}};
-    for (const bool off_lines : {true, false}) {
-      for (const double radius : {9.0, 16.0, 26.0, 38.0, 52.0, 70.0, 95.0}) {
+    const auto meets = [](const std::vector<Box>& boxes, const Box& box) {
+      return std::any_of(boxes.begin(), boxes.end(), [&](const Box& b) { return b.overlaps(box); });
+    };
+    for (const bool strict : {true, false}) {
+      for (const double radius : {9.0, 16.0, 26.0, 38.0, 52.0, 70.0, 95.0, 125.0}) {
         for (const auto& [dx, dy] : kDirections) {
-          const double x = dot.left + dx * (radius + width / 2);
-          const double y = dot.top + dy * (radius + 3) * (dx == 0 ? 1.0 : 0.7);
+          const double x = at_x + dx * (radius + width / 2);
+          const double y = at_y + dy * (radius + 3) * (dx == 0 ? 1.0 : 0.7);
           const Box box{x - width / 2, y - kHalf, x + width / 2, y + kHalf};
-          const auto hits = [&](const Box& other) { return other.overlaps(box); };
-          if (!plot_.contains(box) || std::any_of(taken.begin(), taken.end(), hits)) continue;
-          if (off_lines && std::any_of(lines_.begin(), lines_.end(), hits)) continue;
+          if (!plot_.contains(box) || meets(taken_, box)) continue;
+          const std::vector<Box> leader = leader_to(at_x, at_y, box);
+          const auto crosses = [&](const Box& b) { return meets(labels_, b); };
+          if (std::any_of(leader.begin(), leader.end(), crosses)) continue;
+          if (strict && meets(lines_, box)) continue;
           return box;
         }
       }
@@ -611,13 +646,15 @@ class QualityPanel {
   const std::vector<Series>& series_;
   Box plot_;
   std::vector<Dot> dots_;
-  std::vector<Box> lines_;  // small boxes along the lines of the sweeps
+  std::vector<Box> lines_;  // small boxes along the lines of sweeps and along leaders
+  std::vector<Box> taken_;  // dots and labels
+  std::vector<Box> labels_;
   std::string rows_ = "all rows";
   bool log_ = false;
   double left_ = 0, right_ = 100, bottom_ = 0, top_ = 100;
 };
 
-// ---- Legend --------------------------------------------------------------------------------------
+// ---- Legend -------------------------------------------------------------------------------------
 
 constexpr double kLegendLine = 18;
 

@@ -13,7 +13,7 @@ namespace kvspan {
 
 namespace {
 
-// ---- Text ----------------------------------------------------------------------------------------
+// ---- Text ---------------------------------------------------------------------------------------
 
 struct Rune {
   char32_t code = 0;
@@ -147,7 +147,7 @@ std::string human_bytes(std::int64_t bytes) {
   return fmt::format("{:.{}f} {}", value, decimals, unit.name);
 }
 
-// ---- Order and names -----------------------------------------------------------------------------
+// ---- Order and names ----------------------------------------------------------------------------
 
 std::string label_of(const RunResult& run) {
   return one_line(run.label.empty() ? run.spec : run.label);
@@ -172,14 +172,23 @@ const PhaseFidelity* quality_of(const RunResult& run) {
   return run.fidelity->all ? &*run.fidelity->all : nullptr;
 }
 
-// ---- Axes ----------------------------------------------------------------------------------------
+// ---- Axes ---------------------------------------------------------------------------------------
+
+namespace {
+
+// Of the width.
+double decode_share(std::int64_t tokens, std::int64_t prompt) {
+  return std::max(0.25, static_cast<double>(tokens - prompt) / static_cast<double>(tokens));
+}
+
+}  // namespace
 
 RowAxis make_row_axis(std::int64_t tokens, std::int64_t prompt, int columns) {
   RowAxis axis{tokens, prompt, columns, 0};
   const std::int64_t decode = tokens - prompt;
   if (decode <= 0) return axis;
-  const double share = std::max(0.25, static_cast<double>(decode) / static_cast<double>(tokens));
-  axis.decode_columns = std::clamp(static_cast<int>(std::lround(share * columns)), 1, columns - 1);
+  axis.decode_columns = std::clamp(
+      static_cast<int>(std::lround(decode_share(tokens, prompt) * columns)), 1, columns - 1);
   axis.prefill_columns = columns - axis.decode_columns;
   return axis;
 }
@@ -202,8 +211,8 @@ double RowAxis::position(double row) const {
 
 double RowAxis::stretch() const {
   if (decode_columns == 0) return 1;
-  const auto decode = static_cast<double>(tokens - prompt);
-  return (decode_columns / decode) / (prefill_columns / static_cast<double>(prompt));
+  const double share = decode_share(tokens, prompt);
+  return share / (1 - share) * static_cast<double>(prompt) / static_cast<double>(tokens - prompt);
 }
 
 std::vector<Tick> ticks(double low, double high, int most) {
@@ -219,7 +228,7 @@ std::vector<Tick> ticks(double low, double high, int most) {
   return result;
 }
 
-// ---- The chart -----------------------------------------------------------------------------------
+// ---- The chart ----------------------------------------------------------------------------------
 
 namespace {
 
@@ -256,7 +265,8 @@ std::vector<std::int64_t> column_maxima(const std::vector<std::int64_t>& series,
   return maxima;
 }
 
-// A scale on which ticks fall on lines of characters: a tick every `lines` lines, worth `step` bytes.
+// A scale on which ticks fall on lines of characters: a tick every `lines` lines, worth `step`
+// bytes.
 struct Scale {
   double step = 1;
   int lines = 1;
@@ -409,9 +419,8 @@ std::string memory_chart(const RunReport& report, int width, int height, bool ut
   }
   const std::size_t all = merged.size();
   // At least twelve columns of the legend for each.
-  const std::size_t in_legend =
-      static_cast<std::size_t>(legend_lines * ((width - kLabelWidth) / 12));
-  curves = choose(report, std::move(merged), std::min(kMarks, in_legend));
+  const int in_legend = legend_lines * ((width - kLabelWidth) / 12);
+  curves = choose(report, std::move(merged), std::min(kMarks, static_cast<std::size_t>(in_legend)));
 
   std::string title = columns < 60 ? "memory held" : "memory held (keys, values, policy state)";
   if (curves.size() < all) title += fmt::format(", {} of {} curves", curves.size(), all);
@@ -427,7 +436,8 @@ std::string memory_chart(const RunReport& report, int width, int height, bool ut
     std::string line =
         fmt::format("{:>{}} {}", label, kLabelWidth - 1, tick ? glyphs.tick : glyphs.axis);
     for (int c = 0; c < columns; ++c) {
-      // Curves that share a cell take turns, so that a common stretch shows the marks of all of them.
+      // Curves that share a cell take turns, so that a common stretch shows the marks of all of
+      // them.
       std::vector<std::size_t> here;
       for (std::size_t i = 0; i < curves.size(); ++i) {
         if (curves[i].levels[static_cast<std::size_t>(c)] == level) here.push_back(i);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory over rows as a chart of characters, and the pieces of text and of charts that the table and
-// the SVG share.
+// Memory over rows as a chart of characters, and the pieces of text and of charts that the table
+// and the SVG share.
 #pragma once
 
 #include <cstddef>
@@ -14,14 +14,14 @@
 
 namespace kvspan {
 
-// Resident bytes over rows of at most six runs, in at most `height` lines (legend included) of at most
-// `width` characters, every line ended by '\n'. A column shows its largest value; runs that cannot be
-// told apart share a mark. More than six (fewer where the legend has no
-// room): `full` and others, evenly spread over memory held.
-// Less than 40 x 8 is drawn as 40 x 8. A report without runs or rows: "".
+// Resident bytes over rows of at most six runs, in at most `height` lines (legend included) of at
+// most `width` characters, every line ended by '\n'. A column shows its largest value; runs that
+// cannot be told apart share a mark. More than six (fewer where the legend has no room): `full` and
+// others, evenly spread over memory held. Less than 40 x 8 is drawn as 40 x 8. A report without
+// runs or rows: "".
 [[nodiscard]] std::string memory_chart(const RunReport& report, int width, int height, bool utf8);
 
-// ---- Order and names -----------------------------------------------------------------------------
+// ---- Order and names ----------------------------------------------------------------------------
 
 // Indices of the runs as every report lists them: `full` first, then as given, bounds last.
 [[nodiscard]] std::vector<std::size_t> display_order(const RunReport& report);
@@ -30,11 +30,12 @@ namespace kvspan {
 // Decode rows, or all rows where no decode row was measured; null without fidelity.
 [[nodiscard]] const PhaseFidelity* quality_of(const RunResult& run);
 
-// ---- Text ----------------------------------------------------------------------------------------
+// ---- Text ---------------------------------------------------------------------------------------
 
 // `text` with every malformed byte replaced by U+FFFD.
 [[nodiscard]] std::string valid_utf8(std::string_view text);
-// The same with control characters replaced by spaces: names come from files, and a terminal obeys them.
+// The same with control characters replaced by spaces: names come from files, and a terminal obeys
+// them.
 [[nodiscard]] std::string one_line(std::string_view text);
 // Columns that a terminal uses. REQUIRES: valid UTF-8 without control characters.
 [[nodiscard]] int display_width(std::string_view text);
@@ -43,11 +44,11 @@ namespace kvspan {
 // "512 B", "1.50 KiB", "44.0 MiB", "100 GiB": three digits, powers of two.
 [[nodiscard]] std::string human_bytes(std::int64_t bytes);
 
-// ---- Axes ----------------------------------------------------------------------------------------
+// ---- Axes ---------------------------------------------------------------------------------------
 
-// Rows on columns (characters or pixels). Decode gets at least a quarter of the width, because what a
-// policy that evicts at the prompt's end holds is seen nowhere else; stretch() says how much wider than
-// prefill its rows are.
+// Rows on columns (characters or pixels). Decode gets at least a quarter of the width, because what
+// a policy that evicts at the prompt's end holds is seen nowhere else; stretch() says how much
+// wider than prefill its rows are.
 struct RowAxis {
   std::int64_t tokens = 0, prompt = 0;
   int prefill_columns = 0, decode_columns = 0;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "sim/analytic.h"
+
 #include <algorithm>
 
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
 
-#include "sim/analytic.h"
 #include "sim/error.h"
 #include "sim/model_geometry.h"
 
@@ -15,7 +16,8 @@ using Points = std::vector<std::int64_t>;
 namespace {
 
 Geometry one_head(std::int64_t prompt, std::int64_t generated, std::int64_t chunk) {
-  return geometry_of(ModelGeometry{"one head", 1, 1, 1, 4, 4, {0}, {}}, prompt, generated, chunk, 2);
+  return geometry_of(ModelGeometry{"one head", 1, 1, 1, 4, 4, {0}, {}}, prompt, generated, chunk,
+                     2);
 }
 
 std::string digits(double value) { return fmt::format("{:.10f}", value); }
@@ -23,14 +25,17 @@ std::string digits(double value) { return fmt::format("{:.10f}", value); }
 }  // namespace
 
 TEST_CASE("a streaming head's area and peak points are the paper's", "[analytic]") {
-  const auto check = [](std::int64_t n, std::int64_t m, std::int64_t c, std::int64_t s, std::int64_t w, std::int64_t area, const Points& points) {
+  const auto check = [](std::int64_t n, std::int64_t m, std::int64_t c, std::int64_t s,
+                        std::int64_t w, std::int64_t area, const Points& points) {
     const HeadArea head = streaming_head(n, m, c, s, w);
     CHECK(head.entry_rows == area);
     CHECK(head.peak_points == points);
     const Geometry g = one_head(n, m, c);
-    const Prediction p = predict(make_policy(fmt::format("streaming_llm(sinks={},window={})", s, w), g), g, {});
+    const Prediction p =
+        predict(make_policy(fmt::format("streaming_llm(sinks={},window={})", s, w), g), g, {});
     CHECK(p.entry_rows == area);
-    CHECK(p.peak_kv * static_cast<double>(n + m) == Approx(static_cast<double>(*std::max_element(points.begin(), points.end()))));
+    CHECK(p.peak_kv * static_cast<double>(n + m) ==
+          Approx(static_cast<double>(*std::max_element(points.begin(), points.end()))));
   };
   check(8, 3, 4, 1, 2, 44, {4, 7, 4});
   check(10, 4, 4, 2, 3, 73, {4, 8, 7, 6});
@@ -39,7 +44,8 @@ TEST_CASE("a streaming head's area and peak points are the paper's", "[analytic]
 }
 
 TEST_CASE("an evicting head's area and peak points are the paper's", "[analytic]") {
-  const auto check = [](std::int64_t n, std::int64_t m, std::int64_t c, double s, std::int64_t w, std::int64_t area, const Points& points) {
+  const auto check = [](std::int64_t n, std::int64_t m, std::int64_t c, double s, std::int64_t w,
+                        std::int64_t area, const Points& points) {
     const HeadArea head = evicting_head(n, m, c, s, w);
     CHECK(head.entry_rows == area);
     CHECK(head.peak_points == points);
@@ -92,7 +98,8 @@ TEST_CASE("policies predict the paper's figures through their own capacities", "
   CHECK(digits(snap.footprint) == "0.4761199954");
   CHECK(digits(snap.peak_kv) == "0.4759908537");
   const Geometry whole = geometry_of(ten, 131072, 128, 131072, 2);
-  const Prediction post = predict(make_policy("chunked(snapkv(budget=30%,window=64))", whole), whole, {});
+  const Prediction post =
+      predict(make_policy("chunked(snapkv(budget=30%,window=64))", whole), whole, {});
   CHECK(digits(post.footprint) == "0.9986364470");
   CHECK(digits(post.peak_kv) == "0.9990243902");
 }
@@ -108,9 +115,11 @@ TEST_CASE("bytes at the end of a run are the published ones", "[analytic]") {
       for (int h = 0; h < 8; ++h) {
         std::int64_t held = 32768 + 1024;
         for (const Rule& rule : policy.rules) {
-          const TokenCount kept = rule.budget->kept(g.shape(l, false), h, rule.sizing({0, 32768, 32768, 32768, {}}));
+          const TokenCount kept =
+              rule.budget->kept(g.shape(l, false), h, rule.sizing({0, 32768, 32768, 32768, {}}));
           if (kept == kAll) continue;
-          held = rule.schedule.decode_every > 0 ? std::min<std::int64_t>(held, kept) : std::min<std::int64_t>(32768, kept) + 1024;
+          held = rule.schedule.decode_every > 0 ? std::min<std::int64_t>(held, kept)
+                                                : std::min<std::int64_t>(32768, kept) + 1024;
         }
         entries += held;
       }
@@ -137,7 +146,8 @@ TEST_CASE("the full cache of known models has its quoted size", "[analytic]") {
   CHECK(full("Llama-3.1-70B", 1000000) == 327680000000);      // "330 GB", kvpress
 }
 
-TEST_CASE("post-fill eviction saves almost nothing on long prompts, chunked eviction a lot", "[analytic]") {
+TEST_CASE("post-fill eviction saves almost nothing on long prompts, chunked eviction a lot",
+          "[analytic]") {
   const ModelGeometry llama = load_model("Llama-3.1-8B");
   const Geometry whole = geometry_of(llama, 121000, 20, 0, 2);
   CHECK(predict(make_policy("snapkv(budget=10%)", whole), whole, {}).footprint > 0.999);
@@ -151,6 +161,7 @@ TEST_CASE("what has no closed form, or an unknown model, is refused", "[analytic
   CHECK_THROWS_WITH(load_model("/no/such/config.json"), Contains("cannot read"));
   Accounting paged;
   paged.layout = "paged16_per_head";
-  CHECK_THROWS_WITH(predict(make_policy("full", g), g, paged), Contains("paged16_per_head_compact"));
+  CHECK_THROWS_WITH(predict(make_policy("full", g), g, paged),
+                    Contains("paged16_per_head_compact"));
   CHECK_THROWS_AS(geometry_of(load_model("Qwen3-8B"), 0, 5, 0, 2), ConfigError);
 }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The real program, as a user runs it: output, files, error lines and exit codes.
-#include <sys/wait.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <random>
 #include <sstream>
+#include <sys/wait.h>
 
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
@@ -25,13 +24,14 @@ struct Outcome {
   std::string text;  // stdout and stderr
 };
 
-Outcome kvspan(const std::string& arguments) {
+Outcome program(const std::string& arguments) {
   const std::string command = std::string(KVSPAN_PROGRAM) + " " + arguments + " 2>&1";
   Outcome out;
   FILE* pipe = popen(command.c_str(), "r");
   REQUIRE(pipe != nullptr);
   char buffer[4096];
-  for (std::size_t n = 0; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;) out.text.append(buffer, n);
+  for (std::size_t n = 0; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;)
+    out.text.append(buffer, n);
   out.code = WEXITSTATUS(pclose(pipe));
   return out;
 }
@@ -39,13 +39,16 @@ Outcome kvspan(const std::string& arguments) {
 std::string trace(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/" + name; }
 
 struct Folder {
-  std::filesystem::path path = std::filesystem::temp_directory_path() / fmt::format("kvspan_cli_{}", std::random_device{}());
+  std::filesystem::path path =
+      std::filesystem::temp_directory_path() / fmt::format("kvspan_cli_{}", std::random_device{}());
   Folder() { std::filesystem::create_directories(path); }
   ~Folder() { std::filesystem::remove_all(path); }
   std::string operator/(const char* name) const { return (path / name).string(); }
 };
 
-nlohmann::json read_json(const std::string& path) { return nlohmann::json::parse(std::ifstream(path)); }
+nlohmann::json read_json(const std::string& path) {
+  return nlohmann::json::parse(std::ifstream(path));
+}
 
 std::string read_text(const std::string& path) {
   std::stringstream text;
@@ -56,7 +59,7 @@ std::string read_text(const std::string& path) {
 // One line on stderr, and nothing else.
 void fails(const std::string& arguments, int code, const std::string& why) {
   INFO(arguments);
-  const Outcome out = kvspan(arguments);
+  const Outcome out = program(arguments);
   CHECK(out.code == code);
   CHECK_THAT(out.text, Contains(why));
   CHECK(std::count(out.text.begin(), out.text.end(), '\n') == 1);
@@ -66,8 +69,9 @@ void fails(const std::string& arguments, int code, const std::string& why) {
 
 TEST_CASE("the paper's worked example is 26 of 36 on the command line", "[cli]") {
   const Folder folder;
-  const Outcome out = kvspan("run " + trace("tiny-paper.safetensors") +
-                             " --policy \"streaming_llm(sinks=0,window=3)\" --prompt 1 --out " + (folder / "r.json"));
+  const Outcome out = program("run " + trace("tiny-paper.safetensors") +
+                              " --policy \"streaming_llm(sinks=0,window=3)\" --prompt 1 --out " +
+                              (folder / "r.json"));
   CHECK(out.code == 0);
   CHECK_THAT(out.text, Contains("72.2"));
   const nlohmann::json run = read_json(folder / "r.json")["runs"][0];
@@ -79,9 +83,10 @@ TEST_CASE("every output of one run agrees with the others", "[cli]") {
   const Folder folder;
   const std::string result = folder / "result.json";
   const Outcome out =
-      kvspan(fmt::format("run {} --policy all --budget 25% --chunk 512 --quiet --out {} --csv {} --svg {} --lifetimes {} --timeline {}",
-                         trace("smollm2-passkey.safetensors"), result, folder / "r.csv", folder / "r.svg",
-                         folder / "l.safetensors", folder / "t.safetensors"));
+      program(fmt::format("run {} --policy all --budget 25% --chunk 512 --quiet --out {} --csv {} "
+                          "--svg {} --lifetimes {} --timeline {}",
+                          trace("smollm2-passkey.safetensors"), result, folder / "r.csv",
+                          folder / "r.svg", folder / "l.safetensors", folder / "t.safetensors"));
   INFO(out.text);
   REQUIRE(out.code == 0);
   const nlohmann::json json = read_json(result);
@@ -93,13 +98,14 @@ TEST_CASE("every output of one run agrees with the others", "[cli]") {
   // Given deaths give the same figures again.
   const std::size_t snap = 5;
   REQUIRE_THAT(json["runs"][snap]["policy"].get<std::string>(), Contains("snapkv"));
-  const Outcome again = kvspan(fmt::format("run {} --policy 'deaths(file=\"{}\",run={})' --chunk 512 --quiet --out {}",
-                                           trace("smollm2-passkey.safetensors"), folder / "l.safetensors", snap,
-                                           folder / "again.json"));
+  const Outcome again = program(fmt::format(
+      "run {} --policy 'deaths(file=\"{}\",run={})' --chunk 512 --quiet --out {}",
+      trace("smollm2-passkey.safetensors"), folder / "l.safetensors", snap, folder / "again.json"));
   INFO(again.text);
   REQUIRE(again.code == 0);
   const nlohmann::json replayed = read_json(folder / "again.json")["runs"][0];
-  for (const char* key : {"footprint", "peak_kv", "entry_rows", "peak_bytes", "byte_rows", "fidelity", "spans"}) {
+  for (const char* key :
+       {"footprint", "peak_kv", "entry_rows", "peak_bytes", "byte_rows", "fidelity", "spans"}) {
     INFO(key);
     CHECK(replayed[key] == json["runs"][snap][key]);
   }
@@ -111,14 +117,20 @@ TEST_CASE("every output of one run agrees with the others", "[cli]") {
 
 TEST_CASE("predict gives the replay's figures without its trace", "[cli]") {
   const Folder folder;
-  const std::string policies = "--policy \"snapkv(budget=20%)\" --policy h2o --policy \"chunked(snapkv(budget=10%))\" --chunk 512 --out ";
-  REQUIRE(kvspan("run " + trace("smollm2-passkey.safetensors") + " --fidelity none " + policies + (folder / "run.json")).code == 0);
-  REQUIRE(kvspan("predict --model " + trace("smollm2-passkey.safetensors") + " --prompt 1868 --gen 12 " + policies +
-                 (folder / "predict.json")).code == 0);
+  const std::string policies =
+      "--policy \"snapkv(budget=20%)\" --policy h2o --policy \"chunked(snapkv(budget=10%))\" "
+      "--chunk 512 --out ";
+  REQUIRE(program("run " + trace("smollm2-passkey.safetensors") + " --fidelity none " + policies +
+                  (folder / "run.json"))
+              .code == 0);
+  REQUIRE(program("predict --model " + trace("smollm2-passkey.safetensors") +
+                  " --prompt 1868 --gen 12 " + policies + (folder / "predict.json"))
+              .code == 0);
   const nlohmann::json run = read_json(folder / "run.json");
   const nlohmann::json predicted = read_json(folder / "predict.json");
   for (std::size_t i = 0; i < 3; ++i) {
-    for (const char* key : {"policy", "footprint", "peak_kv", "entry_rows", "peak_bytes", "byte_rows"}) {
+    for (const char* key :
+         {"policy", "footprint", "peak_kv", "entry_rows", "peak_bytes", "byte_rows"}) {
       INFO(key);
       CHECK(run["runs"][i][key] == predicted["runs"][i][key]);
     }
@@ -138,7 +150,7 @@ TEST_CASE("a wrong command line is one line, and exit code 2", "[cli]") {
   fails("run " + t + " --policy full --evict-at nedle", 2, "did you mean 'needle'?");
   fails("run " + t + " --policy full --fidelity some", 2, "all, none or rows=K");
   fails("run " + t + " --policy full --layout paded", 2, "did you mean 'padded'?");
-  fails("run " + t + " --policy full --match footprint=0.5", 2, "no parameter to tune");
+  fails("run " + t + " --quiet --policy full --match footprint=0.5", 2, "no parameter to tune");
   fails("run " + t + " --policy full --out /no/such/folder/x.json", 2, "there is no folder");
   fails("predict --model Llama-3.1-8C --prompt 10", 2, "did you mean 'Llama-3.1-8B'?");
   fails("policies nosuch", 2, "unknown policy 'nosuch'");
@@ -148,35 +160,46 @@ TEST_CASE("a wrong command line is one line, and exit code 2", "[cli]") {
 TEST_CASE("wrong input data is one line, and exit code 3", "[cli]") {
   fails("run /no/such/trace.safetensors --policy full", 3, "/no/such/trace.safetensors");
   fails("trace check " + std::string(KVSPAN_TRACES_DIR) + "/README.md", 3, "README.md");
-  fails("run " + trace("tiny-scores.safetensors") + " --quiet --policy \"chunked(snapkv(budget=50%,window=2),variant=patched)\" --chunk 4", 3,
-        "layers.*.q");
+  fails("run " + trace("tiny-scores.safetensors") +
+            " --quiet --policy \"chunked(snapkv(budget=50%,window=2),variant=patched)\" --chunk 4",
+        3, "layers.*.q");
 }
 
 TEST_CASE("--evict-at a span and --match run on the bundled trace", "[cli]") {
   const Folder folder;
   const std::string t = trace("smollm2-passkey.safetensors");
-  REQUIRE(kvspan("run " + t + " --policy \"snapkv(budget=10%)\" --evict-at question --fidelity none --lifetimes " + (folder / "l.safetensors") +
-                 " --out " + (folder / "r.json")).code == 0);
+  REQUIRE(
+      program("run " + t +
+              " --policy \"snapkv(budget=10%)\" --evict-at question --fidelity none --lifetimes " +
+              (folder / "l.safetensors") + " --out " + (folder / "r.json"))
+          .code == 0);
   CHECK(read_json(folder / "r.json")["runs"][0]["timeline"]["resident_entries"].size() > 10);
-  REQUIRE(kvspan("run " + t + " --policy tova --policy snapkv --prompt 512 --match footprint=40% --fidelity rows=4 --out " + (folder / "m.json")).code == 0);
-  for (const nlohmann::json& run : read_json(folder / "m.json")["runs"]) CHECK(run["footprint"].get<double>() <= 0.4);
+  REQUIRE(program("run " + t +
+                  " --policy tova --policy snapkv --prompt 512 --match footprint=40% --fidelity "
+                  "rows=4 --out " +
+                  (folder / "m.json"))
+              .code == 0);
+  for (const nlohmann::json& run : read_json(folder / "m.json")["runs"])
+    CHECK(run["footprint"].get<double>() <= 0.4);
 }
 
 TEST_CASE("every help has examples, and every bundled trace passes its check", "[cli]") {
   for (const char* command : {"", "run", "predict", "policies", "trace"}) {
-    const Outcome out = kvspan(std::string(command) + " --help");
+    const Outcome out = program(std::string(command) + " --help");
     CHECK(out.code == 0);
     CHECK_THAT(out.text, Contains("Examples:"));
   }
-  for (const char* name : {"smollm2-passkey.safetensors", "tiny-paper.safetensors", "tiny-picture.safetensors", "tiny-scores.safetensors"}) {
+  for (const char* name : {"smollm2-passkey.safetensors", "tiny-paper.safetensors",
+                           "tiny-picture.safetensors", "tiny-scores.safetensors"}) {
     INFO(name);
-    CHECK(kvspan("trace check " + trace(name)).code == 0);
-    CHECK(kvspan("trace info " + trace(name)).code == 0);
+    CHECK(program("trace check " + trace(name)).code == 0);
+    CHECK(program("trace info " + trace(name)).code == 0);
     // Provenance: the checksum in the README is the file's.
     CHECK_THAT(read_text(trace("README.md")), Contains(kvspan::sha256_of_files({trace(name)})));
   }
 }
 
 TEST_CASE("the catalogue in sim/policies/README.md is current", "[cli]") {
-  CHECK(read_text(std::string(KVSPAN_TESTS_DIR) + "/../sim/policies/README.md") == kvspan::policies_markdown());
+  CHECK(read_text(std::string(KVSPAN_TESTS_DIR) + "/../sim/policies/README.md") ==
+        kvspan::policies_markdown());
 }

@@ -17,12 +17,18 @@ using namespace kvspan;
 namespace {
 
 Trace trace_of(int tokens, int prompt, std::uint64_t seed) {
-  return test::make_trace(test::random_spec({.layers = 2, .tokens = tokens, .prompt_tokens = prompt, .query_heads = 4,
-                                             .kv_heads = 2, .head_dim = 4, .seed = seed}));
+  return test::make_trace(test::random_spec({.layers = 2,
+                                             .tokens = tokens,
+                                             .prompt_tokens = prompt,
+                                             .query_heads = 4,
+                                             .kv_heads = 2,
+                                             .head_dim = 4,
+                                             .seed = seed}));
 }
 
 bool takes(const PolicyEntry& entry, const std::string& parameter) {
-  return std::any_of(entry.parameters.begin(), entry.parameters.end(), [&](const Parameter& p) { return p.name == parameter; });
+  return std::any_of(entry.parameters.begin(), entry.parameters.end(),
+                     [&](const Parameter& p) { return p.name == parameter; });
 }
 
 // Every policy that can be made without files, at a few sizes, alone and chunked.
@@ -71,7 +77,8 @@ TEST_CASE("no policy holds more than its declared capacity after an eviction", "
             std::int64_t competing = 0;
             for (RowIndex t = first; t < pass.end; ++t) {
               held += static_cast<RowIndex>(deaths[static_cast<std::size_t>(t)]) > pass.end ? 1 : 0;
-              competing += static_cast<RowIndex>(deaths[static_cast<std::size_t>(t)]) >= pass.end ? 1 : 0;
+              competing +=
+                  static_cast<RowIndex>(deaths[static_cast<std::size_t>(t)]) >= pass.end ? 1 : 0;
             }
             Sizing sizing = rule.sizing(pass);
             if (sizing.rows == kCompeting) sizing.rows = competing;
@@ -96,7 +103,8 @@ TEST_CASE("entries die once, after their birth, at the end of a pass", "[conform
         for (std::size_t t = 0; t < deaths.size(); ++t) {
           const auto death = static_cast<RowIndex>(deaths[t]);
           CHECK(death > static_cast<RowIndex>(t));
-          CHECK(std::binary_search(run.ledger.plan.ends.begin(), run.ledger.plan.ends.end(), death));
+          CHECK(
+              std::binary_search(run.ledger.plan.ends.begin(), run.ledger.plan.ends.end(), death));
         }
       }
     }
@@ -107,7 +115,8 @@ TEST_CASE("the same seed gives the same ledger", "[conformance]") {
   const Trace trace = trace_of(60, 40, 7);
   for (const std::string& spec : subjects()) {
     INFO(spec);
-    CHECK(test::run_one(trace, spec, {}).ledger.death == test::run_one(trace, spec, {}).ledger.death);
+    CHECK(test::run_one(trace, spec, {}).ledger.death ==
+          test::run_one(trace, spec, {}).ledger.death);
   }
 }
 
@@ -140,15 +149,23 @@ TEST_CASE("every parameter refuses what it cannot be", "[conformance]") {
   const Geometry geometry = geometry_of(trace_of(20, 16, 1), {});
   for (const PolicyEntry& entry : registry()) {
     const std::string inner = entry.wrapper ? "tova," : "";
-    CHECK_THROWS_AS(make_policy(fmt::format("{}({}no_such_parameter=1)", entry.name, inner), geometry), ConfigError);
+    CHECK_THROWS_AS(
+        make_policy(fmt::format("{}({}no_such_parameter=1)", entry.name, inner), geometry),
+        ConfigError);
     for (const Parameter& p : entry.parameters) {
       INFO(entry.name << "(" << p.name << ")");
       CHECK_FALSE(p.help.empty());
       if (p.kind == Parameter::Kind::text) continue;
-      CHECK_THROWS_AS(make_policy(fmt::format("{}({}{}=\"?\")", entry.name, inner, p.name), geometry), ConfigError);
+      CHECK_THROWS_AS(
+          make_policy(fmt::format("{}({}{}=\"?\")", entry.name, inner, p.name), geometry),
+          ConfigError);
       if (p.kind == Parameter::Kind::count || p.kind == Parameter::Kind::real) {
-        CHECK_THROWS_AS(make_policy(fmt::format("{}({}{}=-1)", entry.name, inner, p.name), geometry), ConfigError);
-        CHECK_THROWS_AS(make_policy(fmt::format("{}({}{}=1e300)", entry.name, inner, p.name), geometry), ConfigError);
+        CHECK_THROWS_AS(
+            make_policy(fmt::format("{}({}{}=-1)", entry.name, inner, p.name), geometry),
+            ConfigError);
+        CHECK_THROWS_AS(
+            make_policy(fmt::format("{}({}{}=1e300)", entry.name, inner, p.name), geometry),
+            ConfigError);
       }
     }
     CHECK_FALSE(entry.summary.empty());
@@ -157,7 +174,8 @@ TEST_CASE("every parameter refuses what it cannot be", "[conformance]") {
   }
 }
 
-TEST_CASE("a policy that does not look at attention gives the same ledger without it", "[conformance]") {
+TEST_CASE("a policy that does not look at attention gives the same ledger without it",
+          "[conformance]") {
   // Probabilities of no row at all: only policies that need none may run.
   const Trace trace = trace_of(40, 30, 3);
   test::TraceSpec blind;
@@ -201,7 +219,8 @@ TEST_CASE("replay equals the closed form of every policy that has one", "[confor
         const Geometry geometry = geometry_of(trace, options);
         const Policy policy = make_policy(spec, geometry);
         if (!policy.closed_form) continue;
-        INFO(spec << " n=" << prompt << " m=" << generated << " C=" << options.chunk << " layerwise=" << layerwise);
+        INFO(spec << " n=" << prompt << " m=" << generated << " C=" << options.chunk
+                  << " layerwise=" << layerwise);
         const Prediction expected = predict(policy, geometry, accounting);
         const RunResult run = test::run_one(trace, spec, options, accounting);
         CHECK(run.metrics.entry_rows == expected.entry_rows);

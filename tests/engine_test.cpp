@@ -29,7 +29,8 @@ const std::vector<std::string> kMixed = {"full",
                                          "chunked(snapkv(budget=30%,window=8))",
                                          "chunked(h2o(budget=30%))"};
 
-std::vector<RunResult> run(const Trace& trace, const std::vector<std::string>& policies, const EngineOptions& options) {
+std::vector<RunResult> run(const Trace& trace, const std::vector<std::string>& policies,
+                           const EngineOptions& options) {
   std::vector<RecipeSpec> specs;
   for (const std::string& text : policies) specs.push_back(parse_spec(text));
   return run_policies(trace, specs, options, {});
@@ -51,8 +52,14 @@ void check_same(const RunResult& a, const RunResult& b) {
 }
 
 Trace medium_trace(std::uint64_t seed = 3) {
-  return test::make_trace(test::random_spec({.layers = 3, .tokens = 210, .prompt_tokens = 150, .query_heads = 6,
-                                             .kv_heads = 2, .head_dim = 8, .seed = seed, .dtype = Dtype::f16}));
+  return test::make_trace(test::random_spec({.layers = 3,
+                                             .tokens = 210,
+                                             .prompt_tokens = 150,
+                                             .query_heads = 6,
+                                             .kv_heads = 2,
+                                             .head_dim = 8,
+                                             .seed = seed,
+                                             .dtype = Dtype::f16}));
 }
 
 // A score trace of the same attention as a qkv trace: every row, the `keep` largest (0: dense).
@@ -111,7 +118,8 @@ TEST_CASE("results do not depend on threads, blocks, or the other policies of a 
     }
   }
   SECTION("alone") {
-    for (std::size_t i = 0; i < kMixed.size(); ++i) check_same(expected[i], run(trace, {kMixed[i]}, options)[0]);
+    for (std::size_t i = 0; i < kMixed.size(); ++i)
+      check_same(expected[i], run(trace, {kMixed[i]}, options)[0]);
   }
 }
 
@@ -138,12 +146,17 @@ TEST_CASE("fidelity changes no decision", "[engine]") {
   }
 }
 
-TEST_CASE("a dense score trace gives the deaths and the mass of the qkv trace", "[engine][scores]") {
+TEST_CASE("a dense score trace gives the deaths and the mass of the qkv trace",
+          "[engine][scores]") {
   const Trace trace = medium_trace();
   const Trace dense = test::make_trace(score_spec(trace, 0, Dtype::f32));
   REQUIRE_FALSE(dense.is_qkv());
-  const std::vector<std::string> policies = {"full", "h2o(budget=40)", "tova(budget=40)", "snapkv(budget=40,window=8)",
-                                             "streaming_llm(sinks=2,window=30)", "duoattention(sinks=2,window=16)"};
+  const std::vector<std::string> policies = {"full",
+                                             "h2o(budget=40)",
+                                             "tova(budget=40)",
+                                             "snapkv(budget=40,window=8)",
+                                             "streaming_llm(sinks=2,window=30)",
+                                             "duoattention(sinks=2,window=16)"};
   const auto a = run(trace, policies, {});
   const auto b = run(dense, policies, {});
   for (std::size_t i = 0; i < a.size(); ++i) {
@@ -157,17 +170,25 @@ TEST_CASE("a dense score trace gives the deaths and the mass of the qkv trace", 
   CHECK_FALSE(a[0].undecided);
 }
 
-TEST_CASE("with no undecided decision a truncated score trace gives the deaths of the qkv trace", "[engine][scores]") {
+TEST_CASE("with no undecided decision a truncated score trace gives the deaths of the qkv trace",
+          "[engine][scores]") {
   int compared = 0;
   int undecided = 0;
   for (std::uint64_t seed = 1; seed <= 12; ++seed) {
-    test::TraceSpec sharp = test::random_spec({.layers = 1, .tokens = 60, .prompt_tokens = 50, .query_heads = 2, .kv_heads = 1,
-                                               .head_dim = 4, .seed = seed});
+    test::TraceSpec sharp = test::random_spec({.layers = 1,
+                                               .tokens = 60,
+                                               .prompt_tokens = 50,
+                                               .query_heads = 2,
+                                               .kv_heads = 1,
+                                               .head_dim = 4,
+                                               .seed = seed});
     for (double& q : sharp.layers[0].q) q *= 3;  // concentrated attention
     const Trace trace = test::make_trace(sharp);
     for (const int keep : {8, 24, 50}) {
-      const Trace top = test::make_trace(score_spec(trace, keep, keep == 24 ? Dtype::f16 : Dtype::f32));
-      for (const char* policy : {"snapkv(budget=10,window=4,kernel=1)", "tova(budget=20)", "h2o(budget=30)"}) {
+      const Trace top =
+          test::make_trace(score_spec(trace, keep, keep == 24 ? Dtype::f16 : Dtype::f32));
+      for (const char* policy :
+           {"snapkv(budget=10,window=4,kernel=1)", "tova(budget=20)", "h2o(budget=30)"}) {
         const RunResult full = test::run_one(trace, policy, {});
         const RunResult cut = test::run_one(top, policy, {});
         INFO(policy << ", seed " << seed << ", K = " << keep);
@@ -197,7 +218,8 @@ TEST_CASE("column_mass stands in for the prompt's rows", "[engine][scores]") {
     for (std::size_t i = 0; i < 150; ++i) {
       for (std::size_t c = 0; c < row; ++c) layer.column_mass[c] += layer.dense[i * row + c];
     }
-    layer.dense.erase(layer.dense.begin(), layer.dense.begin() + static_cast<std::ptrdiff_t>(150 * row));
+    layer.dense.erase(layer.dense.begin(),
+                      layer.dense.begin() + static_cast<std::ptrdiff_t>(150 * row));
     layer.lse.erase(layer.lse.begin(), layer.lse.begin() + 150 * 6);
     layer.rows.erase(layer.rows.begin(), layer.rows.begin() + 150);
   }
@@ -205,13 +227,17 @@ TEST_CASE("column_mass stands in for the prompt's rows", "[engine][scores]") {
   const RunResult a = test::run_one(trace, "h2o(budget=60)", {});
   const RunResult b = test::run_one(masses, "h2o(budget=60)", {});
   std::size_t differ = 0;
-  for (std::size_t i = 0; i < a.ledger.death.size(); ++i) differ += a.ledger.death[i] != b.ledger.death[i] ? 1 : 0;
+  for (std::size_t i = 0; i < a.ledger.death.size(); ++i)
+    differ += a.ledger.death[i] != b.ledger.death[i] ? 1 : 0;
   CHECK(differ <= a.ledger.death.size() / 100);
   EngineOptions other;
   other.chunk = 50;
-  CHECK_THROWS_WITH(test::run_one(masses, "h2o(budget=60)", other), Contains("column_mass for these passes"));
-  CHECK_THROWS_WITH(test::run_one(masses, "snapkv(budget=60)", {}), Contains("row 118 in layers.0.scores.rows"));
-  CHECK_THROWS_WITH(test::run_one(masses, "chunked(snapkv(budget=50%),variant=patched)", {}), Contains("layers.*.q"));
+  CHECK_THROWS_WITH(test::run_one(masses, "h2o(budget=60)", other),
+                    Contains("column_mass for these passes"));
+  CHECK_THROWS_WITH(test::run_one(masses, "snapkv(budget=60)", {}),
+                    Contains("row 118 in layers.0.scores.rows"));
+  CHECK_THROWS_WITH(test::run_one(masses, "chunked(snapkv(budget=50%),variant=patched)", {}),
+                    Contains("layers.*.q"));
 }
 
 TEST_CASE("kept keys far below the row's maximum do not underflow", "[engine]") {
@@ -246,7 +272,8 @@ TEST_CASE("rows that nobody observes are not computed", "[engine]") {
   options.fidelity = false;
   CHECK_NOTHROW(test::run_one(trace, "snapkv(budget=5,window=4)", options));
   CHECK_THROWS_WITH(test::run_one(trace, "h2o(budget=5)", options), Contains("layers.0.q"));
-  CHECK_NOTHROW(test::run_one(trace, "streaming_llm(sinks=1,window=2)", {}));  // row 0 has mass 1 unseen
+  CHECK_NOTHROW(
+      test::run_one(trace, "streaming_llm(sinks=1,window=2)", {}));  // row 0 has mass 1 unseen
 }
 
 TEST_CASE("a non-finite value is an error that names the tensor", "[engine]") {
@@ -256,7 +283,8 @@ TEST_CASE("a non-finite value is an error that names the tensor", "[engine]") {
   spec.layers[1].k[5] = 0;
   for (double& q : spec.layers[1].q) q = 3e38;
   for (double& k : spec.layers[1].k) k = 3e38;
-  CHECK_THROWS_WITH(test::run_one(test::make_trace(spec), "h2o(budget=5)", {}), Contains("overflows"));
+  CHECK_THROWS_WITH(test::run_one(test::make_trace(spec), "h2o(budget=5)", {}),
+                    Contains("overflows"));
 }
 
 TEST_CASE("wrong prompts, chunks and eviction points are refused", "[engine]") {
@@ -272,7 +300,8 @@ TEST_CASE("wrong prompts, chunks and eviction points are refused", "[engine]") {
   CHECK_THROWS_AS(geometry_of(trace, options), ConfigError);
 }
 
-TEST_CASE("--evict-at moves every prompt-end rule, and the rest of the prompt is one pass", "[engine]") {
+TEST_CASE("--evict-at moves every prompt-end rule, and the rest of the prompt is one pass",
+          "[engine]") {
   const Trace trace = medium_trace();
   EngineOptions options;
   options.evict_at = 120;
@@ -311,7 +340,8 @@ TEST_CASE("progress ends at one", "[engine]") {
 TEST_CASE("matching tunes every budget to the same footprint", "[engine][match]") {
   const Trace trace = medium_trace();
   std::vector<RecipeSpec> specs;
-  for (const char* text : {"snapkv(window=8)", "tova", "h2o", "random", "streaming_llm", "pyramidkv", "duoattention(sinks=2,window=8)"}) {
+  for (const char* text : {"snapkv(window=8)", "tova", "h2o", "random", "streaming_llm",
+                           "pyramidkv", "duoattention(sinks=2,window=8)"}) {
     specs.push_back(parse_spec(text));
   }
   const MatchTarget target = parse_match("footprint=0.7");
@@ -327,12 +357,15 @@ TEST_CASE("matching tunes every budget to the same footprint", "[engine][match]"
   const auto from = tuned.spec.find("budget=") + 7;
   const int budget = std::stoi(tuned.spec.substr(from));
   CHECK(run(trace, {fmt::format("tova(budget={})", budget + 1)}, {})[0].metrics.footprint > 0.7);
-  const RunResult mass = run_matched(trace, {parse_spec("tova")}, parse_match("mass=0.5"), {}, {})[0];
+  const RunResult mass =
+      run_matched(trace, {parse_spec("tova")}, parse_match("mass=0.5"), {}, {})[0];
   CHECK(mass.fidelity->decode->mass_mean >= 0.5);
-  const RunResult out = run_matched(trace, {parse_spec("tova")}, parse_match("footprint=0.001"), {}, {})[0];
+  const RunResult out =
+      run_matched(trace, {parse_spec("tova")}, parse_match("footprint=0.001"), {}, {})[0];
   CHECK_FALSE(out.match->reachable);
   CHECK(out.match->lowest > 0.001);
-  CHECK_THROWS_WITH(run_matched(trace, {parse_spec("full")}, target, {}, {}), Contains("no parameter to tune"));
+  CHECK_THROWS_WITH(run_matched(trace, {parse_spec("full")}, target, {}, {}),
+                    Contains("no parameter to tune"));
 }
 
 // ---- Roles that no policy of the registry fills yet ------------------------------------------------
@@ -382,7 +415,8 @@ TEST_CASE("a selector changes what is read, not what is resident", "[engine][rol
   // The same reads by eviction: the newest 19 and the row's own.
   const RunResult evicting = test::run_one(trace, "streaming_llm(sinks=0,window=19)", {});
   CHECK(got.fidelity->decode->mass_mean == evicting.fidelity->decode->mass_mean);
-  CHECK(got.fidelity->decode->error_mean == Approx(evicting.fidelity->decode->error_mean).epsilon(1e-9));
+  CHECK(got.fidelity->decode->error_mean ==
+        Approx(evicting.fidelity->decode->error_mean).epsilon(1e-9));
 }
 
 TEST_CASE("a store keeps victims in another representation", "[engine][roles]") {
@@ -413,6 +447,7 @@ TEST_CASE("a policy that breaks its contract is stopped", "[engine][roles]") {
     }
   };
   policy.selector = [](const LayerShape&) { return std::make_unique<Reader>(); };
-  CHECK_THROWS_WITH(replay(trace, {policy}, {}), Contains("selects token 100000, which is not resident"));
+  CHECK_THROWS_WITH(replay(trace, {policy}, {}),
+                    Contains("selects token 100000, which is not resident"));
   CHECK_THROWS_AS(replay(trace, {policy}, {}), PolicyError);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reports: JSON keys, thinning, CSV, table, chart, SVG, lifetimes and timelines, all of made-up runs.
+// Reports: JSON keys, thinning, CSV, table, chart, SVG, lifetimes and timelines, all of made-up
+// runs.
 #include "sim/report.h"
 
 #include <algorithm>
@@ -197,7 +198,7 @@ std::vector<std::string> grid_of(const std::string& table) {
 
 }  // namespace
 
-// ---- JSON ----------------------------------------------------------------------------------------
+// ---- JSON ---------------------------------------------------------------------------------------
 
 TEST_CASE("the result JSON has the documented keys and no others", "[report][json]") {
   RunReport report = small_report();
@@ -335,7 +336,7 @@ TEST_CASE("text that is no UTF-8 reaches JSON, table and SVG as replacement char
   CHECK(xml_defect(kvspan::memory_svg(report)) == "");
 }
 
-// ---- Timeline ------------------------------------------------------------------------------------
+// ---- Timeline -----------------------------------------------------------------------------------
 
 TEST_CASE("a short timeline holds every row in which something changes", "[report][timeline]") {
   RunReport report = fake_report({.tokens = 40, .prompt = 20},
@@ -391,7 +392,7 @@ TEST_CASE("a long timeline is thinned to 4096 points that keep ends, peak and ma
   }
 }
 
-// ---- CSV -----------------------------------------------------------------------------------------
+// ---- CSV ----------------------------------------------------------------------------------------
 
 TEST_CASE("CSV parses back to the values of the JSON", "[report][csv]") {
   RunReport report = small_report();
@@ -444,7 +445,7 @@ TEST_CASE("the columns of CSV do not depend on what was measured", "[report][csv
   CHECK(fixed == bare);
 }
 
-// ---- Table ---------------------------------------------------------------------------------------
+// ---- Table --------------------------------------------------------------------------------------
 
 TEST_CASE("all lines of a table's grid have the same width", "[report][table]") {
   const bool utf8 = GENERATE(false, true);
@@ -533,7 +534,7 @@ TEST_CASE("colour changes no character of a table", "[report][table]") {
   CHECK(coloured == kvspan::format_table(report, {}));
 }
 
-// ---- Text ----------------------------------------------------------------------------------------
+// ---- Text ---------------------------------------------------------------------------------------
 
 TEST_CASE("text is measured and shortened by terminal columns", "[report][text]") {
   CHECK(kvspan::display_width("a\u00e9\u4e2de\u0301") == 5);
@@ -559,7 +560,7 @@ TEST_CASE("bytes are printed with three digits in binary units", "[report][text]
   CHECK(kvspan::human_bytes(std::int64_t{80} << 30) == "80.0 GiB");
 }
 
-// ---- Chart ---------------------------------------------------------------------------------------
+// ---- Chart --------------------------------------------------------------------------------------
 
 TEST_CASE("a chart keeps to its width and height", "[report][chart]") {
   const int runs = GENERATE(1, 4, 40);
@@ -599,7 +600,7 @@ TEST_CASE("a report without runs has a table, a picture and no chart", "[report]
   CHECK_FALSE(kvspan::format_table(report, {}).empty());
 }
 
-// ---- SVG -----------------------------------------------------------------------------------------
+// ---- SVG ----------------------------------------------------------------------------------------
 
 TEST_CASE("the SVG is well-formed and holds every run", "[report][svg]") {
   const int runs = GENERATE(1, 2, 9, 40);
@@ -630,7 +631,7 @@ TEST_CASE("a curve of the SVG has at most two points in a pixel column", "[repor
   for (const auto& [column, count] : in_column) CHECK(count <= 2);
 }
 
-// ---- Files ---------------------------------------------------------------------------------------
+// ---- Files --------------------------------------------------------------------------------------
 
 TEST_CASE("lifetimes come back as they were written", "[report][lifetimes]") {
   RunReport report = small_report();

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "sim/spec.h"
+
 #include <catch2/catch.hpp>
 
 #include "sim/error.h"
 #include "sim/recipe.h"
 #include "sim/run.h"
-#include "sim/spec.h"
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
@@ -34,12 +35,14 @@ TEST_CASE("a specification reads back as it is written", "[spec]") {
         "h2o(heavy={1,2},recent={3,4})"}) {
     CHECK(to_text(parse_spec(text)) == text);
   }
-  CHECK(to_text(parse_spec(" snapkv ( budget = 5 , window=3 ) + pyramid ( ) ")) == "snapkv(budget=5,window=3)+pyramid");
+  CHECK(to_text(parse_spec(" snapkv ( budget = 5 , window=3 ) + pyramid ( ) ")) ==
+        "snapkv(budget=5,window=3)+pyramid");
 }
 
 TEST_CASE("a set expands into one run each, the last set fastest", "[spec]") {
   std::vector<std::string> texts;
-  for (const RecipeSpec& s : expand_sets(parse_spec("chunked(h2o(heavy={1,2},recent=9),count={metric,implementation})"))) {
+  for (const RecipeSpec& s : expand_sets(
+           parse_spec("chunked(h2o(heavy={1,2},recent=9),count={metric,implementation})"))) {
     texts.push_back(to_text(s));
   }
   CHECK(texts == std::vector<std::string>{"chunked(h2o(heavy=1,recent=9),count=metric)",
@@ -53,16 +56,18 @@ TEST_CASE("a malformed specification says where and what was expected", "[spec]"
   CHECK_THROWS_WITH(parse_spec("snapkv(budget=5"), Contains("',' or ')' at position 16"));
   CHECK_THROWS_WITH(parse_spec("snapkv)"), Contains("position 7, found ')'"));
   CHECK_THROWS_WITH(parse_spec("snapkv(budget=)"), Contains("a value at position 15"));
-  CHECK_THROWS_WITH(parse_spec("snapkv(budget=5,budget=6)"), Contains("'budget' of snapkv is given twice"));
+  CHECK_THROWS_WITH(parse_spec("snapkv(budget=5,budget=6)"),
+                    Contains("'budget' of snapkv is given twice"));
   CHECK_THROWS_WITH(parse_spec("snapkv(budget={1,2)"), Contains("',' or '}'"));
   CHECK_THROWS_WITH(parse_spec("scores(file=\"abc)"), Contains("a closing '\"'"));
   std::string deep;
   for (int i = 0; i < 100; ++i) deep += "chunked(";
   CHECK_THROWS_WITH(parse_spec(deep), Contains("nested wrappers"));
-  CHECK_THROWS_AS(expand_sets(parse_spec("h2o(heavy={1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1},"
-                                         "recent={1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1},"
-                                         "a={1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1},"
-                                         "b={1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1})")),
+  CHECK_THROWS_AS(expand_sets(parse_spec(
+                      "h2o(heavy={1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1},"
+                      "recent={1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1},"
+                      "a={1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1},"
+                      "b={1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1})")),
                   ConfigError);
 }
 
@@ -110,15 +115,19 @@ TEST_CASE("the canonical text writes every parameter in declaration order", "[sp
   CHECK(canonical("snapkv(kernel=5,budget=10)") ==
         "snapkv(budget=10,window=32,kernel=5,pool=max,group=mean,order=group_then_pool)");
   CHECK(canonical("streaming_llm") == "streaming_llm(sinks=4,window=1020,budget=auto)");
-  CHECK(canonical("streaming_llm(budget=10%)") == "streaming_llm(sinks=auto,window=auto,budget=10%)");
+  CHECK(canonical("streaming_llm(budget=10%)") ==
+        "streaming_llm(sinks=auto,window=auto,budget=10%)");
   CHECK(canonical("h2o(heavy=3,recent=4)") == "h2o(heavy=3,recent=4,budget=auto,group=sum)");
   CHECK(canonical("pyramidkv(budget=50)") ==
-        "pyramidkv(budget=50,window=8,kernel=7,pool=max,group=mean,order=group_then_pool,beta=20,rounding=code)");
-  CHECK(canonical("duoattention(sparsity=0.5)") == "duoattention(heads=auto,sparsity=0.5,sinks=128,window=1024)");
+        "pyramidkv(budget=50,window=8,kernel=7,pool=max,group=mean,order=group_then_pool,beta=20,"
+        "rounding=code)");
+  CHECK(canonical("duoattention(sparsity=0.5)") ==
+        "duoattention(heads=auto,sparsity=0.5,sinks=128,window=1024)");
   CHECK(canonical("chunked(tova(budget=10%))") ==
         "chunked(tova(budget=10%),count=metric,variant=naive,compete=all,small=budget)");
-  for (const char* text : {"full", "snapkv(budget=7)", "streaming_llm(budget=9)", "h2o", "random(seed=3)",
-                           "chunked(snapkv(budget=10%))", "pyramid+snapkv(budget=20)", "duoattention"}) {
+  for (const char* text :
+       {"full", "snapkv(budget=7)", "streaming_llm(budget=9)", "h2o", "random(seed=3)",
+        "chunked(snapkv(budget=10%))", "pyramid+snapkv(budget=20)", "duoattention"}) {
     INFO(text);
     CHECK(canonical(canonical(text)) == canonical(text));
   }
@@ -132,7 +141,8 @@ TEST_CASE("a wrong policy, key or value is refused with the nearest valid one", 
   };
   refuses("snapvk", "did you mean 'snapkv'?");
   refuses("snapkv(budgt=5)", "did you mean 'budget'?");
-  refuses("snapkv(budget=abc)", "expected tokens (1024), a share of the prompt (10%) or bytes (64MiB)");
+  refuses("snapkv(budget=abc)",
+          "expected tokens (1024), a share of the prompt (10%) or bytes (64MiB)");
   refuses("snapkv(window=0)", "expected 1 to");
   refuses("snapkv(window=1.5)", "expected a whole number");
   refuses("snapkv(kernel=4)", "expected an odd number; nearest: 5");
@@ -147,9 +157,11 @@ TEST_CASE("a wrong policy, key or value is refused with the nearest valid one", 
   refuses("snapkv(budget=255B)", "need at least 256 B");  // 4 layers x 2 heads x (8 + 8) x 2 bytes
 }
 
-TEST_CASE("recipes compose where that has a meaning, and are refused with the reason where not", "[spec]") {
+TEST_CASE("recipes compose where that has a meaning, and are refused with the reason where not",
+          "[spec]") {
   CHECK(canonical("pyramid(beta=5)+snapkv(budget=20)") ==
-        "pyramid(beta=5,rounding=code,window=8)+snapkv(budget=20,window=32,kernel=7,pool=max,group=mean,"
+        "pyramid(beta=5,rounding=code,window=8)+snapkv(budget=20,window=32,kernel=7,pool=max,group="
+        "mean,"
         "order=group_then_pool)");
   CHECK(make_policy("pyramidkv+h2o(budget=20)", small_geometry()).rules.size() == 1);
   CHECK_THROWS_WITH(canonical("pyramid"), Contains("cannot run alone"));
@@ -157,27 +169,33 @@ TEST_CASE("recipes compose where that has a meaning, and are refused with the re
   CHECK_THROWS_WITH(canonical("pyramid+pyramidkv"), Contains("both bring their own budget shape"));
   CHECK_THROWS_WITH(canonical("duoattention+snapkv"), Contains("both bring their own scorer"));
   CHECK_THROWS_WITH(canonical("chunked(full)"), Contains("full ranks nothing"));
-  CHECK_THROWS_WITH(canonical("chunked(streaming_llm)"), Contains("it evicts after every pass as it is"));
+  CHECK_THROWS_WITH(canonical("chunked(streaming_llm)"),
+                    Contains("it evicts after every pass as it is"));
   CHECK_THROWS_WITH(canonical("chunked(chunked(snapkv))"), Contains("it is chunked already"));
   CHECK_THROWS_WITH(canonical("chunked"), Contains("takes a policy first"));
-  CHECK_THROWS_WITH(canonical("chunked(snapkv(budget=10),compete=frozen)"), Contains("give a share"));
+  CHECK_THROWS_WITH(canonical("chunked(snapkv(budget=10),compete=frozen)"),
+                    Contains("give a share"));
   CHECK_THROWS_WITH(canonical("chunked(tova,variant=patched)"), Contains("observation window"));
-  CHECK_THROWS_WITH(canonical("chunked(snapkv)+pyramid"), Contains("put the wrapper around the whole recipe"));
+  CHECK_THROWS_WITH(canonical("chunked(snapkv)+pyramid"),
+                    Contains("put the wrapper around the whole recipe"));
 }
 
 TEST_CASE("--budget reaches every policy that has one, and leaves sized ones alone", "[spec]") {
-  const auto texts = [](const std::vector<std::string>& specs, const std::vector<std::string>& budgets) {
+  const auto texts = [](const std::vector<std::string>& specs,
+                        const std::vector<std::string>& budgets) {
     std::vector<std::string> out;
     for (const RecipeSpec& s : expand_policies(specs, budgets)) out.push_back(to_text(s));
     return out;
   };
   CHECK(texts({"snapkv", "full", "h2o(heavy=1,recent=2)", "chunked(tova)"}, {"5", "10%"}) ==
-        std::vector<std::string>{"snapkv(budget=5)", "snapkv(budget=10%)", "full", "h2o(heavy=1,recent=2)",
-                                 "chunked(tova(budget=5))", "chunked(tova(budget=10%))"});
+        std::vector<std::string>{"snapkv(budget=5)", "snapkv(budget=10%)", "full",
+                                 "h2o(heavy=1,recent=2)", "chunked(tova(budget=5))",
+                                 "chunked(tova(budget=10%))"});
   const auto all = texts({"all"}, {});
   CHECK(all.size() == 8);  // everything but the external, the wrapper and the bare shape
   CHECK(all.front() == "full");
-  CHECK_THROWS_WITH(expand_policies({"@/no/such/file.json"}, {}), Contains("cannot read policy file"));
+  CHECK_THROWS_WITH(expand_policies({"@/no/such/file.json"}, {}),
+                    Contains("cannot read policy file"));
 }
 
 TEST_CASE("--match targets are checked", "[spec]") {

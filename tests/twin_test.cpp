@@ -17,8 +17,8 @@ using test::Case;
 namespace {
 
 struct Folder {
-  std::filesystem::path path =
-      std::filesystem::temp_directory_path() / fmt::format("kvspan_twin_{}", std::random_device{}());
+  std::filesystem::path path = std::filesystem::temp_directory_path() /
+                               fmt::format("kvspan_twin_{}", std::random_device{}());
   Folder() { std::filesystem::create_directories(path); }
   ~Folder() { std::filesystem::remove_all(path); }
 };
@@ -74,7 +74,8 @@ void compare(const Case& c, Tally& tally) {
       const auto ours = got.ledger.deaths(l, h);
       const std::size_t from = got.ledger.offset(l, h);
       bool equal = true;
-      for (std::size_t t = 0; t < ours.size(); ++t) equal = equal && static_cast<int>(ours[t]) == expected.death[from + t];
+      for (std::size_t t = 0; t < ours.size(); ++t)
+        equal = equal && static_cast<int>(ours[t]) == expected.death[from + t];
       ++tally.heads;
       const bool near = expected.near[static_cast<std::size_t>(l * got.ledger.heads + h)] != 0;
       if (!equal && near) {
@@ -84,7 +85,8 @@ void compare(const Case& c, Tally& tally) {
         CHECK(equal);
         if (!equal) {
           for (std::size_t t = 0; t < ours.size(); ++t) {
-            UNSCOPED_INFO("token " << t << ": " << ours[t] << " against " << expected.death[from + t]);
+            UNSCOPED_INFO("token " << t << ": " << ours[t] << " against "
+                                   << expected.death[from + t]);
           }
         }
       }
@@ -118,7 +120,8 @@ void compare(const Case& c, Tally& tally) {
   close_to(f.prefill->mass_mean, expected.mass_prefill_mean, 1e-6, "prefill mass");
   if (f.decode) close_to(f.decode->mass_mean, expected.mass_decode_mean, 1e-6, "decode mass");
   // Near-equal outputs leave errors at the rounding of fp32 terms.
-  if (expected.error_all_max < 10) close_to(f.all->error_mean, expected.error_all_mean, 5e-6, "error mean");
+  if (expected.error_all_max < 10)
+    close_to(f.all->error_mean, expected.error_all_mean, 5e-6, "error mean");
   close_to(f.all->error_p95, expected.error_all_p95, 2e-5, "error p95");
   close_to(f.all->error_max, expected.error_all_max, 2e-5, "error max");
   for (std::size_t row = 0; row < f.row_mass.size(); ++row) {
@@ -141,8 +144,9 @@ TEST_CASE("the engine agrees with the brute-force twin on random traces", "[twin
     INFO("seed " << seed << ", case " << i);
     compare(test::random_case(random, false, folder.path.string()), tally);
   }
-  std::cout << fmt::format("twin: {} cases, {} refused by both, {} decisions, {} near ties, {} of {} heads excused\n",
-                           tally.cases, tally.refused, tally.decisions, tally.near_ties, tally.excused, tally.heads);
+  std::cout << fmt::format(
+      "twin: {} cases, {} refused by both, {} decisions, {} near ties, {} of {} heads excused\n",
+      tally.cases, tally.refused, tally.decisions, tally.near_ties, tally.excused, tally.heads);
   // A decision may differ only on a near tie, and in at most 1 of 1,000.
   CHECK(tally.excused * 1000 <= tally.decisions);
   CHECK(tally.decisions > 10000);
@@ -157,8 +161,9 @@ TEST_CASE("the engine agrees with the brute-force twin exactly where keys tie", 
     INFO("seed " << seed << ", case " << i);
     compare(test::random_case(random, true, folder.path.string()), tally);
   }
-  std::cout << fmt::format("ties: {} cases, {} decisions, {} near ties, {} of {} heads excused\n", tally.cases,
-                           tally.decisions, tally.near_ties, tally.excused, tally.heads);
+  std::cout << fmt::format("ties: {} cases, {} decisions, {} near ties, {} of {} heads excused\n",
+                           tally.cases, tally.decisions, tally.near_ties, tally.excused,
+                           tally.heads);
   // What is left are sums that tie on paper (3a + b in two orders) and differ by one rounding in the
   // twin's doubles, which breaks the tie there; the engine compares sums in fp32.
   CHECK(tally.excused * 5000 <= tally.decisions);

@@ -34,10 +34,12 @@ const CLI::App* chosen(const CLI::App* app) {
 }
 
 // One line for a wrong command line; unknown options and commands get the nearest known one.
-std::string explain(const CLI::App& app, const CLI::ParseError& error, const std::vector<std::string>& command) {
+std::string explain(const CLI::App& app, const CLI::ParseError& error,
+                    const std::vector<std::string>& command) {
   const CLI::App* sub = chosen(&app);
   std::vector<std::string> options;
-  for (const CLI::Option* option : sub->get_options()) options.push_back(option->get_name(false, true));
+  for (const CLI::Option* option : sub->get_options())
+    options.push_back(option->get_name(false, true));
   std::vector<std::string> names;
   for (const std::string& list : options) {
     for (std::size_t from = 0; from < list.size();) {
@@ -51,7 +53,8 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error, const std
   for (std::size_t i = 1; i < command.size(); ++i) {
     const std::string word = command[i].substr(0, command[i].find('='));
     if (word.starts_with("--") && std::find(names.begin(), names.end(), word) == names.end()) {
-      return fmt::format("{}: unknown option '{}'; {}", sub->get_name(), word, kvspan::nearest_hint(word, names));
+      return fmt::format("{}: unknown option '{}'; {}", sub->get_name(), word,
+                         kvspan::nearest_hint(word, names));
     }
     if (sub == &app && !word.starts_with('-') && !commands.empty()) {
       return fmt::format("unknown command '{}'; {}", word, kvspan::nearest_hint(word, commands));
@@ -70,7 +73,9 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error, const std
 int main(int argc, char** argv) {
   kvspan::cli::Context context{{argv, argv + argc}};
   try {
-    CLI::App app("kvspan: how much KV cache memory a policy really holds, over time, and what it loses.", "kvspan");
+    CLI::App app(
+        "kvspan: how much KV cache memory a policy really holds, over time, and what it loses.",
+        "kvspan");
     app.set_version_flag("--version", version_text());
     app.footer(kFooter);
     app.require_subcommand(1);
@@ -92,7 +97,8 @@ int main(int argc, char** argv) {
     std::cerr << "kvspan: " << error.what() << "\n";
     return error.exit_code();
   } catch (const std::bad_alloc&) {
-    std::cerr << "kvspan: out of memory; fewer --policy, --threads or --fidelity rows=K need less\n";
+    std::cerr
+        << "kvspan: out of memory; fewer --policy, --threads or --fidelity rows=K need less\n";
   } catch (const std::exception& error) {
     std::cerr << "kvspan: internal error: " << error.what() << "\n";
   }

@@ -20,20 +20,24 @@ void list_all() {
     name = std::max(name, e.name.size());
     klass = std::max(klass, e.klass.size());
   }
-  for (const PolicyEntry& e : registry()) fmt::print("{:<{}}  {:<{}}  {}\n", e.name, name, e.klass, klass, e.summary);
-  fmt::print("\nkvspan policies NAME tells parameters, defaults, what a trace must hold, and the source.\n");
+  for (const PolicyEntry& e : registry())
+    fmt::print("{:<{}}  {:<{}}  {}\n", e.name, name, e.klass, klass, e.summary);
+  fmt::print(
+      "\nkvspan policies NAME tells parameters, defaults, what a trace must hold, and the "
+      "source.\n");
 }
 
 void show(const PolicyEntry& e) {
-  fmt::print("{}: {}\n\n  class     {}\n  source    {}\n  evidence  {}\n  needs     {}\n", e.name, e.summary, e.klass, e.source,
-             e.evidence, e.needs);
+  fmt::print("{}: {}\n\n  class     {}\n  source    {}\n  evidence  {}\n  needs     {}\n", e.name,
+             e.summary, e.klass, e.source, e.evidence, e.needs);
   if (!e.alone.empty()) fmt::print("  alone     no: {}\n", e.alone);
   if (e.parameters.empty()) return;
   fmt::print("\n");
   for (const Parameter& p : e.parameters) {
-    const std::string range = p.choices.empty() ? p.unit : fmt::format("{}", fmt::join(p.choices, "|"));
-    fmt::print("  {:<12} {:<12} {}{}\n", p.name, p.fallback.empty() ? "(required)" : p.fallback, p.help,
-               range.empty() ? "" : fmt::format(" [{}]", range));
+    const std::string range =
+        p.choices.empty() ? p.unit : fmt::format("{}", fmt::join(p.choices, "|"));
+    fmt::print("  {:<12} {:<12} {}{}\n", p.name, p.fallback.empty() ? "(required)" : p.fallback,
+               p.help, range.empty() ? "" : fmt::format(" [{}]", range));
   }
 }
 
@@ -42,9 +46,11 @@ void show(const PolicyEntry& e) {
 void add_policies(CLI::App& app) {
   auto name = std::make_shared<std::string>();
   auto markdown = std::make_shared<bool>(false);
-  CLI::App* sub = app.add_subcommand("policies", "Every policy: class, parameters with defaults and units, source");
+  CLI::App* sub = app.add_subcommand(
+      "policies", "Every policy: class, parameters with defaults and units, source");
   sub->add_option("name", *name, "One policy in full")->type_name("NAME");
-  sub->add_flag("--markdown", *markdown, "The whole catalogue as Markdown (sim/policies/README.md)");
+  sub->add_flag("--markdown", *markdown,
+                "The whole catalogue as Markdown (sim/policies/README.md)");
   sub->footer("\nExamples:\n  kvspan policies\n  kvspan policies snapkv");
   sub->callback([name, markdown] {
     if (*markdown) {

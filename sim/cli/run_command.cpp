@@ -24,7 +24,7 @@ struct Settings {
   std::string out, csv, lifetimes, timeline, svg;
   EngineOptions engine;
   bool quiet = false;
-  bool no_chart = false;
+  int chart = -1;  // 1: always, 0: never, -1: unless there is an SVG
 };
 
 // The row of --evict-at: the begin of a named span, or a row number.
@@ -34,9 +34,11 @@ RowIndex evict_row(const Trace& trace, const std::string& text) {
     if (span.name == text) return span.begin;
     names.push_back(span.name);
   }
-  if (!text.empty() && text.find_first_not_of("0123456789") == std::string::npos) return std::stoll(text);
-  throw ConfigError(fmt::format("--evict-at: the trace has no span '{}'; {}", text,
-                                names.empty() ? "it names no spans; a row number works, too" : nearest_hint(text, names)));
+  if (!text.empty() && text.find_first_not_of("0123456789") == std::string::npos)
+    return std::stoll(text);
+  throw ConfigError(fmt::format(
+      "--evict-at: the trace has no span '{}'; {}", text,
+      names.empty() ? "it names no spans; a row number works, too" : nearest_hint(text, names)));
 }
 
 void apply_fidelity(const std::string& text, EngineOptions& engine) {
@@ -46,8 +48,10 @@ void apply_fidelity(const std::string& text, EngineOptions& engine) {
     return;
   }
   const std::string digits = text.starts_with("rows=") ? text.substr(5) : "";
-  if (digits.empty() || digits.size() > 12 || digits.find_first_not_of("0123456789") != std::string::npos || std::stoll(digits) == 0) {
-    throw ConfigError(fmt::format("--fidelity: found '{}', expected all, none or rows=K with K >= 1", text));
+  if (digits.empty() || digits.size() > 12 ||
+      digits.find_first_not_of("0123456789") != std::string::npos || std::stoll(digits) == 0) {
+    throw ConfigError(
+        fmt::format("--fidelity: found '{}', expected all, none or rows=K with K >= 1", text));
   }
   engine.fidelity_rows = std::stoll(digits);
 }
@@ -69,11 +73,16 @@ void run(const Settings& s, const Context& context) {
   accounting.layerwise = s.prefill == "layerwise";
   accounting.layout = s.layout;
   (void)parse_layout(s.layout);
-  for (const auto& [option, path] : std::initializer_list<std::pair<std::string, std::string>>{
-           {"--out", s.out}, {"--csv", s.csv}, {"--lifetimes", s.lifetimes}, {"--timeline", s.timeline}, {"--svg", s.svg}}) {
+  for (const auto& [option, path] :
+       std::initializer_list<std::pair<std::string, std::string>>{{"--out", s.out},
+                                                                  {"--csv", s.csv},
+                                                                  {"--lifetimes", s.lifetimes},
+                                                                  {"--timeline", s.timeline},
+                                                                  {"--svg", s.svg}}) {
     check_writable(option, path);
   }
-  const std::vector<RecipeSpec> specs = expand_policies(s.policies.empty() ? std::vector<std::string>{"all"} : s.policies, s.budgets);
+  const std::vector<RecipeSpec> specs =
+      expand_policies(s.policies.empty() ? std::vector<std::string>{"all"} : s.policies, s.budgets);
   const Trace trace = Trace::open(s.trace);
   if (!s.evict_at.empty()) options.evict_at = evict_row(trace, s.evict_at);
   const Geometry geometry = geometry_of(trace, options);
@@ -81,9 +90,9 @@ void run(const Settings& s, const Context& context) {
   for (const RecipeSpec& spec : specs) policies.push_back(make_policy(spec, geometry));
   if (!s.quiet) {
     const MemoryPlan plan = plan_memory(trace, policies, options);
-    fmt::print(stderr, "kvspan: {} polic{}, {} of anonymous memory at most, {} layer{} at a time\n", policies.size(),
-               policies.size() == 1 ? "y" : "ies", human_bytes(plan.bytes), plan.layers_in_flight,
-               plan.layers_in_flight == 1 ? "" : "s");
+    fmt::print(stderr, "kvspan: {} polic{}, {} of anonymous memory at most, {} layer{} at a time\n",
+               policies.size(), policies.size() == 1 ? "y" : "ies", human_bytes(plan.bytes),
+               plan.layers_in_flight, plan.layers_in_flight == 1 ? "" : "s");
   }
   policies.clear();
   options.cancelled = [] { return interrupted(); };
@@ -93,8 +102,9 @@ void run(const Settings& s, const Context& context) {
   {
     Progress progress("replaying", s.quiet);
     options.progress = [&](double done) { progress(done); };
-    report.runs = s.match.empty() ? run_policies(trace, specs, options, accounting)
-                                  : run_matched(trace, specs, parse_match(s.match), options, accounting);
+    report.runs = s.match.empty()
+                      ? run_policies(trace, specs, options, accounting)
+                      : run_matched(trace, specs, parse_match(s.match), options, accounting);
   }
   report.command = context.command;
   report.trace_path = s.trace;
@@ -104,7 +114,8 @@ void run(const Settings& s, const Context& context) {
   report.accounting = accounting;
   report.lifetimes_path = s.lifetimes;
   report.timeline_path = s.timeline;
-  if (!s.out.empty() || !s.lifetimes.empty() || !s.timeline.empty()) report.trace_sha256 = trace.sha256();
+  if (!s.out.empty() || !s.lifetimes.empty() || !s.timeline.empty())
+    report.trace_sha256 = trace.sha256();
   if (!s.lifetimes.empty()) write_lifetimes(report, s.lifetimes);
   if (!s.timeline.empty()) write_timeline(report, s.timeline);
   if (!s.out.empty()) write_file_atomically(s.out, to_json(report).dump(1) + "\n");
@@ -116,7 +127,8 @@ void run(const Settings& s, const Context& context) {
   table.width = width;
   table.utf8 = terminal_is_utf8();
   fmt::print("{}", format_table(report, table));
-  if (s.svg.empty() && !s.no_chart) fmt::print("\n{}", memory_chart(report, std::min(width, 100), 16, table.utf8));
+  if (s.chart == 1 || (s.chart == -1 && s.svg.empty()))
+    fmt::print("\n{}", memory_chart(report, std::min(width, 100), 16, table.utf8));
   for (const std::string& path : {s.out, s.csv, s.lifetimes, s.timeline, s.svg}) {
     if (!path.empty() && !s.quiet) fmt::print(stderr, "kvspan: wrote {}\n", path);
   }
@@ -126,33 +138,59 @@ void run(const Settings& s, const Context& context) {
 
 void add_run(CLI::App& app, const Context& context) {
   auto s = std::make_shared<Settings>();
-  CLI::App* sub = app.add_subcommand("run", "Replay one trace under many policies, in one pass over its attention");
-  sub->add_option("trace", s->trace, "Trace (.safetensors, or the .index.json of a sharded one)")->required();
-  sub->add_option("--policy", s->policies, "Policy specification, 'all', or @file.json; may be repeated")
-      ->type_name("SPEC")->allow_extra_args(false);
-  sub->add_option("--budget", s->budgets, "Budgets for policies that have one: tokens, 10%, 64MiB; a list makes one run each")
-      ->type_name("B[,B]")->delimiter(',')->allow_extra_args(false);
-  sub->add_option("--chunk", s->engine.chunk, "Prefill chunk, tokens; 0: the prompt is one pass")->type_name("C");
-  sub->add_option("--prompt", s->engine.prompt, "Where the prompt ends; the rest is treated as decoding")
-      ->type_name("N")->check(CLI::PositiveNumber);
-  sub->add_option("--evict-at", s->evict_at, "Prompt-end rules act where this span begins; the rest of the prompt is one pass")
+  CLI::App* sub = app.add_subcommand(
+      "run", "Replay one trace under many policies, in one pass over its attention");
+  sub->add_option("trace", s->trace, "Trace (.safetensors, or the .index.json of a sharded one)")
+      ->required();
+  sub->add_option("--policy", s->policies,
+                  "Policy specification, 'all', or @file.json; may be repeated")
+      ->type_name("SPEC")
+      ->allow_extra_args(false);
+  sub->add_option(
+         "--budget", s->budgets,
+         "Budgets for policies that have one: tokens, 10%, 64MiB; a list makes one run each")
+      ->type_name("B[,B]")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  sub->add_option("--chunk", s->engine.chunk, "Prefill chunk, tokens; 0: the prompt is one pass")
+      ->type_name("C");
+  sub->add_option("--prompt", s->engine.prompt,
+                  "Where the prompt ends; the rest is treated as decoding")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--evict-at", s->evict_at,
+                  "Prompt-end rules act where this span begins; the rest of the prompt is one pass")
       ->type_name("SPAN");
-  sub->add_option("--fidelity", s->fidelity, "Rows to measure: all, rows=K in each phase, or none")->type_name("all|rows=K|none");
-  sub->add_option("--match", s->match, "Tune every budget to footprint=X, peak_bytes=X or mass=X")->type_name("WHAT=X");
-  sub->add_option("--prefill", s->prefill, "When a runtime compresses: after all layers, or layer by layer")
-      ->check(CLI::IsMember({"whole", "layerwise"}))->type_name("whole|layerwise");
-  sub->add_option("--layout", s->layout, "Storage layout that bytes are counted in")->type_name("NAME");
-  sub->add_option("--kv-bytes", s->engine.kv_bytes, "Bytes of one stored element")->check(CLI::Range(1, 16))->type_name("B");
-  sub->add_option("--threads", s->engine.threads, "Threads; 0: all cores. Results do not depend on them")
-      ->check(CLI::Range(0, 4096))->type_name("T");
-  sub->add_option("--seed", s->engine.seed, "Seed of policies that draw random numbers")->type_name("S");
+  sub->add_option("--fidelity", s->fidelity, "Rows to measure: all, rows=K in each phase, or none")
+      ->type_name("all|rows=K|none");
+  sub->add_option("--match", s->match, "Tune every budget to footprint=X, peak_bytes=X or mass=X")
+      ->type_name("WHAT=X");
+  sub->add_option("--prefill", s->prefill,
+                  "When a runtime compresses: after all layers, or layer by layer")
+      ->check(CLI::IsMember({"whole", "layerwise"}))
+      ->type_name("whole|layerwise");
+  sub->add_option("--layout", s->layout, "Storage layout that bytes are counted in")
+      ->type_name("NAME");
+  sub->add_option("--kv-bytes", s->engine.kv_bytes, "Bytes of one stored element")
+      ->check(CLI::Range(1, 16))
+      ->type_name("B");
+  sub->add_option("--threads", s->engine.threads,
+                  "Threads; 0: all cores. Results do not depend on them")
+      ->check(CLI::Range(0, 4096))
+      ->type_name("T");
+  sub->add_option("--seed", s->engine.seed, "Seed of policies that draw random numbers")
+      ->type_name("S");
   sub->add_option("--out", s->out, "Result as JSON")->type_name("FILE");
   sub->add_option("--csv", s->csv, "Result as CSV, one line a run")->type_name("FILE");
-  sub->add_option("--lifetimes", s->lifetimes, "Death row of every entry, safetensors")->type_name("FILE");
-  sub->add_option("--timeline", s->timeline, "Memory over time at full resolution, safetensors")->type_name("FILE");
-  sub->add_option("--svg", s->svg, "Picture: memory over time, and footprint against mass")->type_name("FILE");
+  sub->add_option("--lifetimes", s->lifetimes, "Death row of every entry, safetensors")
+      ->type_name("FILE");
+  sub->add_option("--timeline", s->timeline, "Memory over time at full resolution, safetensors")
+      ->type_name("FILE");
+  sub->add_option("--svg", s->svg, "Picture: memory over time, and footprint against mass")
+      ->type_name("FILE");
   sub->add_flag("--quiet", s->quiet, "No progress on stderr");
-  sub->add_flag("--no-chart", s->no_chart, "No terminal chart below the table");
+  sub->add_flag("--chart{1},--no-chart{0}", s->chart,
+                "The terminal chart below the table; by default unless --svg is given");
   sub->footer(R"help(
 Examples:
   kvspan run TRACE                                        every policy at its default size

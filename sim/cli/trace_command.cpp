@@ -26,16 +26,23 @@ void print_info(const std::string& path, bool json) {
   fmt::print("{}\n", path);
   line("model", m.model);
   line("text", m.text);
-  line("kind", trace.is_qkv() ? (trace.has_v() ? "q, k and v: exact" : "q and k: exact, no output error")
-                              : "attention probabilities: bounded by their residual mass");
-  line("tokens", fmt::format("{} = {} prompt + {} generated", m.tokens, m.prompt_tokens, m.tokens - m.prompt_tokens));
+  line("kind", trace.is_qkv()
+                   ? (trace.has_v() ? "q, k and v: exact" : "q and k: exact, no output error")
+                   : "attention probabilities: bounded by their residual mass");
+  line("tokens", fmt::format("{} = {} prompt + {} generated", m.tokens, m.prompt_tokens,
+                             m.tokens - m.prompt_tokens));
   line("layers", m.layers == m.model_layers ? std::to_string(m.layers)
-                                            : fmt::format("{} of {}: {}", m.layers, m.model_layers, nlohmann::json(m.layer_ids).dump()));
-  line("heads", fmt::format("{} query, {} KV, of {} channels", m.query_heads, m.kv_heads, m.head_dim));
-  for (const Span& span : m.spans) line("span", fmt::format("{} [{}, {})", span.name, span.begin, span.end));
+                                            : fmt::format("{} of {}: {}", m.layers, m.model_layers,
+                                                          nlohmann::json(m.layer_ids).dump()));
+  line("heads",
+       fmt::format("{} query, {} KV, of {} channels", m.query_heads, m.kv_heads, m.head_dim));
+  for (const Span& span : m.spans)
+    line("span", fmt::format("{} [{}, {})", span.name, span.begin, span.end));
   std::int64_t bytes = 0;
-  for (const auto& [name, tensor] : trace.tensors().tensors()) bytes += static_cast<std::int64_t>(tensor.bytes.size());
-  line("size", fmt::format("{} in {} tensors", human_bytes(bytes), trace.tensors().tensors().size()));
+  for (const auto& [name, tensor] : trace.tensors().tensors())
+    bytes += static_cast<std::int64_t>(tensor.bytes.size());
+  line("size",
+       fmt::format("{} in {} tensors", human_bytes(bytes), trace.tensors().tensors().size()));
   line("licence", m.licence);
   line("source", m.source);
 }
@@ -70,13 +77,18 @@ void add_trace(CLI::App& app) {
   auto s = std::make_shared<Slice>();
   CLI::App* slice = sub->add_subcommand("slice", "Keep a prefix of the tokens and some layers");
   slice->add_option("trace", *path, "Trace")->required();
-  slice->add_option("--tokens", s->tokens, "Tokens to keep, from the first; default: all")->check(CLI::PositiveNumber)->type_name("T");
-  slice->add_option("--layers", s->layers, "Layers of the MODEL to keep; default: all stored")->delimiter(',')->type_name("L[,L]");
+  slice->add_option("--tokens", s->tokens, "Tokens to keep, from the first; default: all")
+      ->check(CLI::PositiveNumber)
+      ->type_name("T");
+  slice->add_option("--layers", s->layers, "Layers of the MODEL to keep; default: all stored")
+      ->delimiter(',')
+      ->type_name("L[,L]");
   slice->add_option("--out", s->out, "Where to write it")->required()->type_name("FILE");
   slice->callback([path, s] {
     const Trace trace = Trace::open(*path);
     const std::int64_t tokens = s->tokens > 0 ? s->tokens : trace.meta().tokens;
-    for (const std::string& line : slice_trace(trace, tokens, s->layers, s->out)) fmt::print("{}\n", line);
+    for (const std::string& line : slice_trace(trace, tokens, s->layers, s->out))
+      fmt::print("{}\n", line);
     fmt::print(stderr, "kvspan: wrote {}\n", s->out);
   });
 }

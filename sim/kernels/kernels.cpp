@@ -186,8 +186,8 @@ void pack_keys(const float* keys, std::int64_t tokens, std::int64_t stride, int 
 
 // exp(x) for x <= 0, within 0.9 ulp with FMA and 1.2 without: x = n ln 2 + r, a polynomial of
 // degree 6 in r (minimax, constant and linear term 1), times 2^n. Below kExpFlush the result is 0
-// rather than a subnormal number, which would cost some 150 cycles per vector here and in every sum;
-// such a term is 1e-38 of the largest. n vectors go in step, to hide the latency of the FMAs.
+// rather than a subnormal number, which would cost some 150 cycles per vector here and in masked
+// sums; such a term is 1e-38 of the largest. n vectors go in step, to hide the latency of the FMAs.
 constexpr float kExpFlush = -87.3365F;  // exp(kExpFlush) is just above the smallest normal number
 template <int n>
 HWY_INLINE void exp_nonpositive(V (&x)[n]) {

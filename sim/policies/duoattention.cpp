@@ -22,8 +22,8 @@
 namespace kvspan::policies {
 namespace {
 
-using Gates = std::vector<std::vector<double>>;           // [layers][kv_heads]
-using Mask = std::vector<std::vector<bool>>;              // true: full head
+using Gates = std::vector<std::vector<double>>;  // [layers][kv_heads]
+using Mask = std::vector<std::vector<bool>>;     // true: full head
 
 class HeadMask final : public Budget {
  public:
@@ -47,14 +47,17 @@ Gates parse_gates(const std::string& file) {
   const auto first = content.find_first_not_of(" \t\r\n");
   Gates gates;
   try {
-    if (first != std::string::npos && content[first] == '[') return nlohmann::json::parse(content).get<Gates>();
+    if (first != std::string::npos && content[first] == '[')
+      return nlohmann::json::parse(content).get<Gates>();
   } catch (const nlohmann::json::exception&) {
-    throw TraceError(fmt::format("duoattention: '{}' is not a JSON list of lists of numbers", file));
+    throw TraceError(
+        fmt::format("duoattention: '{}' is not a JSON list of lists of numbers", file));
   }
   for (std::string line; std::getline(text, line);) {
     std::istringstream row(line);
     std::vector<double> values{std::istream_iterator<double>(row), {}};
-    if (!row.eof()) throw TraceError(fmt::format("duoattention: '{}': not a number in line '{}'", file, line));
+    if (!row.eof())
+      throw TraceError(fmt::format("duoattention: '{}': not a number in line '{}'", file, line));
     if (!values.empty()) gates.push_back(std::move(values));
   }
   return gates;
@@ -66,16 +69,19 @@ Gates read_gates(const std::string& file, const Geometry& geometry) {
   const auto model = static_cast<std::size_t>(geometry.model_layers);
   for (const auto& row : gates) {
     if (row.size() != static_cast<std::size_t>(geometry.kv_heads)) {
-      throw TraceError(fmt::format("duoattention: '{}' has a layer of {} gates, expected {} KV heads", file,
-                                   row.size(), geometry.kv_heads));
+      throw TraceError(
+          fmt::format("duoattention: '{}' has a layer of {} gates, expected {} KV heads", file,
+                      row.size(), geometry.kv_heads));
     }
     for (const double gate : row) {
-      if (!std::isfinite(gate)) throw TraceError(fmt::format("duoattention: '{}' holds a gate that is not finite", file));
+      if (!std::isfinite(gate))
+        throw TraceError(fmt::format("duoattention: '{}' holds a gate that is not finite", file));
     }
   }
   if (gates.size() != stored && gates.size() != model) {
-    throw TraceError(fmt::format("duoattention: '{}' has {} layers, expected {} (stored) or {} (model)", file,
-                                 gates.size(), stored, model));
+    throw TraceError(
+        fmt::format("duoattention: '{}' has {} layers, expected {} (stored) or {} (model)", file,
+                    gates.size(), stored, model));
   }
   return gates;
 }
@@ -109,7 +115,8 @@ Gates fitted_gates(const Geometry& geometry, const Protect& protect) {
   for (const auto& layer : outside) {
     gates.emplace_back();
     for (int h = 0; h < geometry.kv_heads; ++h) {
-      gates.back().push_back(*std::max_element(layer.begin() + h * group, layer.begin() + (h + 1) * group));
+      gates.back().push_back(
+          *std::max_element(layer.begin() + h * group, layer.begin() + (h + 1) * group));
     }
   }
   return gates;
@@ -125,11 +132,20 @@ PolicyEntry duoattention() {
   entry.summary = "retrieval heads keep all, streaming heads keep sinks and a recent window";
   entry.source = "Xiao et al. 2024, arXiv 2410.10819";
   entry.evidence = "code read";
-  entry.needs = "nothing with heads=FILE; else q and k, or probabilities of the last half of the rows";
-  entry.parameters = {{"heads", Kind::text, "auto", "", "file of gates, [layers][kv_heads], JSON or TSV", {}},
-                      {"sparsity", Kind::real, "auto", "", "share of streaming heads; auto: 0.5 without a file", {}, 0, 1},
-                      {"sinks", Kind::count, "128", "tokens", "kept by streaming heads", {}},
-                      {"window", Kind::count, "1024", "tokens", "newest kept by streaming heads", {}}};
+  entry.needs =
+      "nothing with heads=FILE; else q and k, or probabilities of the last half of the rows";
+  entry.parameters = {
+      {"heads", Kind::text, "auto", "", "file of gates, [layers][kv_heads], JSON or TSV", {}},
+      {"sparsity",
+       Kind::real,
+       "auto",
+       "",
+       "share of streaming heads; auto: 0.5 without a file",
+       {},
+       0,
+       1},
+      {"sinks", Kind::count, "128", "tokens", "kept by streaming heads", {}},
+      {"window", Kind::count, "1024", "tokens", "newest kept by streaming heads", {}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Protect protect{arguments.count("sinks"), arguments.count("window")};
     const std::int64_t heads = static_cast<std::int64_t>(geometry.layers()) * geometry.kv_heads;
@@ -149,18 +165,22 @@ PolicyEntry duoattention() {
       }
       const bool stored = all.size() == static_cast<std::size_t>(geometry.layers());
       for (int l = 0; l < geometry.layers(); ++l) {
-        mask.push_back(full[static_cast<std::size_t>(stored ? l : geometry.layer_ids[static_cast<std::size_t>(l)])]);
+        mask.push_back(full[static_cast<std::size_t>(
+            stored ? l : geometry.layer_ids[static_cast<std::size_t>(l)])]);
       }
     } else {
       if (!arguments.has("sparsity")) arguments.set("sparsity", "0.5");
-      const std::int64_t streaming = std::llrint(arguments.real("sparsity") * static_cast<double>(heads));
+      const std::int64_t streaming =
+          std::llrint(arguments.real("sparsity") * static_cast<double>(heads));
       Gates gates(static_cast<std::size_t>(geometry.layers()),
                   std::vector<double>(static_cast<std::size_t>(geometry.kv_heads), 0.0));
       if (geometry.trace != nullptr && streaming > 0 && streaming < heads) {
         gates = fitted_gates(geometry, protect);
-        recipe.notes.emplace_back("stand-in: streaming heads fitted on this trace (reads the future)");
+        recipe.notes.emplace_back(
+            "stand-in: streaming heads fitted on this trace (reads the future)");
       } else if (geometry.trace == nullptr) {
-        recipe.notes.emplace_back("which heads stream is fitted on a trace; only their number matters here");
+        recipe.notes.emplace_back(
+            "which heads stream is fitted on a trace; only their number matters here");
       }
       mask = cut_lowest(gates, streaming);
     }
@@ -172,7 +192,8 @@ PolicyEntry duoattention() {
     recipe.charge.once = (heads + 7) / 8;
     if (!arguments.has("heads")) {
       recipe.knob = Knob{"sparsity", 0, heads, true, [heads](TokenCount full) {
-                           return fmt::format("{:.12g}", static_cast<double>(heads - full) / static_cast<double>(heads));
+                           return fmt::format("{:.12g}", static_cast<double>(heads - full) /
+                                                             static_cast<double>(heads));
                          }};
     }
     return recipe;

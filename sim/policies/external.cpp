@@ -17,7 +17,8 @@ using Table = std::shared_ptr<const LayerTable>;
 
 class FromTable final : public Scorer {
  public:
-  FromTable(Table table, const LayerShape& shape) : table_(std::move(table)), layer_(static_cast<std::size_t>(shape.layer)) {}
+  FromTable(Table table, const LayerShape& shape)
+      : table_(std::move(table)), layer_(static_cast<std::size_t>(shape.layer)) {}
   double score(const View& /*view*/, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
     const double* row = table_->layers[layer_].data() + head * table_->tokens;
@@ -33,7 +34,8 @@ class FromTable final : public Scorer {
 // As many entries as have a death row beyond the end of the pass.
 class StillAlive final : public Budget {
  public:
-  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/, const Sizing& /*sizing*/) const override {
+  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
+                      const Sizing& /*sizing*/) const override {
     return kAll;
   }
   bool content_free() const override { return false; }
@@ -41,15 +43,19 @@ class StillAlive final : public Budget {
               std::span<TokenCount> keep) const override {
     const auto now = static_cast<double>(view.pass().end);
     for (std::size_t h = 0; h < keep.size(); ++h) {
-      keep[h] = std::count_if(scores.values[h].begin(), scores.values[h].end(), [&](double d) { return d > now; });
+      keep[h] = std::count_if(scores.values[h].begin(), scores.values[h].end(),
+                              [&](double d) { return d > now; });
     }
   }
 };
 
 Scoring table_scoring(const Table& table, const Geometry& geometry) {
   Scoring scoring;
-  scoring.make = [table](const LayerShape& shape) { return std::make_unique<FromTable>(table, shape); };
-  scoring.per_query_head = table->heads == geometry.query_heads && geometry.query_heads != geometry.kv_heads;
+  scoring.make = [table](const LayerShape& shape) {
+    return std::make_unique<FromTable>(table, shape);
+  };
+  scoring.per_query_head =
+      table->heads == geometry.query_heads && geometry.query_heads != geometry.kv_heads;
   scoring.by_position = true;
   return scoring;
 }
@@ -66,10 +72,11 @@ PolicyEntry scores() {
   entry.evidence = "definition";
   entry.needs = "nothing";
   entry.needs_file = true;
-  entry.parameters = {{"file", Kind::text, "", "", "safetensors with `scores` [layers, heads, tokens]", {}},
-                      budget_parameter(),
-                      {"at", Kind::word, "prompt_end", "", "when it evicts", {"prompt_end", "every_pass"}},
-                      {"recent", Kind::count, "0", "tokens", "newest kept whatever their score", {}}};
+  entry.parameters = {
+      {"file", Kind::text, "", "", "safetensors with `scores` [layers, heads, tokens]", {}},
+      budget_parameter(),
+      {"at", Kind::word, "prompt_end", "", "when it evicts", {"prompt_end", "every_pass"}},
+      {"recent", Kind::count, "0", "tokens", "newest kept whatever their score", {}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
     const auto table = std::make_shared<LayerTable>(
@@ -102,8 +109,9 @@ PolicyEntry deaths() {
   entry.evidence = "definition";
   entry.needs = "nothing";
   entry.needs_file = true;
-  entry.parameters = {{"file", Kind::text, "", "", "safetensors with `runs.{run}.death` or `death`", {}},
-                      {"run", Kind::count, "0", "", "which run of the file", {}}};
+  entry.parameters = {
+      {"file", Kind::text, "", "", "safetensors with `runs.{run}.death` or `death`", {}},
+      {"run", Kind::count, "0", "", "which run of the file", {}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
     const std::string& file = arguments.text("file");
@@ -115,9 +123,10 @@ PolicyEntry deaths() {
         const auto death = static_cast<std::int64_t>(table->layers[l][i]);
         const auto token = static_cast<std::int64_t>(i) % table->tokens;
         if (death <= token || death > geometry.tokens) {
-          throw TraceError(fmt::format("deaths: {}: layer {}, head {}, token {} dies at row {}, expected a row in [{}, {}]",
-                                       file, l, static_cast<std::int64_t>(i) / table->tokens, token, death,
-                                       token + 1, geometry.tokens));
+          throw TraceError(fmt::format(
+              "deaths: {}: layer {}, head {}, token {} dies at row {}, expected a row in [{}, {}]",
+              file, l, static_cast<std::int64_t>(i) / table->tokens, token, death, token + 1,
+              geometry.tokens));
         }
         if (death < geometry.tokens) rows.insert(death);
       }

@@ -11,7 +11,8 @@ namespace {
 class ModelWindow final : public Budget {
  public:
   explicit ModelWindow(std::vector<std::int64_t> window) : window_(std::move(window)) {}
-  TokenCount capacity(const LayerShape& shape, int /*head*/, const Sizing& /*sizing*/) const override {
+  TokenCount capacity(const LayerShape& shape, int /*head*/,
+                      const Sizing& /*sizing*/) const override {
     const std::int64_t window = window_[static_cast<std::size_t>(shape.layer)];
     return window == 0 ? kAll : window - 1;
   }
@@ -30,13 +31,18 @@ PolicyEntry full() {
   entry.source = "Vaswani et al. 2017";
   entry.evidence = "definition";
   entry.needs = "nothing";
-  entry.parameters = {{"model_window", Parameter::Kind::word, "keep", "",
-                       "entries outside the model's own sliding window", {"keep", "evict"}}};
+  entry.parameters = {{"model_window",
+                       Parameter::Kind::word,
+                       "keep",
+                       "",
+                       "entries outside the model's own sliding window",
+                       {"keep", "evict"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
     if (arguments.is("model_window", "evict") && !geometry.sliding_window.empty()) {
       recipe.scorer = own(position_scoring());
-      recipe.shape = own<std::shared_ptr<const Budget>>(std::make_shared<ModelWindow>(geometry.sliding_window));
+      recipe.shape = own<std::shared_ptr<const Budget>>(
+          std::make_shared<ModelWindow>(geometry.sliding_window));
       recipe.schedule = own(Schedule::every_pass());
     }
     return recipe;

@@ -17,9 +17,9 @@ class HeavyHitters final : public Scorer {
   Needs needs() const override { return {.column_sums = true}; }
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
-    const double slack = reduce_group(view.shape(), head, Group::sum, out, [&](int q, std::span<double> sums) {
-      return view.column_sum(q, entries, sums);
-    });
+    const double slack = reduce_group(
+        view.shape(), head, Group::sum, out,
+        [&](int q, std::span<double> sums) { return view.column_sum(q, entries, sums); });
     round_sums(out);
     return slack;
   }
@@ -35,11 +35,29 @@ PolicyEntry h2o() {
   entry.summary = "heavy hitters by accumulated attention plus the newest tokens, in decode too";
   entry.source = "Zhang et al. 2023, arXiv 2306.14048";
   entry.evidence = "code read (real_drop)";
-  entry.needs = "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows)";
-  entry.parameters = {{"heavy", Kind::count, "auto", "tokens", "heavy hitters kept; auto: budget / 2", {}, 0, 1e12, true},
-                      {"recent", Kind::count, "auto", "tokens", "newest kept; auto: the rest of the budget", {}, 0, 1e12, true},
-                      budget_parameter(),
-                      {"group", Kind::word, "sum", "", "none: one set per query head", {"sum", "none"}}};
+  entry.needs =
+      "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows)";
+  entry.parameters = {
+      {"heavy",
+       Kind::count,
+       "auto",
+       "tokens",
+       "heavy hitters kept; auto: budget / 2",
+       {},
+       0,
+       1e12,
+       true},
+      {"recent",
+       Kind::count,
+       "auto",
+       "tokens",
+       "newest kept; auto: the rest of the budget",
+       {},
+       0,
+       1e12,
+       true},
+      budget_parameter(),
+      {"group", Kind::word, "sum", "", "none: one set per query head", {"sum", "none"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
     Scoring scoring;
@@ -51,9 +69,11 @@ PolicyEntry h2o() {
     recipe.charge.entry = 4;  // one fp32 sum per entry of a stored head
     recipe.knob = budget_knob(geometry);
     if (arguments.given("heavy") || arguments.given("recent")) {
-      if (arguments.given("budget")) throw ConfigError("h2o: give either budget, or heavy and recent");
+      if (arguments.given("budget"))
+        throw ConfigError("h2o: give either budget, or heavy and recent");
       if (!arguments.given("heavy") || !arguments.given("recent")) {
-        throw ConfigError("h2o: heavy and recent go together; for an even split give budget instead");
+        throw ConfigError(
+            "h2o: heavy and recent go together; for an even split give budget instead");
       }
       arguments.set("budget", "auto");
       const TokenCount heavy = arguments.count("heavy");
@@ -63,7 +83,9 @@ PolicyEntry h2o() {
       recipe.protect = own(protect_recent(recent));
     } else {
       recipe.size = size_of(arguments);
-      recipe.protect = own(ProtectRule([](TokenCount budget) { return Protect{0, budget - budget / 2}; }));
+      recipe.protect = own(ProtectRule([](TokenCount budget) {
+        return Protect{0, budget - budget / 2};
+      }));
     }
     return recipe;
   };

@@ -26,11 +26,12 @@ class Votes final : public Scorer {
   Needs needs() const override { return {.last_rows = settings_.window}; }
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
-    const double slack = reduce_group(view.shape(), head, settings_.group, out, [&](int q, std::span<double> votes) {
-      const double s = view.votes(q, settings_.window, entries, votes);
-      if (settings_.pool_first) pool(settings_.kind, settings_.kernel, votes);
-      return s;
-    });
+    const double slack =
+        reduce_group(view.shape(), head, settings_.group, out, [&](int q, std::span<double> votes) {
+          const double s = view.votes(q, settings_.window, entries, votes);
+          if (settings_.pool_first) pool(settings_.kind, settings_.kernel, votes);
+          return s;
+        });
     if (!settings_.pool_first) pool(settings_.kind, settings_.kernel, out);
     round_sums(out);
     return slack;
@@ -106,8 +107,12 @@ void pool(Pool kind, int kernel, std::span<double> values) {
 }
 
 Parameter budget_parameter(const std::string& fallback) {
-  return {"budget", Parameter::Kind::amount, fallback, "tokens, % of the prompt, or bytes",
-          "entries kept per layer and KV head", {}};
+  return {"budget",
+          Parameter::Kind::amount,
+          fallback,
+          "tokens, % of the prompt, or bytes",
+          "entries kept per layer and KV head",
+          {}};
 }
 
 Slot<Amount> size_of(const Arguments& arguments, const std::string& parameter) {
@@ -116,29 +121,47 @@ Slot<Amount> size_of(const Arguments& arguments, const std::string& parameter) {
 }
 
 Knob budget_knob(const Geometry& geometry) {
-  return {"budget", 1, geometry.evict_at, true, [](TokenCount tokens) { return std::to_string(tokens); }};
+  return {"budget", 1, geometry.evict_at, true,
+          [](TokenCount tokens) { return std::to_string(tokens); }};
 }
 
 std::vector<Parameter> votes_parameters(int window, int kernel) {
   using Kind = Parameter::Kind;
-  return {{"window", Kind::count, std::to_string(window), "rows", "observation window, inside the budget", {}, 1, 1e6},
-          {"kernel", Kind::count, std::to_string(kernel), "entries", "pooling kernel, odd", {}, 1, 1e6},
-          {"pool", Kind::word, "max", "", "pooling of the votes", {"max", "avg"}},
-          {"group", Kind::word, "mean", "", "query heads to KV head; none: one set per query head",
-           {"mean", "max", "sum", "none"}},
-          {"order", Kind::word, "group_then_pool", "", "what is reduced first",
-           {"group_then_pool", "pool_then_group"}}};
+  return {
+      {"window",
+       Kind::count,
+       std::to_string(window),
+       "rows",
+       "observation window, inside the budget",
+       {},
+       1,
+       1e6},
+      {"kernel", Kind::count, std::to_string(kernel), "entries", "pooling kernel, odd", {}, 1, 1e6},
+      {"pool", Kind::word, "max", "", "pooling of the votes", {"max", "avg"}},
+      {"group",
+       Kind::word,
+       "mean",
+       "",
+       "query heads to KV head; none: one set per query head",
+       {"mean", "max", "sum", "none"}},
+      {"order",
+       Kind::word,
+       "group_then_pool",
+       "",
+       "what is reduced first",
+       {"group_then_pool", "pool_then_group"}}};
 }
 
 Scoring votes_scoring(const Arguments& arguments) {
   const std::int64_t kernel = arguments.count("kernel");
   if (kernel % 2 == 0) {
-    throw ConfigError(fmt::format("{}(kernel): found {}, expected an odd number; nearest: {}", arguments.policy(),
-                                  kernel, kernel + 1));
+    throw ConfigError(fmt::format("{}(kernel): found {}, expected an odd number; nearest: {}",
+                                  arguments.policy(), kernel, kernel + 1));
   }
   const Votes::Settings settings{arguments.count("window"), static_cast<int>(kernel),
                                  arguments.is("pool", "max") ? Pool::max : Pool::avg,
-                                 parse_group(arguments.text("group")), arguments.is("order", "pool_then_group")};
+                                 parse_group(arguments.text("group")),
+                                 arguments.is("order", "pool_then_group")};
   Scoring scoring;
   scoring.make = [settings](const LayerShape&) { return std::make_unique<Votes>(settings); };
   scoring.window = settings.window;
@@ -170,28 +193,40 @@ LayerTable read_layer_table(const std::string& file, const std::vector<std::stri
   }
   const auto& shape = tensor->shape;
   const auto stored = static_cast<std::int64_t>(geometry.layers());
-  const bool heads_fit = shape.size() == 3 && (shape[1] == geometry.kv_heads || shape[1] == geometry.query_heads);
-  if (!heads_fit || (shape[0] != stored && shape[0] != geometry.model_layers) || shape[2] != geometry.tokens) {
+  const bool heads_fit =
+      shape.size() == 3 && (shape[1] == geometry.kv_heads || shape[1] == geometry.query_heads);
+  if (!heads_fit || (shape[0] != stored && shape[0] != geometry.model_layers) ||
+      shape[2] != geometry.tokens) {
     std::string found;
     for (const std::int64_t d : shape) found += (found.empty() ? "" : ", ") + std::to_string(d);
-    throw TraceError(fmt::format("{}: {}: '{}' has shape [{}], expected [{} layers (or {}), {} or {} heads, {} tokens]",
-                                 policy, file, name, found, stored, geometry.model_layers, geometry.kv_heads,
-                                 geometry.query_heads, geometry.tokens));
+    throw TraceError(fmt::format(
+        "{}: {}: '{}' has shape [{}], expected [{} layers (or {}), {} or {} heads, {} tokens]",
+        policy, file, name, found, stored, geometry.model_layers, geometry.kv_heads,
+        geometry.query_heads, geometry.tokens));
   }
   std::vector<double> flat;
   switch (tensor->dtype) {
-    case Dtype::f32: append_as_double<float>(*tensor, flat); break;
-    case Dtype::i32: append_as_double<std::int32_t>(*tensor, flat); break;
-    case Dtype::u32: append_as_double<std::uint32_t>(*tensor, flat); break;
-    case Dtype::i64: append_as_double<std::int64_t>(*tensor, flat); break;
+    case Dtype::f32:
+      append_as_double<float>(*tensor, flat);
+      break;
+    case Dtype::i32:
+      append_as_double<std::int32_t>(*tensor, flat);
+      break;
+    case Dtype::u32:
+      append_as_double<std::uint32_t>(*tensor, flat);
+      break;
+    case Dtype::i64:
+      append_as_double<std::int64_t>(*tensor, flat);
+      break;
     default:
-      throw TraceError(fmt::format("{}: {}: '{}' is {}, expected F32, I32, U32 or I64", policy, file, name,
-                                   dtype_name(tensor->dtype)));
+      throw TraceError(fmt::format("{}: {}: '{}' is {}, expected F32, I32, U32 or I64", policy,
+                                   file, name, dtype_name(tensor->dtype)));
   }
   LayerTable out{shape[1], shape[2], {}};
   const std::int64_t size = shape[1] * shape[2];
   for (int l = 0; l < geometry.layers(); ++l) {
-    const std::int64_t from = shape[0] == stored ? l : geometry.layer_ids[static_cast<std::size_t>(l)];
+    const std::int64_t from =
+        shape[0] == stored ? l : geometry.layer_ids[static_cast<std::size_t>(l)];
     out.layers.emplace_back(flat.begin() + from * size, flat.begin() + (from + 1) * size);
   }
   return out;

@@ -41,7 +41,8 @@ void pool(Pool kind, int kernel, std::span<double> values);
 
 // Parameters shared by every policy that has a size.
 [[nodiscard]] Parameter budget_parameter(const std::string& fallback = "20%");
-[[nodiscard]] Slot<Amount> size_of(const Arguments& arguments, const std::string& parameter = "budget");
+[[nodiscard]] Slot<Amount> size_of(const Arguments& arguments,
+                                   const std::string& parameter = "budget");
 [[nodiscard]] Knob budget_knob(const Geometry& geometry);
 
 // The observation-window votes of SnapKV: parameters, scorer, and the window's protection.
@@ -60,7 +61,8 @@ struct LayerTable {
   std::int64_t tokens = 0;
   std::vector<std::vector<double>> layers;
 };
-[[nodiscard]] LayerTable read_layer_table(const std::string& file, const std::vector<std::string>& tensors,
+[[nodiscard]] LayerTable read_layer_table(const std::string& file,
+                                          const std::vector<std::string>& tensors,
                                           const Geometry& geometry, const std::string& policy);
 
 }  // namespace kvspan::policies

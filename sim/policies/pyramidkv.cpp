@@ -13,7 +13,8 @@ namespace {
 
 class Pyramid final : public Budget {
  public:
-  Pyramid(TokenCount window, double beta, bool exact) : window_(window), beta_(beta), exact_(exact) {}
+  Pyramid(TokenCount window, double beta, bool exact)
+      : window_(window), beta_(beta), exact_(exact) {}
 
   TokenCount capacity(const LayerShape& shape, int /*head*/, const Sizing& sizing) const override {
     const TokenCount window = std::min(window_, sizing.window_rows);
@@ -50,14 +51,17 @@ class Pyramid final : public Budget {
     std::vector<TokenCount> count(layers);
     TokenCount rest = base * shape.model_layers;
     for (std::size_t l = 0; l < layers; ++l) {
-      const double exact = highest - (highest - lowest) * static_cast<double>(l) / static_cast<double>(layers - 1);
+      const double exact =
+          highest - (highest - lowest) * static_cast<double>(l) / static_cast<double>(layers - 1);
       count[l] = static_cast<TokenCount>(std::floor(exact));
-      fraction[l] = std::round((exact - std::floor(exact)) * 1e9);  // equal fractions differ in doubles
+      fraction[l] =
+          std::round((exact - std::floor(exact)) * 1e9);  // equal fractions differ in doubles
       rest -= count[l];
     }
     std::vector<std::size_t> order(layers);
     std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return fraction[a] > fraction[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return fraction[a] > fraction[b]; });
     for (std::size_t i = 0; i < layers && rest > 0; ++i, --rest) ++count[order[i]];
     return count[static_cast<std::size_t>(shape.model_layer)];
   }
@@ -70,7 +74,11 @@ class Pyramid final : public Budget {
 std::vector<Parameter> shape_parameters() {
   using Kind = Parameter::Kind;
   return {{"beta", Kind::real, "20", "", "the last layer gets budget / beta", {}, 1, 1e6},
-          {"rounding", Kind::word, "code", "", "code: integer steps, may overspend; exact: keeps the total",
+          {"rounding",
+           Kind::word,
+           "code",
+           "",
+           "code: integer steps, may overspend; exact: keeps the total",
            {"code", "exact"}}};
 }
 
@@ -116,7 +124,8 @@ PolicyEntry pyramid() {
   entry.needs = "what the other policy needs";
   entry.alone = "it is a budget shape; combine it, as in pyramid+snapkv(budget=512)";
   entry.parameters = shape_parameters();
-  entry.parameters.push_back({"window", Parameter::Kind::count, "8", "tokens", "reserved in every layer", {}, 0, 1e6});
+  entry.parameters.push_back(
+      {"window", Parameter::Kind::count, "8", "tokens", "reserved in every layer", {}, 0, 1e6});
   entry.make = [](Arguments& arguments, const Geometry&) {
     Recipe recipe;
     recipe.shape = shape_of(arguments, arguments.count("window"));

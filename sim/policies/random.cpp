@@ -41,10 +41,12 @@ PolicyEntry random() {
   entry.source = "control; kvpress RandomPress";
   entry.evidence = "definition";
   entry.needs = "nothing";
-  entry.parameters = {budget_parameter(),
-                      {"seed", Parameter::Kind::count, "auto", "", "of the ranks; auto: --seed", {}, 0, 9e15}};
+  entry.parameters = {
+      budget_parameter(),
+      {"seed", Parameter::Kind::count, "auto", "", "of the ranks; auto: --seed", {}, 0, 9e15}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    const std::uint64_t seed = arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
+    const std::uint64_t seed =
+        arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
     arguments.set("seed", std::to_string(seed));
     Recipe recipe;
     Scoring scoring;

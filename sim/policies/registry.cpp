@@ -20,9 +20,9 @@ PolicyEntry chunked();
 
 const std::vector<PolicyEntry>& registry() {
   static const std::vector<PolicyEntry> entries = {
-      policies::full(),      policies::random(),  policies::streaming_llm(), policies::h2o(),
-      policies::tova(),      policies::snapkv(),  policies::pyramidkv(),     policies::pyramid(),
-      policies::duoattention(), policies::scores(), policies::deaths(),      policies::chunked()};
+      policies::full(),         policies::random(), policies::streaming_llm(), policies::h2o(),
+      policies::tova(),         policies::snapkv(), policies::pyramidkv(),     policies::pyramid(),
+      policies::duoattention(), policies::scores(), policies::deaths(),        policies::chunked()};
   return entries;
 }
 

@@ -20,14 +20,16 @@ PolicyEntry streaming_llm() {
   entry.source = "Xiao et al. 2023, arXiv 2309.17453";
   entry.evidence = "code read";
   entry.needs = "nothing";
-  entry.parameters = {{"sinks", Kind::count, "4", "tokens", "first tokens, always kept", {}, 0, 1e12, true},
-                      {"window", Kind::count, "1020", "tokens", "newest tokens kept", {}, 0, 1e12, true},
-                      budget_parameter("auto")};
+  entry.parameters = {
+      {"sinks", Kind::count, "4", "tokens", "first tokens, always kept", {}, 0, 1e12, true},
+      {"window", Kind::count, "1020", "tokens", "newest tokens kept", {}, 0, 1e12, true},
+      budget_parameter("auto")};
   entry.parameters.back().help = "sets sinks = min(4, budget) and window = budget - sinks";
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const bool by_budget = arguments.given("budget");
     if (by_budget && (arguments.given("sinks") || arguments.given("window"))) {
-      throw ConfigError("streaming_llm: budget sets sinks and window; give either budget, or sinks and window");
+      throw ConfigError(
+          "streaming_llm: budget sets sinks and window; give either budget, or sinks and window");
     }
     Recipe recipe;
     recipe.scorer = own(position_scoring());
@@ -44,7 +46,8 @@ PolicyEntry streaming_llm() {
       return recipe;
     }
     const Protect protect{arguments.count("sinks"), arguments.count("window")};
-    if (protect.sinks + protect.recent < 1) throw ConfigError("streaming_llm: sinks + window must be at least 1");
+    if (protect.sinks + protect.recent < 1)
+      throw ConfigError("streaming_llm: sinks + window must be at least 1");
     recipe.size = own(Amount{Amount::Kind::tokens, protect.sinks + protect.recent, 0, ""});
     recipe.protect = own(ProtectRule([protect](TokenCount) { return protect; }));
     return recipe;

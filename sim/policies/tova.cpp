@@ -14,9 +14,9 @@ class LastRow final : public Scorer {
                std::span<double> out) override {
     LayerShape whole = view.shape();
     whole.heads = 1;  // one group: all query heads of the layer
-    const double slack = reduce_group(whole, 0, Group::mean, out, [&](int q, std::span<double> votes) {
-      return view.votes(q, 1, entries, votes);
-    });
+    const double slack = reduce_group(
+        whole, 0, Group::mean, out,
+        [&](int q, std::span<double> votes) { return view.votes(q, 1, entries, votes); });
     round_sums(out);
     return slack;
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reports built without trace, engine or metrics: deaths follow a simple rule, figures follow from the
-// deaths by counting, fidelity is made up.
+// Reports built without trace, engine or metrics: deaths follow a simple rule, figures follow from
+// the deaths by counting, fidelity is made up.
 #pragma once
 
 #include <cstdint>

@@ -27,7 +27,8 @@ void random_budget(Random& random, Case& c, int heads, bool share_only) {
   std::string text;
   if (kind == 1) {
     budget.kind = twin::Amount::share;
-    budget.decimal = one_of<std::string>(random, {"1", "10", "12.5", "33", "50", "70", "99", "100"});
+    budget.decimal =
+        one_of<std::string>(random, {"1", "10", "12.5", "33", "50", "70", "99", "100"});
     text = budget.decimal + "%";
   } else if (kind == 0) {
     budget.kind = twin::Amount::tokens;
@@ -36,14 +37,16 @@ void random_budget(Random& random, Case& c, int heads, bool share_only) {
   } else {
     budget.kind = twin::Amount::bytes;
     const int entry = (meta.head_dim + meta.v_head_dim) * 2;
-    budget.value = meta.layers * heads * entry * pick(random, 1, static_cast<int>(meta.prompt_tokens)) + pick(random, 0, 7);
+    budget.value =
+        meta.layers * heads * entry * pick(random, 1, static_cast<int>(meta.prompt_tokens)) +
+        pick(random, 0, 7);
     text = fmt::format("{}B", static_cast<int>(budget.value));
   }
   c.text += fmt::format("budget={},", text);
 }
 
-std::string write_table(const std::string& folder, const char* tensor, Dtype dtype, const TraceMeta& meta, int heads,
-                        std::vector<std::byte> bytes) {
+std::string write_table(const std::string& folder, const char* tensor, Dtype dtype,
+                        const TraceMeta& meta, int heads, std::vector<std::byte> bytes) {
   static int counter = 0;
   const std::string path = fmt::format("{}/table{}.safetensors", folder, counter++);
   TensorMap tensors;
@@ -59,8 +62,9 @@ void random_votes(Random& random, Case& c) {
   p.max_pool = coin(random);
   p.group = one_of<std::string>(random, {"mean", "max", "sum", "none"});
   p.pool_then_group = coin(random);
-  c.text += fmt::format("window={},kernel={},pool={},group={},order={}", p.obs_window, p.kernel, p.max_pool ? "max" : "avg",
-                        p.group, p.pool_then_group ? "pool_then_group" : "group_then_pool");
+  c.text += fmt::format("window={},kernel={},pool={},group={},order={}", p.obs_window, p.kernel,
+                        p.max_pool ? "max" : "avg", p.group,
+                        p.pool_then_group ? "pool_then_group" : "group_then_pool");
 }
 
 }  // namespace
@@ -75,7 +79,8 @@ TraceSpec random_trace(Random& random, bool integers) {
   RandomShape shape;
   shape.layers = pick(random, 1, 3);
   shape.tokens = pick(random, 1, 40);
-  shape.prompt_tokens = pick(random, 0, 3) == 0 ? shape.tokens : pick(random, 1, static_cast<int>(shape.tokens));
+  shape.prompt_tokens =
+      pick(random, 0, 3) == 0 ? shape.tokens : pick(random, 1, static_cast<int>(shape.tokens));
   shape.kv_heads = kv_heads;
   shape.query_heads = kv_heads * pick(random, 1, 3);
   shape.head_dim = one_of<int>(random, {2, 4, 6, 8});
@@ -93,9 +98,11 @@ TraceSpec random_trace(Random& random, bool integers) {
       const auto width = static_cast<std::size_t>(shape.kv_heads * shape.head_dim);
       for (std::int64_t t = 1; t < shape.tokens; ++t) {
         if (pick(random, 0, 2) == 0) continue;
-        const auto from = static_cast<std::size_t>(pick(random, 0, static_cast<int>(t) - 1)) * width;
-        std::copy_n(layer.k.begin() + static_cast<std::ptrdiff_t>(from), width,
-                    layer.k.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(t) * width));
+        const auto from =
+            static_cast<std::size_t>(pick(random, 0, static_cast<int>(t) - 1)) * width;
+        std::copy_n(
+            layer.k.begin() + static_cast<std::ptrdiff_t>(from), width,
+            layer.k.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(t) * width));
       }
     }
   }
@@ -151,10 +158,12 @@ twin::Trace twin_trace(const TraceSpec& spec) {
     layer.k = stored(spec.layers[l].k);
     layer.v = stored(spec.layers[l].v);
     layer.sink_logits = stored(spec.layers[l].sink_logits);
-    if (!meta.sliding_window.empty()) layer.sliding_window = static_cast<int>(meta.sliding_window[l]);
+    if (!meta.sliding_window.empty())
+      layer.sliding_window = static_cast<int>(meta.sliding_window[l]);
     out.layers.push_back(std::move(layer));
   }
-  for (const Span& s : meta.spans) out.spans.push_back({s.name, static_cast<int>(s.begin), static_cast<int>(s.end)});
+  for (const Span& s : meta.spans)
+    out.spans.push_back({s.name, static_cast<int>(s.begin), static_cast<int>(s.end)});
   return out;
 }
 
@@ -162,16 +171,19 @@ Case random_case(Random& random, bool integers, const std::string& folder) {
   Case c;
   c.trace = random_trace(random, integers);
   const TraceMeta meta = completed(c.trace);
-  const int prompt = pick(random, 0, 2) == 0 ? pick(random, 1, static_cast<int>(meta.tokens)) : static_cast<int>(meta.prompt_tokens);
+  const int prompt = pick(random, 0, 2) == 0 ? pick(random, 1, static_cast<int>(meta.tokens))
+                                             : static_cast<int>(meta.prompt_tokens);
   c.plan.prompt = prompt;
   if (pick(random, 0, 3) == 0) c.plan.evict_at = pick(random, 1, prompt);
   if (coin(random)) c.plan.chunk = pick(random, 1, 12);
 
   twin::Spec& p = c.policy;
-  static const std::vector<std::string> names = {"full",   "random",    "streaming_llm", "h2o",    "tova",
-                                                 "snapkv", "pyramidkv", "duoattention",  "scores", "deaths"};
+  static const std::vector<std::string> names = {
+      "full",   "random",    "streaming_llm", "h2o",    "tova",
+      "snapkv", "pyramidkv", "duoattention",  "scores", "deaths"};
   p.name = one_of(random, names);
-  const bool can_chunk = p.name != "full" && p.name != "streaming_llm" && p.name != "duoattention" && p.name != "deaths";
+  const bool can_chunk = p.name != "full" && p.name != "streaming_llm" &&
+                         p.name != "duoattention" && p.name != "deaths";
   p.chunked = can_chunk && coin(random);
   bool share_only = false;
   std::string wrapper;
@@ -180,10 +192,15 @@ Case random_case(Random& random, bool integers, const std::string& folder) {
     share_only = p.compete == 1;
     p.metric_count = coin(random);
     p.small_window = coin(random);
-    p.patched = (p.name == "snapkv" || p.name == "pyramidkv") && pick(random, 0, 2) == 0 && !c.trace.meta.rope == false;
-    wrapper = fmt::format(",count={},variant={},compete={},small={}", p.metric_count ? "metric" : "implementation",
-                          p.patched ? "patched" : "naive", p.compete == 0 ? "auto" : p.compete == 1 ? "frozen" : "all",
-                          p.small_window ? "window" : "budget");
+    p.patched = (p.name == "snapkv" || p.name == "pyramidkv") && pick(random, 0, 2) == 0 &&
+                !c.trace.meta.rope == false;
+    wrapper =
+        fmt::format(",count={},variant={},compete={},small={}",
+                    p.metric_count ? "metric" : "implementation", p.patched ? "patched" : "naive",
+                    p.compete == 0   ? "auto"
+                    : p.compete == 1 ? "frozen"
+                                     : "all",
+                    p.small_window ? "window" : "budget");
   }
   const int kv_heads = meta.kv_heads;
   c.text = p.name + "(";
@@ -247,15 +264,18 @@ Case random_case(Random& random, bool integers, const std::string& folder) {
     c.text += fmt::format("sinks={},window={}", p.sinks, p.window);
   } else {
     const int heads = coin(random) ? kv_heads : meta.query_heads;
-    const auto entries = static_cast<std::size_t>(meta.layers * heads * static_cast<int>(meta.tokens));
+    const auto entries =
+        static_cast<std::size_t>(meta.layers * heads * static_cast<int>(meta.tokens));
     if (p.name == "scores") {
       for (std::size_t i = 0; i < entries; ++i) p.scores.push_back(pick(random, 0, 20) * 0.25);
-      const std::string path = write_table(folder, "scores", Dtype::f32, meta, heads, encode(p.scores, Dtype::f32));
+      const std::string path =
+          write_table(folder, "scores", Dtype::f32, meta, heads, encode(p.scores, Dtype::f32));
       c.text += fmt::format("file=\"{}\",", path);
       random_budget(random, c, heads, share_only);
       p.at_every_pass = coin(random) && !p.chunked;
       p.recent = pick(random, 0, 3);
-      c.text += fmt::format("at={},recent={}", p.at_every_pass ? "every_pass" : "prompt_end", p.recent);
+      c.text +=
+          fmt::format("at={},recent={}", p.at_every_pass ? "every_pass" : "prompt_end", p.recent);
     } else {
       std::vector<std::byte> bytes(entries * 4);
       for (std::size_t i = 0; i < entries; ++i) {
@@ -264,16 +284,19 @@ Case random_case(Random& random, bool integers, const std::string& folder) {
         const auto value = static_cast<std::uint32_t>(p.deaths.back());
         std::memcpy(bytes.data() + i * 4, &value, 4);
       }
-      c.text += fmt::format("file=\"{}\"", write_table(folder, "death", Dtype::u32, meta, heads, std::move(bytes)));
+      c.text += fmt::format(
+          "file=\"{}\"", write_table(folder, "death", Dtype::u32, meta, heads, std::move(bytes)));
     }
   }
   if (c.text.back() == ',') c.text.pop_back();
   c.text += ")";
   if (p.chunked) c.text = "chunked(" + c.text + wrapper + ")";
-  c.what = fmt::format("{} | L={} ids={} N={} n={} chunk={} evict_at={} Hq={} Hk={} d={} sinks={} window={} cap={}", c.text,
-                       meta.layers, meta.model_layers, meta.tokens, c.plan.prompt, c.plan.chunk, c.plan.evict_at,
-                       meta.query_heads, meta.kv_heads, meta.head_dim, !c.trace.layers[0].sink_logits.empty(),
-                       meta.sliding_window.empty() ? 0 : meta.sliding_window[0], meta.logit_softcap);
+  c.what = fmt::format(
+      "{} | L={} ids={} N={} n={} chunk={} evict_at={} Hq={} Hk={} d={} sinks={} window={} cap={}",
+      c.text, meta.layers, meta.model_layers, meta.tokens, c.plan.prompt, c.plan.chunk,
+      c.plan.evict_at, meta.query_heads, meta.kv_heads, meta.head_dim,
+      !c.trace.layers[0].sink_logits.empty(),
+      meta.sliding_window.empty() ? 0 : meta.sliding_window[0], meta.logit_softcap);
   return c;
 }
 

@@ -32,7 +32,7 @@ using Random = std::mt19937_64;
 
 [[nodiscard]] EngineOptions engine_options(const Case& c);
 // One policy through the engine, metrics included.
-[[nodiscard]] RunResult run_one(const Trace& trace, const std::string& policy, const EngineOptions& options,
-                                const Accounting& accounting = {});
+[[nodiscard]] RunResult run_one(const Trace& trace, const std::string& policy,
+                                const EngineOptions& options, const Accounting& accounting = {});
 
 }  // namespace kvspan::test

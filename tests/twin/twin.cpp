@@ -22,11 +22,11 @@ struct Pass {
 struct Setup {
   const Trace& trace;
   const Spec& spec;
-  int layers;   // stored layers
-  int prompt;   // n
-  int point;    // n': the prompt-end rules act after the pass that ends here
-  int heads;    // stored heads of a layer
-  int budget;   // tokens per stored head, as the policy uses it outside chunked()
+  int layers;  // stored layers
+  int prompt;  // n
+  int point;   // n': the prompt-end rules act after the pass that ends here
+  int heads;   // stored heads of a layer
+  int budget;  // tokens per stored head, as the policy uses it outside chunked()
   long long entry_bytes;
   std::vector<Pass> passes;
 };
@@ -135,8 +135,9 @@ Setup make_setup(const Trace& t, const Spec& s, const Plan& plan, int kv_bytes) 
             "frozen chunks need a share: a fixed total has no count per chunk");
     require(!s.patched || has_window(s), "patched needs an observation window");
   }
-  Setup u{t, s, static_cast<int>(t.layers.size()), prompt, point, stored_heads(t, s), 0, 0,
-          make_passes(plan.chunk, point, prompt, t.tokens)};
+  Setup u{t,      s,     static_cast<int>(t.layers.size()),
+          prompt, point, stored_heads(t, s),
+          0,      0,     make_passes(plan.chunk, point, prompt, t.tokens)};
   u.entry_bytes = static_cast<long long>(t.head_dim + t.v_head_dim) * kv_bytes;
   if (s.has_budget) u.budget = budget_tokens(s.budget, point, u.layers * u.heads * u.entry_bytes);
   return u;
@@ -255,10 +256,10 @@ int pyramid_top(const Spec& s, int layers, int l, int capacity, int n, int w) {
 
 // One decision of a head. All its facts but the scores.
 struct Rule {
-  int first_key = 0;     // the domain: resident entries from this token on
-  int count = 0;         // no-op while the domain is no larger
-  int protect_from = 0;  // entries from this token on stay
-  int top = 0;           // best older entries that stay besides them
+  int first_key = 0;                 // the domain: resident entries from this token on
+  int count = 0;                     // no-op while the domain is no larger
+  int protect_from = 0;              // entries from this token on stay
+  int top = 0;                       // best older entries that stay besides them
   int rows_begin = 0, rows_end = 0;  // observing queries (snapkv, pyramidkv)
   int shift = 0;                     // and how far they are moved (patched)
 };
@@ -315,8 +316,8 @@ Rule make_rule(const Setup& u, int model_layer, Pass pass, int resident) {
       r.protect_from = b - (in_chunk && s.small_window ? w : count);
       r.top = 0;
     } else {
-      r.top = pyramid ? pyramid_top(s, u.trace.model_layers, model_layer, count, domain, w)
-                      : count - w;
+      r.top =
+          pyramid ? pyramid_top(s, u.trace.model_layers, model_layer, count, domain, w) : count - w;
       r.count = r.top + w;
       r.protect_from = b - w;
     }
@@ -559,8 +560,7 @@ void replay_layer(const Setup& u, int l, const std::vector<int>& full_heads, Res
           if (!keeps(u, layer, full_head, b, j)) victims.push_back(j);
         }
       } else if (due(u, b)) {
-        const Rule rule =
-            make_rule(u, layer.model_layer, pass, static_cast<int>(domain.size()));
+        const Rule rule = make_rule(u, layer.model_layer, pass, static_cast<int>(domain.size()));
         domain.erase(domain.begin(),
                      std::lower_bound(domain.begin(), domain.end(), rule.first_key));
         const auto older = static_cast<std::size_t>(

@@ -62,17 +62,17 @@ struct Amount {
 struct Spec {
   std::string name;
   Amount budget;
-  bool has_budget = false;      // required by random, tova, snapkv, pyramidkv, scores
-  int sinks = 4, window = 1020; // streaming_llm without budget; duoattention
-  int heavy = 0, recent = 0;    // h2o without budget; scores: recent, inside the budget
+  bool has_budget = false;          // required by random, tova, snapkv, pyramidkv, scores
+  int sinks = 4, window = 1020;     // streaming_llm without budget; duoattention
+  int heavy = 0, recent = 0;        // h2o without budget; scores: recent, inside the budget
   int obs_window = 32, kernel = 7;  // snapkv, pyramidkv
   bool max_pool = true;             // false: average pooling
   std::string group = "mean";       // snapkv, pyramidkv: mean max sum none; h2o: mean is sum
   bool pool_then_group = false;
-  double beta = 20;             // pyramidkv
-  bool exact_rounding = false;  // pyramidkv: rounding=exact
-  std::uint64_t seed = 0;       // random
-  double sparsity = 0.5;        // duoattention fitted on this trace
+  double beta = 20;                          // pyramidkv
+  bool exact_rounding = false;               // pyramidkv: rounding=exact
+  std::uint64_t seed = 0;                    // random
+  double sparsity = 0.5;                     // duoattention fitted on this trace
   std::vector<std::vector<int>> full_heads;  // [layers][kv_heads] 1 = full; empty = fitted
   std::vector<double> scores;                // [layers, heads, tokens], larger = keep
   bool at_every_pass = false;                // scores: at=every_pass
@@ -101,8 +101,8 @@ struct Result {
   double mass_all_mean = 0, mass_all_p5 = 0, mass_all_min = 0;
   double mass_prefill_mean = 0, mass_decode_mean = 0, mass_decode_min = 0;
   double error_all_mean = 0, error_all_max = 0, error_all_p95 = 0;  // output error
-  std::vector<double> row_mass;                      // [tokens] mean over (layer, query head)
-  std::vector<double> span_resident, span_mass_lost; // [spans]
+  std::vector<double> row_mass;                       // [tokens] mean over (layer, query head)
+  std::vector<double> span_resident, span_mass_lost;  // [spans]
   long long entries_read = 0;
   long long peak_total_whole = 0, peak_total_layerwise = 0;
   long long peak_kv_bytes = 0, peak_overhead = 0;  // the parts of peak_total_whole at peak_row
@@ -131,8 +131,8 @@ struct Closed {
 // Names: ideal query_head padded paged16_per_head paged16_per_layer paged16_per_head_compact
 // paged16_per_layer_compact masked.
 // Errors: std::invalid_argument for an unknown name.
-[[nodiscard]] long long layout_peak(const std::string& layout, const Trace& trace,
-                                    const Plan& plan, const std::vector<int>& death, int heads,
-                                    int kv_bytes, long long overhead_per_entry);
+[[nodiscard]] long long layout_peak(const std::string& layout, const Trace& trace, const Plan& plan,
+                                    const std::vector<int>& death, int heads, int kv_bytes,
+                                    long long overhead_per_entry);
 
 }  // namespace kvspan::twin
