@@ -233,7 +233,7 @@ run_test() {
     run_tests clang-16
     build release -D KVSPAN_TESTS=ON
     run_tests release
-    stage 'build benchmarks' cmake --build --preset release -j "$(job_count)" --target kvspan_bench
+    stage 'build benchmarks' cmake --build --preset release -j "$(job_count)" --target kvspan_bench kvspan_replay_bench
     stage 'clang-tidy' check_tidy
   fi
   say

@@ -439,11 +439,17 @@ void Lane::evict(const Decision& decision) {
       ledger_.rank[entry] = e.rank;
     }
   }
-  if (decision.evictions.empty()) return;
-  for (int h = 0; h < shape_.heads; ++h) {
-    const auto& mask = mask_[static_cast<std::size_t>(h)];
-    std::erase_if(resident_[static_cast<std::size_t>(h)],
-                  [&](TokenIndex t) { return mask[static_cast<std::size_t>(t)] == 0.0F; });
+  for (std::size_t i = 0; i < decision.evictions.size();) {  // by head
+    const int head = decision.evictions[i].head;
+    const std::size_t first = i;
+    while (i < decision.evictions.size() && decision.evictions[i].head == head) ++i;
+    auto& list = resident_[static_cast<std::size_t>(head)];
+    if (i - first == 1) {
+      list.erase(std::lower_bound(list.begin(), list.end(), decision.evictions[first].token));
+      continue;
+    }
+    const auto& mask = mask_[static_cast<std::size_t>(head)];
+    std::erase_if(list, [&](TokenIndex t) { return mask[static_cast<std::size_t>(t)] == 0.0F; });
   }
 }
 

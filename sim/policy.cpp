@@ -13,42 +13,51 @@
 namespace kvspan {
 namespace {
 
-// The domain of a rule, split into what may leave and what may not. When more is protected than the
-// head may keep, the newest protected entries stay.
+// The domain of a rule, split into what may leave and what may not. Entries are ascending, so each
+// part is a range. When more is protected than the head may keep, the newest protected entries stay.
 struct Split {
-  std::vector<TokenIndex> evictable;
-  std::vector<TokenIndex> protected_;
+  std::span<const TokenIndex> sinks, evictable, recent;
   TokenCount reserved =
       0;  // places for protected positions, whether or not they are still resident
+  [[nodiscard]] TokenCount protected_count() const {
+    return static_cast<TokenCount>(sinks.size() + recent.size());
+  }
   [[nodiscard]] TokenCount size() const {
-    return static_cast<TokenCount>(evictable.size() + protected_.size());
+    return protected_count() + static_cast<TokenCount>(evictable.size());
   }
 };
 
-std::vector<TokenIndex> domain_of(const Rule& rule, const View& view, int head,
-                                  const std::vector<Eviction>& gone) {
-  std::vector<TokenIndex> out;
-  for (const TokenIndex token : view.resident(head)) {
-    if (rule.domain == Domain::newborn && token < view.pass().begin) continue;
-    out.push_back(token);
+// `storage` is used when an earlier rule of the same pass has victims in the domain.
+std::span<const TokenIndex> domain_of(const Rule& rule, const View& view, int head,
+                                      const std::vector<Eviction>& gone,
+                                      std::vector<TokenIndex>& storage) {
+  std::span<const TokenIndex> all = view.resident(head);
+  if (rule.domain == Domain::newborn) {
+    const auto first = std::lower_bound(all.begin(), all.end(), view.pass().begin);
+    all = all.subspan(static_cast<std::size_t>(first - all.begin()));
   }
-  for (const Eviction& e : gone) {  // victims of an earlier rule of the same pass
-    if (e.head == head) std::erase(out, e.token);
+  if (gone.empty()) return all;
+  storage.assign(all.begin(), all.end());
+  for (const Eviction& e : gone) {
+    if (e.head == head) std::erase(storage, e.token);
   }
-  return out;
+  return storage;
 }
 
-Split split(const Rule& rule, const Pass& pass, const std::vector<TokenIndex>& domain,
+Split split(const Rule& rule, const Pass& pass, std::span<const TokenIndex> domain,
             TokenCount tokens) {
   const Protect protect = rule.protect ? rule.protect(pass, tokens) : Protect{};
   const RowIndex first_recent = pass.end - std::min<TokenCount>(protect.recent, pass.end);
+  const auto begin = domain.begin();
+  const auto sinks_end = std::lower_bound(begin, domain.end(), protect.sinks);
+  const auto recent_begin =
+      std::max(sinks_end, std::lower_bound(begin, domain.end(), first_recent));
   Split out;
+  out.sinks = {begin, sinks_end};
+  out.evictable = {sinks_end, recent_begin};
+  out.recent = {recent_begin, domain.end()};
   out.reserved = std::min<TokenCount>(protect.sinks, pass.end) +
                  std::min<TokenCount>(protect.recent, pass.end);
-  for (const TokenIndex token : domain) {
-    const bool stays = token < protect.sinks || token >= first_recent;
-    (stays ? out.protected_ : out.evictable).push_back(token);
-  }
   return out;
 }
 
@@ -61,15 +70,16 @@ struct Outcome {
 Outcome choose(const Rule& rule, const View& view, int head, const Split& entries,
                std::span<const double> scores, double slack, TokenCount keep) {
   Outcome out;
-  const auto protected_count = static_cast<TokenCount>(entries.protected_.size());
+  const TokenCount protected_count = entries.protected_count();
   if (entries.size() <= keep) return out;
   out.decided = true;
   const float none = std::numeric_limits<float>::quiet_NaN();
   if (protected_count >= keep) {
     for (const TokenIndex t : entries.evictable) out.evictions.push_back({head, t, none, 0});
-    for (TokenCount i = 0; i < protected_count - keep; ++i) {
-      out.evictions.push_back({head, entries.protected_[static_cast<std::size_t>(i)], none, 0});
-    }
+    std::vector<TokenIndex> protected_entries(entries.sinks.begin(), entries.sinks.end());
+    protected_entries.insert(protected_entries.end(), entries.recent.begin(), entries.recent.end());
+    protected_entries.resize(static_cast<std::size_t>(protected_count - keep));
+    for (const TokenIndex t : protected_entries) out.evictions.push_back({head, t, none, 0});
     std::sort(out.evictions.begin(), out.evictions.end(),
               [](const Eviction& a, const Eviction& b) { return a.token < b.token; });
     return out;
@@ -131,6 +141,14 @@ TokenCount Budget::kept(const LayerShape& shape, int head, const Sizing& sizing)
 
 void pick_top(const View& /*view*/, int /*head*/, std::span<const TokenIndex> entries,
               std::span<const double> scores, TokenCount keep, std::vector<char>& leaves) {
+  if (static_cast<std::size_t>(keep) + 1 == entries.size()) {  // every decode row of most policies
+    std::size_t worst = 0;
+    for (std::size_t i = 1; i < scores.size(); ++i) {
+      if (scores[i] <= scores[worst]) worst = i;
+    }
+    leaves[worst] = 1;
+    return;
+  }
   std::vector<std::size_t> order(entries.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   const auto better = [&](std::size_t a, std::size_t b) {
@@ -182,6 +200,7 @@ Decision LayerPolicy::end_pass(std::span<const View* const> views) {
     const bool content_free = rule.budget->content_free();
     std::vector<TokenCount> keep(heads, sizing.tokens);
     std::vector<Split> entries(heads);
+    std::vector<std::vector<TokenIndex>> storage(heads);
     Scores scores;
     scores.entries.resize(heads);
     scores.values.resize(heads);
@@ -189,7 +208,8 @@ Decision LayerPolicy::end_pass(std::span<const View* const> views) {
     scores.protected_.assign(heads, 0);
     for (std::size_t h = 0; h < heads; ++h) {
       const int head = static_cast<int>(h);
-      const std::vector<TokenIndex> domain = domain_of(rule, view, head, out.evictions);
+      const std::span<const TokenIndex> domain =
+          domain_of(rule, view, head, out.evictions, storage[h]);
       if (content_free) {
         Sizing own = sizing;
         if (own.rows == kCompeting) own.rows = static_cast<RowIndex>(domain.size());
@@ -197,11 +217,12 @@ Decision LayerPolicy::end_pass(std::span<const View* const> views) {
         if (static_cast<TokenCount>(domain.size()) <= keep[h]) continue;
       }
       entries[h] = split(rule, pass, domain, keep[h]);
-      scores.protected_[h] = static_cast<TokenCount>(entries[h].protected_.size());
+      scores.protected_[h] = entries[h].protected_count();
       if (content_free && scores.protected_[h] >= keep[h]) continue;
       scores.entries[h] = entries[h].evictable;
       scores.values[h].resize(entries[h].evictable.size());
-      if (rule.axis == Axis::layer && h > 0 && entries[h].evictable == entries[0].evictable) {
+      if (rule.axis == Axis::layer && h > 0 &&
+          std::ranges::equal(entries[h].evictable, entries[0].evictable)) {
         scores.values[h] = scores.values[0];
         scores.slack[h] = scores.slack[0];
         continue;

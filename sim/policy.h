@@ -116,7 +116,7 @@ struct Sizing {
 
 // Scores of every stored head of a layer: values[h] follows entries[h] (evictable ones only).
 struct Scores {
-  std::vector<std::vector<TokenIndex>> entries;
+  std::vector<std::span<const TokenIndex>> entries;
   std::vector<std::vector<double>> values;
   std::vector<double> slack;           // [heads]
   std::vector<TokenCount> protected_;  // [heads] entries of the domain that may not leave

@@ -616,30 +616,33 @@ class QualityPanel {
     return boxes;
   }
 
-  // Off all lines, and no leader across a label; better on a line than nowhere.
+  // The nearest place that is free; one on a line counts as somewhat farther away.
   [[nodiscard]] std::optional<Box> free_place(double at_x, double at_y, double width) const {
     constexpr double kHalf = 7;  // of the height
+    constexpr double kOnLine = 20;
     constexpr std::array<std::pair<double, double>, 8> kDirections{
         {{1, 0}, {-1, 0}, {0, -1}, {0, 1}, {1, -1}, {-1, -1}, {1, 1}, {-1, 1}}};
     const auto meets = [](const std::vector<Box>& boxes, const Box& box) {
       return std::any_of(boxes.begin(), boxes.end(), [&](const Box& b) { return b.overlaps(box); });
     };
-    for (const bool strict : {true, false}) {
-      for (const double radius : {9.0, 16.0, 26.0, 38.0, 52.0, 70.0, 95.0, 125.0}) {
-        for (const auto& [dx, dy] : kDirections) {
-          const double x = at_x + dx * (radius + width / 2);
-          const double y = at_y + dy * (radius + 3) * (dx == 0 ? 1.0 : 0.7);
-          const Box box{x - width / 2, y - kHalf, x + width / 2, y + kHalf};
-          if (!plot_.contains(box) || meets(taken_, box)) continue;
-          const std::vector<Box> leader = leader_to(at_x, at_y, box);
-          const auto crosses = [&](const Box& b) { return meets(labels_, b); };
-          if (std::any_of(leader.begin(), leader.end(), crosses)) continue;
-          if (strict && meets(lines_, box)) continue;
-          return box;
-        }
+    std::optional<Box> best;
+    double least = 0;
+    for (const double radius : {9.0, 16.0, 26.0, 38.0, 52.0, 70.0, 95.0, 125.0}) {
+      for (const auto& [dx, dy] : kDirections) {
+        const double x = at_x + dx * (radius + width / 2);
+        const double y = at_y + dy * (radius + 3) * (dx == 0 ? 1.0 : 0.7);
+        const Box box{x - width / 2, y - kHalf, x + width / 2, y + kHalf};
+        if (!plot_.contains(box) || meets(taken_, box)) continue;
+        const std::vector<Box> leader = leader_to(at_x, at_y, box);
+        const auto crosses = [&](const Box& b) { return meets(labels_, b); };
+        if (std::any_of(leader.begin(), leader.end(), crosses)) continue;
+        const double cost = radius + (meets(lines_, box) ? kOnLine : 0);
+        if (best && cost >= least) continue;
+        best = box;
+        least = cost;
       }
     }
-    return std::nullopt;
+    return best;
   }
 
   Canvas& canvas_;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cstdio>
 #include <memory>
 
 #include <CLI/CLI.hpp>
@@ -129,6 +130,7 @@ void run(const Settings& s, const Context& context) {
   fmt::print("{}", format_table(report, table));
   if (s.chart == 1 || (s.chart == -1 && s.svg.empty()))
     fmt::print("\n{}", memory_chart(report, std::min(width, 100), 16, table.utf8));
+  std::fflush(stdout);
   for (const std::string& path : {s.out, s.csv, s.lifetimes, s.timeline, s.svg}) {
     if (!path.empty() && !s.quiet) fmt::print(stderr, "kvspan: wrote {}\n", path);
   }
