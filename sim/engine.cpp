@@ -190,6 +190,8 @@ Run prepare(const Trace& trace, const std::vector<Policy>& policies, const Engin
   return run;
 }
 
+bool reads_lower(const Policy& policy) { return policy.reads_lower_layers; }
+
 // Anonymous memory of one layer in flight, and of what stays until the end.
 struct MemoryParts {
   std::int64_t lane = 0, fixed = 0;
@@ -219,6 +221,7 @@ MemoryParts memory_parts(const Trace& trace, const std::vector<Policy>& policies
     parts.lane += keys * 64 + m.query_heads * block_rows * (8 + 64);  // scratch rows, decisions
     if (values) parts.lane += m.query_heads * block_rows * m.v_head_dim * 8;
     parts.fixed += std::int64_t{m.layers} * heads * m.tokens * (options.keep_scores ? 12 : 4);
+    if (reads_lower(policy)) parts.fixed += std::int64_t{m.layers} * heads * m.tokens * 32;
     parts.fixed += m.tokens * (8 * 5 + 8 * 4);  // pass ends, timeline, row mass
     if (options.fidelity) {
       const std::int64_t rows =
@@ -237,14 +240,15 @@ MemoryParts memory_parts(const Trace& trace, const std::vector<Policy>& policies
 
 class LayerWalk {
  public:
-  LayerWalk(const Run& run, int layer, std::vector<Replay>& replays)
+  LayerWalk(const Run& run, int layer, std::vector<Replay>& replays,
+            std::vector<DecisionBoard>& boards)
       : run_(run), scores_(run.trace, layer, wants_values(run.trace, run.options)) {
     const TraceMeta& m = run.trace.meta();
     for (std::size_t p = 0; p < run.policies.size(); ++p) {
       lanes_.push_back(
           std::make_unique<Lane>(run.policies[p], run.plans[p], run.trace,
                                  shape_of(run.trace, layer, run.policies[p].per_query_head),
-                                 run.fidelity, replays[p].ledger));
+                                 run.fidelity, replays[p].ledger, boards[p]));
     }
     const auto rows =
         static_cast<std::size_t>(m.query_heads) * static_cast<std::size_t>(run.memory.block_rows);
@@ -390,6 +394,8 @@ MemoryPlan plan_memory(const Trace& trace, const std::vector<Policy>& policies,
       std::max<std::int64_t>(1, (std::int64_t{4} << 30U) / std::max<std::int64_t>(1, parts.lane));
   plan.layers_in_flight = static_cast<int>(std::clamp<std::int64_t>(
       std::min<std::int64_t>(threads_of(options), trace.meta().layers), 1, most));
+  // Whoever reuses the decisions of lower layers needs them finished.
+  if (std::any_of(policies.begin(), policies.end(), reads_lower)) plan.layers_in_flight = 1;
   // Each thread has a stack and an allocator cache.
   plan.bytes = parts.fixed + plan.layers_in_flight * parts.lane +
                std::int64_t{4} * (std::int64_t{1} << 20U) * threads_of(options);
@@ -403,6 +409,8 @@ std::vector<Replay> replay(const Trace& trace, const std::vector<Policy>& polici
   const int layers = trace.meta().layers;
   std::vector<Replay> replays(policies.size());
   std::vector<FidelityTotal> totals;
+  std::vector<DecisionBoard> boards(policies.size(),
+                                    DecisionBoard(static_cast<std::size_t>(layers)));
   for (std::size_t p = 0; p < policies.size(); ++p) {
     replays[p].ledger = empty_ledger(run, p);
     if (!trace.is_qkv()) replays[p].undecided = 0;
@@ -442,7 +450,7 @@ std::vector<Replay> replay(const Trace& trace, const std::vector<Policy>& polici
   const auto lane_of_layers = [&](int /*lane*/) {
     for (int layer = next_layer++; layer < layers && !failed; layer = next_layer++) {
       try {
-        LayerWalk walk(run, layer, replays);
+        LayerWalk walk(run, layer, replays, boards);
         for (RowIndex begin = 0; const RowIndex end : run.block_ends) {
           if (options.cancelled && options.cancelled()) throw Interrupted();
           if (failed) return;

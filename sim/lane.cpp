@@ -70,6 +70,12 @@ class ReplayView final : public View {
     return lane_.column_slack_[static_cast<std::size_t>(query_head)];
   }
 
+  const Decision* lower(int layer) const override {
+    const auto& decisions = lane_.board_[static_cast<std::size_t>(layer)];
+    const auto at = decisions.find(lane_.pass_index_);
+    return at == decisions.end() ? nullptr : &at->second;
+  }
+
   std::vector<float> query(int query_head, RowIndex row) const override {
     const TraceMeta& m = lane_.trace_.meta();
     return vector(lane_.trace_.q(shape().layer), row * m.query_heads + query_head, m.head_dim, "q");
@@ -139,13 +145,14 @@ class ReplayView final : public View {
 };
 
 Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const LayerShape& shape,
-           const FidelityPlan& fidelity, Ledger& ledger)
+           const FidelityPlan& fidelity, Ledger& ledger, DecisionBoard& board)
     : policy_(policy),
       plan_(plan),
       trace_(trace),
       shape_(shape),
       fidelity_plan_(fidelity),
       ledger_(ledger),
+      board_(board),
       driver_(policy, shape),
       needs_(driver_.needs()),
       fidelity_(fidelity, shape.query_heads),
@@ -414,7 +421,11 @@ void Lane::end_pass() {
       pointers.push_back(rule.schedule.due(pass_) ? &views.emplace_back(*this, &rule) : nullptr);
     }
     if (policy_.store) pointers.push_back(&views.emplace_back(*this, nullptr));
-    evict(driver_.end_pass(pointers));
+    Decision decision = driver_.end_pass(pointers);
+    evict(decision);
+    if (policy_.reads_lower_layers) {
+      board_[static_cast<std::size_t>(shape_.layer)].emplace(pass_index_, std::move(decision));
+    }
   }
   if (++pass_index_ < plan_.ends.size()) pass_ = pass_at(plan_, pass_index_);
 }

@@ -2,6 +2,7 @@
 // Internal to the engine: one policy on one layer.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -31,11 +32,15 @@ struct RowBlock {
   }
 };
 
+// What the layers of one policy decided, by the index of the pass; kept only for policies that reuse
+// the decisions of lower layers. [layers]
+using DecisionBoard = std::vector<std::map<std::size_t, Decision>>;
+
 // State of one policy on one layer: what is resident, what was scored, what was measured.
 class Lane {
  public:
   Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const LayerShape& shape,
-       const FidelityPlan& fidelity, Ledger& ledger);
+       const FidelityPlan& fidelity, Ledger& ledger, DecisionBoard& board);
   ~Lane();
   // Consumes the next block. REQUIRES: blocks come in order, without gaps.
   void process(const RowBlock& block);
@@ -79,6 +84,7 @@ class Lane {
   LayerShape shape_;
   const FidelityPlan& fidelity_plan_;
   Ledger& ledger_;
+  DecisionBoard& board_;
   LayerPolicy driver_;
   Needs needs_;
   LayerFidelity fidelity_;

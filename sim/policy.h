@@ -66,6 +66,8 @@ struct Needs {
   void merge(const Needs& other);
 };
 
+struct Decision;
+
 // One layer at the end of one pass, as the roles of one policy see it. Spans are valid until the
 // call returns. `entries` are tokens, ascending; results follow their order.
 class View {
@@ -90,6 +92,9 @@ class View {
   [[nodiscard]] virtual std::vector<float> query(int query_head, RowIndex row) const = 0;
   [[nodiscard]] virtual std::vector<float> key(int kv_head, TokenIndex token) const = 0;
   [[nodiscard]] virtual std::vector<float> value(int kv_head, TokenIndex token) const = 0;
+  // What a lower stored layer decided at the end of the same pass (index reuse across layers); null
+  // if nothing was decided there. REQUIRES: Policy.reads_lower_layers, layer < shape().layer.
+  [[nodiscard]] virtual const Decision* lower(int layer) const = 0;
 };
 
 // ---- Roles ---------------------------------------------------------------------------------------
@@ -255,7 +260,8 @@ struct Policy {
   std::function<std::unique_ptr<Store>(const LayerShape&)> store;
   std::vector<Representation> representations;  // [0] is how entries are born
   Charge charge;
-  std::vector<RowIndex> cuts;  // rows at which a pass must end beside the engine's own
+  bool reads_lower_layers = false;  // layers run in order, and View::lower() shows their decisions
+  std::vector<RowIndex> cuts;       // rows at which a pass must end beside the engine's own
   std::optional<Knob> knob;
   bool closed_form = true;  // counts do not depend on the content of the trace
 };

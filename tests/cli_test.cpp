@@ -74,6 +74,9 @@ TEST_CASE("the paper's worked example is 26 of 36 on the command line", "[cli]")
                               (folder / "r.json"));
   CHECK(out.code == 0);
   CHECK_THAT(out.text, Contains("72.2"));
+  CHECK_THAT(out.text, Contains("memory held"));
+  CHECK_THAT(program("run " + trace("tiny-paper.safetensors") + " --no-chart").text,
+             !Contains("memory held"));
   const nlohmann::json run = read_json(folder / "r.json")["runs"][0];
   CHECK(run["entry_rows"] == 26);
   CHECK(run["full_entry_rows"] == 36);

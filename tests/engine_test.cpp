@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <set>
@@ -435,6 +436,45 @@ TEST_CASE("a store keeps victims in another representation", "[engine][roles]") 
   CHECK(offloaded.timeline.resident_entries[150] == 3 * 2 * 41);
   CHECK(offloaded.host_peak_bytes == 3 * 2 * 110 * entry);
   CHECK(offloaded.host_footprint > 0);
+}
+
+TEST_CASE("a layer can reuse the decisions of a lower one", "[engine][roles]") {
+  // Layer 0 is TOVA's leader; the layers above evict what it evicted, as ChunkKV's index reuse does.
+  class Follower final : public Scorer {
+   public:
+    double score(const View& view, int head, std::span<const TokenIndex> entries,
+                 std::span<double> out) override {
+      std::fill(out.begin(), out.end(), 1.0);
+      const Decision* leader = view.lower(0);
+      REQUIRE(leader != nullptr);
+      for (const Eviction& e : leader->evictions) {
+        const auto at = std::lower_bound(entries.begin(), entries.end(), e.token);
+        if (e.head == head && at != entries.end() && *at == e.token)
+          out[static_cast<std::size_t>(at - entries.begin())] = 0;
+      }
+      return 0;
+    }
+  };
+  const Trace trace = medium_trace();
+  Policy policy = make_policy("tova(budget=40)", geometry_of(trace, {}));
+  const ScorerFactory leader = policy.rules[0].scorer;
+  policy.reads_lower_layers = true;
+  policy.rules[0].axis = Axis::head;
+  policy.rules[0].scorer = [leader](const LayerShape& shape) -> std::unique_ptr<Scorer> {
+    if (shape.layer == 0) return leader(shape);
+    return std::make_unique<Follower>();
+  };
+  EngineOptions options;
+  options.threads = 2;
+  CHECK(plan_memory(trace, {policy}, options).layers_in_flight == 1);
+  const Ledger ledger = replay(trace, {policy}, options)[0].ledger;
+  for (int l = 1; l < 3; ++l) {
+    for (int h = 0; h < 2; ++h) {
+      const auto a = ledger.deaths(0, h);
+      const auto b = ledger.deaths(l, h);
+      CHECK(std::equal(a.begin(), a.end(), b.begin()));
+    }
+  }
 }
 
 TEST_CASE("a policy that breaks its contract is stopped", "[engine][roles]") {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <memory>
 
 #include <CLI/CLI.hpp>
@@ -33,11 +34,18 @@ void show(const PolicyEntry& e) {
   if (!e.alone.empty()) fmt::print("  alone     no: {}\n", e.alone);
   if (e.parameters.empty()) return;
   fmt::print("\n");
+  std::size_t name = 0;
+  std::size_t value = std::string("(required)").size();
+  for (const Parameter& p : e.parameters) {
+    name = std::max(name, p.name.size());
+    value = std::max(value, p.fallback.size());
+  }
   for (const Parameter& p : e.parameters) {
     const std::string range =
         p.choices.empty() ? p.unit : fmt::format("{}", fmt::join(p.choices, "|"));
-    fmt::print("  {:<12} {:<12} {}{}\n", p.name, p.fallback.empty() ? "(required)" : p.fallback,
-               p.help, range.empty() ? "" : fmt::format(" [{}]", range));
+    fmt::print("  {:<{}}  {:<{}}  {}{}\n", p.name, name,
+               p.fallback.empty() ? "(required)" : p.fallback, value, p.help,
+               range.empty() ? "" : fmt::format(" [{}]", range));
   }
 }
 

@@ -25,7 +25,7 @@ struct Settings {
   std::string out, csv, lifetimes, timeline, svg;
   EngineOptions engine;
   bool quiet = false;
-  int chart = -1;  // 1: always, 0: never, -1: unless there is an SVG
+  bool chart = false, no_chart = false;
 };
 
 // The row of --evict-at: the begin of a named span, or a row number.
@@ -128,7 +128,7 @@ void run(const Settings& s, const Context& context) {
   table.width = width;
   table.utf8 = terminal_is_utf8();
   fmt::print("{}", format_table(report, table));
-  if (s.chart == 1 || (s.chart == -1 && s.svg.empty()))
+  if (s.chart || (s.svg.empty() && !s.no_chart))
     fmt::print("\n{}", memory_chart(report, std::min(width, 100), 16, table.utf8));
   std::fflush(stdout);
   for (const std::string& path : {s.out, s.csv, s.lifetimes, s.timeline, s.svg}) {
@@ -191,8 +191,8 @@ void add_run(CLI::App& app, const Context& context) {
   sub->add_option("--svg", s->svg, "Picture: memory over time, and footprint against mass")
       ->type_name("FILE");
   sub->add_flag("--quiet", s->quiet, "No progress on stderr");
-  sub->add_flag("--chart{1},--no-chart{0}", s->chart,
-                "The terminal chart below the table; by default unless --svg is given");
+  sub->add_flag("--chart", s->chart, "Terminal chart below the table, also when --svg is given");
+  sub->add_flag("--no-chart", s->no_chart, "No terminal chart below the table");
   sub->footer(R"help(
 Examples:
   kvspan run TRACE                                        every policy at its default size
