@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Internal to metrics.cpp: KV bytes of one layer, row by row, in one storage layout.
-// Source: footprint.md, section 4, "Storage layout".
+// Definitions: the README, "What is measured", and metrics.h.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // safetensors files: 8-byte little-endian header length, JSON header, raw tensors.
 // The reader maps the file and copies nothing; the writer streams tensors into a temporary file and
-// renames it when it is complete. Source: the format description in trace-format (traces/README.md).
+// renames it when it is complete. Format: traces/README.md.
 #pragma once
 
 #include <cstddef>

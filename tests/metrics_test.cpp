@@ -233,7 +233,7 @@ class Plain {
     return best;
   }
 
-  // footprint.md, section 4, over the layers [from, to), without Charge::once.
+  // The layerwise formula of metrics.h over the layers [from, to), without Charge::once.
   PeakBytes layerwise_peak(const std::string& layout, const Pass& pass, int from, int to) const {
     const bool last = pass.end == ledger_->plan.tokens;
     const RowIndex after = last ? pass.end - 1 : pass.end;
@@ -796,7 +796,7 @@ TEST_CASE("layout names are parsed and a wrong one names the nearest", "[metrics
   CHECK_THROWS_AS(compute_metrics(ledger, accounting(wrong)), kvspan::ConfigError);
 }
 
-// ---- The paper's vectors (footprint.md, section 3) ----------------------------------------------
+// ---- The paper's vectors (arXiv 2506.17121) -----------------------------------------------------
 
 TEST_CASE("a streaming head has the paper's entry-rows and peak points", "[metrics][paper]") {
   const auto [n, m, chunk, sinks, window, entry_rows, points, full] =

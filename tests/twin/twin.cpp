@@ -49,7 +49,7 @@ bool evicts_in_decode(const Spec& s) {
          (s.name == "scores" && s.at_every_pass);
 }
 
-// ---- amounts: footprint.md section 2, "Budgets" ---------------------------------------------
+// ---- amounts: tokens, shares, bytes ------------ ---------------------------------------------
 
 struct Decimal {
   long long digits = 0, scale = 1;  // digits / scale
@@ -212,7 +212,7 @@ std::vector<int> residents(const Setup& u, const std::vector<int>& death, int l,
 // ---- how many stay --------------------------------------------------------------------------
 
 // PyramidKV: entries kept ahead of the window in model layer l, for an average `capacity` per
-// layer and n competing entries.  Source: seeds-c.md section 3, "Budget (code)" and "(paper)".
+// layer and n competing entries.  Source: KVCache-Factory's code and arXiv 2406.02069.
 // REQUIRES: capacity >= w.
 int pyramid_top(const Spec& s, int layers, int l, int capacity, int n, int w) {
   const int base = capacity - w;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Brute-force twin of the replay engine: plain loops in double precision, written from the design
-// documents alone. It is the oracle of the tests: slow, but easy to check against the text.
-// Source: design/footprint.md, design/trace-format.md, policies/seeds-a.md and seeds-c.md.
+// Brute-force twin of the replay engine: plain loops in double precision, from written
+// definitions alone. It is the oracle of the tests: slow, but easy to check against the text.
+// Source: the definitions of arXiv 2506.17121 and the papers of the policies.
 #pragma once
 
 #include <cstdint>
@@ -117,7 +117,7 @@ struct Result {
 [[nodiscard]] Result simulate(const Trace& trace, const Spec& spec, const Plan& plan,
                               int kv_bytes = 2);
 
-// The paper's closed forms for one head.  Source: footprint.md section 3.
+// The paper's closed forms for one head.  Source: arXiv 2506.17121, kv_footprint.py.
 struct Closed {
   long long entry_rows = 0;
   std::vector<long long> peak_points;  // one per chunk, then one for decode if m > 0
@@ -126,7 +126,7 @@ struct Closed {
 [[nodiscard]] Closed evicting_head(int n, int m, int chunk, double s, int w);
 
 // Peak in bytes of one storage layout, prefill mode whole, overhead on the resident entries
-// included (a constant overhead is the caller's to add).  Source: footprint.md section 4.
+// included (a constant overhead is the caller's to add).  Definitions: sim/metrics.h.
 //   death [layers, heads, tokens]
 // Names: ideal query_head padded paged16_per_head paged16_per_layer paged16_per_head_compact
 // paged16_per_layer_compact masked.
