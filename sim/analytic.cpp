@@ -19,17 +19,22 @@ using PerLayer = Eigen::Array<std::int64_t, Eigen::Dynamic, 1>;
 std::int64_t triangle(std::int64_t x) { return x * (x + 1) / 2; }
 
 // Entries of every head after the rules that are due at the end of `pass`; `now` holds the newborns.
+// Rules that look at content bound it from above.
 Counts evicted(const Policy& policy, const Geometry& geometry, const Pass& pass,
                const Counts& now) {
   Counts after = now;
   Counts newborn = Counts::Constant(now.rows(), now.cols(), pass.rows());
   for (const Rule& rule : policy.rules) {
-    if (!rule.schedule.due(pass)) continue;
+    if (!rule.schedule.due(pass) || rule.threshold) continue;
     const Sizing sizing = rule.sizing(pass);
     for (Eigen::Index l = 0; l < after.rows(); ++l) {
       const LayerShape shape = geometry.shape(static_cast<int>(l), policy.per_query_head);
+      if (shape.model_layer < policy.full_layers) continue;
       for (Eigen::Index h = 0; h < after.cols(); ++h) {
-        const std::int64_t domain = rule.domain == Domain::newborn ? newborn(l, h) : after(l, h);
+        // Entries from rule.first on: the newest, since what came before was cut at prompt end.
+        const std::int64_t since = rule.first > 0 ? pass.end - rule.first : after(l, h);
+        const std::int64_t domain =
+            rule.domain == Domain::newborn ? newborn(l, h) : std::min(since, after(l, h));
         Sizing own = sizing;
         if (own.rows == kCompeting) own.rows = domain;
         const TokenCount kept = rule.budget->kept(shape, static_cast<int>(h), own);
@@ -92,35 +97,67 @@ void offer(PeakBytes& peak, std::int64_t kv, std::int64_t overhead, RowIndex row
   if (total > peak.total) peak = {total, kv, overhead, peak.prefill, peak.decode, row};
 }
 
-void offer_pass(PeakBytes& peak, const CountLayout& layout, const Policy& policy, const Pass& pass,
-                const Counts& past, const Counts& now, const Counts& after, bool layerwise) {
+// Entries and what they weigh, [layers, heads], at three moments of a pass.
+struct Occupancy {
+  Counts entries;
+  Counts units;  // entries, or bytes where a store holds entries in more than one way
+};
+struct PassOccupancy {
+  Occupancy past, now, after;
+};
+
+void offer_pass(PeakBytes& peak, const CountLayout& layout, const Charge& charge, const Pass& pass,
+                const PassOccupancy& o, bool layerwise) {
   const bool prefill = pass.end <= pass.prompt_end;
-  const std::int64_t entry = policy.charge.entry;
-  const PerLayer end_bytes = layout.bytes(now, pass.end);
+  const std::int64_t fixed = charge.at(pass.end - 1);
+  const PerLayer end_bytes = layout.bytes(o.now.units, pass.end);
   if (!prefill || !layerwise) {
-    offer(peak, end_bytes.sum(), now.sum() * entry + policy.charge.once, pass.end - 1, prefill);
+    offer(peak, end_bytes.sum(), o.now.entries.sum() * charge.entry + fixed, pass.end - 1, prefill);
     return;
   }
-  const PerLayer past_bytes = layout.bytes(past, pass.begin);
-  const PerLayer after_bytes = layout.bytes(after, pass.end);
-  const PerLayer past_count = past.rowwise().sum();
-  const PerLayer now_count = now.rowwise().sum();
-  const PerLayer after_count = after.rowwise().sum();
-  for (Eigen::Index l = 0; l < now.rows(); ++l) {
+  const PerLayer past_bytes = layout.bytes(o.past.units, pass.begin);
+  const PerLayer after_bytes = layout.bytes(o.after.units, pass.end);
+  const PerLayer past_count = o.past.entries.rowwise().sum();
+  const PerLayer now_count = o.now.entries.rowwise().sum();
+  const PerLayer after_count = o.after.entries.rowwise().sum();
+  for (Eigen::Index l = 0; l < o.now.entries.rows(); ++l) {
     const bool evicts = layout.frees() && after_count(l) < now_count(l);  // else nothing is copied
-    const Eigen::Index rest = now.rows() - l - 1;
+    const Eigen::Index rest = o.now.entries.rows() - l - 1;
     const std::int64_t kv = after_bytes.head(l).sum() + end_bytes(l) +
                             (evicts ? after_bytes(l) : 0) + past_bytes.tail(rest).sum();
     const std::int64_t held =
         after_count.head(l).sum() + now_count(l) + past_count.tail(rest).sum();
-    offer(peak, kv, held * entry + policy.charge.once, pass.end - 1, true);
+    offer(peak, kv, held * charge.entry + fixed, pass.end - 1, true);
   }
 }
 
-std::vector<std::string> count_layouts() {
+// What is held after the decisions at the end of a pass.
+Occupancy after_pass(const Policy& policy, const Geometry& geometry, const Pass& pass,
+                     const Occupancy& now, const Counts& competing_now, Counts& competing) {
+  Occupancy out = now;
+  competing = evicted(policy, geometry, pass, competing_now);
+  if (!policy.demotes) out.entries = competing;
+  if (!policy.payload) {
+    out.units = out.entries;
+    return out;
+  }
+  for (Eigen::Index l = 0; l < competing.rows(); ++l) {
+    const bool exempt = geometry.layer_ids[static_cast<std::size_t>(l)] < policy.full_layers;
+    for (Eigen::Index h = 0; h < competing.cols(); ++h) {
+      out.units(l, h) = exempt ? out.entries(l, h) * policy.representations[0].device_bytes
+                               : policy.payload(competing(l, h), pass);
+    }
+  }
+  return out;
+}
+
+std::vector<std::string> count_layouts(bool by_entries) {
   std::vector<std::string> out;
   for (const std::string& name : standard_layouts()) {
     const Layout layout = parse_layout(name);
+    const bool any_units =
+        layout.kind == Layout::Kind::ideal || layout.kind == Layout::Kind::query_head;
+    if (!by_entries && !any_units) continue;
     if (layout.kind != Layout::Kind::paged || layout.compact) out.push_back(name);
   }
   return out;
@@ -129,56 +166,69 @@ std::vector<std::string> count_layouts() {
 }  // namespace
 
 Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting) {
-  if (!policy.closed_form) {
-    throw ConfigError(
-        fmt::format("{} has no closed form: its number of entries depends on the trace; replay one "
-                    "with kvspan run",
-                    policy.spec));
-  }
   const LayerShape shape = geometry.shape(0, policy.per_query_head);
   const PassPlan plan =
       make_passes(geometry.tokens, geometry.prompt, geometry.evict_at, geometry.chunk, policy.cuts);
+  const bool by_entries = !policy.payload;
+  const std::int64_t born = by_entries ? 1 : policy.representations[0].device_bytes;
+  const std::int64_t unit = by_entries ? policy.representations[0].device_bytes : 1;
   const std::int64_t replication = geometry.query_heads / shape.heads;
-  const CountLayout chosen(accounting.layout, geometry.entry_bytes(), replication);
+  const std::vector<std::string> names = count_layouts(by_entries);
+  if (!by_entries && std::find(names.begin(), names.end(), accounting.layout) == names.end()) {
+    throw ConfigError(
+        fmt::format("{} holds entries in several ways: layout '{}' is known from a replay only "
+                    "(kvspan run); predict 'ideal' or 'query_head'",
+                    policy.spec, accounting.layout));
+  }
+  const CountLayout chosen(accounting.layout, unit, replication);
   std::map<std::string, CountLayout> others;
-  for (const std::string& name : count_layouts()) {
-    if (name != accounting.layout)
-      others.emplace(name, CountLayout(name, geometry.entry_bytes(), replication));
+  for (const std::string& name : names) {
+    if (name != accounting.layout) others.emplace(name, CountLayout(name, unit, replication));
   }
 
   Prediction out;
   out.spec = policy.spec;
+  out.exact = policy.closed_form;
   out.notes = policy.notes;
   for (const auto& [name, layout] : others) out.layouts[name] = {};
-  Counts past = Counts::Zero(geometry.layers(), shape.heads);
+  PassOccupancy o;
+  o.past.entries = o.past.units = Counts::Zero(geometry.layers(), shape.heads);
+  Counts competing = o.past.entries;
   std::int64_t peak_entries = 0;
   std::int64_t kv_byte_rows = 0;
   for (std::size_t i = 0; i < plan.ends.size(); ++i) {
     const Pass pass = pass_at(plan, i);
     const std::int64_t rows = pass.rows();
-    const Counts now = past + rows;
-    const Counts after = pass.end == plan.tokens ? now : evicted(policy, geometry, pass, now);
-    out.entry_rows += past.size() * triangle(rows) + rows * past.sum();
-    peak_entries = std::max(peak_entries, now.sum());
-    // Row i of the pass holds past + i + 1: an arithmetic series from its first row to its last.
-    const std::int64_t first_row = chosen.bytes(past + 1, pass.begin + 1).sum();
-    kv_byte_rows += (first_row + chosen.bytes(now, pass.end).sum()) * rows / 2;
-    offer_pass(out.peak_bytes, chosen, policy, pass, past, now, after, accounting.layerwise);
-    for (auto& [name, layout] : others) {
-      offer_pass(out.layouts[name], layout, policy, pass, past, now, after, accounting.layerwise);
+    o.now.entries = o.past.entries + rows;
+    o.now.units = o.past.units + rows * born;
+    o.after = o.now;
+    if (pass.end < plan.tokens) {
+      o.after = after_pass(policy, geometry, pass, o.now, competing + rows, competing);
     }
-    past = after;
+    out.entry_rows += o.past.entries.size() * triangle(rows) + rows * o.past.entries.sum();
+    peak_entries = std::max(peak_entries, o.now.entries.sum());
+    // Row i of the pass holds past + i + 1: an arithmetic series from its first row to its last.
+    const std::int64_t first_row = chosen.bytes(o.past.units + born, pass.begin + 1).sum();
+    kv_byte_rows += (first_row + chosen.bytes(o.now.units, pass.end).sum()) * rows / 2;
+    offer_pass(out.peak_bytes, chosen, policy.charge, pass, o, accounting.layerwise);
+    for (auto& [name, layout] : others)
+      offer_pass(out.layouts[name], layout, policy.charge, pass, o, accounting.layerwise);
+    o.past = o.after;
   }
-  const std::int64_t heads = past.size();
+  const std::int64_t heads = o.past.entries.size();
   out.full_entry_rows = heads * triangle(plan.tokens);
   out.footprint = static_cast<double>(out.entry_rows) / static_cast<double>(out.full_entry_rows);
   out.peak_kv = static_cast<double>(peak_entries) / static_cast<double>(heads * plan.tokens);
   if (chosen.linear()) {
-    out.byte_rows =
-        kv_byte_rows + out.entry_rows * policy.charge.entry + plan.tokens * policy.charge.once;
+    std::int64_t fixed = plan.tokens * policy.charge.once;
+    for (RowIndex row = 0; policy.charge.during && row < plan.tokens; ++row)
+      fixed += policy.charge.during(row);
+    out.byte_rows = kv_byte_rows + out.entry_rows * policy.charge.entry + fixed;
   }
-  const PerLayer per_layer = past.rowwise().sum();
+  const PerLayer per_layer = o.past.entries.rowwise().sum();
   out.after.assign(per_layer.data(), per_layer.data() + per_layer.size());
+  const PerLayer layer_bytes = o.past.units.rowwise().sum() * unit;
+  out.after_bytes.assign(layer_bytes.data(), layer_bytes.data() + layer_bytes.size());
   return out;
 }
 

@@ -19,17 +19,19 @@ namespace kvspan {
 
 struct Prediction {
   std::string spec;
+  bool exact = true;  // false: upper bounds, since how many entries stay depends on the trace
   double footprint = 0, peak_kv = 0;
   std::int64_t entry_rows = 0, full_entry_rows = 0;
   PeakBytes peak_bytes;
   std::optional<std::int64_t> byte_rows;     // absent for paged layouts
   std::map<std::string, PeakBytes> layouts;  // those that do not depend on which entries leave
-  std::vector<std::int64_t> after;  // [layers] entries of all heads after the last eviction
+  std::vector<std::int64_t> after;           // [layers] entries of all heads at the end
+  std::vector<std::int64_t> after_bytes;     // [layers] their bytes, ideal layout
   std::vector<std::string> notes;
 };
 
-// Equal to the replay's figures, to the last digit, for every policy with closed_form.
-// Errors: ConfigError for a policy without a closed form, or a layout that depends on which entries
+// Equal to the replay's figures, to the last digit, for every policy with closed_form; upper bounds
+// for the others. Errors: ConfigError for a layout that depends on which entries
 // leave ("paged16_per_head"; its "_compact" variant does not).
 [[nodiscard]] Prediction predict(const Policy& policy, const Geometry& geometry,
                                  const Accounting& accounting);

@@ -62,15 +62,20 @@ LayerShape shape_of(const Trace& trace, int layer, bool per_query_head) {
 // the full cache's.
 RowIndex mark_observed(const Policy& policy, const PassPlan& plan, const Trace& trace,
                        std::vector<char>& needed) {
-  LayerPolicy driver(policy, shape_of(trace, 0, policy.per_query_head));
-  RowIndex changes_from = policy.selector ? 0 : plan.tokens;
-  if (driver.needs().column_sums) std::fill(needed.begin(), needed.end(), 1);
+  // The last layer: a policy may leave the model's first layers alone.
+  const LayerPolicy driver(policy, shape_of(trace, trace.meta().layers - 1, policy.per_query_head));
+  const Needs needs = driver.needs();
+  RowIndex changes_from = plan.tokens;
+  if (policy.selector) changes_from = plan.evict_at;
+  if (policy.prefill_reads) changes_from = 0;
+  if (needs.column_sums || needs.observe == Observe::always)
+    std::fill(needed.begin(), needed.end(), 1);
+  if (needs.observe == Observe::from_prompt_end)
+    std::fill(needed.begin() + (plan.evict_at - 1), needed.end(), 1);
   for (std::size_t i = 0; i < plan.ends.size(); ++i) {
     const Pass pass = pass_at(plan, i);
     if (pass.end == plan.tokens) break;
-    const bool due = std::any_of(policy.rules.begin(), policy.rules.end(),
-                                 [&](const Rule& r) { return r.schedule.due(pass); });
-    if (!due) continue;
+    if (!driver.due(pass)) continue;
     changes_from = std::min(changes_from, pass.end);
     const RowIndex rows = std::min(driver.rows_observed(pass), pass.end);
     std::fill(needed.begin() + (pass.end - rows), needed.begin() + pass.end, 1);
@@ -80,7 +85,7 @@ RowIndex mark_observed(const Policy& policy, const PassPlan& plan, const Trace& 
 
 // Errors: TraceError naming the field that a policy reads and the trace lacks.
 void check_needs(const Policy& policy, const PassPlan& plan, const Trace& trace) {
-  const LayerPolicy driver(policy, shape_of(trace, 0, policy.per_query_head));
+  const LayerPolicy driver(policy, shape_of(trace, trace.meta().layers - 1, policy.per_query_head));
   const Needs needs = driver.needs();
   const auto lacks = [&](const std::string& field, const std::string& why) {
     throw TraceError(fmt::format("{} cannot run on {}: it needs {}, and the trace lacks it ({})",
@@ -88,9 +93,11 @@ void check_needs(const Policy& policy, const PassPlan& plan, const Trace& trace)
   };
   const bool probes = std::any_of(policy.rules.begin(), policy.rules.end(),
                                   [](const Rule& r) { return r.probe_with_prompt_tail; });
-  if ((needs.v) && !trace.has_v()) lacks("layers.*.v", "no values");
+  if (needs.v && trace.is_qkv() && !trace.has_v()) lacks("layers.*.v", "no values");
+  if ((needs.rope || policy.renumbers) && trace.is_qkv() && !trace.meta().rope)
+    lacks("the rope_* fields", "keys cannot be rotated");
   if (trace.is_qkv()) return;
-  if (needs.q || needs.k || probes) lacks("layers.*.q and layers.*.k", "a score trace");
+  if (needs.q || needs.k || needs.v || probes) lacks("layers.*.q and layers.*.k", "a score trace");
   std::vector<char> observed(static_cast<std::size_t>(plan.tokens), 0);
   Policy without_sums = policy;
   (void)mark_observed(without_sums, plan, trace, observed);
@@ -215,9 +222,14 @@ MemoryParts memory_parts(const Trace& trace, const std::vector<Policy>& policies
   parts.lane += m.query_heads * block_rows * (row_stride(m.tokens) * 4 + 64);
   for (const Policy& policy : policies) {
     const std::int64_t heads = policy.per_query_head ? m.query_heads : m.kv_heads;
-    const Needs needs = LayerPolicy(policy, shape_of(trace, 0, policy.per_query_head)).needs();
+    const Needs needs =
+        LayerPolicy(policy, shape_of(trace, m.layers - 1, policy.per_query_head)).needs();
     parts.lane += heads * keys * (4 + 4) + (needs.column_sums ? m.query_heads * keys * 8 : 0);
-    if (policy.selector) parts.lane += m.query_heads * keys * 8;
+    if (policy.selector || policy.prefill_reads) parts.lane += m.query_heads * keys * 8;
+    if (values && (policy.alters_vectors || policy.renumbers)) {
+      // K and V as they are held, and once more while they are handed over.
+      parts.lane += 2 * keys * m.kv_heads * (m.head_dim + m.v_head_dim) * 4;
+    }
     parts.lane += keys * 64 + m.query_heads * block_rows * (8 + 64);  // scratch rows, decisions
     if (values) parts.lane += m.query_heads * block_rows * m.v_head_dim * 8;
     parts.fixed += std::int64_t{m.layers} * heads * m.tokens * (options.keep_scores ? 12 : 4);
@@ -244,12 +256,13 @@ class LayerWalk {
             std::vector<DecisionBoard>& boards)
       : run_(run), scores_(run.trace, layer, wants_values(run.trace, run.options)) {
     const TraceMeta& m = run.trace.meta();
-    for (std::size_t p = 0; p < run.policies.size(); ++p) {
-      lanes_.push_back(
-          std::make_unique<Lane>(run.policies[p], run.plans[p], run.trace,
-                                 shape_of(run.trace, layer, run.policies[p].per_query_head),
-                                 run.fidelity, replays[p].ledger, boards[p]));
-    }
+    // In parallel, since what looks ahead walks the layer's attention here.
+    lanes_.resize(run.policies.size());
+    tbb::parallel_for(std::size_t{0}, run.policies.size(), [&](std::size_t p) {
+      lanes_[p] = std::make_unique<Lane>(run.policies[p], run.plans[p], run.trace,
+                                         shape_of(run.trace, layer, run.policies[p].per_query_head),
+                                         run.fidelity, replays[p].ledger, boards[p]);
+    });
     const auto rows =
         static_cast<std::size_t>(m.query_heads) * static_cast<std::size_t>(run.memory.block_rows);
     stride_ = static_cast<std::size_t>(row_stride(m.tokens));
@@ -342,11 +355,15 @@ Ledger empty_ledger(const Run& run, std::size_t p) {
   ledger.query_heads = m.query_heads;
   ledger.sliding_window = m.sliding_window;
   ledger.representations = policy.representations;
-  ledger.charge = policy.charge;
+  ledger.charge = {policy.charge.entry, policy.charge.once, nullptr};
+  if (policy.charge.during) {
+    for (RowIndex row = 0; row < m.tokens; ++row) ledger.state.push_back(policy.charge.during(row));
+  }
   const std::size_t entries = ledger.offset(m.layers, 0);
   ledger.death.assign(entries, static_cast<std::uint32_t>(m.tokens));
   ledger.changes.resize(static_cast<std::size_t>(m.layers));
-  if (policy.selector) ledger.selected.assign(static_cast<std::size_t>(m.tokens), 0);
+  if (policy.selector || policy.prefill_reads)
+    ledger.selected.assign(static_cast<std::size_t>(m.tokens), 0);
   if (run.options.keep_scores) {
     ledger.score.assign(entries, std::numeric_limits<float>::quiet_NaN());
     ledger.rank.assign(entries, -1);

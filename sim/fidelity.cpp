@@ -57,6 +57,7 @@ LayerFidelity::LayerFidelity(const FidelityPlan& plan, int query_heads)
   for (Phase& p : phases_) {
     p.mass.assign(static_cast<std::size_t>(query_heads), 0.0);
     p.error.assign(static_cast<std::size_t>(query_heads), 0.0);
+    p.logit_error.assign(static_cast<std::size_t>(query_heads), 0.0);
   }
 }
 
@@ -71,6 +72,12 @@ void LayerFidelity::add_error(int query_head, RowIndex row, double error) {
   Phase& p = phase(row);
   p.error[static_cast<std::size_t>(query_head)] += error;
   p.errors.add(static_cast<float>(error));
+}
+
+void LayerFidelity::add_logit_error(int query_head, RowIndex row, double error) {
+  Phase& p = phase(row);
+  p.logit_error[static_cast<std::size_t>(query_head)] += error;
+  ++p.logit_rows;
 }
 
 void LayerFidelity::add_unchanged(RowIndex row) {
@@ -95,6 +102,8 @@ void FidelityTotal::add(LayerFidelity&& layer) {
     LayerFidelity::Phase& phase = layer.phases_[p];
     mass_[p] += total(phase.mass);
     error_[p] += total(phase.error);
+    logit_error_[p] += total(phase.logit_error);
+    logit_rows_[p] += phase.logit_rows;
     masses_[p].merge(std::move(phase.masses));
     errors_[p].merge(std::move(phase.errors));
     head_mass_[p].push_back(std::move(phase.mass));
@@ -113,7 +122,9 @@ Fidelity FidelityTotal::finish(const Ledger& ledger) {
   out.rows_measured = measured[0] + measured[1];
   const auto of = [&](int p) -> std::optional<PhaseFidelity> {
     if (measured[p] == 0) return std::nullopt;
-    return summary(mass_[p], error_[p], plan_->output_error, masses_[p], errors_[p]);
+    PhaseFidelity phase = summary(mass_[p], error_[p], plan_->output_error, masses_[p], errors_[p]);
+    if (logit_rows_[p] > 0) phase.logit_error = logit_error_[p] / static_cast<double>(phase.values);
+    return phase;
   };
   out.prefill = of(0);
   out.decode = of(1);
@@ -128,6 +139,10 @@ Fidelity FidelityTotal::finish(const Ledger& ledger) {
   errors_[0].merge(std::move(errors_[1]));
   out.all = summary(mass_[0] + mass_[1], error_[0] + error_[1], plan_->output_error,
                     std::move(masses_[0]), std::move(errors_[0]));
+  if (logit_rows_[0] + logit_rows_[1] > 0) {
+    out.all->logit_error =
+        (logit_error_[0] + logit_error_[1]) / static_cast<double>(out.all->values);
+  }
   const double per_row = static_cast<double>(layers_) * query_heads_;
   for (std::size_t row = 0; row < row_mass_.size(); ++row) {
     out.row_mass.push_back(plan_->measured[row] != 0 ? static_cast<float>(row_mass_[row] / per_row)

@@ -34,6 +34,8 @@ class LayerFidelity {
   // REQUIRES: plan.measures(row); rows ascending within a query head.
   void add_mass(int query_head, RowIndex row, double mass);
   void add_error(int query_head, RowIndex row, double error);
+  // Mean distance of logits from the full cache's, nats, weighted by the full cache's probabilities.
+  void add_logit_error(int query_head, RowIndex row, double error);
   void add_unchanged(RowIndex row);  // every query head: mass 1, error 0
   // Probability lost on span `s` by one (query head, row).
   void add_span_loss(std::size_t s, double lost) { span_lost_[s] += lost; }
@@ -43,6 +45,8 @@ class LayerFidelity {
   struct Phase {
     std::vector<double> mass, error;  // [query_heads] sums
     Distribution masses{1.0F}, errors{0.0F};
+    std::vector<double> logit_error;  // [query_heads] sums
+    std::int64_t logit_rows = 0;
   };
   Phase& phase(RowIndex row) { return phases_[row < plan_->prompt ? 0 : 1]; }
   const FidelityPlan* plan_;
@@ -66,7 +70,8 @@ class FidelityTotal {
   int layers_;
   int query_heads_;
   std::vector<double> row_mass_;
-  double mass_[2] = {0, 0}, error_[2] = {0, 0};
+  double mass_[2] = {0, 0}, error_[2] = {0, 0}, logit_error_[2] = {0, 0};
+  std::int64_t logit_rows_[2] = {0, 0};
   Distribution masses_[2] = {Distribution(1.0F), Distribution(1.0F)};
   Distribution errors_[2] = {Distribution(0.0F), Distribution(0.0F)};
   std::vector<std::vector<double>> head_mass_[2];  // [layers][query_heads]

@@ -42,24 +42,27 @@ class ReplayView final : public View {
       return probe(query_head, rows, entries, out);
     rows = std::min(rows, rule_ != nullptr && rule_->window_in_pass ? now.rows() : now.end);
     double slack = 0;
-    for (RowIndex row = now.end - rows; row < now.end; ++row) {
-      Lane::Attended a;
-      const double known = newborns_.empty() ? cached(query_head, row) : 0.0;
-      if (known > 0) {
-        const RowTerms& info = lane_.block_->info[lane_.block_->at(query_head, row)];
-        a.terms = info.terms;
-        a.slack = info.slack;
-        a.sum = known;
-      } else {
-        const bool all = newborns_.empty() && lane_.reads_all(query_head);
-        a = lane_.attend_row(query_head, row,
-                             newborns_.empty() ? lane_.mask_of(query_head) : newborns_.data(), all,
-                             scratch_);
-        a.sum += a.sink;
-      }
-      slack += a.slack * add(a.terms, a.sum, row, entries, out);
-    }
+    for (RowIndex row = now.end - rows; row < now.end; ++row)
+      slack += add_row(query_head, row, entries, out);
     return slack;
+  }
+
+  double probabilities(int query_head, RowIndex row, std::span<const TokenIndex> entries,
+                       std::span<double> out) const override {
+    std::fill(out.begin(), out.end(), 0.0);
+    return add_row(query_head, row, entries, out);
+  }
+
+  void logits(int query_head, RowIndex row, std::span<const TokenIndex> entries,
+              std::span<double> out) const override {
+    const RowTerms terms = terms_of(query_head, row);
+    const float* mask = mask_of(query_head, row);
+    const double none = -std::numeric_limits<double>::infinity();
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const TokenIndex t = entries[i];
+      const bool readable = t <= row && mask[t] != 0.0F && terms.terms[t] > 0.0F;
+      out[i] = readable ? terms.max + std::log(static_cast<double>(terms.terms[t])) : none;
+    }
   }
 
   double column_sum(int query_head, std::span<const TokenIndex> entries,
@@ -90,17 +93,59 @@ class ReplayView final : public View {
     return vector(lane_.trace_.v(shape().layer), std::int64_t{token} * m.kv_heads + kv_head,
                   m.v_head_dim, "v");
   }
+  double score_scale() const override { return lane_.trace_.meta().score_scale; }
+  const Rope* rope() const override {
+    const auto& rope = lane_.trace_.meta().rope;
+    return rope ? &*rope : nullptr;
+  }
+  bool measures_output() const override { return lane_.fidelity_plan_.output_error; }
 
  private:
   // Adds p' of one row to `out`; returns 1 / sum.
-  static double add(const float* terms, double sum, RowIndex row,
+  static double add(const float* terms, const float* mask, double sum, RowIndex row,
                     std::span<const TokenIndex> entries, std::span<double> out) {
     if (!(sum > 0)) return 0;
     const double inverse = 1.0 / sum;
+    if (mask == nullptr) {  // the entries are read, all of them
+      for (std::size_t i = 0; i < entries.size() && entries[i] <= row; ++i)
+        out[i] += static_cast<double>(terms[entries[i]]) * inverse;
+      return inverse;
+    }
     for (std::size_t i = 0; i < entries.size() && entries[i] <= row; ++i) {
-      out[i] += static_cast<double>(terms[entries[i]]) * inverse;
+      out[i] +=
+          static_cast<double>(terms[entries[i]]) * static_cast<double>(mask[entries[i]]) * inverse;
     }
     return inverse;
+  }
+
+  // Adds p' of one row; returns its slack.
+  double add_row(int query_head, RowIndex row, std::span<const TokenIndex> entries,
+                 std::span<double> out) const {
+    const bool selected = newborns_.empty() && lane_.selector_ != nullptr;
+    const float* mask = newborns_.empty() ? mask_of(query_head, row) : newborns_.data();
+    const double known = newborns_.empty() ? cached(query_head, row) : 0.0;
+    Lane::Attended a;
+    if (known > 0) {
+      const RowTerms& info = lane_.block_->info[lane_.block_->at(query_head, row)];
+      a.terms = info.terms;
+      a.slack = info.slack;
+      a.sum = known;
+    } else {
+      const bool all = newborns_.empty() && lane_.reads_all(query_head);
+      a = lane_.attend_row(query_head, row, mask, all, scratch_);
+      a.sum += a.sink;
+    }
+    return a.slack * add(a.terms, selected ? mask : nullptr, a.sum, row, entries, out);
+  }
+
+  const float* mask_of(int query_head, RowIndex row) const {
+    return lane_.mask_of(query_head, row, mask_storage_);
+  }
+
+  RowTerms terms_of(int query_head, RowIndex row) const {
+    if (lane_.block_->has(row)) return lane_.block_->info[lane_.block_->at(query_head, row)];
+    scratch_.row.resize(static_cast<std::size_t>(padded(lane_.plan_.tokens)));
+    return lane_.block_->scores->row(query_head, row, scratch_.row);
   }
 
   double cached(int query_head, RowIndex row) const {
@@ -115,7 +160,7 @@ class ReplayView final : public View {
     const Pass& now = pass();
     rows = std::min(rows, now.evict_at);
     const bool newborn = !newborns_.empty();
-    const float* mask = newborn ? newborns_.data() : lane_.mask_of(query_head);
+    const float* mask = newborn ? newborns_.data() : mask_of(query_head, now.end - 1);
     std::vector<float> terms(static_cast<std::size_t>(padded(lane_.plan_.tokens)));
     const LayerScores& scores = *lane_.block_->scores;
     for (RowIndex i = 0; i < rows; ++i) {
@@ -124,8 +169,8 @@ class ReplayView final : public View {
       if (first >= now.end) continue;
       const RowTerms t =
           scores.probe(query_head, now.evict_at - rows + i, position, first, now.end, terms);
-      add(t.terms, kernels::masked_sum(t.terms, mask, padded(now.end)) + t.sink, now.end, entries,
-          out);
+      add(t.terms, nullptr, kernels::masked_sum(t.terms, mask, padded(now.end)) + t.sink, now.end,
+          entries, out);
     }
     return 0;
   }
@@ -142,6 +187,7 @@ class ReplayView final : public View {
   const Rule* rule_;
   std::vector<float> newborns_;
   mutable Lane::Scratch scratch_;
+  mutable std::vector<float> mask_storage_;
 };
 
 Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const LayerShape& shape,
@@ -165,7 +211,7 @@ Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const
   mask_.assign(heads, std::vector<float>(keys, 0.0F));
   evicted_.assign(heads, 0);
   reads_.resize(query_heads);
-  if (driver_.selector() != nullptr) {
+  if (driver_.selects()) {
     read_mask_.assign(query_heads, std::vector<float>(keys, 0.0F));
     selected_.assign(static_cast<std::size_t>(plan.tokens), 0);
   }
@@ -175,15 +221,22 @@ Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const
 
 Lane::~Lane() = default;
 
-const float* Lane::mask_of(int query_head) const {
+const float* Lane::mask_of(int query_head, RowIndex row, std::vector<float>& storage) {
   const auto q = static_cast<std::size_t>(query_head);
-  return reads_[q] ? read_mask_[q].data()
-                   : mask_[static_cast<std::size_t>(query_head / group())].data();
+  const std::vector<float>& residents = mask_[static_cast<std::size_t>(query_head / group())];
+  if (by_row()) {
+    // A row of an earlier pass is looked at over today's entries.
+    storage.assign(residents.size(), 0.0F);
+    std::copy(residents.begin(), residents.begin() + row + 1, storage.begin());
+    if (row >= pass_.begin) selector_->mask(ReplayView(*this, nullptr), query_head, row, storage);
+    return storage.data();
+  }
+  return reads_[q].attended ? read_mask_[q].data() : residents.data();
 }
 
 bool Lane::reads_all(int query_head) const {
-  return evicted_[static_cast<std::size_t>(query_head / group())] == 0 &&
-         !reads_[static_cast<std::size_t>(query_head)];
+  return evicted_[static_cast<std::size_t>(query_head / group())] == 0 && !by_row() &&
+         !reads_[static_cast<std::size_t>(query_head)].attended;
 }
 
 void Lane::process(const RowBlock& block) {
@@ -193,6 +246,7 @@ void Lane::process(const RowBlock& block) {
     if (row == pass_.begin) begin_pass();
     const RowIndex end = std::min(pass_.end, block.end);
     attend(row, end);
+    show(row, end);
     row = end;
     if (row == pass_.end) end_pass();
   }
@@ -208,14 +262,19 @@ void Lane::begin_pass() {
       mask[static_cast<std::size_t>(token)] = 1.0F;
     }
   }
-  if (driver_.selector() == nullptr) return;
-  reads_.assign(reads_.size(), std::nullopt);
-  driver_.selector()->select(ReplayView(*this, nullptr), reads_);
+  selector_ = driver_.selector(pass_);
+  reads_.assign(reads_.size(), {});
+  if (selector_ == nullptr) {
+    if (!selected_.empty()) count_selected(pass_.begin, pass_.end);
+    return;
+  }
+  if (by_row()) return;  // counted row by row
+  selector_->select(ReplayView(*this, nullptr), reads_);
   for (std::size_t q = 0; q < reads_.size(); ++q) {
-    if (!reads_[q]) continue;
+    if (!reads_[q].attended) continue;
     const auto& residents = mask_[q / static_cast<std::size_t>(group())];
     std::fill(read_mask_[q].begin(), read_mask_[q].end(), 0.0F);
-    for (const TokenIndex token : *reads_[q]) {
+    for (const TokenIndex token : *reads_[q].attended) {
       if (token < 0 || token >= pass_.end || residents[static_cast<std::size_t>(token)] == 0.0F) {
         throw PolicyError(fmt::format("{}: query head {} selects token {}, which is not resident",
                                       at(policy_, shape_, pass_), q, token));
@@ -231,7 +290,8 @@ void Lane::count_selected(RowIndex begin, RowIndex end) {
   for (int h = 0; h < shape_.heads; ++h) {
     std::vector<TokenIndex> read;
     for (int q = h * group(); q < (h + 1) * group(); ++q) {
-      const auto& list = reads_[static_cast<std::size_t>(q)];
+      const Reads& reads = reads_[static_cast<std::size_t>(q)];
+      const auto& list = reads.loaded ? reads.loaded : reads.attended;
       const auto& all = resident_[static_cast<std::size_t>(h)];
       read.insert(read.end(), list ? list->begin() : all.begin(), list ? list->end() : all.end());
     }
@@ -267,10 +327,7 @@ Lane::Attended Lane::attend_row(int query_head, RowIndex row, const float* mask,
 }
 
 void Lane::attend(RowIndex begin, RowIndex end) {
-  const bool untouched =
-      std::all_of(evicted_.begin(), evicted_.end(), [](char e) { return e == 0; }) &&
-      driver_.selector() == nullptr;
-  if (untouched) {
+  if (untouched()) {
     for (RowIndex row = begin; row < end; ++row) {
       if (fidelity_plan_.measures(row)) fidelity_.add_unchanged(row);
     }
@@ -279,20 +336,36 @@ void Lane::attend(RowIndex begin, RowIndex end) {
   for (int head = 0; head < shape_.heads; ++head) attend_head(head, begin, end);
 }
 
+// Every row reads the full cache, as the model left it.
+bool Lane::untouched() const {
+  return selector_ == nullptr && altered_.panels.empty() && !absorbed_ &&
+         std::all_of(evicted_.begin(), evicted_.end(), [](char e) { return e == 0; });
+}
+
 void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
-  const bool untouched =
-      std::all_of(evicted_.begin(), evicted_.end(), [](char e) { return e == 0; }) &&
-      driver_.selector() == nullptr;
+  const bool unchanged = untouched();
   const auto rows = static_cast<std::size_t>(end - begin);
   std::deque<Scratch> rescued;  // keeps redone rows alive until they have been used
   Scratch scratch;
+  std::vector<float> mask_storage;
+  std::vector<std::vector<char>> read(by_row() ? rows : 0);  // [rows][tokens] by any query head
   std::vector<Attended> attended(static_cast<std::size_t>(group()) * rows);
   for (int g = 0; g < group(); ++g) {
     const int q = head * group() + g;
-    const float* mask = mask_of(q);
     std::vector<const float*> terms;
     std::vector<double> inverse;
+    const float* mask = nullptr;
+    const auto flush = [&](RowIndex last) {
+      if (terms.empty()) return;
+      kernels::add_columns(terms.data(), inverse.data(), static_cast<std::int64_t>(terms.size()),
+                           mask, padded(last), columns_[static_cast<std::size_t>(q)].data());
+      terms.clear();
+      inverse.clear();
+    };
     for (RowIndex row = begin; row < end; ++row) {
+      if (by_row()) flush(row);
+      if (by_row() || mask == nullptr) mask = mask_of(q, row, mask_storage);
+      if (by_row()) note_reads(mask, row, read[static_cast<std::size_t>(row - begin)]);
       if (!block_->has(row)) continue;
       Attended a = attend_row(q, row, mask, reads_all(q), scratch);
       if (a.terms == scratch.rescue.data() && !scratch.rescue.empty()) {
@@ -307,17 +380,38 @@ void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
         inverse.push_back(1.0 / (a.sum + a.sink));
         column_slack_[static_cast<std::size_t>(q)] += a.slack * inverse.back();
       }
-      if (untouched || !fidelity_plan_.measures(row)) continue;
+      if (unchanged || !fidelity_plan_.measures(row)) continue;
       const double full = block_->info[block_->at(q, row)].sum;
       fidelity_.add_mass(q, row, full > 0 ? a.sum * a.scale / full : 1.0);
       if (!fidelity_plan_.spans.empty()) measure_spans(q, row, mask);
     }
-    if (!terms.empty()) {
-      kernels::add_columns(terms.data(), inverse.data(), static_cast<std::int64_t>(terms.size()),
-                           mask, padded(end), columns_[static_cast<std::size_t>(q)].data());
-    }
+    flush(end);
   }
-  if (!untouched && fidelity_plan_.output_error) measure_errors(head, begin, end, attended);
+  for (std::size_t i = 0; i < read.size(); ++i) {
+    selected_[static_cast<std::size_t>(begin) + i] += std::count(read[i].begin(), read[i].end(), 1);
+  }
+  if (unchanged || !fidelity_plan_.output_error) return;
+  const int kv_head = head * shape_.kv_heads / shape_.heads;
+  const bool altered =
+      absorbed_ || (policy_.renumbers && evicted_[static_cast<std::size_t>(head)] != 0) ||
+      (!altered_.heads.empty() && altered_.heads[static_cast<std::size_t>(kv_head)] != 0);
+  if (altered || by_row()) {
+    measure_altered(head, begin, end);
+  } else {
+    measure_errors(head, begin, end, attended);
+  }
+}
+
+// A row with a mask of its own has read what any query head of the group reads.
+void Lane::note_reads(const float* mask, RowIndex row, std::vector<char>& read) const {
+  read.resize(static_cast<std::size_t>(row + 1), 0);
+  for (std::size_t t = 0; t < read.size(); ++t) read[t] |= mask[t] != 0.0F ? 1 : 0;
+}
+
+// Roles that watch rows.
+void Lane::show(RowIndex begin, RowIndex end) {
+  if (needs_.observe == Observe::never) return;
+  driver_.observe(ReplayView(*this, nullptr), begin, end);
 }
 
 // The outputs of the query heads of one stored head, over the entries that they read, against the
@@ -376,11 +470,155 @@ void Lane::measure_errors(int head, RowIndex begin, RowIndex end,
       }
       const Attended& a =
           attended[static_cast<std::size_t>(g) * rows + static_cast<std::size_t>(row - begin)];
-      (reads_[static_cast<std::size_t>(q)] ? own : shared).push_back({q, row, &a});
+      (reads_[static_cast<std::size_t>(q)].attended ? own : shared).push_back({q, row, &a});
     }
-    if (!own.empty()) compare(own, *reads_[static_cast<std::size_t>(q)]);
+    if (!own.empty()) compare(own, *reads_[static_cast<std::size_t>(q)].attended);
   }
   if (!shared.empty()) compare(shared, resident_[static_cast<std::size_t>(head)]);
+}
+
+// Rows whose keys, values or positions are not the trace's: logits are taken anew, from what is held.
+void Lane::measure_altered(int head, RowIndex begin, RowIndex end) {
+  std::vector<float> storage;
+  for (int g = 0; g < group(); ++g) {
+    const int q = head * group() + g;
+    for (RowIndex row = begin; row < end; ++row) {
+      if (!block_->has(row) || !fidelity_plan_.measures(row)) continue;
+      const float* mask = mask_of(q, row, storage);
+      std::vector<TokenIndex> entries;
+      for (const TokenIndex t : resident_[static_cast<std::size_t>(head)]) {
+        if (t <= row && t >= block_->scores->first_key(row) && mask[t] != 0.0F)
+          entries.push_back(t);
+      }
+      altered_row(q, row, entries);
+    }
+  }
+}
+
+void Lane::altered_row(int query_head, RowIndex row, std::span<const TokenIndex> entries) {
+  const TraceMeta& m = trace_.meta();
+  const int kv_head = query_head / (shape_.query_heads / shape_.kv_heads);
+  const bool held = !altered_.panels.empty();
+  const RowTerms& full = block_->info[block_->at(query_head, row)];
+  std::vector<float> q(static_cast<std::size_t>(m.head_dim));
+  widen(*trace_.q(shape_.layer), (row * m.query_heads + query_head) * m.head_dim, q, "q");
+  const auto keys = static_cast<std::size_t>(padded(row + 1));
+  std::vector<float> terms(keys, 0.0F);
+  if (!held && !policy_.renumbers) {
+    // Only the state of victims differs: the row's own terms, relative to its own maximum.
+    for (const TokenIndex t : entries) terms[static_cast<std::size_t>(t)] = full.terms[t];
+  } else {
+    std::vector<float> z(keys);
+    float* out = z.data();
+    // Runs of entries that moved by the same number of places share one rotated query.
+    const auto& list = resident_[static_cast<std::size_t>(query_head / group())];
+    const auto shift_of = [&](std::int64_t token) {  // places by which an entry has moved up
+      return token - (std::lower_bound(list.begin(), list.end(), token) - list.begin());
+    };
+    const std::int64_t own_shift = policy_.renumbers ? shift_of(row) : 0;
+    for (std::size_t i = 0; i < entries.size();) {
+      const std::int64_t shift = policy_.renumbers ? shift_of(entries[i]) : 0;
+      std::size_t j = i + 1;
+      while (j < entries.size() && (!policy_.renumbers || shift_of(entries[j]) == shift)) ++j;
+      std::vector<float> turned = q;
+      if (own_shift != shift) rotate(*m.rope, static_cast<double>(shift - own_shift), turned);
+      const float* pointer = turned.data();
+      kernels::logits(&pointer, 1, m.head_dim,
+                      altered_.panels.data() + kv_head * padded(m.tokens) * m.head_dim,
+                      entries[i] / kernels::kPanel, entries[j - 1] / kernels::kPanel + 1,
+                      static_cast<float>(m.score_scale), static_cast<float>(m.logit_softcap), &out);
+      for (; i < j; ++i)
+        terms[static_cast<std::size_t>(entries[i])] = z[static_cast<std::size_t>(entries[i])];
+    }
+    float highest = -std::numeric_limits<float>::infinity();
+    for (const TokenIndex t : entries)
+      highest = std::max(highest, terms[static_cast<std::size_t>(t)]);
+    double error = 0;
+    double weight = 0;
+    for (const TokenIndex t : entries) {
+      float& term = terms[static_cast<std::size_t>(t)];
+      const auto exact = static_cast<double>(full.terms[t]);
+      if (exact > 0) {
+        error += exact * std::abs(full.max + std::log(exact) - static_cast<double>(term));
+        weight += exact;
+      }
+      term = std::exp(term - highest);
+    }
+    if (weight > 0) fidelity_.add_logit_error(query_head, row, error / weight);
+    finish_altered(query_head, row, q, entries, terms, static_cast<double>(highest));
+    return;
+  }
+  finish_altered(query_head, row, q, entries, terms, full.max);
+}
+
+// terms = exp(z - max) at the entries.
+void Lane::finish_altered(int query_head, RowIndex row, std::span<const float> q,
+                          std::span<const TokenIndex> entries, const std::vector<float>& terms,
+                          double max) {
+  const auto dim = static_cast<std::size_t>(shape_.v_dim);
+  const int kv_head = query_head / (shape_.query_heads / shape_.kv_heads);
+  const float* values =
+      (altered_.values.empty() ? block_->scores->values() : altered_.values.data()) +
+      kv_head * shape_.v_dim;
+  std::vector<double> output(dim, 0.0);
+  const float* row_terms = terms.data();
+  double* out = output.data();
+  kernels::weighted_values(&row_terms, 1, entries.data(), static_cast<std::int64_t>(entries.size()),
+                           values, std::int64_t{shape_.kv_heads} * shape_.v_dim, shape_.v_dim,
+                           &out);
+  const RowTerms& full = block_->info[block_->at(query_head, row)];
+  double sum = full.sink > 0 ? full.sink * std::exp(full.max - max) : 0.0;
+  for (const TokenIndex t : entries) sum += static_cast<double>(terms[static_cast<std::size_t>(t)]);
+  if (absorbed_) driver_.store()->add_output(query_head, q, max, output, sum);
+  const double* whole = block_->full_output.data() + block_->at(query_head, row) * dim;
+  double difference = 0;
+  double norm = 0;
+  for (std::size_t d = 0; d < dim; ++d) {
+    const double o_full = whole[d] / (full.sum + full.sink);
+    const double o_held = sum > 0 ? output[d] / sum : 0.0;
+    difference += (o_held - o_full) * (o_held - o_full);
+    norm += o_full * o_full;
+  }
+  fidelity_.add_error(query_head, row,
+                      difference == 0 ? 0.0
+                      : norm > 0      ? std::sqrt(difference / norm)
+                                      : std::numeric_limits<double>::infinity());
+}
+
+// Copies the layer's keys and values when something first differs from them.
+void Lane::hold_altered(const std::vector<Rewrite>& rewrites) {
+  const TraceMeta& m = trace_.meta();
+  const std::int64_t key_stride = std::int64_t{m.kv_heads} * m.head_dim;
+  const std::int64_t panel_stride = padded(m.tokens) * m.head_dim;
+  if (altered_.panels.empty()) {
+    altered_.heads.assign(static_cast<std::size_t>(m.kv_heads), 0);
+    altered_.panels.assign(static_cast<std::size_t>(panel_stride * m.kv_heads), 0.0F);
+    constexpr std::int64_t kPiece = 1024;
+    std::vector<float> piece;
+    for (std::int64_t t = 0; t < m.tokens; t += kPiece) {
+      const std::int64_t count = std::min(kPiece, m.tokens - t);
+      piece.resize(static_cast<std::size_t>(count * key_stride));
+      widen(*trace_.k(shape_.layer), t * key_stride, piece, "k");
+      for (int h = 0; h < m.kv_heads; ++h) {
+        kernels::pack_keys(piece.data() + std::int64_t{h} * m.head_dim, count, key_stride,
+                           m.head_dim, altered_.panels.data() + h * panel_stride + t * m.head_dim);
+      }
+    }
+    const float* values = block_->scores->values();
+    altered_.values.assign(values, values + m.tokens * m.kv_heads * m.v_head_dim);
+  }
+  for (const Rewrite& r : rewrites) {
+    altered_.heads[static_cast<std::size_t>(r.kv_head)] = 1;
+    const std::int64_t panel = r.token / kernels::kPanel * kernels::kPanel * m.head_dim;
+    for (std::size_t d = 0; d < r.k.size(); ++d) {
+      altered_.panels[static_cast<std::size_t>(r.kv_head * panel_stride + panel +
+                                               static_cast<std::int64_t>(d) * kernels::kPanel +
+                                               r.token % kernels::kPanel)] = r.k[d];
+    }
+    std::copy(
+        r.v.begin(), r.v.end(),
+        altered_.values.begin() + (std::int64_t{r.token} * m.kv_heads + r.kv_head) * m.v_head_dim);
+  }
 }
 
 void Lane::measure_spans(int query_head, RowIndex row, const float* mask) {
@@ -411,16 +649,14 @@ void Lane::end_pass() {
     add_file_column_mass();
   }
   const bool last = pass_.end == plan_.tokens;
-  const bool due =
-      policy_.store != nullptr || std::any_of(policy_.rules.begin(), policy_.rules.end(),
-                                              [&](const Rule& r) { return r.schedule.due(pass_); });
-  if (!last && due) {
+  if (!last && driver_.due(pass_)) {
     std::deque<ReplayView> views;
     std::vector<const View*> pointers;
-    for (const Rule& rule : policy_.rules) {
-      pointers.push_back(rule.schedule.due(pass_) ? &views.emplace_back(*this, &rule) : nullptr);
+    for (std::size_t r = 0; r < policy_.rules.size(); ++r) {
+      pointers.push_back(driver_.due(pass_, r) ? &views.emplace_back(*this, &policy_.rules[r])
+                                               : nullptr);
     }
-    if (policy_.store) pointers.push_back(&views.emplace_back(*this, nullptr));
+    if (driver_.store() != nullptr) pointers.push_back(&views.emplace_back(*this, nullptr));
     Decision decision = driver_.end_pass(pointers);
     evict(decision);
     if (policy_.reads_lower_layers) {
@@ -432,6 +668,11 @@ void Lane::end_pass() {
 
 void Lane::evict(const Decision& decision) {
   undecided_ += decision.undecided;
+  if (fidelity_plan_.output_error && trace_.is_qkv()) {
+    if (!decision.rewrites.empty() || (policy_.renumbers && !decision.evictions.empty()))
+      hold_altered(decision.rewrites);
+    if (driver_.store() != nullptr && driver_.store()->adds_output()) absorbed_ = true;
+  }
   auto& changes = ledger_.changes[static_cast<std::size_t>(shape_.layer)];
   changes.insert(changes.end(), decision.changes.begin(), decision.changes.end());
   for (const Eviction& e : decision.evictions) {

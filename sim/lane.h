@@ -63,6 +63,7 @@ class Lane {
   };
 
   void begin_pass();
+  void show(RowIndex begin, RowIndex end);
   void attend(RowIndex begin, RowIndex end);
   void attend_head(int head, RowIndex begin, RowIndex end);
   void end_pass();
@@ -70,12 +71,22 @@ class Lane {
   void add_file_column_mass();
   void measure_errors(int head, RowIndex begin, RowIndex end,
                       const std::vector<Attended>& attended);
+  [[nodiscard]] bool untouched() const;
+  void note_reads(const float* mask, RowIndex row, std::vector<char>& read) const;
+  void finish_altered(int query_head, RowIndex row, std::span<const float> q,
+                      std::span<const TokenIndex> entries, const std::vector<float>& terms,
+                      double max);
+  void measure_altered(int head, RowIndex begin, RowIndex end);
+  void altered_row(int query_head, RowIndex row, std::span<const TokenIndex> entries);
+  void hold_altered(const std::vector<Rewrite>& rewrites);
   void measure_spans(int query_head, RowIndex row, const float* mask);
   void count_selected(RowIndex begin, RowIndex end);
   [[nodiscard]] Attended attend_row(int query_head, RowIndex row, const float* mask, bool reads_all,
                                     Scratch& scratch) const;
-  [[nodiscard]] const float* mask_of(int query_head) const;
+  // What a row of this pass reads; `storage` is used when every row has a mask of its own.
+  [[nodiscard]] const float* mask_of(int query_head, RowIndex row, std::vector<float>& storage);
   [[nodiscard]] bool reads_all(int query_head) const;
+  [[nodiscard]] bool by_row() const { return selector_ != nullptr && selector_->by_row(); }
   [[nodiscard]] int group() const { return shape_.group(); }
 
   const Policy& policy_;
@@ -95,14 +106,23 @@ class Lane {
   std::vector<std::vector<TokenIndex>> resident_;  // [heads] ascending
   std::vector<std::vector<float>> mask_;           // [heads][padded tokens] 1: resident
   std::vector<char> evicted_;                      // [heads] something has left
-  std::vector<std::optional<std::vector<TokenIndex>>>
-      reads_;                                  // [query_heads] of a selector, this pass
-  std::vector<std::vector<float>> read_mask_;  // [query_heads]
-  std::vector<std::vector<double>> columns_;   // [query_heads][padded tokens]
-  std::vector<double> column_slack_;           // [query_heads]
+  Selector* selector_ = nullptr;                   // of this pass
+  std::vector<Reads> reads_;                       // [query_heads] of a selector, this pass
+  std::vector<std::vector<float>> read_mask_;      // [query_heads]
+  std::vector<std::vector<double>> columns_;       // [query_heads][padded tokens]
+  std::vector<double> column_slack_;               // [query_heads]
   std::vector<double> readable_;  // [query_heads][block rows] sum + sink, 0: not attended
   std::vector<std::int64_t> selected_;
   std::int64_t undecided_ = 0;
+
+  // K and V as they are held, where a store altered them or positions are places in the cache.
+  struct Altered {
+    std::vector<float> panels;  // [kv_heads][padded(tokens) / kPanel, k_dim, kPanel]
+    std::vector<float> values;  // [tokens, kv_heads, v_dim]
+    std::vector<char> heads;    // [kv_heads] something differs
+  };
+  Altered altered_;
+  bool absorbed_ = false;  // the store's state adds to outputs
 };
 
 }  // namespace kvspan

@@ -36,7 +36,8 @@ struct Ledger {
   int query_heads = 0;
   std::vector<std::int64_t> sliding_window;  // [layers] of the model, 0: none; empty: none at all
   std::vector<Representation> representations;  // [0]: as born
-  Charge charge;
+  Charge charge;                                // entry and once; what comes and goes is in `state`
+  std::vector<std::int64_t> state;              // [tokens] bytes of Charge::during, or empty
 
   std::vector<std::uint32_t>
       death;  // [layers, heads, tokens] row at which the entry dies; N: never
@@ -47,6 +48,10 @@ struct Ledger {
   std::vector<float> score;        // [layers, heads, tokens], NaN: none
   std::vector<std::int32_t> rank;  // [layers, heads, tokens], -1: none
 
+  // Overhead of the whole model while `row` attends, beside what entries cost.
+  [[nodiscard]] std::int64_t fixed_overhead(RowIndex row) const {
+    return charge.once + (state.empty() ? 0 : state[static_cast<std::size_t>(row)]);
+  }
   [[nodiscard]] std::size_t offset(int layer, int head) const {
     return (static_cast<std::size_t>(layer) * static_cast<std::size_t>(heads) +
             static_cast<std::size_t>(head)) *

@@ -53,11 +53,13 @@ class Events {
   std::vector<Held> delta_;
 };
 
-Held on_device(const Representation& r) { return {r.device_bytes > 0 ? 1 : 0, r.device_bytes}; }
+Held on_device(const Representation& r) {
+  return {r.entries >= 0 ? r.entries : (r.device_bytes > 0 ? 1 : 0), r.device_bytes};
+}
 
 // Entries that are on the host only, but the host bytes of copies, too: they take memory there.
 Held on_host(const Representation& r) {
-  return {r.host_bytes > 0 && r.device_bytes == 0 ? 1 : 0, r.host_bytes};
+  return {r.host_bytes > 0 && on_device(r).entries == 0 ? 1 : 0, r.host_bytes};
 }
 
 // Walks the entries of a ledger head by head.
@@ -155,11 +157,11 @@ class Lives {
         read_.hold(from, end, on_device(old), -1);
         read_.hold(from, end, on_device(now), 1);
       }
-      if (now.device_bytes > 0) {
+      if (on_device(now).entries > 0) {
         // It may have left before and come back: that was an eviction of its own.
-        if (old.device_bytes == 0) left_[index(gone_[index(token)])] = 1;
+        if (on_device(old).entries == 0) left_[index(gone_[index(token)])] = 1;
         gone_[index(token)] = death;
-      } else if (old.device_bytes > 0) {
+      } else if (on_device(old).entries > 0) {
         gone_[index(token)] = from;
       }
     }
@@ -257,7 +259,7 @@ PeakBytes find_peak(const Ledger& ledger, const LayoutRun& run,
     if (i < run.layerwise.size()) {
       const Instant& best = run.layerwise[i].best();
       finder.add(pass.end - 1, pass.begin, best.kv,
-                 ledger.charge.entry * best.entries + ledger.charge.once);
+                 ledger.charge.entry * best.entries + ledger.fixed_overhead(pass.end - 1));
       continue;
     }
     for (RowIndex row = pass.begin; row < pass.end; ++row) {
@@ -425,8 +427,9 @@ Metrics compute_metrics(const Ledger& ledger, const Accounting& accounting) {
   out.footprint = ratio(out.entry_rows, out.full_entry_rows);
   out.peak_kv = ratio(*std::max_element(resident.begin(), resident.end()), stored_heads * tokens);
   // Whatever the layout: a policy keeps its state for the entries that are there.
-  for (const std::int64_t entries : resident) {
-    out.timeline.overhead_bytes.push_back(ledger.charge.entry * entries + ledger.charge.once);
+  for (std::size_t row = 0; row < resident.size(); ++row) {
+    out.timeline.overhead_bytes.push_back(ledger.charge.entry * resident[row] +
+                                          ledger.fixed_overhead(static_cast<RowIndex>(row)));
   }
   for (const LayoutRun& run : runs) {
     const PeakBytes peak = find_peak(ledger, run, out.timeline.overhead_bytes);

@@ -22,6 +22,8 @@
 
 namespace kvspan {
 
+struct Rope;
+
 using TokenIndex = std::int32_t;
 using RowIndex = std::int64_t;
 using TokenCount = std::int64_t;
@@ -56,11 +58,15 @@ struct Pass {
   [[nodiscard]] bool is_evict_point() const { return end == evict_at; }
 };
 
+// Rows that a role watches one by one: none; the prompt's last row and every decode row; all.
+enum class Observe : std::uint8_t { never, from_prompt_end, always };
+
 // What a role observes of attention. Every item runs over the entries that the rows read under this
 // policy's own cache (p', not the full-cache p), and is computed only when somebody asks for it.
 struct Needs {
   RowIndex last_rows = 0;                // votes(): this many rows before a decision
   bool column_sums = false;              // column_sum(): all rows, from the first
+  Observe observe = Observe::never;      // Role::observe(): these rows, right after they attended
   bool q = false, k = false, v = false;  // vectors of the trace: a score trace is refused
   bool rope = false;                     // re-rotation: the trace must hold the rope_* fields
   void merge(const Needs& other);
@@ -84,14 +90,26 @@ class View {
   // Sum over the last `rows` rows of p' of one query head; out [entries].
   virtual double votes(int query_head, RowIndex rows, std::span<const TokenIndex> entries,
                        std::span<double> out) const = 0;
+  // p' of one row of this pass, or of an earlier one over today's entries; out [entries].
+  virtual double probabilities(int query_head, RowIndex row, std::span<const TokenIndex> entries,
+                               std::span<double> out) const = 0;
+  // Scaled and soft-capped logits of one row; out [entries], -infinity where the row cannot read the
+  // entry, or where it lies more than 87 nats below the row's maximum. REQUIRES: Needs.q, Needs.k.
+  virtual void logits(int query_head, RowIndex row, std::span<const TokenIndex> entries,
+                      std::span<double> out) const = 0;
   // Sum over all rows so far of p' of one query head; out [entries]. REQUIRES: Needs.column_sums.
   virtual double column_sum(int query_head, std::span<const TokenIndex> entries,
                             std::span<double> out) const = 0;
-  // Post-rotary query of a row of this pass, post-rotary key of an entry [k_dim], value [v_dim].
+  // Post-rotary query of a row, post-rotary key of an entry [k_dim], value [v_dim].
   // REQUIRES: Needs.q, Needs.k, Needs.v.
   [[nodiscard]] virtual std::vector<float> query(int query_head, RowIndex row) const = 0;
   [[nodiscard]] virtual std::vector<float> key(int kv_head, TokenIndex token) const = 0;
   [[nodiscard]] virtual std::vector<float> value(int kv_head, TokenIndex token) const = 0;
+  [[nodiscard]] virtual double score_scale() const = 0;  // of q . k
+  // Null when the trace does not say how q and k were rotated. See Needs.rope.
+  [[nodiscard]] virtual const Rope* rope() const = 0;
+  // True if output errors are measured, so that a store must hand over altered vectors.
+  [[nodiscard]] virtual bool measures_output() const = 0;
   // What a lower stored layer decided at the end of the same pass (index reuse across layers); null
   // if nothing was decided there. REQUIRES: Policy.reads_lower_layers, layer < shape().layer.
   [[nodiscard]] virtual const Decision* lower(int layer) const = 0;
@@ -99,11 +117,18 @@ class View {
 
 // ---- Roles ---------------------------------------------------------------------------------------
 
-// Importance of entries: larger is kept. One object per layer; members are per-layer state.
-class Scorer {
+// One object per layer; members are per-layer state.
+class Role {
  public:
-  virtual ~Scorer() = default;
+  virtual ~Role() = default;
   [[nodiscard]] virtual Needs needs() const { return {}; }
+  // Rows [begin, end) of the pass have attended; the rows that Needs.observe names, in order.
+  virtual void observe(const View& /*view*/, RowIndex /*begin*/, RowIndex /*end*/) {}
+};
+
+// Importance of entries: larger is kept.
+class Scorer : public Role {
+ public:
   // Scores of one stored head; out [entries]. Returns the slack (see View).
   virtual double score(const View& view, int head, std::span<const TokenIndex> entries,
                        std::span<double> out) = 0;
@@ -145,15 +170,24 @@ class Budget {
                       std::span<TokenCount> keep) const;
 };
 
+// What one query head reads in the rows of a pass, and what was moved from memory for it. Lists are
+// ascending and resident; nullopt: everything.
+struct Reads {
+  std::optional<std::vector<TokenIndex>> attended;
+  std::optional<std::vector<TokenIndex>> loaded;  // where it differs from what is attended
+};
+
 // Which resident entries the rows of a pass read. Called before attention.
-class Selector {
+class Selector : public Role {
  public:
-  virtual ~Selector() = default;
-  [[nodiscard]] virtual Needs needs() const { return {}; }
-  // Fills reads[q] with the entries (ascending, resident) that query head q reads in the rows
-  // [begin, end) of view.pass(); leave a list untouched (nullopt) to read everything.
-  virtual void select(const View& view,
-                      std::span<std::optional<std::vector<TokenIndex>>> reads) = 0;
+  // reads [query_heads], all empty. Rows [begin, end) of view.pass() are about to attend; their q may
+  // be looked at.
+  virtual void select(const View& /*view*/, std::span<Reads> /*reads*/) {}
+  // True if every row reads a set of its own; then mask() is called for each row, with 1 at the
+  // resident entries up to the row, and zeroes those that the row does not read.
+  [[nodiscard]] virtual bool by_row() const { return false; }
+  virtual void mask(const View& /*view*/, int /*query_head*/, RowIndex /*row*/,
+                    std::span<float> /*mask*/) {}
 };
 
 // How an entry is held: bytes of its payload on the device and on the host. Index 0 of a policy's
@@ -163,6 +197,7 @@ struct Representation {
   std::string name;
   std::int64_t device_bytes = 0;
   std::int64_t host_bytes = 0;
+  int entries = -1;  // counts as this many device entries; -1: one if it has device bytes
 };
 
 // From `row` on, the entry is held as `representation`.
@@ -173,16 +208,48 @@ struct Change {
   int representation = 0;
 };
 
-// Bytes of an entry, and what becomes of a victim. One object per layer.
-class Store {
+struct Eviction {
+  int head = 0;
+  TokenIndex token = 0;
+  float score = 0;        // NaN where no score was taken
+  std::int32_t rank = 0;  // 0: first to go
+};
+
+// The vectors of an entry as they are held from the end of this pass on; empty: unchanged.
+struct Rewrite {
+  int kv_head = 0;
+  TokenIndex token = 0;
+  std::vector<float> k, v;
+};
+
+// What leaves, and what changes, at the end of one pass of one layer.
+struct Decision {
+  std::vector<Eviction> evictions;  // by head, then token
+  std::vector<Change> changes;
+  std::vector<Rewrite> rewrites;
+  std::int64_t decided = 0;    // (head) decisions in which somebody had to leave
+  std::int64_t undecided = 0;  // of these: the margin is below the slack it rests on
+};
+
+// Entries of a stored head that are still there after the decision so far, ascending.
+[[nodiscard]] std::vector<TokenIndex> survivors(const View& view, int head, const Decision& so_far);
+
+// Bytes of an entry, and what becomes of a victim.
+class Store : public Role {
  public:
-  virtual ~Store() = default;
-  // Representation that a victim changes to instead of dying; nullopt: it dies.
+  // Representation that a victim changes to instead of dying; nullopt: it dies. Such an entry stays
+  // resident and competes no more.
   [[nodiscard]] virtual std::optional<int> demote(int /*head*/, TokenIndex /*token*/) {
     return std::nullopt;
   }
-  // Changes due to age alone (residual flush, offload), at the end of every pass.
-  virtual void age(const View& /*view*/, std::vector<Change>& /*out*/) {}
+  // At the end of every pass, after all rules: takes in victims (out.evictions), changes what age or
+  // demotion (out.changes) asks for, and hands over altered vectors if view.measures_output().
+  virtual void age(const View& /*view*/, Decision& /*out*/) {}
+  // True if add_output() contributes to the attention of later rows (a state that absorbed victims).
+  [[nodiscard]] virtual bool adds_output() const { return false; }
+  // Adds to the unnormalised output of one row, sum exp(z - max) v, and to its denominator.
+  virtual void add_output(int /*query_head*/, std::span<const float> /*q*/, double /*max*/,
+                          std::span<double> /*numerator*/, double& /*denominator*/) {}
 };
 
 // ---- Rules ---------------------------------------------------------------------------------------
@@ -217,6 +284,8 @@ void pick_top(const View& view, int head, std::span<const TokenIndex> entries,
               std::span<const double> scores, TokenCount keep, std::vector<char>& leaves);
 
 using ScorerFactory = std::function<std::unique_ptr<Scorer>(const LayerShape&)>;
+using SelectorFactory = std::function<std::unique_ptr<Selector>(const LayerShape&)>;
+using StoreFactory = std::function<std::unique_ptr<Store>(const LayerShape&)>;
 
 // One eviction rule, complete.
 struct Rule {
@@ -226,6 +295,9 @@ struct Rule {
   bool probe_with_prompt_tail = false;  // score with the prompt's last rows, re-rotated (patched)
   Axis axis = Axis::head;
   ScorerFactory scorer;
+  // An admission: whoever scores at most this leaves, whatever the budget.
+  std::optional<double> threshold;
+  TokenIndex first = 0;  // entries before it neither compete nor count
   std::shared_ptr<const Budget> budget;
   std::function<Sizing(const Pass&)> sizing;
   std::function<Protect(const Pass&, TokenCount tokens)> protect;
@@ -236,7 +308,14 @@ struct Rule {
 struct Charge {
   std::int64_t entry = 0;  // per resident entry (layer, stored head, token)
   std::int64_t once = 0;   // for the whole model
+  // For the whole model while `row` attends: summaries and buffers that grow or come and go.
+  std::function<std::int64_t(RowIndex row)> during = nullptr;
+  [[nodiscard]] std::int64_t at(RowIndex row) const { return once + (during ? during(row) : 0); }
 };
+
+// Closed form of a store: device bytes of one stored head in which `entries` entries compete after
+// the decisions at the end of `pass` (all that are resident, unless the store keeps victims).
+using Payload = std::function<std::int64_t(TokenCount entries, const Pass& pass)>;
 
 // The integer that sweeps and --match turn. footprint, bytes and mass never fall as it grows when
 // monotone.
@@ -256,28 +335,21 @@ struct Policy {
   bool bound = false;  // reads the future: a bound, not a method
   std::vector<std::string> notes;
   std::vector<Rule> rules;
-  std::function<std::unique_ptr<Selector>(const LayerShape&)> selector;
-  std::function<std::unique_ptr<Store>(const LayerShape&)> store;
+  SelectorFactory prefill_reads;  // of the prompt's passes
+  SelectorFactory selector;       // of the passes after the eviction point
+  StoreFactory store;
   std::vector<Representation> representations;  // [0] is how entries are born
+  Payload payload;                              // null: every entry is held as it was born
+  bool alters_vectors = false;                  // the store rewrites, or adds to the output
+  bool demotes = false;                         // victims stay resident in another representation
+  bool renumbers = false;                       // positions are places in the cache
+  int full_layers = 0;                          // the model's first layers, left alone
   Charge charge;
   bool reads_lower_layers = false;  // layers run in order, and View::lower() shows their decisions
   std::vector<RowIndex> cuts;       // rows at which a pass must end beside the engine's own
   std::optional<Knob> knob;
-  bool closed_form = true;  // counts do not depend on the content of the trace
-};
-
-// What leaves, and what changes, at the end of one pass of one layer.
-struct Eviction {
-  int head = 0;
-  TokenIndex token = 0;
-  float score = 0;        // NaN where no score was taken
-  std::int32_t rank = 0;  // 0: first to go
-};
-struct Decision {
-  std::vector<Eviction> evictions;  // by head, then token
-  std::vector<Change> changes;
-  std::int64_t decided = 0;    // (head) decisions in which somebody had to leave
-  std::int64_t undecided = 0;  // of these: the margin is below the slack it rests on
+  // Counts do not depend on the content of the trace: capacities are exact, else upper bounds.
+  bool closed_form = true;
 };
 
 // One layer of one policy: the object that an engine or a running model drives.
@@ -288,17 +360,24 @@ class LayerPolicy {
   [[nodiscard]] Needs needs() const;
   // Rows before the end of `pass` that a rule due there observes; 0 if none is due.
   [[nodiscard]] RowIndex rows_observed(const Pass& pass) const;
-  [[nodiscard]] Selector* selector() const { return selector_.get(); }
+  [[nodiscard]] bool due(const Pass& pass) const;  // a rule acts, or the store ages
+  [[nodiscard]] bool due(const Pass& pass, std::size_t rule) const;
+  [[nodiscard]] bool selects() const { return prefill_reads_ || selector_; }
+  [[nodiscard]] Selector* selector(const Pass& pass) const;  // of this pass; may be null
+  [[nodiscard]] Store* store() const { return store_.get(); }
+  void observe(const View& view, RowIndex begin, RowIndex end);
   // Runs every rule that is due. views[r] shows the layer through rule r's domain, null if the rule is
   // not due; one more, at the end, shows it to the store if there is one.
   [[nodiscard]] Decision end_pass(std::span<const View* const> views);
 
  private:
+  void apply(std::size_t rule, const View& view, Decision& out);
   const Policy* policy_;
   LayerShape shape_;
   std::vector<std::unique_ptr<Scorer>> scorers_;  // one a rule
-  std::unique_ptr<Selector> selector_;
+  std::unique_ptr<Selector> prefill_reads_, selector_;
   std::unique_ptr<Store> store_;
+  std::vector<std::vector<char>> demoted_;  // [heads][tokens so far] competes no more
 };
 
 // Text of a PolicyError or note: "policy, layer 3, row 512: what".

@@ -49,14 +49,18 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
   TokenCount total = amount.mantissa;
   if (amount.kind == Amount::Kind::share) total = amount.share_of(prompt);
   if (amount.kind == Amount::Kind::bytes) {
-    total = amount.mantissa / (geometry.layers() * heads * geometry.entry_bytes());
+    const std::int64_t held = recipe.store ? recipe.store.value.entry_bytes : 0;
+    const std::int64_t entry = held > 0 ? held : geometry.entry_bytes();
+    total = amount.mantissa / (geometry.layers() * heads * entry);
     if (total < 1) {
       throw ConfigError(
           fmt::format("{}: budget={} is less than one entry a head: {} layers x {} heads x {} "
                       "bytes need at least {} B",
-                      recipe.name, amount.text, geometry.layers(), heads, geometry.entry_bytes(),
-                      geometry.layers() * heads * geometry.entry_bytes()));
+                      recipe.name, amount.text, geometry.layers(), heads, entry,
+                      geometry.layers() * heads * entry));
     }
+  } else if (recipe.size_factor != 1) {
+    total = static_cast<TokenCount>(static_cast<double>(total) * recipe.size_factor);
   }
   if (!recipe.chunked) return [total, prompt](const Pass&) { return Sizing{total, prompt}; };
 
@@ -165,6 +169,8 @@ Recipe make_term(const Term& term, const Geometry& geometry) {
   claim(recipe.schedule);
   claim(recipe.protect);
   claim(recipe.pick);
+  claim(recipe.admission);
+  claim(recipe.prefill_reads);
   claim(recipe.selector);
   claim(recipe.store);
   return recipe;
@@ -204,12 +210,28 @@ Recipe merge(const Recipe& a, const Recipe& b) {
   out.schedule = merge_slot(a.schedule, b.schedule, "schedule");
   out.protect = merge_slot(a.protect, b.protect, "protected entries");
   out.pick = merge_slot(a.pick, b.pick, "pick");
+  out.admission = merge_slot(a.admission, b.admission, "admission");
+  out.prefill_reads = merge_slot(a.prefill_reads, b.prefill_reads, "prefill mask");
   out.selector = merge_slot(a.selector, b.selector, "selector");
   out.store = merge_slot(a.store, b.store, "store");
   // State belongs to the scorer that keeps it; everything else adds up.
   const bool from_b = b.scorer.filling > a.scorer.filling;
-  out.charge.entry = from_b ? b.charge.entry : a.charge.entry;
+  const bool replaced = a.scorer && b.scorer;
+  if (replaced) out.charge.entry = from_b ? b.charge.entry : a.charge.entry;
+  if (!replaced) out.charge.entry = a.charge.entry + b.charge.entry;
   out.charge.once = a.charge.once + b.charge.once;
+  if (a.charge.during && b.charge.during) {
+    out.charge.during = [x = a.charge.during, y = b.charge.during](RowIndex row) {
+      return x(row) + y(row);
+    };
+  } else if (b.charge.during) {
+    out.charge.during = b.charge.during;
+  }
+  out.more_rules.insert(out.more_rules.end(), b.more_rules.begin(), b.more_rules.end());
+  out.size_factor = a.size_factor * b.size_factor;
+  out.full_layers = std::max(a.full_layers, b.full_layers);
+  out.reads_lower_layers = a.reads_lower_layers || b.reads_lower_layers;
+  out.renumbers = a.renumbers || b.renumbers;
   out.cuts.insert(out.cuts.end(), b.cuts.begin(), b.cuts.end());
   out.notes.insert(out.notes.end(), b.notes.begin(), b.notes.end());
   out.bound = a.bound || b.bound;
@@ -228,11 +250,35 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   policy.cuts = recipe.cuts;
   policy.knob = recipe.knob;
   policy.closed_form = recipe.closed_form;
+  policy.reads_lower_layers = recipe.reads_lower_layers;
+  policy.renumbers = recipe.renumbers;
+  policy.full_layers = recipe.full_layers;
   policy.representations = {{"full precision", geometry.entry_bytes(), 0}};
-  policy.representations.insert(policy.representations.end(), recipe.representations.begin(),
-                                recipe.representations.end());
+  if (recipe.prefill_reads) policy.prefill_reads = recipe.prefill_reads.value;
   if (recipe.selector) policy.selector = recipe.selector.value;
-  if (recipe.store) policy.store = recipe.store.value;
+  if (recipe.store) {
+    const Storing& store = recipe.store.value;
+    policy.store = store.make;
+    policy.payload = store.payload;
+    policy.alters_vectors = store.alters_vectors;
+    policy.demotes = store.demotes;
+    policy.representations.insert(policy.representations.end(), store.representations.begin(),
+                                  store.representations.end());
+  }
+  if (recipe.admission) {
+    const Admission& gate = recipe.admission.value;
+    Rule rule;
+    rule.schedule = Schedule::every_pass();
+    rule.scorer = gate.make;
+    rule.threshold = gate.threshold;
+    rule.protect = [window = gate.window](const Pass&, TokenCount) { return Protect{0, window}; };
+    policy.rules.push_back(std::move(rule));
+    policy.closed_form = false;
+  }
+  const auto finish = [&] {
+    policy.rules.insert(policy.rules.end(), recipe.more_rules.begin(), recipe.more_rules.end());
+    return policy;
+  };
   if (!recipe.scorer) {
     if (recipe.shape || recipe.size) {
       throw ConfigError(
@@ -240,7 +286,7 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
                       "{}+snapkv(budget=512)",
                       recipe.name, recipe.name));
     }
-    return policy;
+    return finish();
   }
   const Scoring& scoring = recipe.scorer.value;
   policy.per_query_head = scoring.per_query_head;
@@ -258,7 +304,7 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   policy.closed_form = policy.closed_form && rule.budget->content_free();
   if (!recipe.chunked) {
     policy.rules.push_back(std::move(rule));
-    return policy;
+    return finish();
   }
 
   Rule in_decode = rule;
@@ -288,7 +334,7 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
     in_decode.schedule.every_chunk = in_decode.schedule.evict_point = false;
     policy.rules.push_back(std::move(in_decode));
   }
-  return policy;
+  return finish();
 }
 
 // ---- Arguments -----------------------------------------------------------------------------------

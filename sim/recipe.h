@@ -58,7 +58,27 @@ struct Scoring {
   Axis axis = Axis::head;
   bool per_query_head = false;  // group=none
   bool by_position = false;     // the ranking does not look at attention
+  bool at_birth = false;        // a score is known when its entry is born, and never changes
   bool evicts_in_decode = false;
+};
+
+// Which entries are written at all: a score at birth, compared with a threshold when the entry leaves
+// the local window.
+struct Admission {
+  ScorerFactory make;
+  double threshold = 0;
+  TokenCount window = 0;
+};
+
+// How entries are held.
+struct Storing {
+  StoreFactory make;
+  std::vector<Representation> representations;  // beyond [0], which bind() fills in
+  Payload payload;                              // closed form; null: as born
+  bool alters_vectors = false;
+  bool demotes = false;  // victims stay resident
+  // Bytes of an entry that a budget in bytes is divided by; 0: as born.
+  std::int64_t entry_bytes = 0;
 };
 
 using ProtectRule = std::function<Protect(TokenCount budget)>;
@@ -74,8 +94,10 @@ struct Recipe {
   Slot<Schedule> schedule;
   Slot<ProtectRule> protect;
   Slot<Pick> pick;
-  Slot<std::function<std::unique_ptr<Selector>(const LayerShape&)>> selector;
-  Slot<std::function<std::unique_ptr<Store>(const LayerShape&)>> store;
+  Slot<Admission> admission;
+  Slot<SelectorFactory> prefill_reads;  // what the prompt's rows read
+  Slot<SelectorFactory> selector;       // what later rows read
+  Slot<Storing> store;
 
   // Set by the chunked() wrapper: the rule acts after every chunk of the prompt.
   struct Chunked {
@@ -86,8 +108,13 @@ struct Recipe {
   };
   std::optional<Chunked> chunked;
 
-  std::vector<Representation> representations;  // beyond [0], which bind() fills in
+  std::vector<Rule> more_rules;  // after the recipe's own
   Charge charge;
+  double size_factor =
+      1;                // tokens of a budget are multiplied by it (equal bytes at lower precision)
+  int full_layers = 0;  // the model's first layers, left alone
+  bool reads_lower_layers = false;
+  bool renumbers = false;  // positions are places in the cache
   std::vector<RowIndex> cuts;
   std::vector<std::string> notes;
   std::optional<Knob> knob;

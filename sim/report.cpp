@@ -93,6 +93,7 @@ json phase_json(const std::optional<PhaseFidelity>& phase) {
                               {"p95", number(phase->error_p95)},
                               {"max", number(phase->error_max)}};
   }
+  if (phase->logit_error) result["logit_error"] = {{"mean", number(*phase->logit_error)}};
   return result;
 }
 

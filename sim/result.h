@@ -19,7 +19,9 @@ struct PhaseFidelity {
   double mass_mean = 0, mass_p5 = 0, mass_min = 0;  // retained mass
   bool has_error = false;
   double error_mean = 0, error_p95 = 0, error_max = 0;  // relative output error
-  bool exact_percentiles = true;                        // false: from a histogram of 2^16 bins
+  // Mean distance of logits in nats where keys are held altered or positions are renumbered.
+  std::optional<double> logit_error;
+  bool exact_percentiles = true;  // false: from a histogram of 2^16 bins
 };
 
 struct SpanResult {

@@ -58,7 +58,8 @@ Metadata metadata_of(const RunReport& report, std::string_view format) {
     for (const Representation& held : run.ledger.representations) {
       names.push_back({{"name", valid_utf8(held.name)},
                        {"device_bytes", held.device_bytes},
-                       {"host_bytes", held.host_bytes}});
+                       {"host_bytes", held.host_bytes},
+                       {"entries", held.entries}});
     }
     metadata[name_of(r, "representations")] = names.dump();
     metadata[name_of(r, "charge")] =

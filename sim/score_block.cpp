@@ -255,19 +255,7 @@ RowTerms LayerScores::rescued(int query_head, RowIndex row, const float* mask, s
 RowTerms LayerScores::probe(int query_head, RowIndex row, RowIndex position, RowIndex first,
                             RowIndex end, std::span<float> out) const {
   std::vector<float> q = impl_->query(query_head, row);
-  if (const auto& rope = impl_->meta().rope) {
-    const auto shift = static_cast<double>(position - row);
-    const auto half = static_cast<std::size_t>(rope->dim / 2);
-    for (std::size_t i = 0; i < half; ++i) {
-      const std::size_t a = rope->interleaved ? 2 * i : i;
-      const std::size_t b = rope->interleaved ? 2 * i + 1 : i + half;
-      const double angle = shift * rope->inverse_frequencies[i];
-      const double x = static_cast<double>(q[a]);
-      const double y = static_cast<double>(q[b]);
-      q[a] = static_cast<float>(x * std::cos(angle) - y * std::sin(angle));
-      q[b] = static_cast<float>(y * std::cos(angle) + x * std::sin(angle));
-    }
-  }
+  if (const auto& rope = impl_->meta().rope) rotate(*rope, static_cast<double>(position - row), q);
   const std::int64_t key_end = padded(end);
   const float* pointer = q.data();
   float* z = out.data();

@@ -794,4 +794,17 @@ void widen(const TensorView& tensor, std::int64_t first, std::span<float> out,
   throw TraceError(fmt::format("{}: {}; expected a floating type", name, dtype_name(tensor.dtype)));
 }
 
+void rotate(const Rope& rope, double positions, std::span<float> vector) {
+  const auto half = static_cast<std::size_t>(rope.dim / 2);
+  for (std::size_t i = 0; i < half; ++i) {
+    const std::size_t a = rope.interleaved ? 2 * i : i;
+    const std::size_t b = rope.interleaved ? 2 * i + 1 : i + half;
+    const double angle = positions * rope.inverse_frequencies[i];
+    const double x = static_cast<double>(vector[a]);
+    const double y = static_cast<double>(vector[b]);
+    vector[a] = static_cast<float>(x * std::cos(angle) - y * std::sin(angle));
+    vector[b] = static_cast<float>(y * std::cos(angle) + x * std::sin(angle));
+  }
+}
+
 }  // namespace kvspan

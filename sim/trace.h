@@ -37,6 +37,10 @@ struct Rope {
   std::vector<double> inverse_frequencies;
 };
 
+// Rotates a vector [head_dim] by `positions`: the first rope.dim elements, in the layout of the model.
+// Rotating by p what stands at position r moves it to position r + p; by -r undoes the embedding.
+void rotate(const Rope& rope, double positions, std::span<float> vector);
+
 struct TraceMeta {
   int layers = 0;
   int query_heads = 0;

@@ -377,12 +377,13 @@ namespace {
 class Newest final : public Selector {
  public:
   explicit Newest(std::size_t count) : count_(count) {}
-  void select(const View& view, std::span<std::optional<std::vector<TokenIndex>>> reads) override {
+  void select(const View& view, std::span<Reads> reads) override {
     if (view.pass().is_prompt_chunk()) return;
     for (std::size_t q = 0; q < reads.size(); ++q) {
       const auto all = view.resident(static_cast<int>(q) / view.shape().group());
       const std::size_t n = std::min(count_, all.size());
-      reads[q] = std::vector<TokenIndex>(all.end() - static_cast<std::ptrdiff_t>(n), all.end());
+      reads[q].attended =
+          std::vector<TokenIndex>(all.end() - static_cast<std::ptrdiff_t>(n), all.end());
     }
   }
 
@@ -482,8 +483,8 @@ TEST_CASE("a policy that breaks its contract is stopped", "[engine][roles]") {
   Policy policy = make_policy("full", geometry_of(trace, {}));
   class Reader final : public Selector {
    public:
-    void select(const View&, std::span<std::optional<std::vector<TokenIndex>>> reads) override {
-      reads[0] = std::vector<TokenIndex>{100000};
+    void select(const View&, std::span<Reads> reads) override {
+      reads[0].attended = std::vector<TokenIndex>{100000};
     }
   };
   policy.selector = [](const LayerShape&) { return std::make_unique<Reader>(); };
