@@ -41,6 +41,37 @@ void add_outside(const LayerScores& scores, const TraceMeta& meta, int kv_head, 
 
 }  // namespace
 
+void for_each_row(const Trace& trace, int layer, RowIndex begin, RowIndex end,
+                  const std::function<void(int, RowIndex, const RowTerms&)>& use) {
+  const LayerScores scores(trace, layer, false);
+  const TraceMeta& meta = trace.meta();
+  const int group = meta.query_heads / meta.kv_heads;
+  const auto keys = static_cast<std::size_t>(kernels::padded(meta.tokens));
+  std::vector<float> buffer(static_cast<std::size_t>(meta.query_heads * kBlockRows) * keys);
+  for (RowIndex row = begin; row < end; row += kBlockRows) {
+    const RowIndex last = std::min(row + kBlockRows, end);
+    const auto rows = static_cast<std::size_t>(last - row);
+    std::vector<RowTerms> info(static_cast<std::size_t>(meta.query_heads) * rows);
+    for (int h = 0; h < meta.kv_heads; ++h) {
+      const std::size_t first = static_cast<std::size_t>(h * group) * rows;
+      std::vector<float*> pointers;
+      for (std::size_t i = 0; i < static_cast<std::size_t>(group) * rows; ++i)
+        pointers.push_back(buffer.data() + (first + i) * keys);
+      scores.compute(h, {row, last, kernels::padded(last)}, pointers,
+                     std::span(info).subspan(first, static_cast<std::size_t>(group) * rows));
+    }
+    for (RowIndex r = row; r < last; ++r) {
+      if (!scores.has_row(r)) {
+        throw TraceError(
+            fmt::format("{}: rows {} to {} are needed, and layers.{}.scores.rows lacks {}",
+                        trace.name(), begin, end - 1, layer, r));
+      }
+      for (int q = 0; q < meta.query_heads; ++q)
+        use(q, r, info[static_cast<std::size_t>(q) * rows + static_cast<std::size_t>(r - row)]);
+    }
+  }
+}
+
 std::vector<std::vector<double>> mean_mass_outside(const Trace& trace, std::int64_t sinks,
                                                    std::int64_t window) {
   const TraceMeta& meta = trace.meta();

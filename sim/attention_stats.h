@@ -3,11 +3,21 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
+
+#include "sim/score_block.h"
 
 namespace kvspan {
 
 class Trace;
+
+// Every row of the full cache's attention of one stored layer, in order; rows [begin, end). For fits
+// and for bounds, which read the future. Errors: TraceError when a score trace lacks a row.
+//   row     p of key j = terms.terms[j] / (terms.sum + terms.sink)
+void for_each_row(
+    const Trace& trace, int layer, RowIndex begin, RowIndex end,
+    const std::function<void(int query_head, RowIndex row, const RowTerms& terms)>& use);
 
 // Mean over rows [tokens / 2, tokens) of the probability outside the first `sinks` tokens and the
 // newest `window` tokens (the row's own included).  Returns [layers][query_heads].

@@ -57,6 +57,7 @@ Scoring table_scoring(const Table& table, const Geometry& geometry) {
   scoring.per_query_head =
       table->heads == geometry.query_heads && geometry.query_heads != geometry.kv_heads;
   scoring.by_position = true;
+  scoring.at_birth = true;
   return scoring;
 }
 

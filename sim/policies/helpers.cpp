@@ -50,6 +50,30 @@ class Position final : public Scorer {
   }
 };
 
+class Birth final : public Scorer {
+ public:
+  Birth(Needs needs, BirthValues values, int heads)
+      : needs_(needs), values_(std::move(values)), known_(index(heads)) {}
+  Needs needs() const override { return needs_; }
+  double score(const View& view, int head, std::span<const TokenIndex> entries,
+               std::span<double> out) override {
+    std::vector<double>& known = known_[index(head)];
+    const auto begin = static_cast<TokenIndex>(known.size());
+    const auto end = static_cast<TokenIndex>(view.pass().end);
+    if (begin < end) {
+      known.resize(index(end));
+      values_(view, head, begin, end, std::span(known).subspan(index(begin)));
+    }
+    for (std::size_t i = 0; i < entries.size(); ++i) out[i] = known[index(entries[i])];
+    return 0;
+  }
+
+ private:
+  Needs needs_;
+  BirthValues values_;
+  std::vector<std::vector<double>> known_;  // [heads][tokens so far]
+};
+
 template <class T>
 void append_as_double(const TensorView& tensor, std::vector<double>& out) {
   for (std::int64_t i = 0; i < tensor.elements(); ++i) {
@@ -60,6 +84,25 @@ void append_as_double(const TensorView& tensor, std::vector<double>& out) {
 }
 
 }  // namespace
+
+ScorerFactory birth_scorer(const Needs& needs, std::function<BirthValues(const LayerShape&)> make) {
+  return [needs, make = std::move(make)](const LayerShape& shape) {
+    return std::make_unique<Birth>(needs, make(shape), shape.heads);
+  };
+}
+
+std::uint64_t splitmix64(std::uint64_t x) {
+  x += 0x9e3779b97f4a7c15U;
+  x = (x ^ (x >> 30U)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27U)) * 0x94d049bb133111ebU;
+  return x ^ (x >> 31U);
+}
+
+double uniform(std::uint64_t seed, std::initializer_list<std::int64_t> keys) {
+  std::uint64_t x = splitmix64(seed);
+  for (const std::int64_t key : keys) x = splitmix64(x ^ static_cast<std::uint64_t>(key));
+  return (static_cast<double>(x >> 12U) + 0.5) * 0x1p-52;
+}
 
 Group parse_group(const std::string& word) {
   if (word == "mean") return Group::mean;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string>
@@ -52,6 +53,20 @@ void pool(Pool kind, int kernel, std::span<double> values);
 
 // Ranks entries by their position: the newest are kept first.
 [[nodiscard]] Scoring position_scoring();
+
+// Ranks entries by a number that is known when an entry is born and never changes. `make` builds the
+// function of one layer: values of the tokens [begin, end) of a stored head, out [end - begin].
+using BirthValues = std::function<void(const View& view, int head, TokenIndex begin, TokenIndex end,
+                                       std::span<double> out)>;
+[[nodiscard]] ScorerFactory birth_scorer(const Needs& needs,
+                                         std::function<BirthValues(const LayerShape&)> make);
+
+// Counter-based random numbers: splitmix64 (Sebastiano Vigna, public domain) of the keys, so that
+// threads and order do not matter. uniform() lies in (0, 1).
+[[nodiscard]] std::uint64_t splitmix64(std::uint64_t x);
+[[nodiscard]] double uniform(std::uint64_t seed, std::initializer_list<std::int64_t> keys);
+
+[[nodiscard]] inline std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 // Reads a float tensor [layers, heads, tokens or fewer dimensions] of an external file and picks the
 // trace's layers: the file holds the stored layers, or all layers of the model.

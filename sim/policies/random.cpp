@@ -6,14 +6,6 @@
 namespace kvspan::policies {
 namespace {
 
-// Sebastiano Vigna's splitmix64, public domain.
-std::uint64_t splitmix64(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15U;
-  x = (x ^ (x >> 30U)) * 0xbf58476d1ce4e5b9U;
-  x = (x ^ (x >> 27U)) * 0x94d049bb133111ebU;
-  return x ^ (x >> 31U);
-}
-
 class Rank final : public Scorer {
  public:
   explicit Rank(std::uint64_t layer_seed) : layer_seed_(layer_seed) {}
@@ -55,6 +47,7 @@ PolicyEntry random() {
       return std::make_unique<Rank>(splitmix64(mixed));
     };
     scoring.by_position = true;
+    scoring.at_birth = true;
     scoring.evicts_in_decode = true;
     recipe.scorer = own(scoring);
     recipe.size = size_of(arguments);
