@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <map>
 
 #include <fmt/format.h>
@@ -52,12 +53,14 @@ void drop_sizes(RecipeSpec& spec) {
   }
 }
 
+constexpr int kScan = 32;  // positions tried of a knob that is not monotone
+
 // One policy's search over its knob.
 struct Search {
   RecipeSpec spec;
   Knob knob;
   std::string term;
-  TokenCount low = 0, high = 0;  // knob positions still possible; low - 1 or high + 1: none
+  TokenCount low = 0, high = 0;  // knob positions still possible
   std::map<TokenCount, double> values;
 
   [[nodiscard]] RecipeSpec at(TokenCount position) const {
@@ -167,6 +170,12 @@ std::vector<RunResult> run_policies(const Trace& trace, const std::vector<Recipe
   (void)parse_layout(accounting.layout);
   std::vector<Policy> policies;
   for (const RecipeSpec& spec : specs) policies.push_back(make_policy(spec, geometry));
+  return run_policies(trace, specs, std::move(policies), options, accounting);
+}
+
+std::vector<RunResult> run_policies(const Trace& trace, const std::vector<RecipeSpec>& specs,
+                                    std::vector<Policy> policies, const EngineOptions& options,
+                                    const Accounting& accounting) {
   std::vector<Replay> replays = replay(trace, policies, options);
   std::vector<RunResult> out;
   for (std::size_t p = 0; p < policies.size(); ++p) {
@@ -222,6 +231,9 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
     for (std::size_t i = 0; i < positions.size(); ++i)
       positions[i].first->values[positions[i].second] = value_of(runs[i], target.what);
   };
+  const auto fits = [&](double value) {
+    return at_most ? value <= target.value : value >= target.value;
+  };
   // The ends first: they tell whether the target can be reached at all.
   std::vector<std::pair<Search*, TokenCount>> ends;
   for (Search& s : searches) {
@@ -229,11 +241,34 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
     if (s.high != s.low) ends.emplace_back(&s, s.high);
   }
   evaluate(ends);
+  // Knobs that are not monotone: positions at equal ratios, of which the best that fits is taken.
+  std::vector<std::pair<Search*, TokenCount>> scanned;
+  for (Search& s : searches) {
+    if (s.knob.monotone) continue;
+    const auto span = static_cast<double>(s.high - s.low + 1);
+    std::vector<TokenCount> positions;
+    for (int i = 1; i < kScan; ++i) {
+      const auto step = static_cast<TokenCount>(std::pow(span, static_cast<double>(i) / kScan));
+      positions.push_back(std::min(s.low + step, s.high));
+    }
+    positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
+    for (const TokenCount position : positions) {
+      if (!s.values.contains(position)) scanned.emplace_back(&s, position);
+    }
+  }
+  if (!scanned.empty()) evaluate(scanned);
+  for (Search& s : searches) {
+    if (s.knob.monotone) continue;
+    const auto closeness = [&](double value) {
+      return fits(value) ? std::abs(value - target.value) : std::numeric_limits<double>::infinity();
+    };
+    const auto best = std::min_element(
+        s.values.begin(), s.values.end(),
+        [&](const auto& a, const auto& b) { return closeness(a.second) < closeness(b.second); });
+    s.low = s.high = best->first;
+  }
   // Bisection. at_most: the largest position with value <= X, knowing that `low` has it; mass: the
   // smallest position with value >= X, knowing that `high` has it.
-  const auto fits = [&](double value) {
-    return at_most ? value <= target.value : value >= target.value;
-  };
   for (;;) {
     std::vector<std::pair<Search*, TokenCount>> middle;
     for (Search& s : searches) {
@@ -265,8 +300,11 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
     match.wanted = target.value;
     match.reached = value_of(runs[i], target.what);
     match.reachable = fits(match.reached);
-    match.lowest = s.values.at(s.knob.lowest);
-    match.highest = s.values.at(s.knob.highest);
+    const auto [lowest, highest] =
+        std::minmax_element(s.values.begin(), s.values.end(),
+                            [](const auto& a, const auto& b) { return a.second < b.second; });
+    match.lowest = lowest->second;
+    match.highest = highest->second;
     runs[i].match = match;
   }
   return runs;

@@ -36,8 +36,15 @@ struct MatchTarget {
                                                   const EngineOptions& options,
                                                   const Accounting& accounting);
 
+// The same, of policies that are bound already. REQUIRES: policies[i] is specs[i], bound.
+[[nodiscard]] std::vector<RunResult> run_policies(const Trace& trace,
+                                                  const std::vector<RecipeSpec>& specs,
+                                                  std::vector<Policy> policies,
+                                                  const EngineOptions& options,
+                                                  const Accounting& accounting);
+
 // The same with every knob tuned: the largest knob position whose value is at most the target (mass:
-// the smallest with at least it). All policies are searched together, one replay a step.
+// the smallest with at least it; where a knob is not monotone, the closest of 32 positions). All policies are searched together, one replay a step.
 // Errors: ConfigError for a policy without a knob.
 [[nodiscard]] std::vector<RunResult> run_matched(const Trace& trace,
                                                  const std::vector<RecipeSpec>& specs,

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "sim/cli/commands.h"
@@ -82,20 +84,33 @@ void run(const Settings& s, const Context& context) {
                                                                   {"--svg", s.svg}}) {
     check_writable(option, path);
   }
-  const std::vector<RecipeSpec> specs =
+  std::vector<RecipeSpec> specs =
       expand_policies(s.policies.empty() ? std::vector<std::string>{"all"} : s.policies, s.budgets);
   const Trace trace = Trace::open(s.trace);
   if (!s.evict_at.empty()) options.evict_at = evict_row(trace, s.evict_at);
   const Geometry geometry = geometry_of(trace, options);
   std::vector<Policy> policies;
   for (const RecipeSpec& spec : specs) policies.push_back(make_policy(spec, geometry));
+  // Of "all", what has nothing to tune is left out; who names such a policy is told so.
+  const bool everything = std::all_of(s.policies.begin(), s.policies.end(),
+                                      [](const std::string& text) { return text == "all"; });
+  if (!s.match.empty() && everything) {
+    std::vector<std::string> left_out;
+    for (std::size_t p = specs.size(); p-- > 0;) {
+      if (policies[p].knob) continue;
+      left_out.insert(left_out.begin(), to_text(specs[p]));
+      specs.erase(specs.begin() + static_cast<std::ptrdiff_t>(p));
+      policies.erase(policies.begin() + static_cast<std::ptrdiff_t>(p));
+    }
+    if (!s.quiet && !left_out.empty())
+      fmt::print(stderr, "kvspan: nothing to tune in {}: left out\n", fmt::join(left_out, ", "));
+  }
   if (!s.quiet) {
     const MemoryPlan plan = plan_memory(trace, policies, options);
     fmt::print(stderr, "kvspan: {} polic{}, {} of anonymous memory at most, {} layer{} at a time\n",
                policies.size(), policies.size() == 1 ? "y" : "ies", human_bytes(plan.bytes),
                plan.layers_in_flight, plan.layers_in_flight == 1 ? "" : "s");
   }
-  policies.clear();
   options.cancelled = [] { return interrupted(); };
   (void)interrupted();
 
@@ -104,7 +119,7 @@ void run(const Settings& s, const Context& context) {
     Progress progress("replaying", s.quiet);
     options.progress = [&](double done) { progress(done); };
     report.runs = s.match.empty()
-                      ? run_policies(trace, specs, options, accounting)
+                      ? run_policies(trace, specs, std::move(policies), options, accounting)
                       : run_matched(trace, specs, parse_match(s.match), options, accounting);
   }
   report.command = context.command;
