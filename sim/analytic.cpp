@@ -128,7 +128,8 @@ std::vector<std::string> count_layouts() {
 
 }  // namespace
 
-Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting) {
+Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting,
+                   bool every_layout) {
   if (!policy.closed_form) {
     throw ConfigError(
         fmt::format("{} has no closed form: its number of entries depends on the trace; replay one "
@@ -142,7 +143,7 @@ Prediction predict(const Policy& policy, const Geometry& geometry, const Account
   const CountLayout chosen(accounting.layout, geometry.entry_bytes(), replication);
   std::map<std::string, CountLayout> others;
   for (const std::string& name : count_layouts()) {
-    if (name != accounting.layout)
+    if (every_layout && name != accounting.layout)
       others.emplace(name, CountLayout(name, geometry.entry_bytes(), replication));
   }
 
