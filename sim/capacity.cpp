@@ -54,13 +54,18 @@ constexpr std::array<KvFormat, 7> kKvFormats{{{"fp16", 2},
                                               {"fp8_e5m2", 1},
                                               {"int8", 1}}};
 
+[[noreturn]] void refuse_format(const char* option, const std::string& found,
+                                const std::vector<std::string>& known) {
+  const std::string hint = nearest_hint(found, known);
+  throw ConfigError(fmt::format("{}: found '{}', expected one of {}{}", option, found,
+                                fmt::join(known, ", "),
+                                hint.starts_with("did") ? fmt::format("; {}", hint) : ""));
+}
+
 const WeightFormat& weight_format(const std::string& dtype) {
   const auto* found = std::find_if(kWeightFormats.begin(), kWeightFormats.end(),
                                    [&](const WeightFormat& f) { return f.name == dtype; });
-  if (found == kWeightFormats.end()) {
-    throw ConfigError(fmt::format("weight-dtype: found '{}', expected one of {}", dtype,
-                                  fmt::join(weight_dtypes(), ", ")));
-  }
+  if (found == kWeightFormats.end()) refuse_format("weight-dtype", dtype, weight_dtypes());
   return *found;
 }
 
@@ -159,8 +164,7 @@ Count kv_dtype_bytes(const std::string& dtype) {
   for (const KvFormat& f : kKvFormats) {
     if (f.name == dtype) return f.bytes;
   }
-  throw ConfigError(fmt::format("kv-dtype: found '{}', expected one of {}; {}", dtype,
-                                fmt::join(kv_dtypes(), ", "), nearest_hint(dtype, kv_dtypes())));
+  refuse_format("kv-dtype", dtype, kv_dtypes());
 }
 
 Count weight_bytes(const ModelGeometry& model, const std::string& dtype, Count tp) {

@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/error.h"
+#include "sim/known_models.h"
 #include "sim/model_geometry.h"
 #include "sim/spec.h"
 #include "sim/terminal_chart.h"
@@ -141,6 +142,16 @@ std::string shown(const nlohmann::json& value) {
       one_line(value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace)), 60);
 }
 
+// The models of the built-in list of a family, for those whose files leave fields out.
+std::string built_in(const std::string& model_type) {
+  std::string names;
+  for (const KnownModel& m : known_model_configs()) {
+    if (m.config.find(fmt::format("\"model_type\": \"{}\"", model_type)) != std::string_view::npos)
+      names += fmt::format("{}{}", names.empty() ? "" : ", ", m.name);
+  }
+  return names;
+}
+
 class Fields {
  public:
   Fields(nlohmann::json object, std::string where)
@@ -161,7 +172,9 @@ class Fields {
   }
   void require(const char* key, const std::string& meaning) const {
     if (!object_.contains(key)) {
-      fail(fmt::format("there is no field '{}' ({}), and it is not guessed", key, meaning));
+      const std::string known = built_in(family_);
+      fail(fmt::format("there is no field '{}' ({}), and it is not guessed{}", key, meaning,
+                       known.empty() ? "" : fmt::format("; built in: {}", known)));
     }
   }
 

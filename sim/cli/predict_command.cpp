@@ -62,6 +62,13 @@ nlohmann::json model_json(const ModelGeometry& model) {
           {"notes", model.notes}};
 }
 
+// Digits in threes.
+std::string grouped(std::int64_t value) {
+  std::string out = std::to_string(value);
+  for (std::size_t at = out.size(); at > 3; at -= 3) out.insert(at - 3, ",");
+  return out;
+}
+
 // What the table is of; one line each.
 void print_model(const Settings& s, const ModelGeometry& model) {
   const std::size_t holding = model.layer_ids.size();
@@ -74,18 +81,26 @@ void print_model(const Settings& s, const ModelGeometry& model) {
       model.query_heads,
       model.latent
           ? fmt::format("one latent of {} elements a token for all heads (MLA)", model.head_dim)
-          : fmt::format("{} KV heads of {}", model.kv_heads, model.head_dim),
+          : fmt::format("{} KV head{} of {}", model.kv_heads, model.kv_heads == 1 ? "" : "s",
+                        model.head_dim),
       s.prompt, s.generated, s.chunk == 0 ? std::string("whole prompt") : std::to_string(s.chunk));
-  fmt::print(
-      "closed forms, no trace; KV in {} an element, prefill {}, layout {}; weights and "
-      "activations not included\n",
-      s.kv_bytes == 1 ? std::string("1 byte") : fmt::format("{} bytes", s.kv_bytes), s.prefill,
-      s.layout);
+  fmt::print("closed forms, no trace; KV in {} an element, prefill {}, layout {}\n",
+             s.kv_bytes == 1 ? std::string("1 byte") : fmt::format("{} bytes", s.kv_bytes),
+             s.prefill, s.layout);
+  const std::string& dtype = model.weights.dtype;
+  fmt::print("weights and activations not included{}\n",
+             model.weights.refusal.empty()
+                 ? fmt::format(": {} parameters{}", grouped(model.weights.parameters()),
+                               dtype.empty()
+                                   ? ""
+                                   : fmt::format(", {} in {}",
+                                                 human_bytes(weight_bytes(model, dtype, 1)), dtype))
+                 : "");
   const std::string windows = describe_windows(model);
   if (!windows.empty()) {
     fmt::print(
-        "sliding window: {}; a runtime that frees what has left it holds "
-        "full(model_window=evict)\n",
+        "sliding window: {};\n"
+        "  a runtime that frees what has left it holds full(model_window=evict)\n",
         windows);
   }
   if (model.state_bytes > 0) {
@@ -109,8 +124,8 @@ void print_fits(const Settings& s, const ModelGeometry& model, const Budgeted& m
   fmt::print("{}", align({{"  weights", human_bytes(memory.weights)},
                           {"  activations", human_bytes(memory.activations)},
                           {"  left for KV", memory.left > 0 ? human_bytes(memory.left) : "none"}}));
-  fmt::print("  {} parameters in {}; activations are an estimate for one pass\n", memory.parameters,
-             memory.weight_dtype);
+  fmt::print("  {} parameters in {}; activations are an estimate for one pass\n",
+             grouped(memory.parameters), memory.weight_dtype);
   if (d.tp > 1) {
     const std::int64_t shards = kv_shards(model, d.tp);
     fmt::print("  {}\n", model.latent ? "the latent cache is replicated on every GPU"
@@ -187,7 +202,7 @@ nlohmann::json fit_json(const Settings& s, const Fit& f) {
           {"largest_batch", f.largest_batch}};
 }
 
-// Of every policy, where none was asked for: what a runtime holds that knows the model's windows.
+// Whether a runtime that knows the model's windows could hold less.
 bool slides_within(const ModelGeometry& model, std::int64_t tokens) {
   return std::any_of(model.sliding_window.begin(), model.sliding_window.end(),
                      [&](std::int64_t window) { return window > 0 && window < tokens; });
@@ -249,7 +264,7 @@ void run(const Settings& given, const Context& context) {
                     {"byte_rows", p.byte_rows ? nlohmann::json(*p.byte_rows) : nlohmann::json()},
                     {"layouts", layouts},
                     {"notes", p.notes}});
-    if (i < fits.size()) runs.back()["fit"] = fit_json(s, fits[i]);
+    if (memory) runs.back()["fit"] = i < fits.size() ? fit_json(s, fits[i]) : nlohmann::json();
   }
   print_model(s, model);
   fmt::print("\n{}", align(rows));
