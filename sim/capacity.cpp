@@ -207,7 +207,8 @@ Count kv_shards(const ModelGeometry& model, Count tp) {
 }
 
 Budgeted budget_memory(const ModelGeometry& model, const Workload& workload, const Deployment& d) {
-  if (!(d.utilization > 0 && d.utilization <= 1)) {
+  const bool is_share = d.utilization > 0 && d.utilization <= 1;
+  if (!is_share) {
     throw ConfigError(
         fmt::format("gpu-utilization: found {}, expected above 0 and at most 1", d.utilization));
   }

@@ -208,7 +208,8 @@ class Fields {
     require(key, meaning);
     if (!object_[key].is_number()) wrong(key, meaning);
     const double found = object_[key].get<double>();
-    if (!(found > 0 && found < 1000)) wrong(key, fmt::format("{}, above 0", meaning));
+    const bool in_range = found > 0 && found < 1000;
+    if (!in_range) wrong(key, fmt::format("{}, above 0", meaning));
     return found;
   }
   // Empty where the field is absent.

@@ -71,14 +71,12 @@ std::string grouped(std::int64_t value) {
 
 // What the table is of; one line each.
 void print_model(const Settings& s, const ModelGeometry& model) {
-  const std::size_t holding = model.layer_ids.size();
+  const auto holding = static_cast<int>(model.layer_ids.size());
+  const bool all = holding == model.layers || model.family.empty();  // a trace may hold a part
   fmt::print(
       "{}: {} layers{}, {} query heads, {}; {} prompt + {} generated tokens, chunk {}\n",
-      one_line(model.name), model.family.empty() ? holding : model.layers,
-      static_cast<int>(holding) == model.layers || model.family.empty()
-          ? std::string()
-          : fmt::format(" ({} hold KV)", holding),
-      model.query_heads,
+      one_line(model.name), all ? holding : model.layers,
+      all ? std::string() : fmt::format(" ({} hold KV)", holding), model.query_heads,
       model.latent
           ? fmt::format("one latent of {} elements a token for all heads (MLA)", model.head_dim)
           : fmt::format("{} KV head{} of {}", model.kv_heads, model.kv_heads == 1 ? "" : "s",
