@@ -165,7 +165,8 @@ std::vector<std::string> count_layouts(bool by_entries) {
 
 }  // namespace
 
-Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting) {
+Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting,
+                   bool every_layout) {
   const LayerShape shape = geometry.shape(0, policy.per_query_head);
   const PassPlan plan =
       make_passes(geometry.tokens, geometry.prompt, geometry.evict_at, geometry.chunk, policy.cuts);
@@ -183,7 +184,8 @@ Prediction predict(const Policy& policy, const Geometry& geometry, const Account
   const CountLayout chosen(accounting.layout, unit, replication);
   std::map<std::string, CountLayout> others;
   for (const std::string& name : names) {
-    if (name != accounting.layout) others.emplace(name, CountLayout(name, unit, replication));
+    if (every_layout && name != accounting.layout)
+      others.emplace(name, CountLayout(name, unit, replication));
   }
 
   Prediction out;

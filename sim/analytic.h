@@ -33,8 +33,9 @@ struct Prediction {
 // Equal to the replay's figures, to the last digit, for every policy with closed_form; upper bounds
 // for the others. Errors: ConfigError for a layout that depends on which entries
 // leave ("paged16_per_head"; its "_compact" variant does not).
+// every_layout: also of the layouts that were not asked for; without them it is much faster.
 [[nodiscard]] Prediction predict(const Policy& policy, const Geometry& geometry,
-                                 const Accounting& accounting);
+                                 const Accounting& accounting, bool every_layout = true);
 
 // ---- The paper's formulas, section 2.1 and kv_footprint.py ---------------------------------------
 // n prompt tokens in chunks of `chunk`, m generated tokens.

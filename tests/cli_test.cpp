@@ -140,6 +140,35 @@ TEST_CASE("predict gives the replay's figures without its trace", "[cli]") {
   }
 }
 
+TEST_CASE("predict says what fits into a GPU", "[cli]") {
+  const Folder folder;
+  const std::string model = "predict --model Llama-3.1-70B --prompt 32768 --gen 1024 --chunk 8192 ";
+  const Outcome out = program(model + "--gpu-memory 80GiB --tp 4 --batch 8 --kv-dtype fp8 --out " +
+                              (folder / "fits.json"));
+  INFO(out.text);
+  REQUIRE(out.code == 0);
+  CHECK_THAT(out.text, Contains("what fits into 4 GPUs of 80.0 GiB"));
+  CHECK_THAT(out.text, Contains("2 of 8 KV heads on each GPU"));
+  const nlohmann::json json = read_json(folder / "fits.json");
+  CHECK(json["accounting"]["kv_bytes"] == 1);
+  CHECK(json["model"]["weights"]["parameters"] == 70553706496);
+  CHECK(json["gpu"]["tp"] == 4);
+  const nlohmann::json full = json["runs"][0]["fit"];
+  CHECK(full["kv"] == 33792LL * 163840);
+  CHECK(full["request"] == 33792LL * 163840 / 4);
+  CHECK(full["fits"] == true);
+  CHECK(full["largest_batch"] > 8);
+  const Outcome none = program(model + "--gpu-memory 80GiB --out " + (folder / "none.json"));
+  CHECK(none.code == 0);
+  CHECK_THAT(none.text, Contains("the weights alone do not fit: 131 GiB needed, 72.0 GiB usable; "
+                                 "try --tp 2, or --weight-dtype fp8"));
+  CHECK(read_json(folder / "none.json")["runs"][0]["fit"].is_null());
+  // The model's own windows are a row of the table.
+  const Outcome gemma = program("predict --model Gemma-2-9B --prompt 8000");
+  CHECK_THAT(gemma.text, Contains("sliding window: 4096 tokens in layers 0,2,4"));
+  CHECK_THAT(gemma.text, Contains("\nfull(model_window=evict) "));
+}
+
 TEST_CASE("a wrong command line is one line, and exit code 2", "[cli]") {
   const std::string t = trace("tiny-picture.safetensors");
   fails("", 2, "subcommand");
@@ -156,6 +185,11 @@ TEST_CASE("a wrong command line is one line, and exit code 2", "[cli]") {
   fails("run " + t + " --quiet --policy full --match footprint=0.5", 2, "no parameter to tune");
   fails("run " + t + " --policy full --out /no/such/folder/x.json", 2, "there is no folder");
   fails("predict --model Llama-3.1-8C --prompt 10", 2, "did you mean 'Llama-3.1-8B'?");
+  fails("predict --model Llama-3.1-8B --prompt 10 --tp 2", 2, "--tp requires --gpu-memory");
+  fails("predict --model Llama-3.1-8B --prompt 10 --gpu-memory 80GB", 2, "80GiB");
+  fails("predict --model Llama-3.1-8B --prompt 10 --gpu-memory 80GiB --tp 3", 2, "2 or 4");
+  fails("predict --model Llama-3.1-8B --prompt 10 --kv-dtype fp88", 2, "did you mean 'fp8'?");
+  fails("predict --model DeepSeek-V3 --prompt 10 --layout query_head", 2, "latent cache");
   fails("policies nosuch", 2, "unknown policy 'nosuch'");
   fails("trace slice " + t + " --layers 7 --out /tmp/kvspan_never.safetensors", 2, "7");
 }
