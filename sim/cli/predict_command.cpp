@@ -24,7 +24,7 @@ struct Settings {
   std::string model;
   std::int64_t prompt = 0, generated = 0, chunk = 0, kv_bytes = 2;
   std::vector<std::string> policies, budgets;
-  std::string prefill = "whole", layout = "ideal", out, kv_dtype;
+  std::string prefill = "whole", layout = "ideal", out, kv_dtype, calibrate;
   std::string gpu_memory;  // empty: what fits is not asked
   Deployment deployment;
 };
@@ -234,9 +234,13 @@ void run(const Settings& given, const Context& context) {
   std::vector<Prediction> predictions;
   std::vector<std::string> labels;
   std::vector<Fit> fits;
+  const auto measured =
+      s.calibrate.empty() ? std::map<std::string, Occupancies>() : read_occupancies(s.calibrate);
   for (const RecipeSpec& spec : specs) {
-    const Policy policy = make_policy(spec, geometry);
-    if (everything && !policy.closed_form) continue;
+    Policy policy = make_policy(spec, geometry);
+    const auto found = measured.find(policy.spec);
+    if (!policy.closed_form && found != measured.end())
+      policy = calibrated(std::move(policy), found->second, s.calibrate);
     labels.push_back(to_text(spec));
     predictions.push_back(predict(policy, geometry, accounting));
     if (model.latent) predictions.back().layouts.erase("query_head");
@@ -248,12 +252,15 @@ void run(const Settings& given, const Context& context) {
   nlohmann::json runs = nlohmann::json::array();
   for (std::size_t i = 0; i < predictions.size(); ++i) {
     const Prediction& p = predictions[i];
-    rows.push_back({labels[i], fmt::format("{:.2f} %", 100 * p.footprint),
-                    fmt::format("{:.2f} %", 100 * p.peak_kv), human_bytes(p.peak_bytes.total),
-                    human_bytes(p.peak_bytes.prefill), human_bytes(p.peak_bytes.decode)});
+    const std::string most = p.exact ? "" : "<= ";
+    rows.push_back(
+        {labels[i], most + fmt::format("{:.2f} %", 100 * p.footprint),
+         most + fmt::format("{:.2f} %", 100 * p.peak_kv), most + human_bytes(p.peak_bytes.total),
+         most + human_bytes(p.peak_bytes.prefill), most + human_bytes(p.peak_bytes.decode)});
     nlohmann::json layouts;
     for (const auto& [name, peak] : p.layouts) layouts[name] = peak_json(peak);
     runs.push_back({{"policy", p.spec},
+                    {"exact", p.exact},
                     {"footprint", p.footprint},
                     {"peak_kv", p.peak_kv},
                     {"entry_rows", p.entry_rows},
@@ -266,6 +273,11 @@ void run(const Settings& given, const Context& context) {
   }
   print_model(s, model);
   fmt::print("\n{}", align(rows));
+  if (std::any_of(predictions.begin(), predictions.end(),
+                  [](const Prediction& p) { return !p.exact; })) {
+    fmt::print("  <=: how many entries stay depends on the text; an upper bound{}\n",
+               s.calibrate.empty() ? " (--calibrate RESULT.json takes measured shares)" : "");
+  }
   for (const Prediction& p : predictions) {
     for (const std::string& note : p.notes) fmt::print("  {}: {}\n", p.spec, note);
   }
@@ -311,6 +323,9 @@ void add_predict(CLI::App& app, const Context& context) {
       ->type_name("B[,B]")
       ->delimiter(',')
       ->allow_extra_args(false);
+  sub->add_option("--calibrate", s->calibrate,
+                  "Result of kvspan run: measured shares for policies that depend on content")
+      ->type_name("RESULT.json");
   CLI::Option* kv_bytes = sub->add_option("--kv-bytes", s->kv_bytes, "Bytes of one stored element")
                               ->check(CLI::Range(1, 16))
                               ->type_name("B");
