@@ -77,6 +77,8 @@ std::vector<int> kept(const Trace& trace, const std::string& policy, int layer =
 
 using Set = std::vector<int>;
 
+std::size_t index(int i) { return static_cast<std::size_t>(i); }
+
 std::string refusal(const Trace& trace, const std::string& policy) {
   try {
     (void)test::run_one(trace, policy, {});
@@ -391,8 +393,31 @@ TEST_CASE(
   // Rows 4 and 5 over columns 0, 2, 3: (3/5 + 3/6) / 2 = .55
   CHECK(kept(trace, "simlayerkv(sinks=1,recent=2,last=2,threshold=0.54)") == Set{0});
   CHECK(kept(trace, "simlayerkv(sinks=1,recent=2,last=2,threshold=0.56)").size() == 6);
-  CHECK_THAT(refusal(trace, "simlayerkv(recent=2,last=3)"), Contains("nearest: 3"));
+  CHECK_THAT(refusal(trace, "simlayerkv(recent=2,last=3)"), Contains("expected at least 3"));
   CHECK_THAT(refusal(trace, "chunked(simlayerkv)"), Contains("no budget"));
+}
+
+TEST_CASE("simlayerkv and observed_attention need probabilities only", "[policy][simlayerkv]") {
+  // Row 4 of a prompt of 5: .6 on the sink, .1 on token 3, before it.
+  test::TraceSpec spec;
+  spec.meta.query_heads = spec.meta.kv_heads = spec.meta.head_dim = 1;
+  spec.meta.tokens = 6;
+  spec.meta.prompt_tokens = 5;
+  spec.layers.push_back({});
+  for (int row = 0; row < 6; ++row) {
+    spec.layers[0].rows.push_back(row);
+    for (int key = 0; key < 6; ++key) {
+      const double equal = key <= row ? 1.0 / (row + 1) : 0.0;
+      spec.layers[0].dense.push_back(row != 4 ? equal
+                                              : std::vector{.6, .1, .1, .1, .1, 0.}[index(key)]);
+    }
+    spec.layers[0].lse.push_back(0);
+  }
+  const Trace trace = test::make_trace(spec);
+  CHECK(kept(trace, "simlayerkv(sinks=1,recent=1,threshold=0.69)") == Set{0});
+  CHECK(kept(trace, "simlayerkv(sinks=1,recent=1,threshold=0.71)").size() == 5);
+  CHECK(kept(trace, "observed_attention(budget=1)") == Set{0});
+  CHECK_THROWS_AS(kept(trace, "knorm(budget=1)"), TraceError);
 }
 
 TEST_CASE("criticalkv spends the rest of the budget on what can move the output",
@@ -583,7 +608,11 @@ TEST_CASE("the composed policies of the kvpress family replay to their closed fo
                              "decoding(knorm,every=3,target=9)",
                              "decoding(snapkv(window=4),every=4,target=9)",
                              "decoding(h2o,every=2,target=6)",
-                             "decoding(chunk(knorm,length=4),every=2,target=6)"}) {
+                             "decoding(chunk(knorm,length=4),every=2,target=6)",
+                             "chunked(criticalkv(snapkv(budget=10%,window=2)))",
+                             "chunked(chunk(keydiff(budget=20%),length=3))",
+                             "chunked(block(keydiff(budget=20%),size=2))",
+                             "chunked(lagkv(budget=20%,lag=2))"}) {
       INFO(spec << " n=" << prompt << " m=" << generated << " C=" << options.chunk);
       const Geometry geometry = geometry_of(trace, options);
       const Policy policy = make_policy(spec, geometry);
@@ -596,7 +625,7 @@ TEST_CASE("the composed policies of the kvpress family replay to their closed fo
       ++compared;
     }
   }
-  CHECK(compared == 12 * 21);
+  CHECK(compared == 12 * 25);
 }
 
 TEST_CASE("content-dependent policies of the kvpress family stay below their predicted bounds",

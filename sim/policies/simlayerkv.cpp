@@ -124,12 +124,13 @@ PolicyEntry simlayerkv() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Settings settings{arguments.real("threshold"), arguments.count("sinks"),
                             arguments.count("recent"), arguments.count("last")};
-    if (settings.recent < settings.last || settings.kept() < 1) {
+    const TokenCount least =
+        std::max<TokenCount>(settings.last, settings.last + 1 - settings.sinks);
+    if (settings.recent < least) {
       throw ConfigError(
-          fmt::format("simlayerkv(recent): found {}, expected at least last = {} (a lazy layer "
-                      "keeps sinks + recent - last >= 1 tokens); nearest: {}",
-                      settings.recent, settings.last,
-                      std::max<TokenCount>(settings.last, settings.last + 1 - settings.sinks)));
+          fmt::format("simlayerkv(recent): found {}, expected at least {} with last={} and "
+                      "sinks={}: a lazy layer keeps sinks + recent - last tokens",
+                      settings.recent, least, settings.last, settings.sinks));
     }
     Recipe recipe;
     Scoring scoring;
