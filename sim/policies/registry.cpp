@@ -16,13 +16,35 @@ PolicyEntry duoattention();
 PolicyEntry scores();
 PolicyEntry deaths();
 PolicyEntry chunked();
+PolicyEntry knorm();
+PolicyEntry keydiff();
+PolicyEntry lagkv();
+PolicyEntry expected_attention();
+PolicyEntry cur();
+PolicyEntry observed_attention();
+PolicyEntry simlayerkv();
+PolicyEntry criticalkv();
+PolicyEntry chunk();
+PolicyEntry block();
+PolicyEntry dms();
+PolicyEntry decoding();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
   static const std::vector<PolicyEntry> entries = {
-      policies::full(),         policies::random(), policies::streaming_llm(), policies::h2o(),
-      policies::tova(),         policies::snapkv(), policies::pyramidkv(),     policies::pyramid(),
-      policies::duoattention(), policies::scores(), policies::deaths(),        policies::chunked()};
+      policies::full(),          policies::random(),
+      policies::streaming_llm(), policies::h2o(),
+      policies::tova(),          policies::snapkv(),
+      policies::pyramidkv(),     policies::pyramid(),
+      policies::duoattention(),  policies::scores(),
+      policies::deaths(),        policies::chunked(),
+      policies::knorm(),         policies::keydiff(),
+      policies::lagkv(),         policies::expected_attention(),
+      policies::cur(),           policies::observed_attention(),
+      policies::simlayerkv(),    policies::criticalkv(),
+      policies::chunk(),         policies::block(),
+      policies::dms(),           policies::decoding(),
+  };
   return entries;
 }
 
