@@ -66,8 +66,11 @@ Split split(const Rule& rule, const Pass& pass, std::span<const TokenIndex> doma
   out.sinks = {begin, sinks_end};
   out.evictable = {sinks_end, recent_begin};
   out.recent = {recent_begin, domain.end()};
-  out.reserved = std::min<TokenCount>(protect.sinks, pass.end) +
-                 std::min<TokenCount>(protect.recent, pass.end);
+  // Positions outside the domain (sinks of an earlier chunk) take no place in it.
+  const RowIndex from =
+      std::max<RowIndex>(rule.first, rule.domain == Domain::newborn ? pass.begin : 0);
+  out.reserved = std::max<TokenCount>(0, std::min<TokenCount>(protect.sinks, pass.end) - from) +
+                 std::min<TokenCount>(protect.recent, pass.end - from);
   return out;
 }
 

@@ -20,6 +20,7 @@
 #include <fmt/format.h>
 
 #include "sim/error.h"
+#include "sim/ledger.h"
 #include "sim/policies/helpers.h"
 
 namespace kvspan::policies {
@@ -156,15 +157,19 @@ class Redundancy final : public Scorer {
   Settings settings_;
 };
 
-// Entries of a head while `row` attends, under a uniform budget; 0 if nothing is scored after it.
-std::int64_t scored_at(RowIndex row, TokenCount budget, RowIndex buffer, const Geometry& g) {
-  const RowIndex end = row + 1;
-  if (end == g.tokens) return 0;  // nothing is decided after the last row
-  if (end == g.evict_at) return end > budget ? end : 0;
-  if (end < g.evict_at || end % buffer != 0) return 0;
-  const RowIndex last = std::max(g.evict_at, end - buffer);  // the decision before this one
-  const TokenCount held = std::min<TokenCount>(budget, last) + (end - last);
-  return held > budget ? held : 0;
+// Entries that are compared after each row, under a uniform budget; 0: nobody has to leave. [tokens]
+std::vector<TokenCount> compared(TokenCount budget, const Schedule& schedule, const Geometry& g) {
+  std::vector<TokenCount> out(index(g.tokens), 0);
+  const PassPlan plan = make_passes(g.tokens, g.prompt, g.evict_at, 0);
+  TokenCount held = 0;
+  for (std::size_t i = 0; i + 1 < plan.ends.size(); ++i) {  // nothing is decided after the last row
+    const Pass pass = pass_at(plan, i);
+    held += pass.rows();
+    if (!schedule.due(pass) || held <= budget) continue;
+    out[index(pass.end - 1)] = held;
+    held = budget;
+  }
+  return out;
 }
 
 }  // namespace
@@ -208,11 +213,11 @@ PolicyEntry r_kv() {
     recipe.charge.once = settings.window * geometry.layers() * geometry.query_heads *
                          geometry.k_dim * geometry.kv_bytes;
     const TokenCount tokens = tokens_of(recipe.size.value, geometry, geometry.kv_heads);
-    Geometry plain = geometry;
-    plain.trace = nullptr;
-    recipe.charge.during = [plain, tokens, buffer](RowIndex row) {
-      const std::int64_t held = scored_at(row, tokens, buffer, plain);
-      return plain.kv_heads * held * held * 4;
+    recipe.charge.during = [heads = geometry.kv_heads,
+                            held =
+                                compared(tokens, recipe.schedule.value, geometry)](RowIndex row) {
+      const TokenCount n = held[index(row)];
+      return heads * n * n * 4;
     };
     recipe.knob = budget_knob(geometry);
     return recipe;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scissorhands: entries that were seldom attended to of late will stay unimportant ("persistence of
 // importance"). Evicts in batches: nothing while a head holds at most its budget B, then
-// m = floor(drop * B) entries at once, so that holdings run in a saw-tooth between B - m and B.
+// down to B - m at once, m = floor(drop * B), so that holdings run in a saw-tooth up to B.
 //   low vote  a row that reads t entries gives one to every entry with p' < 1/t
 //   score     minus the low votes of the last `window` rows, summed over the query heads of the group
 // The newest `recent` entries stay (the paper's pseudocode inverts this line; its comment is followed).
