@@ -164,7 +164,8 @@ bool Schedule::due(const Pass& pass) const {
   if (pass.is_evict_point()) return evict_point;
   if (pass.is_prompt_chunk()) return every_chunk;
   if (decode_every == 0) return false;
-  return (pass.end - pass.evict_at) / decode_every > (pass.begin - pass.evict_at) / decode_every;
+  const RowIndex gone = phase - pass.evict_at;
+  return (pass.end + gone) / decode_every > (pass.begin + gone) / decode_every;
 }
 
 void Budget::counts(const View& /*view*/, const Scores& /*scores*/, const Sizing& /*sizing*/,

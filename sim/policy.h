@@ -259,6 +259,7 @@ struct Schedule {
   bool every_chunk = false;   // after each chunk of the prompt but the last
   bool evict_point = true;    // after the pass that ends at n'
   RowIndex decode_every = 0;  // after every k-th decode row; 0: never
+  RowIndex phase = 0;         // decode rows that count as gone at the eviction point
   [[nodiscard]] bool due(const Pass& pass) const;
   [[nodiscard]] static Schedule prompt_end() { return {}; }
   [[nodiscard]] static Schedule prompt_end_and_decode() { return {false, true, 1}; }

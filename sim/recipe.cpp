@@ -62,13 +62,14 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
   } else if (recipe.size_factor != 1) {
     total = static_cast<TokenCount>(static_cast<double>(total) * recipe.size_factor);
   }
-  if (!recipe.chunked) return [total, prompt](const Pass&) { return Sizing{total, prompt}; };
+  const RowIndex of_rows = recipe.competing ? kCompeting : prompt;
+  if (!recipe.chunked) return [total, of_rows](const Pass&) { return Sizing{total, of_rows}; };
 
   const Recipe::Chunked chunked = *recipe.chunked;
   const RowIndex window = recipe.scorer.value.window;
   const bool by_share = amount.kind == Amount::Kind::share;
   return [=](const Pass& pass) {
-    if (!pass.is_prompt_chunk()) return Sizing{total, prompt};
+    if (!pass.is_prompt_chunk()) return Sizing{total, of_rows};
     const RowIndex rows = pass.rows();
     // The authors append the prompt's last `window` tokens to a patched chunk, and drop them afterwards.
     const bool patch = chunked.patched && !pass.is_evict_point();
@@ -232,6 +233,7 @@ Recipe merge(const Recipe& a, const Recipe& b) {
   out.full_layers = std::max(a.full_layers, b.full_layers);
   out.reads_lower_layers = a.reads_lower_layers || b.reads_lower_layers;
   out.renumbers = a.renumbers || b.renumbers;
+  out.competing = a.competing || b.competing;
   out.cuts.insert(out.cuts.end(), b.cuts.begin(), b.cuts.end());
   out.notes.insert(out.notes.end(), b.notes.begin(), b.notes.end());
   out.bound = a.bound || b.bound;

@@ -115,6 +115,7 @@ struct Recipe {
   int full_layers = 0;  // the model's first layers, left alone
   bool reads_lower_layers = false;
   bool renumbers = false;  // positions are places in the cache
+  bool competing = false;  // the budget is told how many entries compete, not the prompt's rows
   std::vector<RowIndex> cuts;
   std::vector<std::string> notes;
   std::optional<Knob> knob;

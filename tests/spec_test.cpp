@@ -116,10 +116,13 @@ TEST_CASE("the canonical text writes every parameter in declaration order", "[sp
   CHECK(canonical("full") == "full(model_window=keep)");
   CHECK(canonical("snapkv(kernel=5,budget=10)") ==
         "snapkv(budget=10,window=32,kernel=5,pool=max,group=mean,order=group_then_pool)");
-  CHECK(canonical("streaming_llm") == "streaming_llm(sinks=4,window=1020,budget=auto)");
+  CHECK(canonical("streaming_llm") ==
+        "streaming_llm(sinks=4,window=1020,budget=auto,positions=original)");
   CHECK(canonical("streaming_llm(budget=10%)") ==
-        "streaming_llm(sinks=auto,window=auto,budget=10%)");
-  CHECK(canonical("h2o(heavy=3,recent=4)") == "h2o(heavy=3,recent=4,budget=auto,group=sum)");
+        "streaming_llm(sinks=auto,window=auto,budget=10%,positions=original)");
+  CHECK(canonical("h2o(heavy=3,recent=4)") ==
+        "h2o(heavy=3,recent=4,budget=auto,group=sum,variant=real_drop,heavy_share=auto,"
+        "recent_share=auto,normalise=false)");
   CHECK(canonical("pyramidkv(budget=50)") ==
         "pyramidkv(budget=50,window=8,kernel=7,pool=max,group=mean,order=group_then_pool,beta=20,"
         "rounding=code)");

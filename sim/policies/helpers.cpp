@@ -41,6 +41,24 @@ class Votes final : public Scorer {
   Settings settings_;
 };
 
+class Positive final : public Budget {
+ public:
+  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
+                      const Sizing& sizing) const override {
+    return sizing.tokens;
+  }
+  bool content_free() const override { return false; }
+  void counts(const View& /*view*/, const Scores& scores, const Sizing& sizing,
+              std::span<TokenCount> keep) const override {
+    for (std::size_t h = 0; h < keep.size(); ++h) {
+      const auto& values = scores.values[h];
+      const auto chosen =
+          std::count_if(values.begin(), values.end(), [](double v) { return v > 0; });
+      keep[h] = std::min<TokenCount>(sizing.tokens, scores.protected_[h] + chosen);
+    }
+  }
+};
+
 class Position final : public Scorer {
  public:
   double score(const View& /*view*/, int /*head*/, std::span<const TokenIndex> entries,
@@ -222,6 +240,14 @@ Scoring position_scoring() {
   scoring.by_position = true;
   return scoring;
 }
+
+TokenCount tokens_of(const Amount& amount, const Geometry& geometry, int heads) {
+  if (amount.kind == Amount::Kind::tokens) return amount.mantissa;
+  if (amount.kind == Amount::Kind::share) return amount.share_of(geometry.evict_at);
+  return amount.mantissa / (geometry.layers() * heads * geometry.entry_bytes());
+}
+
+std::shared_ptr<const Budget> keep_positive() { return std::make_shared<Positive>(); }
 
 LayerTable read_layer_table(const std::string& file, const std::vector<std::string>& tensors,
                             const Geometry& geometry, const std::string& policy) {

@@ -68,6 +68,12 @@ using BirthValues = std::function<void(const View& view, int head, TokenIndex be
 
 [[nodiscard]] inline std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
+// Entries per head that an amount stands for, as bind() counts them.
+[[nodiscard]] TokenCount tokens_of(const Amount& amount, const Geometry& geometry, int heads);
+
+// For policies that choose a set, not a number: what is protected, and whoever scores above zero.
+[[nodiscard]] std::shared_ptr<const Budget> keep_positive();
+
 // Reads a float tensor [layers, heads, tokens or fewer dimensions] of an external file and picks the
 // trace's layers: the file holds the stored layers, or all layers of the model.
 //   returns [stored layers][rest], rest flattened. Errors: ConfigError naming file, tensor and shape.

@@ -28,9 +28,16 @@ PolicyEntry chunk();
 PolicyEntry block();
 PolicyEntry dms();
 PolicyEntry decoding();
+PolicyEntry lambda();
+PolicyEntry scissorhands();
+PolicyEntry keyformer();
+PolicyEntry r_kv();
+PolicyEntry fastgen();
+PolicyEntry sagekv();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
+  // clang-format off
   static const std::vector<PolicyEntry> entries = {
       policies::full(),          policies::random(),
       policies::streaming_llm(), policies::h2o(),
@@ -45,6 +52,26 @@ const std::vector<PolicyEntry>& registry() {
       policies::chunk(),         policies::block(),
       policies::dms(),           policies::decoding(),
   };
+      policies::full(),
+      policies::random(),
+      policies::streaming_llm(),
+      policies::h2o(),
+      policies::tova(),
+      policies::snapkv(),
+      policies::pyramidkv(),
+      policies::pyramid(),
+      policies::duoattention(),
+      policies::scores(),
+      policies::deaths(),
+      policies::chunked(),
+      policies::lambda(),
+      policies::scissorhands(),
+      policies::keyformer(),
+      policies::r_kv(),
+      policies::fastgen(),
+      policies::sagekv(),
+  };
+  // clang-format on
   return entries;
 }
 
