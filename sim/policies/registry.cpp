@@ -16,13 +16,25 @@ PolicyEntry duoattention();
 PolicyEntry scores();
 PolicyEntry deaths();
 PolicyEntry chunked();
+PolicyEntry quest();
+PolicyEntry retroattention();
+PolicyEntry infinigen();
+PolicyEntry clusterkv();
+PolicyEntry refreshkv();
+PolicyEntry minference();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
   static const std::vector<PolicyEntry> entries = {
       policies::full(),         policies::random(), policies::streaming_llm(), policies::h2o(),
       policies::tova(),         policies::snapkv(), policies::pyramidkv(),     policies::pyramid(),
-      policies::duoattention(), policies::scores(), policies::deaths(),        policies::chunked()};
+      policies::duoattention(), policies::scores(), policies::deaths(),        policies::chunked(),
+      policies::quest(),
+      policies::retroattention(),
+      policies::infinigen(),
+      policies::clusterkv(),
+      policies::refreshkv(),
+      policies::minference()};
   return entries;
 }
 
