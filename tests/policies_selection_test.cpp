@@ -11,6 +11,7 @@
 #include "sim/analytic.h"
 #include "sim/error.h"
 #include "sim/policies/selection.h"
+#include "sim/score_block.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"
 

@@ -179,23 +179,27 @@ PolicyEntry infinigen() {
   Parameter cap = budget_parameter();
   cap.name = "cap";
   cap.help = "entries a query head fetches at most in a row";
-  entry.parameters = {
-      {"alpha",
-       Kind::real,
-       "4",
-       "nats",
-       "an entry counts if it scores above the best less alpha",
-       {},
-       0,
-       1e6},
-      cap,
-      {"partial", Kind::amount, "20%", "columns", "columns of a head that scores are taken over"},
-      {"scores",
-       Kind::word,
-       "partial",
-       "",
-       "over the partial columns, or over all of them (no partial keys are kept)",
-       {"partial", "exact"}}};
+  entry.parameters = {{"alpha",
+                       Kind::real,
+                       "4",
+                       "nats",
+                       "an entry counts if it scores above the best less alpha",
+                       {},
+                       0,
+                       1e6},
+                      cap,
+                      {"partial",
+                       Kind::amount,
+                       "20%",
+                       "columns",
+                       "columns of a head that scores are taken over",
+                       {}},
+                      {"scores",
+                       Kind::word,
+                       "partial",
+                       "",
+                       "over the partial columns, or over all of them (no partial keys are kept)",
+                       {"partial", "exact"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Settings settings;
     settings.alpha = arguments.real("alpha");
