@@ -84,9 +84,8 @@ class Clusters {
     pack(centroids_, members_.size(), panels_);
   }
 
-  // Entries of the best clusters, at most `most`; `living` [tokens] is 0 at dead ones. Unsorted.
-  void choose(std::span<const float> q, std::size_t most, const std::vector<char>& living,
-              std::vector<TokenIndex>& out) const {
+  // Marks entries of the best clusters, at most `most`: flags [tokens] 0: dead, 1: living, 2: chosen.
+  void choose(std::span<const float> q, std::size_t most, std::vector<char>& flags) const {
     const std::size_t count = members_.size();
     if (count == 0) return;
     std::vector<float> scores(index(kernels::padded(static_cast<std::int64_t>(count))));
@@ -101,8 +100,8 @@ class Clusters {
     for (const std::size_t j : order) {
       for (const TokenIndex t : members_[j]) {
         if (most == 0) return;
-        if (living[index(t)] == 0) continue;
-        out.push_back(t);
+        if (flags[index(t)] == 0) continue;
+        flags[index(t)] = 2;
         --most;
       }
     }
@@ -181,15 +180,15 @@ class ClusterSelector final : public Selector {
     std::vector<std::vector<TokenIndex>> chosen(index(shape.query_heads));
     for (int q = 0; q < shape.query_heads; ++q) {
       const auto list = view.resident(q / shape.group());
-      std::vector<char> living(index(row + 1), 0);
-      for (const TokenIndex t : list) living[index(t)] = 1;
+      std::vector<char> flags(index(row + 1), 0);
+      for (const TokenIndex t : list) flags[index(t)] = 1;
+      clusters_[index(q / per_kv)].choose(view.query(q, row), places, flags);
       std::vector<TokenIndex>& out = chosen[index(q)];
-      clusters_[index(q / per_kv)].choose(view.query(q, row), places, living, out);
-      std::sort(out.begin(), out.end());
       std::vector<TokenIndex> attended;
       for (const TokenIndex t : list) {
-        if (t < settings_.sinks || t >= clustered_ || std::binary_search(out.begin(), out.end(), t))
-          attended.push_back(t);
+        const bool is_chosen = flags[index(t)] == 2;
+        if (is_chosen) out.push_back(t);
+        if (is_chosen || t < settings_.sinks || t >= clustered_) attended.push_back(t);
       }
       if (settings_.offload) reads[index(q)].loaded = misses(shape, q, out);
       if (attended.size() < list.size()) reads[index(q)].attended = std::move(attended);
