@@ -34,6 +34,12 @@ PolicyEntry keyformer();
 PolicyEntry r_kv();
 PolicyEntry fastgen();
 PolicyEntry sagekv();
+PolicyEntry quest();
+PolicyEntry retroattention();
+PolicyEntry infinigen();
+PolicyEntry clusterkv();
+PolicyEntry refreshkv();
+PolicyEntry minference();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
@@ -72,6 +78,15 @@ const std::vector<PolicyEntry>& registry() {
       policies::sagekv(),
   };
   // clang-format on
+      policies::full(),         policies::random(), policies::streaming_llm(), policies::h2o(),
+      policies::tova(),         policies::snapkv(), policies::pyramidkv(),     policies::pyramid(),
+      policies::duoattention(), policies::scores(), policies::deaths(),        policies::chunked(),
+      policies::quest(),
+      policies::retroattention(),
+      policies::infinigen(),
+      policies::clusterkv(),
+      policies::refreshkv(),
+      policies::minference()};
   return entries;
 }
 
