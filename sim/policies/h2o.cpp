@@ -10,23 +10,6 @@
 #include "sim/policies/helpers.h"
 
 namespace kvspan::policies {
-namespace {
-
-class HeavyHitters final : public Scorer {
- public:
-  Needs needs() const override { return {.column_sums = true}; }
-  double score(const View& view, int head, std::span<const TokenIndex> entries,
-               std::span<double> out) override {
-    const double slack = reduce_group(
-        view.shape(), head, Group::sum, out,
-        [&](int q, std::span<double> sums) { return view.column_sum(q, entries, sums); });
-    round_sums(out);
-    return slack;
-  }
-};
-
-}  // namespace
-
 PolicyEntry h2o() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
@@ -60,10 +43,8 @@ PolicyEntry h2o() {
       {"group", Kind::word, "sum", "", "none: one set per query head", {"sum", "none"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
-    Scoring scoring;
-    scoring.make = [](const LayerShape&) { return std::make_unique<HeavyHitters>(); };
+    Scoring scoring = column_sum_scoring();
     scoring.per_query_head = arguments.is("group", "none");
-    scoring.evicts_in_decode = true;
     recipe.scorer = own(scoring);
     recipe.schedule = own(Schedule::prompt_end_and_decode());
     recipe.charge.entry = 4;  // one fp32 sum per entry of a stored head

@@ -41,6 +41,19 @@ class Votes final : public Scorer {
   Settings settings_;
 };
 
+class ColumnSums final : public Scorer {
+ public:
+  Needs needs() const override { return {.column_sums = true}; }
+  double score(const View& view, int head, std::span<const TokenIndex> entries,
+               std::span<double> out) override {
+    const double slack = reduce_group(
+        view.shape(), head, Group::sum, out,
+        [&](int q, std::span<double> sums) { return view.column_sum(q, entries, sums); });
+    round_sums(out);
+    return slack;
+  }
+};
+
 class Position final : public Scorer {
  public:
   double score(const View& /*view*/, int /*head*/, std::span<const TokenIndex> entries,
@@ -214,6 +227,13 @@ Scoring votes_scoring(const Arguments& arguments) {
 
 ProtectRule protect_recent(TokenCount window) {
   return [window](TokenCount) { return Protect{0, window}; };
+}
+
+Scoring column_sum_scoring() {
+  Scoring scoring;
+  scoring.make = [](const LayerShape&) { return std::make_unique<ColumnSums>(); };
+  scoring.evicts_in_decode = true;
+  return scoring;
 }
 
 Scoring position_scoring() {

@@ -16,13 +16,21 @@ PolicyEntry duoattention();
 PolicyEntry scores();
 PolicyEntry deaths();
 PolicyEntry chunked();
+PolicyEntry kivi();
+PolicyEntry kvquant();
+PolicyEntry qpruningkv();
+PolicyEntry mikv();
+PolicyEntry think();
+PolicyEntry less();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
   static const std::vector<PolicyEntry> entries = {
-      policies::full(),         policies::random(), policies::streaming_llm(), policies::h2o(),
-      policies::tova(),         policies::snapkv(), policies::pyramidkv(),     policies::pyramid(),
-      policies::duoattention(), policies::scores(), policies::deaths(),        policies::chunked()};
+      policies::full(),         policies::random(),  policies::streaming_llm(), policies::h2o(),
+      policies::tova(),         policies::snapkv(),  policies::pyramidkv(),     policies::pyramid(),
+      policies::duoattention(), policies::scores(),  policies::deaths(),        policies::chunked(),
+      policies::kivi(),         policies::kvquant(), policies::qpruningkv(),    policies::mikv(),
+      policies::think(),        policies::less()};
   return entries;
 }
 
