@@ -44,17 +44,17 @@ class QuantiseOnce final : public Store {
 
 // Groups of 64 channels, or what divides the head's.
 std::int64_t read_group(Arguments& arguments, const Geometry& geometry) {
-  const std::int64_t wanted = arguments.count("group");
+  const std::int64_t wanted = arguments.count("q_group");
   const std::int64_t dims = std::gcd(geometry.k_dim, geometry.v_dim);
   std::int64_t group = std::min(wanted, dims);
   while (dims % group != 0) --group;
-  if (wanted < dims && group != wanted && arguments.given("group")) {
+  if (wanted < dims && group != wanted && arguments.given("q_group")) {
     throw ConfigError(
-        fmt::format("qpruningkv(group): found {}, expected a number that divides head_dim={}; "
+        fmt::format("qpruningkv(q_group): found {}, expected a number that divides head_dim={}; "
                     "nearest: {}",
                     wanted, dims, group));
   }
-  arguments.set("group", std::to_string(group));
+  arguments.set("q_group", std::to_string(group));
   return group;
 }
 
@@ -74,7 +74,7 @@ PolicyEntry qpruningkv() {
       entry.parameters.begin(),
       {{"bits", Kind::word, "4", "bits", "of the kept prompt entries", {"4", "8", "2", "16"}},
        budget_parameter(),
-       {"group",
+       {"q_group",
         Kind::count,
         "64",
         "channels",
