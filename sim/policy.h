@@ -142,6 +142,7 @@ struct Sizing {
   RowIndex rows = 0;
   TokenCount discount = 0;      // of `tokens`: transient entries that do not stay (patched chunks)
   RowIndex window_rows = kAll;  // an observation window is at most this long
+  RowIndex born = 0;            // rows so far
 };
 
 // Scores of every stored head of a layer: values[h] follows entries[h] (evictable ones only).

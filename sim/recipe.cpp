@@ -64,6 +64,12 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
   }
   const RowIndex of_rows = recipe.competing ? kCompeting : prompt;
   if (!recipe.chunked) return [total, of_rows](const Pass&) { return Sizing{total, of_rows}; };
+  if (recipe.size_factor != 1) {
+    throw ConfigError(fmt::format(
+        "chunked({}): what a chunk keeps is a count of entries, and {} asks for more of "
+        "them at lower precision; give both in one budget",
+        recipe.name, recipe.store ? recipe.store.owner : recipe.name));
+  }
 
   const Recipe::Chunked chunked = *recipe.chunked;
   const RowIndex window = recipe.scorer.value.window;
@@ -91,6 +97,19 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
     if (patch) return Sizing{count + window, rows + window, window};
     return Sizing{count, rows};
   };
+}
+
+// A closed form of bytes ends where other rules evict what it cannot follow.
+void limit_payload(const Storing& store, Policy& policy) {
+  const bool follows =
+      store.exact == Storing::Exact::always ||
+      std::none_of(policy.rules.begin(), policy.rules.end(), [&](const Rule& rule) {
+        return store.exact == Storing::Exact::without_evictions || rule.schedule.decode_every > 0 ||
+               rule.threshold;
+      });
+  if (follows) return;
+  policy.payload = store.bound;
+  policy.closed_form = false;
 }
 
 std::int64_t parse_count(const std::string& text, const std::string& what) {
@@ -279,6 +298,14 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   }
   const auto finish = [&] {
     policy.rules.insert(policy.rules.end(), recipe.more_rules.begin(), recipe.more_rules.end());
+    if (recipe.store) limit_payload(recipe.store.value, policy);
+    if (policy.alters_vectors && policy.per_query_head &&
+        geometry.query_heads != geometry.kv_heads) {
+      throw ConfigError(
+          fmt::format("{}: {} holds one set of vectors per KV head, and group=none keeps one per "
+                      "query head; take group=mean, max or sum",
+                      policy.spec, recipe.store.owner));
+    }
     return policy;
   };
   if (!recipe.scorer) {
@@ -298,7 +325,11 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   rule.axis = scoring.axis;
   rule.scorer = scoring.make;
   rule.budget = recipe.shape ? recipe.shape.value : uniform_budget();
-  rule.sizing = sizing_rule(recipe, geometry, heads);
+  rule.sizing = [rule_sizing = sizing_rule(recipe, geometry, heads)](const Pass& pass) {
+    Sizing sizing = rule_sizing(pass);
+    sizing.born = pass.end;
+    return sizing;
+  };
   if (recipe.pick) rule.pick = recipe.pick.value;
   const ProtectRule protect = recipe.protect ? recipe.protect.value : ProtectRule();
   if (protect) rule.protect = [protect](const Pass&, TokenCount tokens) { return protect(tokens); };

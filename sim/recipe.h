@@ -75,6 +75,11 @@ struct Storing {
   StoreFactory make;
   std::vector<Representation> representations;  // beyond [0], which bind() fills in
   Payload payload;                              // closed form; null: as born
+  // Where other rules evict what `payload` cannot follow, `bound` stands for it, and predictions are
+  // upper bounds. Null: as born.
+  enum class Exact : std::uint8_t { always, without_decode_evictions, without_evictions };
+  Exact exact = Exact::always;
+  Payload bound;
   bool alters_vectors = false;
   bool demotes = false;  // victims stay resident
   // Bytes of an entry that a budget in bytes is divided by; 0: as born.

@@ -25,27 +25,6 @@
 namespace kvspan::policies {
 namespace {
 
-class HeavyHitters final : public Scorer {
- public:
-  explicit HeavyHitters(bool normalise) : normalise_(normalise) {}
-  Needs needs() const override { return {.column_sums = true}; }
-  double score(const View& view, int head, std::span<const TokenIndex> entries,
-               std::span<double> out) override {
-    const double slack = reduce_group(
-        view.shape(), head, Group::sum, out,
-        [&](int q, std::span<double> sums) { return view.column_sum(q, entries, sums); });
-    if (normalise_) {
-      for (std::size_t i = 0; i < out.size(); ++i)
-        out[i] /= static_cast<double>(view.pass().end - entries[i]);
-    }
-    round_sums(out);
-    return slack;
-  }
-
- private:
-  bool normalise_;
-};
-
 // FlexGen's 2h - 1 entries of a budget of 2h.
 class OneFree final : public Budget {
  public:
@@ -64,9 +43,7 @@ void flexgen(Recipe& recipe, const Geometry& geometry, bool normalise) {
   recipe.protect = own(ProtectRule([](TokenCount held) { return Protect{0, held / 2}; }));
   Rule in_decode;
   in_decode.schedule = {false, false, 1};
-  in_decode.scorer = [normalise](const LayerShape&) {
-    return std::make_unique<HeavyHitters>(normalise);
-  };
+  in_decode.scorer = column_sum_scoring(normalise).make;
   in_decode.budget = recipe.shape.value;
   in_decode.sizing = [tokens](const Pass& pass) { return Sizing{tokens, pass.evict_at}; };
   in_decode.protect = [](const Pass&, TokenCount held) { return Protect{0, (held + 1) / 2}; };
@@ -138,13 +115,9 @@ PolicyEntry h2o() {
        {"false", "true"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
-    Scoring scoring;
     const bool normalise = arguments.is("normalise", "true");
-    scoring.make = [normalise](const LayerShape&) {
-      return std::make_unique<HeavyHitters>(normalise);
-    };
+    Scoring scoring = column_sum_scoring(normalise);
     scoring.per_query_head = arguments.is("group", "none");
-    scoring.evicts_in_decode = true;
     recipe.scorer = own(scoring);
     recipe.schedule = own(Schedule::prompt_end_and_decode());
     recipe.charge.entry = 4;  // one fp32 sum per entry of a stored head

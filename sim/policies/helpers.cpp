@@ -59,6 +59,27 @@ class Positive final : public Budget {
   }
 };
 
+class ColumnSums final : public Scorer {
+ public:
+  explicit ColumnSums(bool normalise) : normalise_(normalise) {}
+  Needs needs() const override { return {.column_sums = true}; }
+  double score(const View& view, int head, std::span<const TokenIndex> entries,
+               std::span<double> out) override {
+    const double slack = reduce_group(
+        view.shape(), head, Group::sum, out,
+        [&](int q, std::span<double> sums) { return view.column_sum(q, entries, sums); });
+    if (normalise_) {
+      for (std::size_t i = 0; i < out.size(); ++i)
+        out[i] /= static_cast<double>(view.pass().end - entries[i]);
+    }
+    round_sums(out);
+    return slack;
+  }
+
+ private:
+  bool normalise_;
+};
+
 class Position final : public Scorer {
  public:
   double score(const View& /*view*/, int /*head*/, std::span<const TokenIndex> entries,
@@ -232,6 +253,13 @@ Scoring votes_scoring(const Arguments& arguments) {
 
 ProtectRule protect_recent(TokenCount window) {
   return [window](TokenCount) { return Protect{0, window}; };
+}
+
+Scoring column_sum_scoring(bool normalise) {
+  Scoring scoring;
+  scoring.make = [](const LayerShape&) { return std::make_unique<ColumnSums>(normalise); };
+  scoring.evicts_in_decode = true;
+  return scoring;
 }
 
 Scoring position_scoring() {

@@ -51,6 +51,10 @@ void pool(Pool kind, int kernel, std::span<double> values);
 [[nodiscard]] Scoring votes_scoring(const Arguments& arguments);
 [[nodiscard]] ProtectRule protect_recent(TokenCount window);
 
+// Ranks entries by the attention they received from all rows so far, summed over the group (H2O).
+// State: 4 bytes an entry. normalise: divided by the number of rows that saw the entry.
+[[nodiscard]] Scoring column_sum_scoring(bool normalise = false);
+
 // Ranks entries by their position: the newest are kept first.
 [[nodiscard]] Scoring position_scoring();
 

@@ -40,6 +40,12 @@ PolicyEntry infinigen();
 PolicyEntry clusterkv();
 PolicyEntry refreshkv();
 PolicyEntry minference();
+PolicyEntry kivi();
+PolicyEntry kvquant();
+PolicyEntry qpruningkv();
+PolicyEntry mikv();
+PolicyEntry think();
+PolicyEntry less();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
@@ -87,6 +93,11 @@ const std::vector<PolicyEntry>& registry() {
       policies::clusterkv(),
       policies::refreshkv(),
       policies::minference()};
+      policies::full(),         policies::random(),  policies::streaming_llm(), policies::h2o(),
+      policies::tova(),         policies::snapkv(),  policies::pyramidkv(),     policies::pyramid(),
+      policies::duoattention(), policies::scores(),  policies::deaths(),        policies::chunked(),
+      policies::kivi(),         policies::kvquant(), policies::qpruningkv(),    policies::mikv(),
+      policies::think(),        policies::less()};
   return entries;
 }
 
