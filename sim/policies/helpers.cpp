@@ -168,6 +168,12 @@ Knob budget_knob(const Geometry& geometry) {
           [](TokenCount tokens) { return std::to_string(tokens); }};
 }
 
+double tokens_before_rounding(const std::optional<Amount>& size, const Sizing& sizing) {
+  if (!size || size->kind != Amount::Kind::share || size->share_of(sizing.rows) != sizing.tokens)
+    return static_cast<double>(sizing.tokens);
+  return static_cast<double>(sizing.rows) * (1.0 - size->one_minus_share());
+}
+
 std::vector<Parameter> votes_parameters(int window, int kernel) {
   using Kind = Parameter::Kind;
   return {

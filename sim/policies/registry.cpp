@@ -16,13 +16,22 @@ PolicyEntry duoattention();
 PolicyEntry scores();
 PolicyEntry deaths();
 PolicyEntry chunked();
+PolicyEntry adakv();
+PolicyEntry headkv();
+PolicyEntry baklava();
+PolicyEntry prulong();
+PolicyEntry chunkkv();
+PolicyEntry dbudgetkv();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
   static const std::vector<PolicyEntry> entries = {
-      policies::full(),         policies::random(), policies::streaming_llm(), policies::h2o(),
-      policies::tova(),         policies::snapkv(), policies::pyramidkv(),     policies::pyramid(),
-      policies::duoattention(), policies::scores(), policies::deaths(),        policies::chunked()};
+      policies::full(),      policies::random(),  policies::streaming_llm(),
+      policies::h2o(),       policies::tova(),    policies::snapkv(),
+      policies::pyramidkv(), policies::pyramid(), policies::duoattention(),
+      policies::scores(),    policies::deaths(),  policies::chunked(),
+      policies::adakv(),     policies::headkv(),  policies::baklava(),
+      policies::prulong(),   policies::chunkkv(), policies::dbudgetkv()};
   return entries;
 }
 
