@@ -53,8 +53,9 @@ class AcrossHeads final : public Budget {
       places += std::max<TokenCount>(0, budget - scores.protected_[h]);
       candidates += static_cast<TokenCount>(scores.values[h].size());
     }
-    if (candidates <= places) {
-      std::fill(keep.begin(), keep.end(), kAll);
+    if (candidates <= places) {  // nothing to share out; a window may still exceed the budget
+      for (std::size_t h = 0; h < keep.size(); ++h)
+        keep[h] = scores.protected_[h] > budget ? budget : kAll;
       return;
     }
     std::vector<TokenCount> safe(keep.size(), 0);
