@@ -126,7 +126,7 @@ class Folder {
 
 }  // namespace
 
-// ---- Ada-KV ---------------------------------------------------------------------------------------
+// ---- Ada-KV -------------------------------------------------------------------------------------
 
 TEST_CASE("adakv gives places to the head whose candidates win the layer's list",
           "[policy][adakv]") {
@@ -169,9 +169,9 @@ TEST_CASE("adakv in the form of kvpress keeps the safe ones of each head, then t
 }
 
 TEST_CASE("adakv with normalize weighs a head by the share of its best", "[policy][adakv]") {
-  // Head 0 has weights 8, 2.5 (five times) and 1 in the window, sum 21.5: .372, then .116. Head 1: 1/7 =
-  // .143. Unweighted, head 1 wins five of six places. The best three hold (8 + 5) / 20.5 = .634 of head 0
-  // and 1/2 of head 1: .074 against .071, and head 0 wins all six.
+  // Head 0 has weights 8, 2.5 (five times) and 1 in the window, sum 21.5: .372, then .116. Head 1:
+  // 1/7 = .143. Unweighted, head 1 wins five of six places. The best three hold (8 + 5) / 20.5 =
+  // .634 of head 0 and 1/2 of head 1: .074 against .071, and head 0 wins all six.
   const double t = std::log(2.5);
   const Trace trace =
       weights({{{std::log(8.0), t, t, t, t, t, 0, 0}, {0, 0, 0, 0, 0, 0, 0, 0}}}, 7);
@@ -213,6 +213,13 @@ TEST_CASE("adakv charges four bytes a head, and holds everything when all fits",
         4 * 2 * 4);
   CHECK(sizes(trace, "adakv(budget=20,alpha=0.9)") == std::vector<std::size_t>(4, 20));
   CHECK_FALSE(make_policy("adakv(budget=5)", geometry_of(trace, {})).closed_form);
+  // Without a trace the heads share evenly: the sum is that of the replay.
+  Geometry g = geometry_of(trace, {});
+  g.trace = nullptr;
+  const std::string whole = "adakv(budget=9,window=4,form=kvpress)";
+  CHECK(predict(make_policy(whole, g), g, {}).entry_rows ==
+        test::run_one(trace, whole, {}).metrics.entry_rows);
+  CHECK_THAT(make_policy(whole, g).notes.front(), Contains("evenly here"));
 }
 
 TEST_CASE("adakv shapes the scores of other policies, alone and in chunks", "[policy][adakv]") {
@@ -254,12 +261,12 @@ TEST_CASE("adakv refuses what leaves it no choice between heads", "[policy][adak
   CHECK_THROWS_WITH(make_policy("adakv(kernel=4)", g), Contains("nearest: 5"));
 }
 
-// ---- PyramidKV ------------------------------------------------------------------------------------
+// ---- PyramidKV ----------------------------------------------------------------------------------
 
 TEST_CASE("pyramidkv with kvpress's rounding follows its formula", "[policy][pyramidkv]") {
-  // n = 1024, 8 layers, window 64, beta 20. Half: the first layer is cut at n - w = 960, the last gets
-  // 2 * 512 - 960 = 64. A fifth: 204.8 / 20 is less than the window, so round(204.8) everywhere. Four
-  // fifths: 960 down to 678.4 in steps of 40.2286.
+  // n = 1024, 8 layers, window 64, beta 20. Half: the first layer is cut at n - w = 960, the last
+  // gets 2 * 512 - 960 = 64. A fifth: 204.8 / 20 is less than the window, so round(204.8)
+  // everywhere. Four fifths: 960 down to 678.4 in steps of 40.2286.
   const Geometry g = geometry(8, 1, 1, 1024);
   const auto layers = [&](const std::string& budget) {
     return capacities(
@@ -272,11 +279,11 @@ TEST_CASE("pyramidkv with kvpress's rounding follows its formula", "[policy][pyr
   CHECK(layers("100%") == std::vector<TokenCount>(8, kAll));
 }
 
-// ---- HeadKV ---------------------------------------------------------------------------------------
+// ---- HeadKV -------------------------------------------------------------------------------------
 
 TEST_CASE("headkv spreads one pool over all heads of all layers", "[policy][headkv]") {
-  // B = 6, window 2: b = 4; beta 2: half of it, 2 a head, is pooled. Scores 3, 1, 0, 0 take 3, 1, 0, 0
-  // times 2 of the pool: 6 + 2, 2 + 2, 0 + 2, 0 + 2, each plus the window; 24 = 4 * 6.
+  // B = 6, window 2: b = 4; beta 2: half of it, 2 a head, is pooled. Scores 3, 1, 0, 0 take 3, 1,
+  // 0, 0 times 2 of the pool: 6 + 2, 2 + 2, 0 + 2, 0 + 2, each plus the window; 24 = 4 * 6.
   const Folder folder;
   const std::string file = folder.write("[[3, 1], [0, 0]]");
   const Trace trace = random_trace(40, 30, 4, 2);
@@ -348,7 +355,7 @@ TEST_CASE("headkv's budgets sum up to the uniform ones, up to rounding", "[polic
   }
 }
 
-// ---- PruLong --------------------------------------------------------------------------------------
+// ---- PruLong ------------------------------------------------------------------------------------
 
 TEST_CASE("prulong's rounding gives the authors' counts of full heads", "[policy][prulong]") {
   // int(256 * (1 - sparsity)) for .1 to .9.
@@ -411,7 +418,7 @@ TEST_CASE("prulong's knob counts full heads, whatever rounding does", "[policy][
   }
 }
 
-// ---- BaKlaVa --------------------------------------------------------------------------------------
+// ---- BaKlaVa ------------------------------------------------------------------------------------
 
 TEST_CASE("baklava fills budgets in proportion to importance, between bounds",
           "[policy][baklava]") {
@@ -453,8 +460,9 @@ TEST_CASE("baklava fills budgets in proportion to importance, between bounds",
 
 TEST_CASE("baklava counts a head as important that changes the values it reads",
           "[policy][baklava]") {
-  // Head 0 reads itself (keys grow by 20 a row): its output is its value. Head 1 reads token 0, whose
-  // value points the other way: importance 2, but for row 0. B = 10: 8 is the least, 12 are left.
+  // Head 0 reads itself (keys grow by 20 a row): its output is its value. Head 1 reads token 0,
+  // whose value points the other way: importance 2, but for row 0. B = 10: 8 is the least, 12 are
+  // left.
   test::TraceSpec spec;
   spec.meta.query_heads = spec.meta.kv_heads = 2;
   spec.meta.head_dim = 1;
@@ -480,8 +488,8 @@ TEST_CASE("baklava counts a head as important that changes the values it reads",
 }
 
 TEST_CASE("baklava's grid lengthens the windows that lose mass", "[policy][baklava]") {
-  // Head 0 is flat and loses what lies outside its window; head 1 reads only itself. More power gives
-  // head 0 more, until head 1 is at the least.
+  // Head 0 is flat and loses what lies outside its window; head 1 reads only itself. More power
+  // gives head 0 more, until head 1 is at the least.
   const std::vector<double> flat(44, 0.0);
   std::vector<double> self(44);
   for (std::size_t t = 0; t < self.size(); ++t) self[t] = 20.0 * static_cast<double>(t);
@@ -501,7 +509,7 @@ TEST_CASE("baklava's budgets always sum up to the uniform ones", "[policy][bakla
   }
 }
 
-// ---- ChunkKV --------------------------------------------------------------------------------------
+// ---- ChunkKV ------------------------------------------------------------------------------------
 
 TEST_CASE("chunkkv keeps the chunks with the largest sums, and the window on top",
           "[policy][chunkkv]") {
@@ -522,6 +530,8 @@ TEST_CASE("chunkkv keeps the chunks with the largest sums, and the window on top
   };
   CHECK(exact(trace));
   CHECK_FALSE(exact(ragged));
+  CHECK_THAT(make_policy("chunkkv(length=5,window=8)", geometry(1, 1, 1, 50)).notes.front(),
+             Contains("an upper bound"));
 }
 
 TEST_CASE("chunkkv with chunks of one token is a top-k of the whole layer", "[policy][chunkkv]") {
@@ -539,8 +549,8 @@ TEST_CASE("chunkkv with chunks of one token is a top-k of the whole layer", "[po
 }
 
 TEST_CASE("chunkkv as kvpress does it counts chunks, and its window wins", "[policy][chunkkv]") {
-  // Window 2 of 8: tokens 6 and 7 score above all. Pooled over five, the peak at 0 lifts tokens 0, 1, 2:
-  // chunk {0, 1} has it twice. int(4 * .5) = 2 chunks.
+  // Window 2 of 8: tokens 6 and 7 score above all. Pooled over five, the peak at 0 lifts tokens 0,
+  // 1, 2: chunk {0, 1} has it twice. int(4 * .5) = 2 chunks.
   const Trace trace = weights({{{3, 0, 0, 0, 0, 0, 0, 0, 0}}}, 8);
   const std::string text = "chunkkv(preset=kvpress,window=2,length={},budget={})";
   CHECK(kept(trace, fmt::format(fmt::runtime(text), 2, "50%")) == Tokens{0, 1, 6, 7});
@@ -552,8 +562,9 @@ TEST_CASE("chunkkv as kvpress does it counts chunks, and its window wins", "[pol
 }
 
 TEST_CASE("chunkkv as kvpress does it keeps 40 of 410 chunks of 8k", "[policy][chunkkv]") {
-  // int(410 * (1 - .9)) = 40 in doubles (410 * .1 would be 41). The tail of 12 tokens lies inside the
-  // window and is one of them: 39 * 20 + 12. Without a tail 800 tokens: 100 MiB of Llama-3.1-8B.
+  // int(410 * (1 - .9)) = 40 in doubles (410 * .1 would be 41). The tail of 12 tokens lies inside
+  // the window and is one of them: 39 * 20 + 12. Without a tail 800 tokens: 100 MiB of
+  // Llama-3.1-8B.
   Geometry g = geometry(32, 32, 8, 8192);
   CHECK(capacities(make_policy("chunkkv(preset=kvpress,budget=10%)", g), g)[0] == 792);
   g = geometry(32, 32, 8, 8200);
@@ -606,12 +617,12 @@ TEST_CASE("chunkkv runs chunk by chunk", "[policy][chunkkv]") {
       Contains("needs a policy with an observation window"));
 }
 
-// ---- DBudgetKV ------------------------------------------------------------------------------------
+// ---- DBudgetKV ----------------------------------------------------------------------------------
 
 TEST_CASE("dbudgetkv keeps sinks and the shortest window that holds the norm",
           "[policy][dbudgetkv]") {
-  // The last row: 100 at the sink, then 3, .001, 4. Without the sink the norm is 5, of the newest alone
-  // 4: a fifth is lost. With it, 100 of 100.12; 100.08 with the newest.
+  // The last row: 100 at the sink, then 3, .001, 4. Without the sink the norm is 5, of the newest
+  // alone 4: a fifth is lost. With it, 100 of 100.12; 100.08 with the newest.
   const auto logs = [](std::vector<double> row) {
     for (double& x : row) x = std::log(x);
     return row;
@@ -627,7 +638,7 @@ TEST_CASE("dbudgetkv keeps sinks and the shortest window that holds the norm",
   CHECK(run("threshold=0.01,norm=paper") == Tokens{0});
   CHECK(run("threshold=0.001,norm=paper") == Tokens{0, 3});
   CHECK(run("threshold=0.00001,norm=paper") == Tokens{0, 1, 2, 3});
-  // Two heads: norms 5 and 1, of the newest 4 and 1: (3 - 2.5) / 3 is lost, on average; one cut for both.
+  // Two heads: norms 5 and 1, of the newest 4 and 1: (3 - 2.5) / 3 is lost, on average; one cut.
   const Trace two = weights({{logs({93, 3, 1e-4, 4, 1}), logs({99, 1e-4, 1e-4, 1, 1})}}, 4);
   for (const int head : {0, 1}) {
     CHECK(kept(two, "dbudgetkv(sinks=1,skip=0,threshold=0.17)", 0, head) == Tokens{0, 3});
@@ -646,6 +657,8 @@ TEST_CASE("dbudgetkv leaves the first two layers whole", "[policy][dbudgetkv]") 
   for (std::size_t i = 4; i < 8; ++i) CHECK(all[i] < 50);
   CHECK(sizes(trace, "dbudgetkv(threshold=0.3,skip=0)")[0] < 50);
   CHECK_FALSE(make_policy("dbudgetkv", geometry_of(trace, {})).closed_form);
+  CHECK_THAT(make_policy("dbudgetkv", geometry(4, 4, 2, 50)).notes.front(),
+             Contains("at most everything"));
 }
 
 TEST_CASE("dbudgetkv's window never grows with the threshold", "[policy][dbudgetkv]") {

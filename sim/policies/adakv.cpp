@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ada-KV: the budget of a layer is shared out among its heads by the scores of this prompt. All heads'
-// candidates compete in one list; a head gets as many places as it has candidates among the best
-// heads * base of it, moved towards the uniform base by a safeguard.
+// Ada-KV: the budget of a layer is shared out among its heads by the scores of this prompt. All
+// heads' candidates compete in one list; a head gets as many places as it has candidates among the
+// best heads * base of it, moved towards the uniform base by a safeguard.
 //
 //   form=code     base b = B - window; c_h = candidates of head h among the best H b of the layer;
-//                 head h keeps round(c_h (1 - alpha) + floor(alpha b)) + window (so up to H/2 more or
-//                 fewer than H B entries a layer, less what the floor cuts off)
-//   form=kvpress  the best max(1, int(alpha B)) of every head are safe (window entries come first), then
-//                 the lowest of the layer leave until H B are left
+//                 head h keeps round(c_h (1 - alpha) + floor(alpha b)) + window (so up to H/2 more
+//                 or fewer than H B entries a layer, less what the floor cuts off)
+//   form=kvpress  the best max(1, int(alpha B)) of every head are safe (window entries come
+//                 first), then the lowest of the layer leave until H B are left
 //
-// Ties in the list go to the lower token, then to the lower head. `adakv` is a budget shape, and brings
-// SnapKV's votes to run alone; adakv+other(...) shapes another policy's scores.
-// Source: Feng et al., arXiv 2407.11550; code FFY0/AdaKV (window 32, kernel 7, max; alpha 0.2 in its
-// LongBench scripts, 0.5 in its quick start) and NVIDIA/kvpress AdaKVPress, which masks keys and frees
-// none of them: here they leave in both forms. Heads of uneven length are stored one after the other,
-// with 4 bytes of length a head; the layouts show what padding them would cost.
+// Ties in the list go to the lower token, then to the lower head. `adakv` is a budget shape, and
+// brings SnapKV's votes to run alone; adakv+other(...) shapes another policy's scores.
+// Source: Feng et al., arXiv 2407.11550; code FFY0/AdaKV (window 32, kernel 7, max; alpha 0.2 in
+// its LongBench scripts, 0.5 in its quick start) and NVIDIA/kvpress AdaKVPress, which masks keys
+// and frees none of them: here they leave in both forms. Heads of uneven length are stored one
+// after the other, with 4 bytes of length a head; the layouts show what padding them would cost.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -30,7 +30,8 @@ class AcrossHeads final : public Budget {
     double alpha;
     bool normalize;
     bool kvpress;
-    int skip;  // the model's first layers share out nothing
+    int skip;   // the model's first layers share out nothing
+    bool even;  // no trace to share out by: the heads' sum, up to rounding
   };
   explicit AcrossHeads(const Settings& settings) : settings_(settings) {}
 
@@ -38,7 +39,8 @@ class AcrossHeads final : public Budget {
 
   // One head may take what all heads of the layer have.
   TokenCount capacity(const LayerShape& shape, int /*head*/, const Sizing& sizing) const override {
-    if (sizing.tokens == kAll || shape.model_layer < settings_.skip) return sizing.tokens;
+    if (sizing.tokens == kAll || shape.model_layer < settings_.skip || settings_.even)
+      return sizing.tokens;
     return (sizing.tokens - sizing.discount) * shape.heads + sizing.discount;
   }
 
@@ -81,7 +83,7 @@ class AcrossHeads final : public Budget {
   }
 
  private:
-  // Candidates of each head among the best `places` of the layer; the best safe[h] of a head are in.
+  // Candidates of each head among the best `places` of the layer; the best safe[h] of each are in.
   std::vector<TokenCount> among_best(const Scores& scores, TokenCount budget, TokenCount places,
                                      const std::vector<TokenCount>& safe) const {
     struct Candidate {
@@ -163,14 +165,21 @@ PolicyEntry adakv() {
     const bool normalize = arguments.is("normalize", "true");
     const Scoring votes = votes_scoring(arguments);
     Recipe recipe;
-    recipe.shape = own<std::shared_ptr<const Budget>>(std::make_shared<AcrossHeads>(
-        AcrossHeads::Settings{arguments.real("alpha"), normalize, arguments.is("form", "kvpress"),
-                              static_cast<int>(arguments.count("skip"))}));
+    recipe.shape =
+        own<std::shared_ptr<const Budget>>(std::make_shared<AcrossHeads>(AcrossHeads::Settings{
+            arguments.real("alpha"), normalize, arguments.is("form", "kvpress"),
+            static_cast<int>(arguments.count("skip")), geometry.trace == nullptr}));
     recipe.scorer = by_default(votes);
     recipe.size = size_of(arguments);
     recipe.schedule = by_default(Schedule::prompt_end());
     recipe.protect = by_default(protect_recent(arguments.count("window")));
     recipe.closed_form = false;
+    if (geometry.trace == nullptr) {
+      recipe.notes.emplace_back(
+          "the prompt decides how heads share a layer's budget; evenly here, which gives its sum "
+          "up "
+          "to half an entry a head");
+    }
     // The length of every head.
     recipe.charge.once = 4LL * geometry.layers() * geometry.shape(0, votes.per_query_head).heads;
     recipe.knob = budget_knob(geometry);

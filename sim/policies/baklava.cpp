@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// BaKlaVa-like: fixed budgets per (layer, KV head) from how much a head changes what it reads; sinks and
-// a recent window in every head, after every pass. A labelled stand-in: of BaKlaVa only the abstract and
-// secondary accounts could be read, and they leave open what a head's input is, how importance becomes
-// tokens, and which eviction runs inside.
+// BaKlaVa-like: fixed budgets per (layer, KV head) from how much a head changes what it reads;
+// sinks and a recent window in every head, after every pass. A labelled stand-in: of BaKlaVa only
+// the abstract and secondary accounts could be read, and they leave open what a head's input is,
+// how importance becomes tokens, and which eviction runs inside.
 //
-//   importance   I = mean over the group of 1 - mean over rows of cos(v_row, o_row), from the values and the
-//                full cache's outputs; in a trace without values 1 - mean attention of a row to itself
-//   budgets      B heads I^p / sum I^p, at least sinks + 4 and at most the prompt (water-filling: what the
-//                bounds cut off goes to the others), rounded by largest remainder: the sum is B heads
-//   power        p from a grid: least attention mass lost outside sinks and windows, the windows scaled
-//                to the calibration's length (in place of the perplexity that the authors search with)
+//   importance   I = mean over the group of 1 - mean over rows of cos(v_row, o_row), from the
+//                values and the full cache's outputs; in a trace without values 1 - mean attention
+//                of a row to itself
+//   budgets      B heads I^p / sum I^p, at least sinks + 4 and at most the prompt (water-filling:
+//                what the bounds cut off goes to the others), rounded by largest remainder: the
+//                sum is B heads
+//   power        p from a grid: least attention mass lost outside sinks and windows, the windows
+//                scaled to the calibration's length (in place of the perplexity that the authors
+//                search with)
 //
 // The calibration is the first half of the replayed prompt, at most 256 rows of it, evenly spaced.
 // Source: Gulhan et al., arXiv 2502.13176. No code was published.
@@ -40,7 +43,8 @@ constexpr TokenCount kLeastRecent = 4;
 struct Calibration {
   RowIndex rows = 0;  // it covers the prompt's rows before this one
   Gates importance;   // [stored layers][kv_heads]
-  // Mean mass of keys more than `distance` rows back, sinks excluded. [stored layers][kv_heads][distance]
+  // Mean mass of keys more than `distance` rows back, sinks excluded.
+  //   [stored layers][kv_heads][distance]
   std::vector<std::vector<std::vector<double>>> lost;
 };
 
@@ -181,7 +185,7 @@ class Allocation final : public Budget {
     return known->second[index(shape.layer) * importance_[0].size() + index(head)];
   }
 
-  // The exponent: given, or that of the grid under which the calibration loses least; the first of equals.
+  // The exponent: given, or the one of the grid that loses least; the first of equals.
   [[nodiscard]] double power_of(TokenCount budget) const {
     if (power_) return *power_;
     if (calibration_ == nullptr) return 1;
@@ -304,6 +308,13 @@ PolicyEntry baklava() {
     }
     const auto allocation = std::make_shared<Allocation>(std::move(importance), calibration, sinks,
                                                          power, geometry.evict_at);
+    const Amount size = arguments.amount("budget");
+    if (calibration != nullptr && !power && size.kind != Amount::Kind::bytes) {
+      const bool share = size.kind == Amount::Kind::share;
+      recipe.notes.back() += fmt::format(
+          ", power {:g}",
+          allocation->power_of(share ? size.share_of(geometry.evict_at) : size.mantissa));
+    }
     recipe.scorer = own(position_scoring());
     recipe.size = size_of(arguments);
     recipe.shape = own<std::shared_ptr<const Budget>>(allocation);

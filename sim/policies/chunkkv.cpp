@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// ChunkKV: whole chunks of consecutive tokens stay or leave, one set for all heads of a layer, once,
-// after the prompt.
+// ChunkKV: whole chunks of consecutive tokens stay or leave, one set for all heads of a layer,
+// once, after the prompt.
 //
-//   preset=paper    chunks of 10 before the window; score: the attention of the last `window` rows, summed
-//                   over rows, heads and the chunk's tokens; the best floor(budget / length) chunks stay,
-//                   and the window on top of the budget
-//   preset=kvpress  chunks of 20 over the whole prompt; score: SnapKV's votes as kvpress takes them (mean of
-//                   the last 64 rows, average pooling of 5 before the window, window tokens above all
-//                   others), summed over KV heads, mean over the chunk; max(1, int(chunks * B / n)) chunks
-//                   stay. A prompt shorter than a chunk is ranked by token.
+//   preset=paper    chunks of 10 before the window; score: the attention of the last `window`
+//                   rows, summed over rows, heads and the chunk's tokens; the best floor(budget /
+//                   length) chunks stay, and the window on top of the budget
+//   preset=kvpress  chunks of 20 over the whole prompt; score: SnapKV's votes as kvpress takes
+//                   them (mean of the last 64 rows, average pooling of 5 before the window, window
+//                   tokens above all others), summed over KV heads, mean over the chunk; max(1,
+//                   int(chunks * B / n)) chunks stay. A prompt shorter than a chunk is ranked by
+//                   token.
 //
-// The tokens after the last whole chunk are a chunk of their own: where its score decides whether it stays,
-// the closed form is an upper bound. Of equal chunks the lower one stays; of chunks inside kvpress's window,
-// which are equal by construction (torch.topk picks any), the newest. reuse=R: of every R layers of the
-// model the first decides, and the others copy its set; where a trace does not store it, the lowest that
-// is stored. The lists are needed while a layer is compressed only, and are not charged.
-// Source: Liu et al., arXiv 2502.00299 (read through secondary sources; window and order of the last
-// tokens are not settled by them); code: NVIDIA/kvpress ChunkKVPress, by the first author.
+// The tokens after the last whole chunk are a chunk of their own: where its score decides whether
+// it stays, the closed form is an upper bound. Of equal chunks the lower one stays; of chunks
+// inside kvpress's window, which are equal by construction (torch.topk picks any), the newest.
+// reuse=R: of every R layers of the model the first decides, and the others copy its set; where a
+// trace does not store it, the lowest that is stored. The lists are needed while a layer is
+// compressed only, and are not charged.
+// Source: Liu et al., arXiv 2502.00299 (read through secondary sources; window and order of the
+// last tokens are not settled by them); code: NVIDIA/kvpress ChunkKVPress, by the first author.
 #include <algorithm>
 #include <numeric>
 
@@ -47,8 +49,8 @@ void paper_scores(const View& view, const Settings& settings, std::span<const To
   });
 }
 
-// kvpress: SnapKV's scores with its sentinel (the layer's highest score, plus 1) at the window's tokens,
-// summed over KV heads.
+// kvpress: SnapKV's scores with its sentinel (the layer's highest score, plus 1) at the window's
+// tokens, summed over KV heads.
 void kvpress_scores(const View& view, const Settings& settings, std::span<const TokenIndex> entries,
                     std::span<double> out, double& slack) {
   const LayerShape& shape = view.shape();
@@ -174,7 +176,7 @@ class Chunks final : public Budget {
   Settings settings_;
 };
 
-// Who decides in each stored layer. `lacking` counts layers whose block's first layer is not stored.
+// Who decides in each stored layer. `lacking` counts those whose block's first layer is not stored.
 std::vector<int> leaders(const Geometry& geometry, int reuse, int& lacking) {
   std::vector<int> out;
   for (int l = 0; l < geometry.layers(); ++l) {
@@ -236,7 +238,7 @@ PolicyEntry chunkkv() {
       return std::make_unique<ChunkScores>(settings);
     };
     scoring.axis = Axis::layer;
-    // kvpress's window competes with the rest, so chunked() has nothing to add to a count or to patch.
+    // kvpress's window competes with the rest, so chunked() adds nothing to a count.
     scoring.window = kvpress ? 0 : settings.window;
     const auto chunks = std::make_shared<Chunks>(settings);
     recipe.scorer = own(scoring);
@@ -251,6 +253,10 @@ PolicyEntry chunkkv() {
         }));
     recipe.reads_lower_layers = reuse > 1;
     recipe.closed_form = geometry.chunk == 0 && chunks->exact(geometry.evict_at);
+    if (geometry.trace == nullptr && !recipe.closed_form) {
+      recipe.notes.emplace_back(
+          "an upper bound: the last chunk is short, and the prompt decides whether it stays");
+    }
     recipe.knob = budget_knob(geometry);
     return recipe;
   };

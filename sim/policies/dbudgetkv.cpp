@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// DBudgetKV (later versions: ReFreeKV): once, after the prompt, every layer keeps the first tokens and as
-// long a recent window as it takes to hold nearly all of the attention's norm. Nothing leaves in decode;
-// the first two layers of the model stay whole.
+// DBudgetKV (later versions: ReFreeKV): once, after the prompt, every layer keeps the first tokens
+// and as long a recent window as it takes to hold nearly all of the attention's norm. Nothing
+// leaves in decode; the first two layers of the model stay whole.
 //
-// Order: the sinks, then from the newest token to the oldest. a_h is the mean attention of the prompt's
-// last `rows` rows in query head h, over the rows that see a key. One cut for all heads of the layer:
+// Order: the sinks, then from the newest token to the oldest. a_h is the mean attention of the
+// prompt's last `rows` rows in query head h, over the rows that see a key. One cut for all heads
+// of the layer:
 //
 //   norm=code   the sinks are outside of the norms: keep from the largest j with
 //               1 - mean_h ||a_h[j:]|| / mean_h ||a_h[sinks:]|| <= threshold
-//   norm=paper  the sinks count: a is averaged over heads first; keep the first i of the order, the
-//               smallest i with 1 - ||a[first i]|| / ||a|| < threshold. Strong sinks leave little else
+//   norm=paper  the sinks count: a is averaged over heads first; keep the first i of the order,
+//               the smallest i with 1 - ||a[first i]|| / ||a|| < threshold. Strong sinks leave
+//               little else
 //
-// The paper's budgets (15 to 93 %) look like the code's norm, so that is the default. threshold=0 keeps all.
-// Source: Ni et al., arXiv 2502.16886, section 3; code Patrick-Ni/ReFreeKV (StreamingLLMKVCluster).
+// The paper's budgets (15 to 93 %) look like the code's norm, so that is the default. threshold=0
+// keeps all.
+// Source: Ni et al., arXiv 2502.16886; code Patrick-Ni/ReFreeKV (StreamingLLMKVCluster).
 #include <algorithm>
 #include <cmath>
 
@@ -158,7 +161,7 @@ PolicyEntry dbudgetkv() {
        1,
        1e6},
       {"skip", Kind::count, "2", "layers", "the model's first layers, left whole", {}, 0, 1e6}};
-  entry.make = [](Arguments& arguments, const Geometry&) {
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Settings settings{arguments.real("threshold"), arguments.count("sinks"),
                             arguments.count("rows"), static_cast<int>(arguments.count("skip")),
                             arguments.is("norm", "paper")};
@@ -173,6 +176,8 @@ PolicyEntry dbudgetkv() {
     recipe.shape = own<std::shared_ptr<const Budget>>(std::make_shared<NormCut>(settings));
     recipe.schedule = own(Schedule::prompt_end());
     recipe.closed_form = false;
+    if (geometry.trace == nullptr)
+      recipe.notes.emplace_back("the prompt decides how much is kept; at most everything");
     recipe.knob = Knob{"threshold", 0, 10000, true, [](TokenCount kept) {
                          return fmt::format("{:.12g}", static_cast<double>(10000 - kept) / 10000);
                        }};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by policies that treat heads differently: numbers per (layer, head) from a file or fitted on
-// a trace, and masks of full and streaming heads.
+// Shared by policies that treat heads differently: numbers per (layer, head) from a file or fitted
+// on a trace, and masks of full and streaming heads.
 #pragma once
 
 #include <cstdint>

@@ -6,11 +6,11 @@
 //   pool = floor(b / beta) * heads of the model (a larger beta shares less)
 //   b_lh = round(p_lh * pool + b - floor(b / beta));  a head keeps b_lh + window
 //
-// The sum over heads is that of b, up to rounding. heads=FILE holds scores [layers][query or KV heads];
-// of a file with query heads each KV head takes its group's mean (group=none, as in the authors' code:
-// one set per query head). heads=auto: a stand-in, the mean attention of a head outside the first 4 and
-// the newest `window` tokens, over rows [N/2, N) of the replayed trace; not the authors' scores, which
-// come from needle prompts.
+// The sum over heads is that of b, up to rounding. heads=FILE holds scores [layers][query or KV
+// heads]; of a file with query heads each KV head takes its group's mean (group=none, as in the
+// authors' code: one set per query head). heads=auto: a stand-in, the mean attention of a head
+// outside the first 4 and the newest `window` tokens, over rows [N/2, N) of the replayed trace;
+// not the authors' scores, which come from needle prompts.
 // Source: Fu et al., arXiv 2410.19258; code FYYFU/HeadKV (window 8, kernel 7, max in its runners).
 #include <cmath>
 #include <numeric>

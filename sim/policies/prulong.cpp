@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// PruLong: DuoAttention's full and streaming heads, with gates trained by next-token prediction under
-// hard-concrete L0 pruning to a target sparsity. What is its own here: of all gates of the model the
-// highest int(count * (1 - sparsity)) become full heads, as in the authors' save_prulong_masks.py
-// (numpy's quantile, which DuoAttention uses, may give one head more); streaming heads hold 128 sinks
-// and 1,024 recent tokens. heads=FILE holds gates or their log alpha: the hard-concrete map is monotone,
-// so only the order matters. The authors break ties at random; here the lower (layer, head) is full.
-// Without a file the gates are fitted on the replayed trace as for duoattention: a stand-in, not the
-// authors' weights.
+// PruLong: DuoAttention's full and streaming heads, with gates trained by next-token prediction
+// under hard-concrete L0 pruning to a target sparsity. What is its own here: of all gates of the
+// model the highest int(count * (1 - sparsity)) become full heads, as in the authors'
+// save_prulong_masks.py (numpy's quantile, which DuoAttention uses, may give one head more);
+// streaming heads hold 128 sinks and 1,024 recent tokens. heads=FILE holds gates or their log
+// alpha: the hard-concrete map is monotone, so only the order matters. The authors break ties at
+// random; here the lower (layer, head) is full. Without a file the gates are fitted on the
+// replayed trace as for duoattention: a stand-in, not the authors' weights.
 // Source: Bhaskar et al., arXiv 2506.17121; code princeton-pli/PruLong.
 #include <algorithm>
 #include <cmath>

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // PyramidKV: SnapKV's votes under budgets that fall linearly from the first layer to the last.
-// Source: Cai et al., arXiv 2406.02069; code Zefan-Cai/KVCache-Factory. rounding=code reproduces the
-// code's integer step, which overspends small budgets by 4 to 12 %; rounding=exact keeps the total;
-// rounding=kvpress is PyramidKVPress of NVIDIA/kvpress 0.5.5, whose layer counts include the window and
-// which falls back to equal budgets when the last layer would get less than the window.
+// Source: Cai et al., arXiv 2406.02069; code Zefan-Cai/KVCache-Factory. rounding=code reproduces
+// the code's integer step, which overspends small budgets by 4 to 12 %; rounding=exact keeps the
+// total; rounding=kvpress is PyramidKVPress of NVIDIA/kvpress 0.5.5, whose layer counts include
+// the window and which falls back to equal budgets when the last layer would get less than the
+// window.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
