@@ -112,6 +112,21 @@ void limit_payload(const Storing& store, Policy& policy) {
   policy.closed_form = false;
 }
 
+// True if the heads of a layer may keep different numbers of entries.
+bool differs_by_head(const Budget& budget, const Rule& rule, const Geometry& geometry) {
+  if (!budget.content_free()) return true;
+  const RowIndex end = geometry.evict_at;
+  Sizing sizing = rule.sizing({0, end, end, geometry.prompt, {&end, 1}});
+  if (sizing.rows == kCompeting) sizing.rows = end;
+  for (int l = 0; l < geometry.layers(); ++l) {
+    const LayerShape shape = geometry.shape(l, false);
+    for (int h = 1; h < shape.heads; ++h) {
+      if (budget.capacity(shape, h, sizing) != budget.capacity(shape, 0, sizing)) return true;
+    }
+  }
+  return false;
+}
+
 std::int64_t parse_count(const std::string& text, const std::string& what) {
   char* end = nullptr;
   errno = 0;
@@ -335,6 +350,12 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   if (protect) rule.protect = [protect](const Pass&, TokenCount tokens) { return protect(tokens); };
   rule.schedule = recipe.schedule ? recipe.schedule.value : Schedule::prompt_end();
   policy.closed_form = policy.closed_form && rule.budget->content_free();
+  if (rule.axis == Axis::layer && differs_by_head(*rule.budget, rule, geometry)) {
+    throw ConfigError(fmt::format(
+        "'{}' has no meaning: {} ranks one set for all heads of a layer, and {} gives every head a "
+        "number of its own",
+        recipe.name, recipe.scorer.owner, recipe.shape.owner));
+  }
   if (!recipe.chunked) {
     policy.rules.push_back(std::move(rule));
     return finish();

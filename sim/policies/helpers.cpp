@@ -207,6 +207,12 @@ Knob budget_knob(const Geometry& geometry) {
           [](TokenCount tokens) { return std::to_string(tokens); }};
 }
 
+double tokens_before_rounding(const std::optional<Amount>& size, const Sizing& sizing) {
+  if (!size || size->kind != Amount::Kind::share || size->share_of(sizing.rows) != sizing.tokens)
+    return static_cast<double>(sizing.tokens);
+  return static_cast<double>(sizing.rows) * (1.0 - size->one_minus_share());
+}
+
 std::vector<Parameter> votes_parameters(int window, int kernel) {
   using Kind = Parameter::Kind;
   return {
@@ -257,7 +263,7 @@ ProtectRule protect_recent(TokenCount window) {
 
 Scoring column_sum_scoring(bool normalise) {
   Scoring scoring;
-  scoring.make = [](const LayerShape&) { return std::make_unique<ColumnSums>(normalise); };
+  scoring.make = [normalise](const LayerShape&) { return std::make_unique<ColumnSums>(normalise); };
   scoring.evicts_in_decode = true;
   return scoring;
 }

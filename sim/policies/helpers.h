@@ -5,6 +5,7 @@
 #include <functional>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -45,6 +46,11 @@ void pool(Pool kind, int kernel, std::span<double> values);
 [[nodiscard]] Slot<Amount> size_of(const Arguments& arguments,
                                    const std::string& parameter = "budget");
 [[nodiscard]] Knob budget_knob(const Geometry& geometry);
+
+// The budget as the real number from which tokens are rounded down: rows * share where the sizing is
+// that share of its rows, formed in doubles as Python forms n * (1 - compression_ratio); else tokens.
+[[nodiscard]] double tokens_before_rounding(const std::optional<Amount>& size,
+                                            const Sizing& sizing);
 
 // The observation-window votes of SnapKV: parameters, scorer, and the window's protection.
 [[nodiscard]] std::vector<Parameter> votes_parameters(int window, int kernel);

@@ -46,6 +46,12 @@ PolicyEntry qpruningkv();
 PolicyEntry mikv();
 PolicyEntry think();
 PolicyEntry less();
+PolicyEntry adakv();
+PolicyEntry headkv();
+PolicyEntry baklava();
+PolicyEntry prulong();
+PolicyEntry chunkkv();
+PolicyEntry dbudgetkv();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
@@ -98,6 +104,12 @@ const std::vector<PolicyEntry>& registry() {
       policies::duoattention(), policies::scores(),  policies::deaths(),        policies::chunked(),
       policies::kivi(),         policies::kvquant(), policies::qpruningkv(),    policies::mikv(),
       policies::think(),        policies::less()};
+      policies::full(),      policies::random(),  policies::streaming_llm(),
+      policies::h2o(),       policies::tova(),    policies::snapkv(),
+      policies::pyramidkv(), policies::pyramid(), policies::duoattention(),
+      policies::scores(),    policies::deaths(),  policies::chunked(),
+      policies::adakv(),     policies::headkv(),  policies::baklava(),
+      policies::prulong(),   policies::chunkkv(), policies::dbudgetkv()};
   return entries;
 }
 
