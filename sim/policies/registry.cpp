@@ -16,13 +16,21 @@ PolicyEntry duoattention();
 PolicyEntry scores();
 PolicyEntry deaths();
 PolicyEntry chunked();
+PolicyEntry foresightkv();
+PolicyEntry write_gate();
+PolicyEntry judgeq();
+PolicyEntry locret();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
   static const std::vector<PolicyEntry> entries = {
-      policies::full(),         policies::random(), policies::streaming_llm(), policies::h2o(),
-      policies::tova(),         policies::snapkv(), policies::pyramidkv(),     policies::pyramid(),
-      policies::duoattention(), policies::scores(), policies::deaths(),        policies::chunked()};
+      policies::full(),        policies::random(),     policies::streaming_llm(),
+      policies::h2o(),         policies::tova(),       policies::snapkv(),
+      policies::pyramidkv(),   policies::pyramid(),    policies::duoattention(),
+      policies::scores(),      policies::deaths(),     policies::chunked(),
+      policies::foresightkv(), policies::write_gate(), policies::judgeq(),
+      policies::locret(),
+  };
   return entries;
 }
 
