@@ -52,6 +52,10 @@ PolicyEntry baklava();
 PolicyEntry prulong();
 PolicyEntry chunkkv();
 PolicyEntry dbudgetkv();
+PolicyEntry foresightkv();
+PolicyEntry write_gate();
+PolicyEntry judgeq();
+PolicyEntry locret();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
@@ -110,6 +114,13 @@ const std::vector<PolicyEntry>& registry() {
       policies::scores(),    policies::deaths(),  policies::chunked(),
       policies::adakv(),     policies::headkv(),  policies::baklava(),
       policies::prulong(),   policies::chunkkv(), policies::dbudgetkv()};
+      policies::full(),        policies::random(),     policies::streaming_llm(),
+      policies::h2o(),         policies::tova(),       policies::snapkv(),
+      policies::pyramidkv(),   policies::pyramid(),    policies::duoattention(),
+      policies::scores(),      policies::deaths(),     policies::chunked(),
+      policies::foresightkv(), policies::write_gate(), policies::judgeq(),
+      policies::locret(),
+  };
   return entries;
 }
 
