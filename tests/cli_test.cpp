@@ -95,7 +95,7 @@ TEST_CASE("every output of one run agrees with the others", "[cli]") {
   const nlohmann::json json = read_json(result);
   CHECK(json["schema_version"] == 1);
   CHECK(json["trace"]["sha256"] == kvspan::sha256_of_files({trace("smollm2-passkey.safetensors")}));
-  CHECK(json["runs"].size() == 8);
+  CHECK(json["runs"].size() >= 8);
   CHECK(json["runs"][0]["footprint"] == 1.0);
   CHECK(json["chunk"] == 512);
   // Given deaths give the same figures again.
