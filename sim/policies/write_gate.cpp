@@ -174,7 +174,7 @@ class Gates {
     values_.resize(index(layers));
     tbb::parallel_for(0, layers, [&](int l) { values_[index(l)] = of_layer(l, models[index(l)]); });
     if (s_.threshold) {
-      threshold_ = *s_.threshold;
+      threshold_ = static_cast<double>(static_cast<float>(*s_.threshold));  // as gates are
       return;
     }
     std::vector<float> all;
