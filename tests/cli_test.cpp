@@ -141,6 +141,33 @@ TEST_CASE("predict gives the replay's figures without its trace", "[cli]") {
   }
 }
 
+TEST_CASE("predict bounds what depends on content, and takes measured shares", "[cli]") {
+  const Folder folder;
+  const std::string policy = "--policy \"write_gate(gate=random)\" --out ";
+  const std::string passkey = trace("smollm2-passkey.safetensors");
+  REQUIRE(
+      program("run " + passkey + " --prompt 900 --fidelity none " + policy + (folder / "run.json"))
+          .code == 0);
+  const std::string predict = "predict --model " + passkey + " --prompt 900 --gen 980 " + policy;
+  const Outcome bound = program(predict + (folder / "bound.json"));
+  INFO(bound.text);
+  REQUIRE(bound.code == 0);
+  CHECK_THAT(bound.text, Contains("<= 100.00 %") && Contains("--calibrate"));
+  const Outcome measured =
+      program(predict + (folder / "measured.json") + " --calibrate " + (folder / "run.json"));
+  INFO(measured.text);
+  REQUIRE(measured.code == 0);
+  CHECK_THAT(measured.text, Contains("calibrated on") && !Contains("<= "));
+  const double real = read_json(folder / "run.json")["runs"][0]["footprint"];
+  CHECK(read_json(folder / "bound.json")["runs"][0]["exact"] == false);
+  CHECK(read_json(folder / "bound.json")["runs"][0]["footprint"] >= real);
+  CHECK(read_json(folder / "measured.json")["runs"][0]["footprint"].get<double>() ==
+        Approx(real).epsilon(0.02));
+  const Outcome wrong = program(predict + (folder / "x.json") + " --calibrate " + passkey);
+  CHECK(wrong.code == 2);
+  CHECK_THAT(wrong.text, Contains("is not a result of kvspan run"));
+}
+
 TEST_CASE("predict says what fits into a GPU", "[cli]") {
   const Folder folder;
   const std::string model = "predict --model Llama-3.1-70B --prompt 32768 --gen 1024 --chunk 8192 ";
