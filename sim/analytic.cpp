@@ -303,12 +303,14 @@ HeadArea streaming_head(std::int64_t n, std::int64_t m, std::int64_t chunk, std:
   return out;
 }
 
-HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
+namespace {
+
+// Every chunk keeps min(round_half_even((1 - s) c) + w, c) of its own.
+HeadArea add_only_head(const std::vector<std::int64_t>& chunks, std::int64_t m, double s,
                        std::int64_t w) {
   HeadArea out;
   std::int64_t past = 0;
-  for (std::int64_t a = 0; a < n; a += chunk) {
-    const std::int64_t c = std::min(chunk, n - a);
+  for (const std::int64_t c : chunks) {
     out.entry_rows += triangle(c) + past * c;
     out.peak_points.push_back(past + c);
     past += std::min<std::int64_t>(std::llrint((1.0 - s) * static_cast<double>(c)) + w, c);
@@ -318,6 +320,26 @@ HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, doubl
     out.peak_points.push_back(past + m);
   }
   return out;
+}
+
+std::vector<std::int64_t> chunks_of(std::int64_t n, std::int64_t chunk) {
+  std::vector<std::int64_t> out;
+  for (std::int64_t a = 0; a < n; a += chunk) out.push_back(std::min(chunk, n - a));
+  return out;
+}
+
+}  // namespace
+
+HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
+                       std::int64_t w) {
+  return add_only_head(chunks_of(n, chunk), m, s, w);
+}
+
+HeadArea locret_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
+                     std::int64_t local, std::int64_t stabilizers) {
+  std::vector<std::int64_t> chunks = chunks_of(n - std::min(local, n), chunk);
+  chunks.push_back(std::min(local, n));
+  return add_only_head(chunks, m, s, stabilizers);
 }
 
 FootprintAndPeak mixed(const HeadArea& streaming, const HeadArea& evicting, double h,

@@ -17,8 +17,8 @@ namespace {
 // part is a range. When more is protected than the head may keep, the newest protected entries stay.
 struct Split {
   std::span<const TokenIndex> sinks, evictable, recent;
-  TokenCount reserved =
-      0;  // places for protected positions, whether or not they are still resident
+  // Places for protected positions of the domain, whether or not they are still resident.
+  TokenCount reserved = 0;
   [[nodiscard]] TokenCount protected_count() const {
     return static_cast<TokenCount>(sinks.size() + recent.size());
   }
@@ -27,6 +27,11 @@ struct Split {
   }
 };
 
+// Entries before it are not in the domain.
+RowIndex first_of(const Rule& rule, const Pass& pass) {
+  return std::max<RowIndex>(rule.first, rule.domain == Domain::newborn ? pass.begin : 0);
+}
+
 // `storage` is used when an earlier rule of the same pass has victims in the domain, or entries of it
 // compete no more.
 std::span<const TokenIndex> domain_of(const Rule& rule, const View& view, int head,
@@ -34,8 +39,7 @@ std::span<const TokenIndex> domain_of(const Rule& rule, const View& view, int he
                                       const std::vector<char>& demoted,
                                       std::vector<TokenIndex>& storage) {
   std::span<const TokenIndex> all = view.resident(head);
-  const RowIndex from =
-      std::max<RowIndex>(rule.first, rule.domain == Domain::newborn ? view.pass().begin : 0);
+  const RowIndex from = first_of(rule, view.pass());
   if (from > 0) {
     const auto first = std::lower_bound(all.begin(), all.end(), from);
     all = all.subspan(static_cast<std::size_t>(first - all.begin()));
@@ -66,8 +70,9 @@ Split split(const Rule& rule, const Pass& pass, std::span<const TokenIndex> doma
   out.sinks = {begin, sinks_end};
   out.evictable = {sinks_end, recent_begin};
   out.recent = {recent_begin, domain.end()};
-  out.reserved = std::min<TokenCount>(protect.sinks, pass.end) +
-                 std::min<TokenCount>(protect.recent, pass.end);
+  const RowIndex from = std::min(first_of(rule, pass), pass.end);
+  out.reserved = std::max<TokenCount>(0, std::min<TokenCount>(protect.sinks, pass.end) - from) +
+                 std::min<TokenCount>(protect.recent, pass.end - from);
   return out;
 }
 
@@ -159,7 +164,8 @@ bool Schedule::due(const Pass& pass) const {
   if (pass.is_evict_point()) return evict_point;
   if (pass.is_prompt_chunk()) return every_chunk;
   if (decode_every == 0) return false;
-  return (pass.end - pass.evict_at) / decode_every > (pass.begin - pass.evict_at) / decode_every;
+  const RowIndex gone = phase - pass.evict_at;
+  return (pass.end + gone) / decode_every > (pass.begin + gone) / decode_every;
 }
 
 void Budget::counts(const View& /*view*/, const Scores& /*scores*/, const Sizing& /*sizing*/,

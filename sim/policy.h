@@ -142,6 +142,7 @@ struct Sizing {
   RowIndex rows = 0;
   TokenCount discount = 0;      // of `tokens`: transient entries that do not stay (patched chunks)
   RowIndex window_rows = kAll;  // an observation window is at most this long
+  RowIndex born = 0;            // rows so far
 };
 
 // Scores of every stored head of a layer: values[h] follows entries[h] (evictable ones only).
@@ -259,6 +260,7 @@ struct Schedule {
   bool every_chunk = false;   // after each chunk of the prompt but the last
   bool evict_point = true;    // after the pass that ends at n'
   RowIndex decode_every = 0;  // after every k-th decode row; 0: never
+  RowIndex phase = 0;         // decode rows that count as gone at the eviction point
   [[nodiscard]] bool due(const Pass& pass) const;
   [[nodiscard]] static Schedule prompt_end() { return {}; }
   [[nodiscard]] static Schedule prompt_end_and_decode() { return {false, true, 1}; }

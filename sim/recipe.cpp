@@ -62,13 +62,20 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
   } else if (recipe.size_factor != 1) {
     total = static_cast<TokenCount>(static_cast<double>(total) * recipe.size_factor);
   }
-  if (!recipe.chunked) return [total, prompt](const Pass&) { return Sizing{total, prompt}; };
+  const RowIndex of_rows = recipe.competing ? kCompeting : prompt;
+  if (!recipe.chunked) return [total, of_rows](const Pass&) { return Sizing{total, of_rows}; };
+  if (recipe.size_factor != 1) {
+    throw ConfigError(fmt::format(
+        "chunked({}): what a chunk keeps is a count of entries, and {} asks for more of "
+        "them at lower precision; give both in one budget",
+        recipe.name, recipe.store ? recipe.store.owner : recipe.name));
+  }
 
   const Recipe::Chunked chunked = *recipe.chunked;
   const RowIndex window = recipe.scorer.value.window;
   const bool by_share = amount.kind == Amount::Kind::share;
   return [=](const Pass& pass) {
-    if (!pass.is_prompt_chunk()) return Sizing{total, prompt};
+    if (!pass.is_prompt_chunk()) return Sizing{total, of_rows};
     const RowIndex rows = pass.rows();
     // The authors append the prompt's last `window` tokens to a patched chunk, and drop them afterwards.
     const bool patch = chunked.patched && !pass.is_evict_point();
@@ -90,6 +97,34 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
     if (patch) return Sizing{count + window, rows + window, window};
     return Sizing{count, rows};
   };
+}
+
+// A closed form of bytes ends where other rules evict what it cannot follow.
+void limit_payload(const Storing& store, Policy& policy) {
+  const bool follows =
+      store.exact == Storing::Exact::always ||
+      std::none_of(policy.rules.begin(), policy.rules.end(), [&](const Rule& rule) {
+        return store.exact == Storing::Exact::without_evictions || rule.schedule.decode_every > 0 ||
+               rule.threshold;
+      });
+  if (follows) return;
+  policy.payload = store.bound;
+  policy.closed_form = false;
+}
+
+// True if the heads of a layer may keep different numbers of entries.
+bool differs_by_head(const Budget& budget, const Rule& rule, const Geometry& geometry) {
+  if (!budget.content_free()) return true;
+  const RowIndex end = geometry.evict_at;
+  Sizing sizing = rule.sizing({0, end, end, geometry.prompt, {&end, 1}});
+  if (sizing.rows == kCompeting) sizing.rows = end;
+  for (int l = 0; l < geometry.layers(); ++l) {
+    const LayerShape shape = geometry.shape(l, false);
+    for (int h = 1; h < shape.heads; ++h) {
+      if (budget.capacity(shape, h, sizing) != budget.capacity(shape, 0, sizing)) return true;
+    }
+  }
+  return false;
 }
 
 std::int64_t parse_count(const std::string& text, const std::string& what) {
@@ -232,6 +267,7 @@ Recipe merge(const Recipe& a, const Recipe& b) {
   out.full_layers = std::max(a.full_layers, b.full_layers);
   out.reads_lower_layers = a.reads_lower_layers || b.reads_lower_layers;
   out.renumbers = a.renumbers || b.renumbers;
+  out.competing = a.competing || b.competing;
   out.cuts.insert(out.cuts.end(), b.cuts.begin(), b.cuts.end());
   out.notes.insert(out.notes.end(), b.notes.begin(), b.notes.end());
   out.bound = a.bound || b.bound;
@@ -277,6 +313,14 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   }
   const auto finish = [&] {
     policy.rules.insert(policy.rules.end(), recipe.more_rules.begin(), recipe.more_rules.end());
+    if (recipe.store) limit_payload(recipe.store.value, policy);
+    if (policy.alters_vectors && policy.per_query_head &&
+        geometry.query_heads != geometry.kv_heads) {
+      throw ConfigError(
+          fmt::format("{}: {} holds one set of vectors per KV head, and group=none keeps one per "
+                      "query head; take group=mean, max or sum",
+                      policy.spec, recipe.store.owner));
+    }
     return policy;
   };
   if (!recipe.scorer) {
@@ -296,12 +340,22 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   rule.axis = scoring.axis;
   rule.scorer = scoring.make;
   rule.budget = recipe.shape ? recipe.shape.value : uniform_budget();
-  rule.sizing = sizing_rule(recipe, geometry, heads);
+  rule.sizing = [rule_sizing = sizing_rule(recipe, geometry, heads)](const Pass& pass) {
+    Sizing sizing = rule_sizing(pass);
+    sizing.born = pass.end;
+    return sizing;
+  };
   if (recipe.pick) rule.pick = recipe.pick.value;
   const ProtectRule protect = recipe.protect ? recipe.protect.value : ProtectRule();
   if (protect) rule.protect = [protect](const Pass&, TokenCount tokens) { return protect(tokens); };
   rule.schedule = recipe.schedule ? recipe.schedule.value : Schedule::prompt_end();
   policy.closed_form = policy.closed_form && rule.budget->content_free();
+  if (rule.axis == Axis::layer && differs_by_head(*rule.budget, rule, geometry)) {
+    throw ConfigError(fmt::format(
+        "'{}' has no meaning: {} ranks one set for all heads of a layer, and {} gives every head a "
+        "number of its own",
+        recipe.name, recipe.scorer.owner, recipe.shape.owner));
+  }
   if (!recipe.chunked) {
     policy.rules.push_back(std::move(rule));
     return finish();

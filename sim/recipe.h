@@ -75,6 +75,11 @@ struct Storing {
   StoreFactory make;
   std::vector<Representation> representations;  // beyond [0], which bind() fills in
   Payload payload;                              // closed form; null: as born
+  // Where other rules evict what `payload` cannot follow, `bound` stands for it, and predictions are
+  // upper bounds. Null: as born.
+  enum class Exact : std::uint8_t { always, without_decode_evictions, without_evictions };
+  Exact exact = Exact::always;
+  Payload bound;
   bool alters_vectors = false;
   bool demotes = false;  // victims stay resident
   // Bytes of an entry that a budget in bytes is divided by; 0: as born.
@@ -115,6 +120,7 @@ struct Recipe {
   int full_layers = 0;  // the model's first layers, left alone
   bool reads_lower_layers = false;
   bool renumbers = false;  // positions are places in the cache
+  bool competing = false;  // the budget is told how many entries compete, not the prompt's rows
   std::vector<RowIndex> cuts;
   std::vector<std::string> notes;
   std::optional<Knob> knob;

@@ -615,7 +615,7 @@ class Table {
       left_out_.push_back(name);
       columns_.erase(last);
     }
-    label_width_ = std::clamp(room(), kLeastLabel + marks, longest);
+    label_width_ = std::clamp(room(), std::min(kLeastLabel + marks, longest), longest);
     total_width_ = label_width_ + options_.width - room();
   }
 

@@ -29,17 +29,23 @@ std::vector<std::string> read_spec_file(const std::string& path) {
   }
 }
 
-// The term whose `budget` (or other knob) is turned, innermost first.
-const Term& knob_term(const RecipeSpec& spec, const std::string& parameter) {
+// The term whose `budget` (or other knob) is turned, innermost first; null: none has it.
+const Term* find_knob_term(const RecipeSpec& spec, const std::string& parameter) {
   for (const Term& term : spec) {
-    if (!term.inner.empty()) return knob_term(term.inner, parameter);
+    const Term* inner = find_knob_term(term.inner, parameter);
+    if (inner != nullptr) return inner;
     const auto& parameters = find_policy(term.name).parameters;
     if (std::any_of(parameters.begin(), parameters.end(),
                     [&](const Parameter& p) { return p.name == parameter; })) {
-      return term;
+      return &term;
     }
   }
-  return spec.front();
+  return nullptr;
+}
+
+const Term& knob_term(const RecipeSpec& spec, const std::string& parameter) {
+  const Term* term = find_knob_term(spec, parameter);
+  return term != nullptr ? *term : spec.front();
 }
 
 void drop_sizes(RecipeSpec& spec) {

@@ -524,6 +524,13 @@ TEST_CASE("columns without room are named, and labels that look the same are giv
   CHECK(unwrapped.find(report.runs[0].label + "; " + report.runs[3].label) != std::string::npos);
 }
 
+TEST_CASE("a short label with a note takes no more room than it needs", "[report][table]") {
+  // The least width of labels lay above the longest of them, and the table was not printed.
+  const RunReport report = fake_report({}, {{.spec = "tova", .notes = {"stand-in: something"}}});
+  const std::string table = kvspan::format_table(report, {.width = 62});
+  CHECK(table.find("tova") != std::string::npos);
+}
+
 TEST_CASE("colour changes no character of a table", "[report][table]") {
   const RunReport report = small_report();
   std::string coloured = kvspan::format_table(report, {.colour = true});

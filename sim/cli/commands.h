@@ -20,6 +20,7 @@ void add_run(CLI::App& app, const Context& context);
 void add_predict(CLI::App& app, const Context& context);
 void add_policies(CLI::App& app);
 void add_trace(CLI::App& app);
+void add_fit(CLI::App& app);
 
 // ---- Terminal ------------------------------------------------------------------------------------
 

@@ -55,6 +55,7 @@ PolicyEntry chunked() {
     if (!inner.scorer) refuse(fmt::format("{} ranks nothing", inner.name));
     if (inner.schedule && inner.schedule.value.every_chunk)
       refuse("it evicts after every pass as it is");
+    if (inner.schedule && !inner.schedule.value.evict_point) refuse("it leaves the prompt alone");
     if (!inner.size) refuse("it has no budget");
     if (geometry.chunk == 0)
       inner.notes.emplace_back("chunked without --chunk: the prompt is one chunk");

@@ -2,8 +2,21 @@
 // H2O: the heaviest hitters by accumulated attention, and the newest tokens; after the prompt and
 // after every decode row. The sum runs over all rows so far, prompt rows included, under the policy's
 // own cache, and over the query heads of the group.
-// Source: Zhang et al., arXiv 2306.14048; code FMInference/H2O (`real_drop`; its other two variants
-// take ratios of the prompt, or leak future queries). The paper is for MHA; GQA sums the group.
+// Source: Zhang et al., arXiv 2306.14048; code FMInference/H2O, which holds several variants:
+//   real_drop  the default: absolute sizes of both parts
+//   ratio      `utils_hh`, which masks: both parts as shares of the prompt (0.1 + 0.1), fixed once;
+//              the scores of evicted entries are zeroed, so that it acts as real_drop does
+//   flexgen    h = budget / 2: after the prompt the h heaviest of all but the newest h - 1, and
+//              those; in decode the new entry takes the place of the lightest of all but the newest h.
+//              So 2h - 1 entries are held between rows and 2h while a row attends: h - 1 heavy ones
+//              and h + 1 newest. The sums are fp16 there and fp32 here.
+// The LLaMA code for lm_eval ranks by column sums over the whole sequence, queries of the future
+// included, and takes shares of the current length: not offered. The paper is for MHA; GQA sums the
+// group. normalise=true divides by the number of rows that saw an entry, as kvpress'
+// ObservedAttentionPress does: the plain sum favours old entries.
+#include <algorithm>
+#include <cmath>
+
 #include <fmt/format.h>
 
 #include "sim/error.h"
@@ -12,18 +25,30 @@
 namespace kvspan::policies {
 namespace {
 
-class HeavyHitters final : public Scorer {
+// FlexGen's 2h - 1 entries of a budget of 2h.
+class OneFree final : public Budget {
  public:
-  Needs needs() const override { return {.column_sums = true}; }
-  double score(const View& view, int head, std::span<const TokenIndex> entries,
-               std::span<double> out) override {
-    const double slack = reduce_group(
-        view.shape(), head, Group::sum, out,
-        [&](int q, std::span<double> sums) { return view.column_sum(q, entries, sums); });
-    round_sums(out);
-    return slack;
+  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
+                      const Sizing& sizing) const override {
+    return std::max<TokenCount>(1, 2 * (sizing.tokens / 2) - 1);
   }
 };
+
+// A decode rule of its own, because the newest h are protected there, and h - 1 after the prompt.
+void flexgen(Recipe& recipe, const Geometry& geometry, bool normalise) {
+  const int heads = geometry.shape(0, recipe.scorer.value.per_query_head).heads;
+  const TokenCount tokens = tokens_of(recipe.size.value, geometry, heads);
+  recipe.shape = own<std::shared_ptr<const Budget>>(std::make_shared<OneFree>());
+  recipe.schedule = own(Schedule::prompt_end());
+  recipe.protect = own(ProtectRule([](TokenCount held) { return Protect{0, held / 2}; }));
+  Rule in_decode;
+  in_decode.schedule = {false, false, 1};
+  in_decode.scorer = column_sum_scoring(normalise).make;
+  in_decode.budget = recipe.shape.value;
+  in_decode.sizing = [tokens](const Pass& pass) { return Sizing{tokens, pass.evict_at}; };
+  in_decode.protect = [](const Pass&, TokenCount held) { return Protect{0, (held + 1) / 2}; };
+  recipe.more_rules.push_back(std::move(in_decode));
+}
 
 }  // namespace
 
@@ -57,18 +82,77 @@ PolicyEntry h2o() {
        1e12,
        true},
       budget_parameter(),
-      {"group", Kind::word, "sum", "", "none: one set per query head", {"sum", "none"}}};
+      {"group", Kind::word, "sum", "", "none: one set per query head", {"sum", "none"}},
+      {"variant",
+       Kind::word,
+       "real_drop",
+       "",
+       "of the authors' code: real_drop, ratio (shares of the prompt), flexgen",
+       {"real_drop", "ratio", "flexgen"}},
+      {"heavy_share",
+       Kind::real,
+       "auto",
+       "% of the prompt",
+       "heavy hitters kept by variant=ratio; auto: 10",
+       {},
+       0,
+       100,
+       true},
+      {"recent_share",
+       Kind::real,
+       "auto",
+       "% of the prompt",
+       "newest kept by variant=ratio; auto: 10",
+       {},
+       0,
+       100,
+       true},
+      {"normalise",
+       Kind::word,
+       "false",
+       "",
+       "true: divides a sum by the number of rows that saw the entry",
+       {"false", "true"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
-    Scoring scoring;
-    scoring.make = [](const LayerShape&) { return std::make_unique<HeavyHitters>(); };
+    const bool normalise = arguments.is("normalise", "true");
+    Scoring scoring = column_sum_scoring(normalise);
     scoring.per_query_head = arguments.is("group", "none");
-    scoring.evicts_in_decode = true;
     recipe.scorer = own(scoring);
     recipe.schedule = own(Schedule::prompt_end_and_decode());
     recipe.charge.entry = 4;  // one fp32 sum per entry of a stored head
     recipe.knob = budget_knob(geometry);
-    if (arguments.given("heavy") || arguments.given("recent")) {
+    const bool shares = arguments.given("heavy_share") || arguments.given("recent_share");
+    const bool tokens = arguments.given("heavy") || arguments.given("recent");
+    if (shares && !arguments.is("variant", "ratio")) {
+      throw ConfigError(
+          "h2o: heavy_share and recent_share belong to variant=ratio; give heavy and recent in "
+          "tokens, or budget");
+    }
+    if (tokens && !arguments.is("variant", "real_drop")) {
+      throw ConfigError(fmt::format(
+          "h2o: heavy and recent belong to variant=real_drop; give {}",
+          arguments.is("variant", "ratio") ? "heavy_share and recent_share" : "budget"));
+    }
+    if (arguments.is("variant", "ratio")) {
+      if (arguments.given("budget"))
+        throw ConfigError("h2o: variant=ratio takes heavy_share and recent_share, not budget");
+      const auto part = [&](const char* name) {
+        if (!arguments.has(name)) arguments.set(name, "10");
+        return static_cast<TokenCount>(
+            std::floor(arguments.real(name) * static_cast<double>(geometry.evict_at) / 100 + 1e-9));
+      };
+      const TokenCount heavy = part("heavy_share");
+      const TokenCount recent = part("recent_share");
+      arguments.set("budget", "auto");
+      // A prompt so short that both shares are nothing keeps its newest token.
+      recipe.size =
+          own(Amount{Amount::Kind::tokens, std::max<TokenCount>(1, heavy + recent), 0, ""});
+      recipe.protect = own(protect_recent(recent));
+      recipe.knob = std::nullopt;
+      return recipe;
+    }
+    if (tokens) {
       if (arguments.given("budget"))
         throw ConfigError("h2o: give either budget, or heavy and recent");
       if (!arguments.given("heavy") || !arguments.given("recent")) {
@@ -86,6 +170,7 @@ PolicyEntry h2o() {
       recipe.protect = own(ProtectRule([](TokenCount budget) {
         return Protect{0, budget - budget / 2};
       }));
+      if (arguments.is("variant", "flexgen")) flexgen(recipe, geometry, normalise);
     }
     return recipe;
   };

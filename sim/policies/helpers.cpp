@@ -41,6 +41,45 @@ class Votes final : public Scorer {
   Settings settings_;
 };
 
+class Positive final : public Budget {
+ public:
+  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
+                      const Sizing& sizing) const override {
+    return sizing.tokens;
+  }
+  bool content_free() const override { return false; }
+  void counts(const View& /*view*/, const Scores& scores, const Sizing& sizing,
+              std::span<TokenCount> keep) const override {
+    for (std::size_t h = 0; h < keep.size(); ++h) {
+      const auto& values = scores.values[h];
+      const auto chosen =
+          std::count_if(values.begin(), values.end(), [](double v) { return v > 0; });
+      keep[h] = std::min<TokenCount>(sizing.tokens, scores.protected_[h] + chosen);
+    }
+  }
+};
+
+class ColumnSums final : public Scorer {
+ public:
+  explicit ColumnSums(bool normalise) : normalise_(normalise) {}
+  Needs needs() const override { return {.column_sums = true}; }
+  double score(const View& view, int head, std::span<const TokenIndex> entries,
+               std::span<double> out) override {
+    const double slack = reduce_group(
+        view.shape(), head, Group::sum, out,
+        [&](int q, std::span<double> sums) { return view.column_sum(q, entries, sums); });
+    if (normalise_) {
+      for (std::size_t i = 0; i < out.size(); ++i)
+        out[i] /= static_cast<double>(view.pass().end - entries[i]);
+    }
+    round_sums(out);
+    return slack;
+  }
+
+ private:
+  bool normalise_;
+};
+
 class Position final : public Scorer {
  public:
   double score(const View& /*view*/, int /*head*/, std::span<const TokenIndex> entries,
@@ -168,6 +207,12 @@ Knob budget_knob(const Geometry& geometry) {
           [](TokenCount tokens) { return std::to_string(tokens); }};
 }
 
+double tokens_before_rounding(const std::optional<Amount>& size, const Sizing& sizing) {
+  if (!size || size->kind != Amount::Kind::share || size->share_of(sizing.rows) != sizing.tokens)
+    return static_cast<double>(sizing.tokens);
+  return static_cast<double>(sizing.rows) * (1.0 - size->one_minus_share());
+}
+
 std::vector<Parameter> votes_parameters(int window, int kernel) {
   using Kind = Parameter::Kind;
   return {
@@ -216,12 +261,27 @@ ProtectRule protect_recent(TokenCount window) {
   return [window](TokenCount) { return Protect{0, window}; };
 }
 
+Scoring column_sum_scoring(bool normalise) {
+  Scoring scoring;
+  scoring.make = [normalise](const LayerShape&) { return std::make_unique<ColumnSums>(normalise); };
+  scoring.evicts_in_decode = true;
+  return scoring;
+}
+
 Scoring position_scoring() {
   Scoring scoring;
   scoring.make = [](const LayerShape&) { return std::make_unique<Position>(); };
   scoring.by_position = true;
   return scoring;
 }
+
+TokenCount tokens_of(const Amount& amount, const Geometry& geometry, int heads) {
+  if (amount.kind == Amount::Kind::tokens) return amount.mantissa;
+  if (amount.kind == Amount::Kind::share) return amount.share_of(geometry.evict_at);
+  return amount.mantissa / (geometry.layers() * heads * geometry.entry_bytes());
+}
+
+std::shared_ptr<const Budget> keep_positive() { return std::make_shared<Positive>(); }
 
 LayerTable read_layer_table(const std::string& file, const std::vector<std::string>& tensors,
                             const Geometry& geometry, const std::string& policy) {

@@ -5,6 +5,7 @@
 #include <functional>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -46,10 +47,19 @@ void pool(Pool kind, int kernel, std::span<double> values);
                                    const std::string& parameter = "budget");
 [[nodiscard]] Knob budget_knob(const Geometry& geometry);
 
+// The budget as the real number from which tokens are rounded down: rows * share where the sizing is
+// that share of its rows, formed in doubles as Python forms n * (1 - compression_ratio); else tokens.
+[[nodiscard]] double tokens_before_rounding(const std::optional<Amount>& size,
+                                            const Sizing& sizing);
+
 // The observation-window votes of SnapKV: parameters, scorer, and the window's protection.
 [[nodiscard]] std::vector<Parameter> votes_parameters(int window, int kernel);
 [[nodiscard]] Scoring votes_scoring(const Arguments& arguments);
 [[nodiscard]] ProtectRule protect_recent(TokenCount window);
+
+// Ranks entries by the attention they received from all rows so far, summed over the group (H2O).
+// State: 4 bytes an entry. normalise: divided by the number of rows that saw the entry.
+[[nodiscard]] Scoring column_sum_scoring(bool normalise = false);
 
 // Ranks entries by their position: the newest are kept first.
 [[nodiscard]] Scoring position_scoring();
@@ -67,6 +77,12 @@ using BirthValues = std::function<void(const View& view, int head, TokenIndex be
 [[nodiscard]] double uniform(std::uint64_t seed, std::initializer_list<std::int64_t> keys);
 
 [[nodiscard]] inline std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+// Entries per head that an amount stands for, as bind() counts them.
+[[nodiscard]] TokenCount tokens_of(const Amount& amount, const Geometry& geometry, int heads);
+
+// For policies that choose a set, not a number: what is protected, and whoever scores above zero.
+[[nodiscard]] std::shared_ptr<const Budget> keep_positive();
 
 // Reads a float tensor [layers, heads, tokens or fewer dimensions] of an external file and picks the
 // trace's layers: the file holds the stored layers, or all layers of the model.

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // PyramidKV: SnapKV's votes under budgets that fall linearly from the first layer to the last.
-// Source: Cai et al., arXiv 2406.02069; code Zefan-Cai/KVCache-Factory. rounding=code reproduces the
-// code's integer step, which overspends small budgets by 4 to 12 %; rounding=exact keeps the total.
+// Source: Cai et al., arXiv 2406.02069; code Zefan-Cai/KVCache-Factory. rounding=code reproduces
+// the code's integer step, which overspends small budgets by 4 to 12 %; rounding=exact keeps the
+// total; rounding=kvpress is PyramidKVPress of NVIDIA/kvpress 0.5.5, whose layer counts include
+// the window and which falls back to equal budgets when the last layer would get less than the
+// window.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -11,19 +14,24 @@
 namespace kvspan::policies {
 namespace {
 
+enum class Rounding : std::uint8_t { code, exact, kvpress };
+
 class Pyramid final : public Budget {
  public:
-  Pyramid(TokenCount window, double beta, bool exact)
-      : window_(window), beta_(beta), exact_(exact) {}
+  Pyramid(TokenCount window, double beta, Rounding rounding, std::optional<Amount> size)
+      : window_(window), beta_(beta), rounding_(rounding), size_(std::move(size)) {}
 
   TokenCount capacity(const LayerShape& shape, int /*head*/, const Sizing& sizing) const override {
     const TokenCount window = std::min(window_, sizing.window_rows);
+    if (rounding_ == Rounding::kvpress) return kvpress_layer(shape, sizing, window);
     const TokenCount base = sizing.tokens - window;
     if (base <= 0) return sizing.tokens;           // the newest `budget` entries
     if (sizing.rows < sizing.tokens) return kAll;  // nothing to compress
     if (sizing.rows < 2 * base || shape.model_layers < 2) return sizing.tokens;
     const RowIndex most = sizing.rows - window;
-    return (exact_ ? exact_layer(shape, base, most) : code_layer(shape, base, most)) + window;
+    return (rounding_ == Rounding::exact ? exact_layer(shape, base, most)
+                                         : code_layer(shape, base, most)) +
+           window;
   }
 
  private:
@@ -36,6 +44,26 @@ class Pyramid final : public Budget {
     }
     const TokenCount step = (highest - lowest) / (shape.model_layers - 1);
     return highest - shape.model_layer * step;
+  }
+
+  // In doubles, in the code's own order of operations; llrint is Python's round (half to even).
+  TokenCount kvpress_layer(const LayerShape& shape, const Sizing& sizing, TokenCount window) const {
+    if (sizing.rows <= sizing.tokens) return kAll;
+    const auto n = static_cast<double>(sizing.rows);
+    const auto w = static_cast<double>(window);
+    const double kept = tokens_before_rounding(size_, sizing);
+    const double capacity = w + kept;
+    double lowest = (capacity - w) / beta_;
+    double highest = (capacity - w) * 2 - lowest;
+    if (highest >= n - w) {
+      highest = n - w;
+      lowest = (capacity - w) * 2 - highest;
+    }
+    if (!(n >= highest && highest >= lowest && lowest >= w))
+      return std::max<TokenCount>(1, std::llrint(kept));
+    const double step =
+        shape.model_layers > 1 ? (highest - lowest) / (shape.model_layers - 1) : 0.0;
+    return std::llrint(highest - shape.model_layer * step);
   }
 
   // The paper's straight line, rounded by largest remainder so that the layers' mean is the base.
@@ -68,7 +96,8 @@ class Pyramid final : public Budget {
 
   TokenCount window_;
   double beta_;
-  bool exact_;
+  Rounding rounding_;
+  std::optional<Amount> size_;
 };
 
 std::vector<Parameter> shape_parameters() {
@@ -78,13 +107,17 @@ std::vector<Parameter> shape_parameters() {
            Kind::word,
            "code",
            "",
-           "code: integer steps, may overspend; exact: keeps the total",
-           {"code", "exact"}}};
+           "code: integer steps, may overspend; exact: keeps the total; kvpress: its formula",
+           {"code", "exact", "kvpress"}}};
 }
 
-Slot<std::shared_ptr<const Budget>> shape_of(const Arguments& arguments, TokenCount window) {
+Slot<std::shared_ptr<const Budget>> shape_of(const Arguments& arguments, TokenCount window,
+                                             std::optional<Amount> size) {
+  const Rounding rounding = arguments.is("rounding", "exact")     ? Rounding::exact
+                            : arguments.is("rounding", "kvpress") ? Rounding::kvpress
+                                                                  : Rounding::code;
   return own<std::shared_ptr<const Budget>>(
-      std::make_shared<Pyramid>(window, arguments.real("beta"), arguments.is("rounding", "exact")));
+      std::make_shared<Pyramid>(window, arguments.real("beta"), rounding, std::move(size)));
 }
 
 }  // namespace
@@ -105,7 +138,7 @@ PolicyEntry pyramidkv() {
     Recipe recipe;
     recipe.scorer = by_default(votes_scoring(arguments));
     recipe.size = size_of(arguments);
-    recipe.shape = shape_of(arguments, window);
+    recipe.shape = shape_of(arguments, window, arguments.amount("budget"));
     recipe.schedule = by_default(Schedule::prompt_end());
     recipe.protect = by_default(protect_recent(window));
     recipe.knob = budget_knob(geometry);
@@ -128,7 +161,7 @@ PolicyEntry pyramid() {
       {"window", Parameter::Kind::count, "8", "tokens", "reserved in every layer", {}, 0, 1e6});
   entry.make = [](Arguments& arguments, const Geometry&) {
     Recipe recipe;
-    recipe.shape = shape_of(arguments, arguments.count("window"));
+    recipe.shape = shape_of(arguments, arguments.count("window"), std::nullopt);
     return recipe;
   };
   return entry;

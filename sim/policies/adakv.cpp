@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ada-KV: the budget of a layer is shared out among its heads by the scores of this prompt. All
+// heads' candidates compete in one list; a head gets as many places as it has candidates among the
+// best heads * base of it, moved towards the uniform base by a safeguard.
+//
+//   form=code     base b = B - window; c_h = candidates of head h among the best H b of the layer;
+//                 head h keeps round(c_h (1 - alpha) + floor(alpha b)) + window (so up to H/2 more
+//                 or fewer than H B entries a layer, less what the floor cuts off)
+//   form=kvpress  the best max(1, int(alpha B)) of every head are safe (window entries come
+//                 first), then the lowest of the layer leave until H B are left
+//
+// Ties in the list go to the lower token, then to the lower head. `adakv` is a budget shape, and
+// brings SnapKV's votes to run alone; adakv+other(...) shapes another policy's scores.
+// Source: Feng et al., arXiv 2407.11550; code FFY0/AdaKV (window 32, kernel 7, max; alpha 0.2 in
+// its LongBench scripts, 0.5 in its quick start) and NVIDIA/kvpress AdaKVPress, which masks keys
+// and frees none of them: here they leave in both forms. Heads of uneven length are stored one
+// after the other, with 4 bytes of length a head; the layouts show what padding them would cost.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "sim/policies/helpers.h"
+
+namespace kvspan::policies {
+namespace {
+
+class AcrossHeads final : public Budget {
+ public:
+  struct Settings {
+    double alpha;
+    bool normalize;
+    bool kvpress;
+    int skip;   // the model's first layers share out nothing
+    bool even;  // no trace to share out by: the heads' sum, up to rounding
+  };
+  explicit AcrossHeads(const Settings& settings) : settings_(settings) {}
+
+  bool content_free() const override { return false; }
+
+  // One head may take what all heads of the layer have.
+  TokenCount capacity(const LayerShape& shape, int /*head*/, const Sizing& sizing) const override {
+    if (sizing.tokens == kAll || shape.model_layer < settings_.skip || settings_.even)
+      return sizing.tokens;
+    return (sizing.tokens - sizing.discount) * shape.heads + sizing.discount;
+  }
+
+  void counts(const View& view, const Scores& scores, const Sizing& sizing,
+              std::span<TokenCount> keep) const override {
+    const TokenCount budget = sizing.tokens == kAll ? kAll : sizing.tokens - sizing.discount;
+    std::fill(keep.begin(), keep.end(), budget);
+    if (budget == kAll || view.shape().model_layer < settings_.skip) return;
+    TokenCount places = 0;  // of the layer, H * b
+    TokenCount candidates = 0;
+    for (std::size_t h = 0; h < keep.size(); ++h) {
+      places += std::max<TokenCount>(0, budget - scores.protected_[h]);
+      candidates += static_cast<TokenCount>(scores.values[h].size());
+    }
+    if (candidates <= places) {  // nothing to share out; a window may still exceed the budget
+      for (std::size_t h = 0; h < keep.size(); ++h)
+        keep[h] = scores.protected_[h] > budget ? budget : kAll;
+      return;
+    }
+    std::vector<TokenCount> safe(keep.size(), 0);
+    if (settings_.kvpress && settings_.alpha > 0) {
+      const auto least = std::max<TokenCount>(
+          1, static_cast<TokenCount>(static_cast<double>(budget) * settings_.alpha));
+      for (std::size_t h = 0; h < keep.size(); ++h) {
+        safe[h] = std::clamp<TokenCount>(least - scores.protected_[h], 0,
+                                         static_cast<TokenCount>(scores.values[h].size()));
+      }
+    }
+    const std::vector<TokenCount> count = among_best(scores, budget, places, safe);
+    for (std::size_t h = 0; h < keep.size(); ++h) {
+      if (scores.protected_[h] >= budget) continue;  // the newest of the window
+      TokenCount own = count[h];
+      if (!settings_.kvpress) {
+        const auto base = static_cast<double>(budget - scores.protected_[h]);
+        own = std::llrint(static_cast<double>(count[h]) * (1 - settings_.alpha) +
+                          std::floor(settings_.alpha * base));
+      }
+      keep[h] = scores.protected_[h] + own;
+    }
+  }
+
+ private:
+  // Candidates of each head among the best `places` of the layer; the best safe[h] of each are in.
+  std::vector<TokenCount> among_best(const Scores& scores, TokenCount budget, TokenCount places,
+                                     const std::vector<TokenCount>& safe) const {
+    struct Candidate {
+      double score;
+      TokenIndex token;
+      std::size_t head;
+      bool operator<(const Candidate& other) const {
+        if (score != other.score) return score > other.score;
+        return token != other.token ? token < other.token : head < other.head;
+      }
+    };
+    std::vector<Candidate> all;
+    std::vector<TokenCount> count = safe;
+    for (std::size_t h = 0; h < safe.size(); ++h) {
+      const auto& values = scores.values[h];
+      const double weight =
+          settings_.normalize ? top_share(values, budget - scores.protected_[h]) : 1.0;
+      std::vector<Candidate> own(values.size());
+      for (std::size_t i = 0; i < values.size(); ++i)
+        own[i] = {values[i] * weight, scores.entries[h][i], h};
+      const auto first = own.begin() + safe[h];
+      if (first != own.begin() && first != own.end())
+        std::nth_element(own.begin(), first, own.end());
+      all.insert(all.end(), first, own.end());
+    }
+    const TokenCount rest =
+        std::max<TokenCount>(0, places - std::accumulate(safe.begin(), safe.end(), TokenCount{0}));
+    if (rest < static_cast<TokenCount>(all.size()))
+      std::nth_element(all.begin(), all.begin() + rest, all.end());
+    const auto taken = std::min(static_cast<std::size_t>(rest), all.size());
+    for (std::size_t i = 0; i < taken; ++i) ++count[all[i].head];
+    return count;
+  }
+
+  // Share of a head's scores that its best `base` hold.
+  static double top_share(std::vector<double> values, TokenCount base) {
+    const double sum = std::accumulate(values.begin(), values.end(), 0.0);
+    if (!(sum > 0)) return 1;
+    std::sort(values.begin(), values.end(), std::greater<>());
+    const auto top = std::clamp<TokenCount>(base, 0, static_cast<TokenCount>(values.size()));
+    return std::accumulate(values.begin(), values.begin() + top, 0.0) / sum;
+  }
+
+  Settings settings_;
+};
+
+}  // namespace
+
+PolicyEntry adakv() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "adakv";
+  entry.klass = "head budget";
+  entry.summary = "shares a layer's budget out among its heads by the scores of the prompt";
+  entry.source = "Feng et al. 2024, arXiv 2407.11550";
+  entry.evidence = "code read";
+  entry.needs = "q and k, or probabilities of the last `window` prompt rows";
+  entry.parameters = votes_parameters(32, 7);
+  entry.parameters.insert(
+      entry.parameters.begin(),
+      {budget_parameter(),
+       {"alpha", Kind::real, "0.2", "", "share of the base that every head is sure of", {}, 0, 1}});
+  const std::vector<Parameter> more = {
+      {"normalize",
+       Kind::word,
+       "false",
+       "",
+       "weigh a head's scores by the share that its best hold",
+       {"false", "true"}},
+      {"skip", Kind::count, "0", "layers", "the model's first layers, shared evenly", {}, 0, 1e6},
+      {"form",
+       Kind::word,
+       "code",
+       "",
+       "safeguard of the authors' code, or of kvpress",
+       {"code", "kvpress"}}};
+  entry.parameters.insert(entry.parameters.end(), more.begin(), more.end());
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    const bool normalize = arguments.is("normalize", "true");
+    const Scoring votes = votes_scoring(arguments);
+    Recipe recipe;
+    recipe.shape =
+        own<std::shared_ptr<const Budget>>(std::make_shared<AcrossHeads>(AcrossHeads::Settings{
+            arguments.real("alpha"), normalize, arguments.is("form", "kvpress"),
+            static_cast<int>(arguments.count("skip")), geometry.trace == nullptr}));
+    recipe.scorer = by_default(votes);
+    recipe.size = size_of(arguments);
+    recipe.schedule = by_default(Schedule::prompt_end());
+    recipe.protect = by_default(protect_recent(arguments.count("window")));
+    recipe.closed_form = false;
+    if (geometry.trace == nullptr) {
+      recipe.notes.emplace_back(
+          "the prompt decides how heads share a layer's budget; evenly here, which gives its sum "
+          "up "
+          "to half an entry a head");
+    }
+    // The length of every head.
+    recipe.charge.once = 4LL * geometry.layers() * geometry.shape(0, votes.per_query_head).heads;
+    recipe.knob = budget_knob(geometry);
+    recipe.knob->monotone = !normalize;
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// ChunkKV: whole chunks of consecutive tokens stay or leave, one set for all heads of a layer,
+// once, after the prompt.
+//
+//   preset=paper    chunks of 10 before the window; score: the attention of the last `window`
+//                   rows, summed over rows, heads and the chunk's tokens; the best floor(budget /
+//                   length) chunks stay, and the window on top of the budget
+//   preset=kvpress  chunks of 20 over the whole prompt; score: SnapKV's votes as kvpress takes
+//                   them (mean of the last 64 rows, average pooling of 5 before the window, window
+//                   tokens above all others), summed over KV heads, mean over the chunk; max(1,
+//                   int(chunks * B / n)) chunks stay. A prompt shorter than a chunk is ranked by
+//                   token.
+//
+// The tokens after the last whole chunk are a chunk of their own: where its score decides whether
+// it stays, the closed form is an upper bound. Of equal chunks the lower one stays; of chunks
+// inside kvpress's window, which are equal by construction (torch.topk picks any), the newest.
+// reuse=R: of every R layers of the model the first decides, and the others copy its set; where a
+// trace does not store it, the lowest that is stored. The lists are needed while a layer is
+// compressed only, and are not charged.
+// Source: Liu et al., arXiv 2502.00299 (read through secondary sources; window and order of the
+// last tokens are not settled by them); code: NVIDIA/kvpress ChunkKVPress, by the first author.
+#include <algorithm>
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "sim/error.h"
+#include "sim/policies/helpers.h"
+
+namespace kvspan::policies {
+namespace {
+
+struct Settings {
+  bool kvpress;
+  TokenCount length;  // tokens in a chunk
+  RowIndex window;
+  int reuse;
+  std::vector<int> leaders;      // [stored layers] who decides
+  std::optional<Amount> budget;  // as given
+};
+
+// The scores of the paper: votes summed over all heads of the layer.
+void paper_scores(const View& view, const Settings& settings, std::span<const TokenIndex> entries,
+                  std::span<double> out, double& slack) {
+  LayerShape whole = view.shape();
+  whole.heads = 1;
+  slack = reduce_group(whole, 0, Group::sum, out, [&](int q, std::span<double> votes) {
+    return view.votes(q, settings.window, entries, votes);
+  });
+}
+
+// kvpress: SnapKV's scores with its sentinel (the layer's highest score, plus 1) at the window's
+// tokens, summed over KV heads.
+void kvpress_scores(const View& view, const Settings& settings, std::span<const TokenIndex> entries,
+                    std::span<double> out, double& slack) {
+  const LayerShape& shape = view.shape();
+  const RowIndex rows = std::min(settings.window, view.pass().end);
+  const auto window = std::lower_bound(entries.begin(), entries.end(), view.pass().end - rows);
+  const auto before = static_cast<std::size_t>(window - entries.begin());
+  double highest = 0;
+  std::vector<double> one(before);
+  std::fill(out.begin(), out.end(), 0.0);
+  for (int h = 0; h < shape.heads && before > 0; ++h) {
+    slack += reduce_group(shape, h, Group::mean, one, [&](int q, std::span<double> votes) {
+      const double s = view.votes(q, settings.window, entries.first(before), votes);
+      for (double& vote : votes) vote /= static_cast<double>(rows);
+      pool(Pool::avg, 5, votes);
+      return s / static_cast<double>(rows);
+    });
+    for (std::size_t i = 0; i < before; ++i) {
+      highest = std::max(highest, one[i]);
+      out[i] += one[i];
+    }
+  }
+  std::fill(out.begin() + static_cast<std::ptrdiff_t>(before), out.end(),
+            (highest + 1) * shape.heads);
+}
+
+// What the layer that decides for this one decided; null if this one decides.
+const Decision* leader_of(const View& view, const Settings& settings) {
+  const int leader = settings.leaders[index(view.shape().layer)];
+  return leader == view.shape().layer ? nullptr : view.lower(leader);
+}
+
+class ChunkScores final : public Scorer {
+ public:
+  explicit ChunkScores(Settings settings) : settings_(std::move(settings)) {}
+  Needs needs() const override { return {.last_rows = settings_.window}; }
+  double score(const View& view, int /*head*/, std::span<const TokenIndex> entries,
+               std::span<double> out) override {
+    if (leader_of(view, settings_) != nullptr) {  // its scores are not asked for
+      std::fill(out.begin(), out.end(), 0.0);
+      return 0;
+    }
+    double slack = 0;
+    (settings_.kvpress ? kvpress_scores : paper_scores)(view, settings_, entries, out, slack);
+    round_sums(out);
+    return slack;
+  }
+
+ private:
+  Settings settings_;
+};
+
+void pick_chunks(const Settings& settings, const View& view, int head,
+                 std::span<const TokenIndex> entries, std::span<const double> scores,
+                 TokenCount places, std::vector<char>& leaves) {
+  if (const Decision* decided = leader_of(view, settings)) {
+    for (const Eviction& e : decided->evictions) {
+      const auto at = std::lower_bound(entries.begin(), entries.end(), e.token);
+      if (e.head == head && at != entries.end() && *at == e.token)
+        leaves[index(at - entries.begin())] = 1;
+    }
+    return;
+  }
+  const auto size = static_cast<TokenCount>(entries.size());
+  const TokenCount length = settings.kvpress && size < settings.length ? 1 : settings.length;
+  const RowIndex window = settings.kvpress ? view.pass().end - settings.window : view.pass().end;
+  struct Chunk {
+    double score;
+    TokenCount first;  // place among the entries
+    bool newest;       // all inside the window: equals are kept from the end
+  };
+  std::vector<Chunk> chunks;
+  for (TokenCount first = 0; first < size; first += length) {
+    const TokenCount end = std::min(first + length, size);
+    double score = std::accumulate(scores.begin() + first, scores.begin() + end, 0.0);
+    if (settings.kvpress) score /= static_cast<double>(end - first);
+    chunks.push_back({score, first, entries[index(first)] >= window});
+  }
+  // Sums of equal terms are equal up to rounding.
+  for (Chunk& chunk : chunks) round_sums({&chunk.score, 1});
+  std::sort(chunks.begin(), chunks.end(), [](const Chunk& a, const Chunk& b) {
+    if (a.score != b.score) return a.score > b.score;
+    return a.newest && b.newest ? a.first > b.first : a.first < b.first;
+  });
+  // `places` holds whole chunks, or what is left of them in a shorter last one.
+  const TokenCount stay = settings.kvpress ? (places + length - 1) / length : places / length;
+  std::fill(leaves.begin(), leaves.end(), 1);
+  for (TokenCount i = 0; i < std::min<TokenCount>(stay, std::ssize(chunks)); ++i) {
+    const TokenCount first = chunks[index(i)].first;
+    std::fill(leaves.begin() + first, leaves.begin() + std::min(first + length, size), 0);
+  }
+}
+
+class Chunks final : public Budget {
+ public:
+  explicit Chunks(Settings settings) : settings_(std::move(settings)) {}
+  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
+                      const Sizing& sizing) const override {
+    const TokenCount c = settings_.length;
+    if (sizing.tokens == kAll || sizing.rows <= sizing.tokens) return kAll;
+    const RowIndex window = std::min({settings_.window, sizing.window_rows, sizing.rows});
+    if (!settings_.kvpress) return window + std::min(sizing.tokens / c * c, sizing.rows - window);
+    const double share =
+        tokens_before_rounding(settings_.budget, sizing) / static_cast<double>(sizing.rows);
+    if (sizing.rows < c) {
+      return std::max<TokenCount>(
+          1, static_cast<TokenCount>(static_cast<double>(sizing.rows) * share));
+    }
+    const TokenCount tail = sizing.rows % c;
+    const TokenCount chunks = sizing.rows / c + (tail > 0 ? 1 : 0);
+    const auto stay =
+        std::max<TokenCount>(1, static_cast<TokenCount>(static_cast<double>(chunks) * share));
+    // A tail inside the window is the newest of the best chunks, so it stays.
+    return tail > 0 && tail <= window ? (stay - 1) * c + tail : std::min(stay * c, sizing.rows);
+  }
+  // True if no chunk's score decides how many entries stay.
+  [[nodiscard]] bool exact(RowIndex rows) const {
+    const RowIndex window = std::min(settings_.window, rows);
+    if (settings_.kvpress) return rows < settings_.length || rows % settings_.length <= window;
+    return (rows - window) % settings_.length == 0;
+  }
+
+ private:
+  Settings settings_;
+};
+
+// Who decides in each stored layer. `lacking` counts those whose block's first layer is not stored.
+std::vector<int> leaders(const Geometry& geometry, int reuse, int& lacking) {
+  std::vector<int> out;
+  for (int l = 0; l < geometry.layers(); ++l) {
+    const int block = geometry.layer_ids[index(l)] / reuse;
+    int leader = l;
+    while (leader > 0 && geometry.layer_ids[index(leader - 1)] / reuse == block) --leader;
+    if (geometry.layer_ids[index(leader)] % reuse != 0) ++lacking;
+    out.push_back(leader);
+  }
+  return out;
+}
+
+}  // namespace
+
+PolicyEntry chunkkv() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "chunkkv";
+  entry.klass = "post-fill eviction";
+  entry.summary = "keeps whole chunks of tokens, one set per layer, once, after the prompt";
+  entry.source = "Liu et al. 2025, arXiv 2502.00299";
+  entry.evidence = "code read (kvpress), paper secondary";
+  entry.needs = "q and k, or probabilities of the last `window` prompt rows";
+  entry.parameters = {
+      budget_parameter(),
+      {"preset",
+       Kind::word,
+       "paper",
+       "",
+       "the paper's listing, or the first author's code",
+       {"paper", "kvpress"}},
+      {"length", Kind::count, "auto", "tokens", "of a chunk; auto: 10, kvpress 20", {}, 1, 1e6},
+      {"window",
+       Kind::count,
+       "auto",
+       "rows",
+       "observation window; auto: 8 on top of the budget, kvpress 64 inside it",
+       {},
+       1,
+       1e6},
+      {"reuse", Kind::count, "1", "layers", "this many layers share one set", {}, 1, 1e6}};
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    const bool kvpress = arguments.is("preset", "kvpress");
+    if (!arguments.has("length")) arguments.set("length", kvpress ? "20" : "10");
+    if (!arguments.has("window")) arguments.set("window", kvpress ? "64" : "8");
+    const int reuse = static_cast<int>(arguments.count("reuse"));
+    int lacking = 0;
+    const Settings settings{kvpress, arguments.count("length"),         arguments.count("window"),
+                            reuse,   leaders(geometry, reuse, lacking), arguments.amount("budget")};
+    Recipe recipe;
+    if (lacking > 0) {
+      recipe.notes.push_back(
+          fmt::format("{} stored layers lack the first layer of their {}: the lowest stored one "
+                      "decides for them",
+                      lacking, reuse));
+    }
+    Scoring scoring;
+    scoring.make = [settings](const LayerShape&) {
+      return std::make_unique<ChunkScores>(settings);
+    };
+    scoring.axis = Axis::layer;
+    // kvpress's window competes with the rest, so chunked() adds nothing to a count.
+    scoring.window = kvpress ? 0 : settings.window;
+    const auto chunks = std::make_shared<Chunks>(settings);
+    recipe.scorer = own(scoring);
+    recipe.size = size_of(arguments);
+    recipe.shape = own<std::shared_ptr<const Budget>>(chunks);
+    recipe.schedule = by_default(Schedule::prompt_end());
+    recipe.protect = own(protect_recent(kvpress ? 0 : settings.window));
+    recipe.pick = own(Pick(
+        [settings](const View& view, int head, std::span<const TokenIndex> entries,
+                   std::span<const double> scores, TokenCount keep, std::vector<char>& leaves) {
+          pick_chunks(settings, view, head, entries, scores, keep, leaves);
+        }));
+    recipe.reads_lower_layers = reuse > 1;
+    recipe.closed_form = geometry.chunk == 0 && chunks->exact(geometry.evict_at);
+    if (geometry.trace == nullptr && !recipe.closed_form) {
+      recipe.notes.emplace_back(
+          "an upper bound: the last chunk is short, and the prompt decides whether it stays");
+    }
+    recipe.knob = budget_knob(geometry);
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// HeadKV: SnapKV's votes under a fixed budget per (layer, head), from importance scores that were
+// measured once for the model. All heads of all layers share one pool.
+//
+//   p    = score^temp, normalised over all heads of all layers;  b = B - window
+//   pool = floor(b / beta) * heads of the model (a larger beta shares less)
+//   b_lh = round(p_lh * pool + b - floor(b / beta));  a head keeps b_lh + window
+//
+// The sum over heads is that of b, up to rounding. heads=FILE holds scores [layers][query or KV
+// heads]; of a file with query heads each KV head takes its group's mean (group=none, as in the
+// authors' code: one set per query head). heads=auto: a stand-in, the mean attention of a head
+// outside the first 4 and the newest `window` tokens, over rows [N/2, N) of the replayed trace;
+// not the authors' scores, which come from needle prompts.
+// Source: Fu et al., arXiv 2410.19258; code FYYFU/HeadKV (window 8, kernel 7, max in its runners).
+#include <cmath>
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "sim/attention_stats.h"
+#include "sim/error.h"
+#include "sim/policies/gates.h"
+#include "sim/policies/helpers.h"
+
+namespace kvspan::policies {
+namespace {
+
+class HeadPool final : public Budget {
+ public:
+  //   share [stored layers][heads] a head's part of the pool, 1 on average over the model
+  HeadPool(Gates share, double beta, TokenCount window)
+      : share_(std::move(share)), beta_(beta), window_(window) {}
+
+  TokenCount capacity(const LayerShape& shape, int head, const Sizing& sizing) const override {
+    if (sizing.tokens == kAll || sizing.rows <= sizing.tokens) return kAll;
+    const TokenCount window = std::min(window_, sizing.window_rows);
+    const TokenCount base = sizing.tokens - window;
+    if (base <= 0) return sizing.tokens;  // the newest `budget` entries
+    const double pooled = std::floor(static_cast<double>(base) / beta_);
+    return window + std::llrint(share_[index(shape.layer)][index(head)] * pooled +
+                                (static_cast<double>(base) - pooled));
+  }
+
+ private:
+  Gates share_;
+  double beta_;
+  TokenCount window_;
+};
+
+// score^temp, 1 on average; of query heads, the mean of each group unless they stay apart.
+Gates shares(Gates scores, double temp, const Geometry& geometry, bool per_query_head,
+             const std::string& from) {
+  double sum = 0;
+  std::size_t count = 0;
+  for (auto& layer : scores) {
+    for (double& score : layer) {
+      if (score < 0) {
+        throw TraceError(
+            fmt::format("headkv: '{}' holds the score {:g}, expected none below 0", from, score));
+      }
+      score = std::pow(score, temp);
+      sum += score;
+      ++count;
+    }
+  }
+  const int group = geometry.query_heads / geometry.kv_heads;
+  for (auto& layer : scores) {
+    for (double& score : layer) score = sum > 0 ? score * static_cast<double>(count) / sum : 1.0;
+    if (per_query_head || layer.size() == index(geometry.kv_heads)) continue;
+    std::vector<double> mean(index(geometry.kv_heads), 0.0);
+    for (std::size_t q = 0; q < layer.size(); ++q) mean[q / index(group)] += layer[q] / group;
+    layer = std::move(mean);
+  }
+  return scores;
+}
+
+}  // namespace
+
+PolicyEntry headkv() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "headkv";
+  entry.klass = "head budget";
+  entry.summary = "SnapKV's votes under fixed budgets per head, from importance scores";
+  entry.source = "Fu et al. 2024, arXiv 2410.19258";
+  entry.evidence = "code read";
+  entry.needs =
+      "q and k, or probabilities of the last `window` prompt rows; without heads=FILE of the last "
+      "half of the rows";
+  entry.parameters = votes_parameters(8, 7);
+  entry.parameters.insert(
+      entry.parameters.begin(),
+      {budget_parameter(),
+       {"heads",
+        Kind::text,
+        "auto",
+        "",
+        "file of scores, [layers][query or KV heads], JSON or TSV; auto: from this trace",
+        {}},
+       {"beta", Kind::real, "1.2", "", "the pool is 1 / beta of the budget", {}, 1, 1e6},
+       {"temp", Kind::real, "1", "", "exponent of the scores", {}, 0, 100}});
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    const TokenCount window = arguments.count("window");
+    const Scoring votes = votes_scoring(arguments);
+    const int heads = geometry.shape(0, votes.per_query_head).heads;
+    Recipe recipe;
+    Gates scores(index(geometry.layers()), std::vector<double>(index(heads), 1.0));
+    std::string from = "this trace";
+    if (arguments.has("heads")) {
+      from = arguments.text("heads");
+      scores = read_gates("headkv", from, geometry, true);
+      if (votes.per_query_head && scores.front().size() != index(geometry.query_heads)) {
+        throw ConfigError(fmt::format(
+            "headkv(group=none): '{}' has {} scores a layer, expected {} query heads; nearest: "
+            "group=mean",
+            from, scores.front().size(), geometry.query_heads));
+      }
+    } else if (geometry.trace != nullptr) {
+      scores = mean_mass_outside(*geometry.trace, 4, window);
+      recipe.notes.emplace_back(
+          "stand-in: head scores are the attention outside sinks and window on this trace (reads "
+          "the future), not the authors'");
+    } else {
+      recipe.closed_form = false;
+      recipe.notes.emplace_back("head scores are fitted on a trace; equal here");
+    }
+    recipe.shape = own<std::shared_ptr<const Budget>>(std::make_shared<HeadPool>(
+        stored_layers(
+            shares(std::move(scores), arguments.real("temp"), geometry, votes.per_query_head, from),
+            geometry),
+        arguments.real("beta"), window));
+    recipe.scorer = by_default(votes);
+    recipe.size = size_of(arguments);
+    recipe.schedule = by_default(Schedule::prompt_end());
+    recipe.protect = by_default(protect_recent(window));
+    recipe.charge.once = 4LL * geometry.layers() * heads;  // the length of every head
+    recipe.knob = budget_knob(geometry);
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

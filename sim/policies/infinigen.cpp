@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+// InfiniGen: after the prompt the cache lives on the host; each layer guesses which entries a row
+// needs from a few columns of skewed queries and keys, and only those are fetched.
+//   s = q~ . k~ over the partial columns, for each query head over all earlier entries
+//   n' = floor of the mean over query heads of #{s > max s - alpha}, at most `cap`
+//   every query head reads its own n' best and the row's own entry; the model's first layer all of it
+// Source: Lee et al., arXiv 2406.19707; code snu-comparch/InfiniGen (kv_selection_controller.py,
+// skewing_controller.py). Left out: its optional host pool that evicts (fifo, lru, counter).
+// Stand-in: the authors form q~ of layer l from the *input of layer l-1*, which no trace holds; here
+// it is the row's own query, so what is lost comes from the partial columns only (scores=partial), or
+// from nothing but `cap` and alpha (scores=exact). The skew is the right singular vectors of the
+// prompt's own queries; the authors fit it offline, per head of MHA models: under GQA the queries
+// of a group share one skew and one set of columns, since they share the partial keys.
+// alpha: 4 for OPT, 5 and more for Llama-2; columns: 20 % in the scripts, 30 % in the paper.
+#include <algorithm>
+#include <cmath>
+
+#include <Eigen/Core>
+#include <Eigen/Eigenvalues>
+
+#include "sim/error.h"
+#include "sim/policies/selection.h"
+
+namespace kvspan::policies {
+namespace {
+
+struct Settings {
+  double alpha = 4;
+  TokenCount cap = 1;
+  int columns = 0;  // 0: exact scores
+  RowIndex prompt = 0;
+};
+
+// Skewed queries and keys of one KV head, `columns` of them.
+class PartialKeys {
+ public:
+  PartialKeys(const View& view, int kv_head, const Settings& settings)
+      : kv_head_(kv_head), dim_(view.shape().k_dim), keys_(dim_) {
+    constexpr RowIndex kPiece = 512;  // rows at a time
+    const int group = view.shape().query_heads / view.shape().kv_heads;
+    const auto queries = [&](RowIndex begin) {
+      const RowIndex end = std::min(begin + kPiece, settings.prompt);
+      Eigen::MatrixXd out((end - begin) * group, dim_);
+      for (RowIndex row = begin; row < end; ++row) {
+        for (int g = 0; g < group; ++g) {
+          const std::vector<float> q = view.query(kv_head * group + g, row);
+          for (int i = 0; i < dim_; ++i)
+            out((row - begin) * group + g, i) = static_cast<double>(q[index(i)]);
+        }
+      }
+      return out;
+    };
+    Eigen::MatrixXd gram = Eigen::MatrixXd::Zero(dim_, dim_);
+    for (RowIndex row = 0; row < settings.prompt; row += kPiece) {
+      const Eigen::MatrixXd q = queries(row);
+      gram.noalias() += q.transpose() * q;
+    }
+    // Right singular vectors of Q are eigenvectors of its Gram matrix.
+    const Eigen::MatrixXd skew =
+        Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(gram).eigenvectors();
+    Eigen::VectorXd weight = Eigen::VectorXd::Zero(dim_);
+    for (RowIndex row = 0; row < settings.prompt; row += kPiece)
+      weight += (queries(row) * skew).cwiseAbs().colwise().sum().transpose();
+    std::vector<float> sums(index(dim_));
+    for (int i = 0; i < dim_; ++i) sums[index(i)] = static_cast<float>(weight(i));
+    const std::vector<std::int32_t> best = best_of(sums, index(settings.columns));
+    for (const std::int32_t c : best) {
+      for (int i = 0; i < dim_; ++i) skew_.push_back(static_cast<float>(skew(i, c)));
+    }
+    columns_.resize(best.size());
+  }
+
+  void extend(const View& view, TokenIndex end) {
+    keys_.extend(view, kv_head_, end);
+    for (std::size_t c = 0; c < columns_.size(); ++c) {
+      for (TokenIndex t = static_cast<TokenIndex>(columns_[c].size()); t < end; ++t)
+        columns_[c].push_back(turn(c, keys_.row(t)));
+    }
+  }
+
+  // s of the entries, scaled as logits are.
+  void score(std::span<const float> q, double scale, std::span<const TokenIndex> entries,
+             std::span<double> out) const {
+    std::vector<float> sums(columns_.empty() ? 0 : columns_[0].size(), 0.0F);
+    for (std::size_t c = 0; c < columns_.size(); ++c) {
+      const float x = turn(c, q.data());
+      const float* column = columns_[c].data();
+      for (std::size_t t = 0; t < sums.size(); ++t) sums[t] += x * column[t];
+    }
+    for (std::size_t i = 0; i < entries.size(); ++i)
+      out[i] = scale * static_cast<double>(sums[index(entries[i])]);
+  }
+
+ private:
+  [[nodiscard]] float turn(std::size_t column, const float* x) const {
+    const float* a = skew_.data() + column * index(dim_);
+    float sum = 0;
+    for (std::size_t i = 0; i < index(dim_); ++i) sum += a[i] * x[i];
+    return sum;
+  }
+  int kv_head_;
+  int dim_;
+  KeyRows keys_;
+  std::vector<float> skew_;                  // [columns][dim]
+  std::vector<std::vector<float>> columns_;  // [columns][tokens so far]
+};
+
+class Speculation final : public Selector {
+ public:
+  explicit Speculation(const Settings& settings) : settings_(settings) {}
+  Needs needs() const override {
+    if (settings_.columns > 0) return {.q = true, .k = true};
+    return {.observe = Observe::from_prompt_end};  // probabilities of the generated rows
+  }
+
+  void select(const View& view, std::span<Reads> reads) override {
+    const LayerShape& shape = view.shape();
+    if (!generates(view.pass()) || shape.model_layer == 0) return;
+    const RowIndex row = view.pass().begin;
+    const int per_kv = shape.query_heads / shape.kv_heads;
+    if (settings_.columns > 0) {
+      for (int h = static_cast<int>(partial_.size()); h < shape.kv_heads; ++h)
+        partial_.emplace_back(view, h, settings_);
+      for (PartialKeys& p : partial_) p.extend(view, static_cast<TokenIndex>(row));
+    }
+    std::vector<std::vector<double>> scores(index(shape.query_heads));
+    std::int64_t critical = 0;
+    for (int q = 0; q < shape.query_heads; ++q) {
+      const std::span<const TokenIndex> past = past_of(view, q);
+      std::vector<double>& s = scores[index(q)];
+      s.resize(past.size());
+      if (settings_.columns > 0) {
+        partial_[index(q / per_kv)].score(view.query(q, row), view.score_scale(), past, s);
+      } else {
+        (void)view.probabilities(q, row, past, s);  // exp(s) up to a factor
+      }
+      if (s.empty()) continue;
+      const double highest = *std::max_element(s.begin(), s.end());
+      const double threshold =
+          settings_.columns > 0 ? highest - settings_.alpha : highest * std::exp(-settings_.alpha);
+      critical += std::count_if(s.begin(), s.end(), [&](double x) { return x > threshold; });
+    }
+    const TokenCount fetched = std::min<TokenCount>(critical / shape.query_heads, settings_.cap);
+    for (int q = 0; q < shape.query_heads; ++q) {
+      const std::span<const TokenIndex> past = past_of(view, q);
+      if (static_cast<TokenCount>(past.size()) <= fetched) continue;
+      const std::vector<double>& s = scores[index(q)];
+      const std::vector<float> rounded(s.begin(), s.end());
+      std::vector<TokenIndex> attended;
+      for (const std::int32_t i : best_of(rounded, index(fetched)))
+        attended.push_back(past[index(i)]);
+      attended.push_back(static_cast<TokenIndex>(row));
+      reads[index(q)].attended = std::move(attended);
+    }
+  }
+
+ private:
+  // Entries of the query head's cache before the row's own.
+  static std::span<const TokenIndex> past_of(const View& view, int query_head) {
+    const auto all = view.resident(query_head / view.shape().group());
+    return all.first(all.size() - 1);
+  }
+  Settings settings_;
+  std::vector<PartialKeys> partial_;  // [kv_heads]
+};
+
+}  // namespace
+
+PolicyEntry infinigen() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "infinigen";
+  entry.klass = "offload";
+  entry.summary =
+      "cache on the host; fetches what partial scores predict (with the row's own query)";
+  entry.source = "Lee et al. 2024, arXiv 2406.19707";
+  entry.evidence = "code read";
+  entry.needs = "q and k; scores=exact: q and k, or probabilities of generated rows";
+  Parameter cap = budget_parameter();
+  cap.name = "cap";
+  cap.help = "entries a query head fetches at most in a row";
+  entry.parameters = {{"alpha",
+                       Kind::real,
+                       "4",
+                       "nats",
+                       "an entry counts if it scores above the best less alpha",
+                       {},
+                       0,
+                       1e6},
+                      cap,
+                      {"partial",
+                       Kind::amount,
+                       "20%",
+                       "columns",
+                       "columns of a head that scores are taken over",
+                       {}},
+                      {"scores",
+                       Kind::word,
+                       "partial",
+                       "",
+                       "over the partial columns, or over all of them (no partial keys are kept)",
+                       {"partial", "exact"}}};
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    Settings settings;
+    settings.alpha = arguments.real("alpha");
+    settings.cap = entries_of(arguments, "cap", geometry);
+    settings.prompt = geometry.evict_at;
+    if (arguments.is("scores", "partial")) {
+      const Amount columns = arguments.amount("partial");
+      if (columns.kind == Amount::Kind::bytes || columns.mantissa < 1) {
+        throw ConfigError("infinigen(partial): found " + columns.text +
+                          ", expected columns (38) or a share of the head dimension (20%)");
+      }
+      settings.columns = static_cast<int>(std::min<std::int64_t>(
+          geometry.k_dim, columns.kind == Amount::Kind::share ? columns.share_of(geometry.k_dim)
+                                                              : columns.mantissa));
+    }
+    Recipe recipe;
+    recipe.selector = own(SelectorFactory(
+        [settings](const LayerShape&) { return std::make_unique<Speculation>(settings); }));
+    recipe.store =
+        own(host_storing([](const Pass& pass) { return pass.end >= pass.evict_at; }, geometry));
+    // Partial keys of every entry so far; copies in flight for the layer that attends and for the
+    // next one: n' entries of each query head, charged at their cap, or the whole first layer.
+    const std::int64_t layers = geometry.layers();
+    const std::int64_t each = geometry.entry_bytes();
+    const std::int64_t partial = layers * geometry.kv_heads * settings.columns * geometry.kv_bytes;
+    const std::int64_t most = settings.cap * geometry.query_heads * each;
+    const std::int64_t whole = geometry.layer_ids.front() == 0 ? geometry.kv_heads * each : 0;
+    recipe.charge.during = [partial, most, whole, prompt = geometry.evict_at](RowIndex row) {
+      if (row < prompt) return std::int64_t{0};
+      return (row + 1) * partial + most + std::max(most, (row + 1) * whole);
+    };
+    recipe.notes.emplace_back(
+        "stand-in: the row's own query, not one guessed from the layer below");
+    recipe.notes.emplace_back("fetched copies are charged at their cap");
+    recipe.knob = budget_knob(geometry);
+    recipe.knob->parameter = "cap";
+    recipe.closed_form = false;  // entries that left for the host
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// LagKV: cuts the sequence behind the sinks into partitions of `lag` tokens and scores each by how
+// widely its keys and values spread within the range of the *next* partition: normalise every channel
+// by that partition's minimum and maximum, take the standard deviation over the channels, softmax over
+// the partition, mean of K and V. The rank inside the partition is the score (cross=true: the softmax
+// itself). The last partition and the remainder, which nothing follows, rank above all others.
+// Source: Liang et al., arXiv 2504.04704; code AI-Lab-China-Merchants-Bank/LagKV, kvpress LagKVPress.
+// As in kvpress sinks and the unscored tail count inside the budget (in the authors' code the kept
+// share applies to each scored partition, the rest comes on top, and it goes on in decode); defaults
+// are kvpress' too (the authors' class has sinks 16, lag 1024). Where the sources give 0/0 (a channel
+// that is constant in the next partition; one channel only) the spread is 0 here. Among entries of the
+// top rank kvpress leaves the choice to torch; here sinks come first, then the newest.
+// Entries that are ranked together are taken as one sequence without gaps.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "sim/policies/helpers.h"
+
+namespace kvspan::policies {
+namespace {
+
+class Lag final : public Scorer {
+ public:
+  Lag(TokenCount sinks, std::int64_t lag, bool cross) : sinks_(sinks), lag_(lag), cross_(cross) {}
+  Needs needs() const override { return {.k = true, .v = true}; }
+  double score(const View& view, int head, std::span<const TokenIndex> entries,
+               std::span<double> out) override {
+    const LayerShape& shape = view.shape();
+    const int kv_head = head * shape.kv_heads / shape.heads;
+    const auto first =
+        index(std::lower_bound(entries.begin(), entries.end(), sinks_) - entries.begin());
+    const std::size_t behind = entries.size() - first;
+    const std::size_t partitions = behind / index(lag_);
+    std::fill(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(first), 3.0);
+    // Between 1 (the top rank of a scored entry is below it) and 2: the newest of the tail stay.
+    const std::size_t scored = partitions < 2 ? 0 : (partitions - 1) * index(lag_);
+    for (std::size_t i = scored; i < behind; ++i)
+      out[first + i] = 1.0 + static_cast<double>(i) / static_cast<double>(behind);
+    for (std::size_t p = 0; p * index(lag_) < scored; ++p) {
+      const std::size_t begin = first + p * index(lag_);
+      const auto part = entries.subspan(begin, index(lag_));
+      const auto next = entries.subspan(begin + index(lag_), index(lag_));
+      const std::span<double> scores = out.subspan(begin, index(lag_));
+      const auto key = [&](TokenIndex t) { return view.key(kv_head, t); };
+      const auto value = [&](TokenIndex t) { return view.value(kv_head, t); };
+      const std::vector<double> of_k = spread(part, next, key);
+      const std::vector<double> of_v = spread(part, next, value);
+      for (std::size_t i = 0; i < scores.size(); ++i) scores[i] = (of_k[i] + of_v[i]) / 2;
+      round_sums(scores);
+      if (!cross_) to_ranks(scores);
+    }
+    return 0;
+  }
+
+ private:
+  // Softmax over a partition of the standard deviation over channels, n - 1 in the denominator.
+  template <class Get>
+  static std::vector<double> spread(std::span<const TokenIndex> part,
+                                    std::span<const TokenIndex> next, const Get& get) {
+    std::vector<float> low = get(next[0]);
+    std::vector<float> high = low;
+    for (const TokenIndex t : next.subspan(1)) {
+      const std::vector<float> x = get(t);
+      for (std::size_t d = 0; d < x.size(); ++d) {
+        low[d] = std::min(low[d], x[d]);
+        high[d] = std::max(high[d], x[d]);
+      }
+    }
+    std::vector<double> out;
+    for (const TokenIndex t : part) {
+      const std::vector<float> raw = get(t);
+      std::vector<double> x(raw.size(), 0.0);
+      double mean = 0;
+      for (std::size_t d = 0; d < x.size(); ++d) {
+        const double range = static_cast<double>(high[d]) - static_cast<double>(low[d]);
+        if (range > 0) x[d] = (static_cast<double>(raw[d]) - static_cast<double>(low[d])) / range;
+        mean += x[d] / static_cast<double>(x.size());
+      }
+      double squares = 0;
+      for (const double value : x) squares += (value - mean) * (value - mean);
+      out.push_back(x.size() < 2 ? 0.0 : std::sqrt(squares / static_cast<double>(x.size() - 1)));
+    }
+    const double most = *std::max_element(out.begin(), out.end());
+    double sum = 0;
+    for (double& value : out) sum += value = std::exp(value - most);
+    for (double& value : out) value /= sum;
+    return out;
+  }
+
+  // Ascending ranks over the length; of equal scores the lower index ranks higher.
+  static void to_ranks(std::span<double> scores) {
+    std::vector<std::size_t> order(scores.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+      return scores[a] != scores[b] ? scores[a] < scores[b] : a > b;
+    });
+    for (std::size_t rank = 0; rank < order.size(); ++rank)
+      scores[order[rank]] = static_cast<double>(rank) / static_cast<double>(order.size());
+  }
+
+  TokenCount sinks_;
+  std::int64_t lag_;
+  bool cross_;
+};
+
+}  // namespace
+
+PolicyEntry lagkv() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "lagkv";
+  entry.klass = "post-fill eviction";
+  entry.summary = "keeps keys and values that spread widely within the range of the next tokens";
+  entry.source = "Liang et al. 2025, arXiv 2504.04704; code NVIDIA/kvpress";
+  entry.evidence = "code read";
+  entry.needs = "k and v";
+  entry.parameters = {
+      budget_parameter(),
+      {"sinks", Kind::count, "4", "tokens", "first tokens, ranked above all", {}, 0, 1e12},
+      {"lag", Kind::count, "128", "tokens", "length of a partition", {}, 1, 1e9},
+      {"cross",
+       Kind::word,
+       "false",
+       "",
+       "compares scores across partitions, in place of ranks",
+       {"false", "true"}}};
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    Recipe recipe;
+    Scoring scoring;
+    scoring.make = [sinks = arguments.count("sinks"), lag = arguments.count("lag"),
+                    cross = arguments.is("cross", "true")](const LayerShape&) {
+      return std::make_unique<Lag>(sinks, lag, cross);
+    };
+    recipe.scorer = own(scoring);
+    recipe.size = size_of(arguments);
+    recipe.schedule = by_default(Schedule::prompt_end());
+    recipe.knob = budget_knob(geometry);
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,554 @@
+// SPDX-License-Identifier: Apache-2.0
+// LESS: an evictor (H2O, or a composed one) whose victims are folded into a state of constant size,
+// which adds to the attention of later rows as a linear attention of rank R does:
+//   out = (phi(q) H + sum_i exp(z_i) v_i) / (phi(q) z + sum_i exp(z_i)),   z_i = q . k_i scale
+//   for each victim:  H += psi(k)^T v,   z += psi(k)^T                     one state per KV head
+// Source: Dong et al., arXiv 2402.09398; code hdong920/LESS. phi and psi are small networks trained
+// per layer and head there; H and z are fp32. The code knows MHA only; under GQA the state is per KV
+// head and phi per query head (natural reading).
+//
+// The trained kernels are not here. What stands in for them, all with the published bytes:
+//   fit     R anchors a_r: k-means over the keys of the prompt's first half. psi_r(k) = 1 for the
+//           nearest anchor, else 0; phi_r(q) = exp(z(q, a_r) + b_r), b_r fitted so that over rows of
+//           that half the anchor's part of the attention comes out right in sum
+//   favor   R positive random features of exp(z): exp(w.x - |x|^2/2), w normal, x = sqrt(scale) q, k.
+//           Unbiased, with a large variance
+//   mean    one group: count times exp(z) of the mean key, mean value
+//   oracle  the best non-negative rank-R factorisation found for the victims' attention in rows still
+//           to come (multiplicative updates, 24 rows a query head); phi(q) is fitted anew to every
+//           row, over all victims. It reads the future: a bound (as good as its local optimum)
+//   plus    no state: R / 2 more entries, about its size (the authors' Baseline+: 4 for R = 8)
+//   none    no state: the evictor
+// States are held in double here, whatever `state` charges. Softcapped logits are not capped again.
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include <fmt/format.h>
+
+#include "sim/error.h"
+#include "sim/policies/helpers.h"
+
+namespace kvspan::policies {
+namespace {
+
+using Vector = std::vector<double>;
+
+double dot(std::span<const float> a, std::span<const float> b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  return sum;
+}
+
+// exp without overflow: what a victim adds relative to the row's own maximum.
+double bounded_exp(double x) { return std::exp(std::min(x, 300.0)); }
+
+// Sums of exp(w) and exp(w) v, relative to the largest w so far.
+struct Feature {
+  double offset = -std::numeric_limits<double>::infinity();
+  double weight = 0;
+  Vector values;
+  void add(double w, std::span<const float> v) {
+    values.resize(v.size(), 0.0);
+    if (w > offset) {
+      const double shrink = std::exp(offset - w);
+      weight *= shrink;
+      for (double& x : values) x *= shrink;
+      offset = w;
+    }
+    const double term = std::exp(w - offset);
+    weight += term;
+    for (std::size_t i = 0; i < v.size(); ++i) values[i] += term * static_cast<double>(v[i]);
+  }
+  // w: log of phi(q), less the row's maximum.
+  void read(double w, std::span<double> numerator, double& denominator) const {
+    if (values.empty()) return;
+    const double scale = bounded_exp(w + offset);
+    denominator += scale * weight;
+    for (std::size_t i = 0; i < values.size(); ++i) numerator[i] += scale * values[i];
+  }
+};
+
+// What absorbs the victims of one KV head.
+class State {
+ public:
+  virtual ~State() = default;
+  virtual void fold(const View& view, std::span<const TokenIndex> victims) = 0;
+  virtual void add(std::span<const float> q, double max, std::span<double> numerator,
+                   double& denominator) const = 0;
+};
+
+class MeanState final : public State {
+ public:
+  MeanState(int head, double scale) : head_(head), scale_(scale) {}
+  void fold(const View& view, std::span<const TokenIndex> victims) override {
+    for (const TokenIndex t : victims) {
+      const std::vector<float> k = view.key(head_, t);
+      key_.resize(k.size(), 0.0);
+      for (std::size_t c = 0; c < k.size(); ++c) key_[c] += static_cast<double>(k[c]);
+      group_.add(0, view.value(head_, t));
+    }
+  }
+  void add(std::span<const float> q, double max, std::span<double> numerator,
+           double& denominator) const override {
+    double z = 0;
+    for (std::size_t c = 0; c < q.size(); ++c) z += static_cast<double>(q[c]) * key_[c];
+    group_.read(scale_ * z / group_.weight - max, numerator, denominator);
+  }
+
+ private:
+  int head_;
+  double scale_;
+  Vector key_;  // sum
+  Feature group_;
+};
+
+class RandomFeatures final : public State {
+ public:
+  RandomFeatures(int head, double scale, const LayerShape& shape, int rank, std::uint64_t seed)
+      : head_(head), root_(std::sqrt(scale)), features_(index(rank)) {
+    for (int r = 0; r < rank; ++r) {
+      directions_.emplace_back();
+      for (int c = 0; c < shape.k_dim; ++c) {  // Box and Muller
+        const double u = uniform(seed, {shape.layer, head, r, c, 0});
+        const double v = uniform(seed, {shape.layer, head, r, c, 1});
+        directions_.back().push_back(
+            static_cast<float>(std::sqrt(-2 * std::log(u)) * std::cos(2 * std::numbers::pi * v)));
+      }
+    }
+  }
+  void fold(const View& view, std::span<const TokenIndex> victims) override {
+    for (const TokenIndex t : victims) {
+      const std::vector<float> k = view.key(head_, t);
+      const std::vector<float> v = view.value(head_, t);
+      for (std::size_t r = 0; r < features_.size(); ++r) features_[r].add(feature(k, r), v);
+    }
+  }
+  void add(std::span<const float> q, double max, std::span<double> numerator,
+           double& denominator) const override {
+    const double rank = static_cast<double>(features_.size());
+    for (std::size_t r = 0; r < features_.size(); ++r)
+      features_[r].read(feature(q, r) - std::log(rank) - max, numerator, denominator);
+  }
+
+ private:
+  [[nodiscard]] double feature(std::span<const float> x, std::size_t r) const {
+    return root_ * dot(directions_[r], x) - root_ * root_ * dot(x, x) / 2;
+  }
+  int head_;
+  double root_;
+  std::vector<std::vector<float>> directions_;
+  std::vector<Feature> features_;
+};
+
+class Anchors final : public State {
+ public:
+  Anchors(int head, double scale, int rank, const View& view) : head_(head), scale_(scale) {
+    const RowIndex half = std::max<RowIndex>(1, view.pass().evict_at / 2);
+    std::vector<std::vector<float>> keys;
+    for (RowIndex t = 0; t < half; ++t) keys.push_back(view.key(head, static_cast<TokenIndex>(t)));
+    place(keys, rank);
+    scale_parts(view, keys);
+  }
+  void fold(const View& view, std::span<const TokenIndex> victims) override {
+    for (const TokenIndex t : victims)
+      features_[nearest(view.key(head_, t))].add(0, view.value(head_, t));
+  }
+  void add(std::span<const float> q, double max, std::span<double> numerator,
+           double& denominator) const override {
+    for (std::size_t r = 0; r < features_.size(); ++r)
+      features_[r].read(scale_ * dot(q, anchors_[r]) + shift_[r] - max, numerator, denominator);
+  }
+
+ private:
+  [[nodiscard]] std::size_t nearest(std::span<const float> key) const {
+    std::size_t best = 0;
+    double least = std::numeric_limits<double>::infinity();
+    for (std::size_t r = 0; r < anchors_.size(); ++r) {
+      const double distance = dot(anchors_[r], anchors_[r]) - 2 * dot(anchors_[r], key);
+      if (distance < least) {
+        least = distance;
+        best = r;
+      }
+    }
+    return best;
+  }
+
+  // k-means (Lloyd) from keys at equal steps.
+  void place(const std::vector<std::vector<float>>& keys, int rank) {
+    const std::size_t count = std::min(index(rank), keys.size());
+    for (std::size_t r = 0; r < count; ++r)
+      anchors_.push_back(keys[(2 * r + 1) * keys.size() / (2 * count)]);
+    for (int round = 0; round < 20; ++round) {
+      std::vector<Vector> sums(count, Vector(keys[0].size(), 0.0));
+      Vector members(count, 0.0);
+      for (const std::vector<float>& key : keys) {
+        const std::size_t r = nearest(key);
+        members[r] += 1;
+        for (std::size_t c = 0; c < key.size(); ++c) sums[r][c] += static_cast<double>(key[c]);
+      }
+      const auto old = anchors_;
+      for (std::size_t r = 0; r < count; ++r) {
+        for (std::size_t c = 0; c < sums[r].size() && members[r] > 0; ++c)
+          anchors_[r][c] = static_cast<float>(sums[r][c] / members[r]);
+      }
+      if (anchors_ == old) break;
+    }
+    features_.resize(count);
+  }
+
+  // b_r = log(attention of the anchor's keys / of as many copies of the anchor), summed over rows.
+  void scale_parts(const View& view, const std::vector<std::vector<float>>& keys) {
+    const int group = view.shape().group();
+    std::vector<std::size_t> part;
+    for (const std::vector<float>& key : keys) part.push_back(nearest(key));
+    Vector exact(anchors_.size(), 0.0);
+    Vector rough(anchors_.size(), 0.0);
+    const std::size_t step = std::max<std::size_t>(1, keys.size() / 64);
+    for (std::size_t row = keys.size() / 2; row < keys.size(); row += step) {
+      for (int g = 0; g < group; ++g) {
+        const std::vector<float> q = view.query(head_ * group + g, static_cast<RowIndex>(row));
+        Vector z;
+        for (std::size_t t = 0; t <= row; ++t) z.push_back(scale_ * dot(q, keys[t]));
+        const double max = *std::max_element(z.begin(), z.end());
+        double sum = 0;
+        for (const double x : z) sum += std::exp(x - max);
+        Vector ours(anchors_.size(), 0.0);
+        for (std::size_t r = 0; r < ours.size(); ++r)
+          ours[r] = bounded_exp(scale_ * dot(q, anchors_[r]) - max) / sum;
+        for (std::size_t t = 0; t <= row; ++t) {
+          exact[part[t]] += std::exp(z[t] - max) / sum;
+          rough[part[t]] += ours[part[t]];
+        }
+      }
+    }
+    for (std::size_t r = 0; r < anchors_.size(); ++r)
+      shift_.push_back(exact[r] > 0 && rough[r] > 0 ? std::log(exact[r] / rough[r]) : 0.0);
+  }
+
+  int head_;
+  double scale_;
+  std::vector<std::vector<float>> anchors_;
+  Vector shift_;
+  std::vector<Feature> features_;
+};
+
+// A non-negative factorisation Phi [rows, R] Psi [R, victims] of exp(z - max of the row).
+class Factors final : public State {
+ public:
+  Factors(int head, double scale, int rank, const View& view, RowIndex tokens, std::uint64_t seed)
+      : head_(head), scale_(scale), rank_(index(rank)), seed_(seed) {
+    const int group = view.shape().group();
+    const RowIndex begin = std::max(view.pass().end, std::min(view.pass().evict_at, tokens - 1));
+    const RowIndex rows = std::min<RowIndex>(24, tokens - begin);
+    for (RowIndex i = 0; i < rows; ++i) {
+      for (int g = 0; g < group; ++g)
+        queries_.push_back(
+            view.query(head * group + g, begin + (2 * i + 1) * (tokens - begin) / (2 * rows)));
+    }
+  }
+
+  void fold(const View& view, std::span<const TokenIndex> victims) override {
+    std::vector<Vector> columns;  // [victims][rows]
+    for (const TokenIndex t : victims) {
+      keys_.push_back(view.key(head_, t));
+      values_.push_back(view.value(head_, t));
+      columns.emplace_back();
+      for (const std::vector<float>& q : queries_)
+        columns.back().push_back(scale_ * dot(q, keys_.back()));
+    }
+    if (phi_.empty()) {
+      row_max_.assign(queries_.size(), -std::numeric_limits<double>::infinity());
+      for (const Vector& column : columns) {
+        for (std::size_t i = 0; i < column.size(); ++i)
+          row_max_[i] = std::max(row_max_[i], column[i]);
+      }
+    }
+    for (Vector& column : columns) {
+      for (std::size_t i = 0; i < column.size(); ++i)
+        column[i] = bounded_exp(column[i] - row_max_[i]);
+    }
+    if (phi_.empty()) {
+      factorise(columns);
+    } else {
+      for (const Vector& column : columns) psi_.push_back(fit_column(column));
+    }
+    summarise();
+  }
+
+  void add(std::span<const float> q, double max, std::span<double> numerator,
+           double& denominator) const override {
+    if (queries_.empty()) return;
+    Vector z;
+    for (const std::vector<float>& key : keys_) z.push_back(scale_ * dot(q, key));
+    const double own_max = *std::max_element(z.begin(), z.end());
+    Vector b(rank_, 0.0);  // Psi a
+    for (std::size_t j = 0; j < z.size(); ++j) {
+      const double a = std::exp(z[j] - own_max);
+      for (std::size_t r = 0; r < rank_; ++r) b[r] += psi_[j][r] * a;
+    }
+    const Vector phi = non_negative(gram_psi_, b);
+    const double scale = bounded_exp(own_max - max);
+    for (std::size_t r = 0; r < rank_; ++r) {
+      denominator += scale * phi[r] * weight_[r];
+      for (std::size_t c = 0; c < numerator.size(); ++c)
+        numerator[c] += scale * phi[r] * value_[r][c];
+    }
+  }
+
+ private:
+  // argmin over x >= 0 of x G x / 2 - b x, by multiplicative updates. REQUIRES: G, b >= 0.
+  [[nodiscard]] Vector non_negative(const std::vector<Vector>& gram, const Vector& b) const {
+    Vector x(rank_, 1.0);
+    for (int round = 0; round < 60; ++round) {
+      for (std::size_t r = 0; r < rank_; ++r) {
+        double now = 0;
+        for (std::size_t s = 0; s < rank_; ++s) now += gram[r][s] * x[s];
+        if (now > 0) x[r] *= b[r] / now;
+      }
+    }
+    return x;
+  }
+
+  [[nodiscard]] std::vector<Vector> gram(const std::vector<Vector>& rows) const {
+    std::vector<Vector> out(rank_, Vector(rank_, 0.0));
+    for (const Vector& row : rows) {
+      for (std::size_t r = 0; r < rank_; ++r) {
+        for (std::size_t s = 0; s < rank_; ++s) out[r][s] += row[r] * row[s];
+      }
+    }
+    return out;
+  }
+
+  [[nodiscard]] Vector fit_column(const Vector& column) const {
+    Vector b(rank_, 0.0);
+    for (std::size_t i = 0; i < column.size(); ++i) {
+      for (std::size_t r = 0; r < rank_; ++r) b[r] += phi_[i][r] * column[i];
+    }
+    return non_negative(gram_phi_, b);
+  }
+
+  void factorise(const std::vector<Vector>& columns) {
+    const auto start = [&](std::int64_t side, std::int64_t i, std::int64_t r) {
+      return 0.1 + uniform(seed_, {side, head_, i, r});
+    };
+    const auto rank = static_cast<std::int64_t>(rank_);
+    for (std::int64_t i = 0; i < std::ssize(queries_); ++i) {
+      phi_.emplace_back();
+      for (std::int64_t r = 0; r < rank; ++r) phi_.back().push_back(start(0, i, r));
+    }
+    for (std::int64_t j = 0; j < std::ssize(columns); ++j) {
+      psi_.emplace_back();
+      for (std::int64_t r = 0; r < rank; ++r) psi_.back().push_back(start(1, j, r));
+    }
+    const auto update = [&](Vector& x, const std::vector<Vector>& g, const Vector& b) {
+      Vector now(rank_, 0.0);
+      for (std::size_t r = 0; r < rank_; ++r) {
+        for (std::size_t s = 0; s < rank_; ++s) now[r] += g[r][s] * x[s];
+      }
+      for (std::size_t r = 0; r < rank_; ++r) {
+        if (now[r] > 0) x[r] *= b[r] / now[r];
+      }
+    };
+    for (int round = 0; round < 40; ++round) {
+      const std::vector<Vector> of_phi = gram(phi_);
+      std::vector<Vector> for_phi(phi_.size(), Vector(rank_, 0.0));
+      for (std::size_t j = 0; j < psi_.size(); ++j) {
+        Vector b(rank_, 0.0);
+        for (std::size_t i = 0; i < phi_.size(); ++i) {
+          for (std::size_t r = 0; r < rank_; ++r) b[r] += phi_[i][r] * columns[j][i];
+        }
+        update(psi_[j], of_phi, b);
+        for (std::size_t i = 0; i < phi_.size(); ++i) {
+          for (std::size_t r = 0; r < rank_; ++r) for_phi[i][r] += psi_[j][r] * columns[j][i];
+        }
+      }
+      const std::vector<Vector> of_psi = gram(psi_);
+      for (std::size_t i = 0; i < phi_.size(); ++i) update(phi_[i], of_psi, for_phi[i]);
+    }
+    gram_phi_ = gram(phi_);
+  }
+
+  void summarise() {
+    gram_psi_ = gram(psi_);
+    weight_.assign(rank_, 0.0);
+    value_.assign(rank_, Vector(values_[0].size(), 0.0));
+    for (std::size_t j = 0; j < psi_.size(); ++j) {
+      for (std::size_t r = 0; r < rank_; ++r) {
+        weight_[r] += psi_[j][r];
+        for (std::size_t c = 0; c < value_[r].size(); ++c)
+          value_[r][c] += psi_[j][r] * static_cast<double>(values_[j][c]);
+      }
+    }
+  }
+
+  int head_;
+  double scale_;
+  std::size_t rank_;
+  std::uint64_t seed_;
+  std::vector<std::vector<float>> queries_, keys_, values_;
+  Vector row_max_;
+  std::vector<Vector> phi_, psi_;            // [rows][R], [victims][R]
+  std::vector<Vector> gram_phi_, gram_psi_;  // [R][R]
+  Vector weight_;                            // [R] sums of psi
+  std::vector<Vector> value_;                // [R][v_dim] sums of psi v
+};
+
+enum class Variant : std::uint8_t { fit, favor, mean, oracle };
+
+struct Settings {
+  Variant variant = Variant::fit;
+  int rank = 8;
+  std::uint64_t seed = 0;
+  RowIndex tokens = 0;
+};
+
+class Folding final : public Store {
+ public:
+  Folding(const Settings& settings, const LayerShape& shape)
+      : settings_(settings), group_(shape.group()), states_(index(shape.heads)) {}
+
+  void age(const View& view, Decision& out) override {
+    if (!view.measures_output()) return;
+    for (std::size_t i = 0; i < out.evictions.size();) {  // by head
+      const int head = out.evictions[i].head;
+      std::vector<TokenIndex> victims;
+      for (; i < out.evictions.size() && out.evictions[i].head == head; ++i)
+        victims.push_back(out.evictions[i].token);
+      auto& state = states_[index(head)];
+      if (!state) state = make_state(view, head);
+      state->fold(view, victims);
+      folded_ = true;
+    }
+  }
+
+  bool adds_output() const override { return folded_; }
+  void add_output(int query_head, std::span<const float> q, double max, std::span<double> numerator,
+                  double& denominator) override {
+    const auto& state = states_[index(query_head / group_)];
+    if (state) state->add(q, max, numerator, denominator);
+  }
+
+ private:
+  [[nodiscard]] std::unique_ptr<State> make_state(const View& view, int head) const {
+    const double scale = view.score_scale();
+    const Settings& s = settings_;
+    switch (s.variant) {
+      case Variant::fit:
+        return std::make_unique<Anchors>(head, scale, s.rank, view);
+      case Variant::favor:
+        return std::make_unique<RandomFeatures>(head, scale, view.shape(), s.rank, s.seed);
+      case Variant::mean:
+        return std::make_unique<MeanState>(head, scale);
+      case Variant::oracle:
+        break;
+    }
+    return std::make_unique<Factors>(head, scale, s.rank, view, s.tokens, s.seed);
+  }
+
+  Settings settings_;
+  int group_;
+  std::vector<std::unique_ptr<State>> states_;  // [heads]
+  bool folded_ = false;
+};
+
+// The budget, and the entries that the state could have been.
+class More final : public Budget {
+ public:
+  explicit More(TokenCount more) : more_(more) {}
+  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
+                      const Sizing& sizing) const override {
+    return sizing.tokens == kAll ? kAll : sizing.tokens + more_;
+  }
+
+ private:
+  TokenCount more_;
+};
+
+const char* note_of(const std::string& variant) {
+  if (variant == "fit")
+    return "stand-in: anchors fitted on the prompt's first half; not the authors' weights";
+  if (variant == "favor") return "stand-in: random features; not the authors' weights";
+  if (variant == "mean") return "stand-in: one mean key and value; not the authors' weights";
+  if (variant == "oracle") return "bound: a factorisation of rows to come (reads the future)";
+  return "the evictor without LESS's state, for comparison";
+}
+
+}  // namespace
+
+PolicyEntry less() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "less";
+  entry.klass = "low-rank state";
+  entry.summary = "an evictor whose victims live on in a low-rank state of constant size";
+  entry.source = "Dong et al. 2024, arXiv 2402.09398; code hdong920/LESS";
+  entry.evidence = "code read";
+  entry.needs =
+      "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows); "
+      "q, "
+      "k and v for the error of the output";
+  entry.parameters = {
+      budget_parameter(),
+      {"rank", Kind::count, "8", "", "of the state", {}, 1, 1024},
+      {"variant",
+       Kind::word,
+       "fit",
+       "",
+       "what stands in for the trained kernels",
+       {"fit", "favor", "mean", "plus", "none", "oracle"}},
+      {"state", Kind::word, "fp32", "", "precision that is charged", {"fp32", "fp16"}},
+      {"weights",
+       Kind::word,
+       "paper",
+       "",
+       "paper: charge the published kernels' weights, 16-bit, hidden size 512",
+       {"paper", "none"}},
+      {"seed", Kind::count, "auto", "", "of favor and oracle; auto: --seed", {}, 0, 1e15}};
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    const std::string variant = arguments.text("variant");
+    const std::int64_t rank = arguments.count("rank");
+    Recipe recipe;
+    recipe.scorer = by_default(column_sum_scoring());
+    recipe.size = size_of(arguments);
+    recipe.schedule = by_default(Schedule::prompt_end_and_decode());
+    recipe.protect = by_default(ProtectRule([](TokenCount budget) {
+      return Protect{0, budget - budget / 2};
+    }));
+    recipe.charge.entry = 4;
+    recipe.knob = budget_knob(geometry);
+    recipe.notes.emplace_back(note_of(variant));
+    if (variant == "plus") {
+      recipe.shape =
+          by_default<std::shared_ptr<const Budget>>(std::make_shared<More>((rank + 1) / 2));
+    }
+    if (variant == "plus" || variant == "none") return recipe;
+    recipe.bound = variant == "oracle";
+    Settings s;
+    s.variant = variant == "fit"     ? Variant::fit
+                : variant == "favor" ? Variant::favor
+                : variant == "mean"  ? Variant::mean
+                                     : Variant::oracle;
+    s.rank = static_cast<int>(rank);
+    s.seed =
+        arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
+    s.tokens = geometry.tokens;
+    Storing store;
+    store.make = [s](const LayerShape& shape) { return std::make_unique<Folding>(s, shape); };
+    store.alters_vectors = true;
+    recipe.store = own(std::move(store));
+    // H and z of every KV head, and two networks of two layers for every query head.
+    const std::int64_t layers = geometry.layers();
+    const std::int64_t number = arguments.is("state", "fp32") ? 4 : 2;
+    recipe.charge.once = layers * geometry.kv_heads * (rank * geometry.v_dim + rank) * number;
+    if (arguments.is("weights", "paper")) {
+      const std::int64_t kernels = 2 * 512 * (geometry.k_dim + rank) + rank * rank + 2 * rank;
+      recipe.charge.once += layers * geometry.query_heads * kernels * 2;
+    }
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

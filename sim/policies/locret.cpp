@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// Locret: a trained retaining head gives every entry one score at birth. After every chunk of the
+// prompt all stored and new entries compete; the newest `stabilizers` are safe except after the last
+// of these chunks. The prompt's last `local` tokens are a pass of their own, after which, as in
+// decode, nothing leaves.
+// Source: arXiv 2410.01805; code huangyuxiang03/Locret (inference/infer.py). With a budget in tokens
+// that is the rule. With a share, the budget of a chunk is that of the evaluation code of arXiv
+// 2506.17121: max(stabilizers, 64 * ceil(floor(share * tokens so far) / 64)); that paper's footprint
+// formula instead adds chunk by chunk (kvspan's locret_head()).
+// Both use 2,500 stabilizers with chunks of thousands; auto is at most half the budget, without which
+// short prompts would never evict.
+// scorer=ridge: a stand-in for the retaining heads (which map q, k and v through 1,024 units): ridge of
+// log(1e-6 + largest probability of any row more than `local` behind it, over the group) on k and v,
+// fitted on the first half of the prompt, or loaded from a file of `kvspan fit`. scorer=file: `scores`.
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "sim/error.h"
+#include "sim/policies/helpers.h"
+#include "sim/policies/learned.h"
+#include "sim/trace.h"
+
+namespace kvspan::policies {
+namespace {
+
+constexpr TokenCount kStabilizers = 2500;
+constexpr RowIndex kMostSamples = 4096;  // of a head
+
+std::vector<Samples> gather(const Trace& trace, int layer, RowIndex from, RowIndex end,
+                            const FitOptions& options) {
+  const TraceMeta& m = trace.meta();
+  const RowIndex gap =
+      std::clamp<RowIndex>(options.window, 1, std::max<RowIndex>(1, (end - from) / 4)) + 1;
+  const auto utility = largest_future(trace, layer, gap, from, end);
+  const LayerVectors k = read_vectors(trace, layer, 'k', from, end);
+  const LayerVectors v = read_vectors(trace, layer, 'v', from, end);
+  const RowIndex last = std::max(from, end - gap);
+  const RowIndex stride = std::max<RowIndex>(1, (last - from + kMostSamples - 1) / kMostSamples);
+  std::vector<Samples> out(index(m.kv_heads));
+  for (int h = 0; h < m.kv_heads; ++h) {
+    Samples& s = out[index(h)];
+    s.width = index(m.head_dim + m.v_head_dim);
+    for (RowIndex i = from; i < last; i += stride) {
+      for (const auto& part : {k.at(i, h), v.at(i, h)})
+        s.x.insert(s.x.end(), part.begin(), part.end());
+      s.y.push_back(std::log(1e-6 + static_cast<double>(utility[index(h)][index(i)])));
+    }
+  }
+  return out;
+}
+
+struct Settings {
+  std::shared_ptr<const ModelSet> weights;
+  std::shared_ptr<const LayerTable> table;
+  FitOptions fit;
+  RowIndex fit_end = 0;
+  const Trace* trace = nullptr;
+};
+
+BirthValues values_of(const Settings& s) {
+  const auto self = std::make_shared<std::vector<Model>>();
+  return [s, self](const View& view, int head, TokenIndex begin, TokenIndex end,
+                   std::span<double> out) {
+    const LayerShape& shape = view.shape();
+    if (s.table) {
+      const double* row = s.table->layers[index(shape.layer)].data() + head * s.table->tokens;
+      std::copy(row + begin, row + end, out.begin());
+      return;
+    }
+    if (!s.weights && self->empty())
+      *self = fit_layer(fitted_scorer("locret"), *s.trace, shape.layer, s.fit_end, s.fit);
+    const std::vector<Model>& models = s.weights
+                                           ? s.weights->layer(shape.model_layer, index(shape.heads),
+                                                              index(shape.k_dim + shape.v_dim))
+                                           : *self;
+    std::vector<float> x;
+    for (TokenIndex t = begin; t < end; ++t) {
+      for (const std::vector<float>& part : {view.key(head, t), view.value(head, t)})
+        x.insert(x.end(), part.begin(), part.end());
+    }
+    models[index(head)].evaluate(x, out);
+  };
+}
+
+}  // namespace
+
+FittedScorer locret_fit() {
+  FittedScorer out;
+  out.name = "locret";
+  out.features = "k; v";
+  out.label = "log(1e-6 + largest probability of a row more than `local` behind it)";
+  out.methods = {"ridge"};
+  out.gather = gather;
+  out.fit = [](const Samples& samples, const FitOptions& o) {
+    return fit_ridge(samples, o.lambda);
+  };
+  out.quality = [](const Model& model, const Samples& samples, const Trace&, int, int, RowIndex,
+                   RowIndex) { return agreement(model, samples); };
+  return out;
+}
+
+PolicyEntry locret() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "locret";
+  entry.klass = "eviction";
+  entry.summary = "a learned score at birth; after every chunk of the prompt all entries compete";
+  entry.source = "arXiv 2410.01805; code huangyuxiang03/Locret; rule also arXiv 2506.17121";
+  entry.evidence = "code read; weights fitted here";
+  entry.needs = "q, k and v (file: nothing)";
+  entry.parameters = {
+      budget_parameter(),
+      {"scorer", Kind::word, "ridge", "", "file: `scores` of `weights`", {"ridge", "file"}},
+      weights_parameter(),
+      {"local", Kind::count, "100", "tokens", "the prompt's tail, which never competes", {}},
+      {"stabilizers",
+       Kind::count,
+       "auto",
+       "tokens",
+       "newest kept after a chunk; auto: 2500, at most half the budget",
+       {}}};
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    const Amount budget = arguments.amount("budget");
+    const TokenCount total = budget_tokens(budget, geometry);
+    if (!arguments.has("stabilizers"))
+      arguments.set("stabilizers", std::to_string(std::min(kStabilizers, total / 2)));
+    const TokenCount stabilizers = arguments.count("stabilizers");
+    Settings s;
+    Recipe recipe;
+    if (arguments.is("scorer", "file")) {
+      if (arguments.is("weights", "self")) {
+        throw ConfigError(
+            "locret(scorer=file): found weights=self, expected a safetensors file with `scores` "
+            "[layers, heads, tokens]");
+      }
+      s.table = std::make_shared<LayerTable>(
+          read_layer_table(arguments.text("weights"), {"scores"}, geometry, "locret"));
+      if (s.table->heads != geometry.kv_heads)
+        throw ConfigError("locret(scorer=file): scores are per KV head, found one per query head");
+    } else {
+      s.weights = load_weights(arguments, "ridge");
+      recipe.notes.push_back(fitted_note(arguments, "ridge", geometry));
+    }
+    s.fit.window = arguments.count("local");
+    s.fit_end = geometry.evict_at / 2;
+    s.trace = geometry.trace;
+    const Needs needs = s.table ? Needs{} : Needs{.k = true, .v = true};
+
+    const RowIndex tail = geometry.evict_at - arguments.count("local");  // where the tail begins
+    Rule rule;
+    rule.schedule = {true, arguments.count("local") == 0, 0};
+    rule.scorer = birth_scorer(needs, [s](const LayerShape&) { return values_of(s); });
+    rule.budget = uniform_budget();
+    rule.sizing = [=, n = geometry.evict_at](const Pass& pass) {
+      if (pass.end > tail) return Sizing{kAll, n};
+      if (budget.kind != Amount::Kind::share) return Sizing{total, n};
+      const auto kept =
+          static_cast<TokenCount>((1.0 - budget.one_minus_share()) * static_cast<double>(pass.end));
+      return Sizing{std::max(stabilizers, (kept + 63) / 64 * 64), n};
+    };
+    rule.protect = [=](const Pass& pass, TokenCount) {
+      return Protect{0, pass.end < tail ? stabilizers : 0};
+    };
+    recipe.more_rules.push_back(rule);
+    if (tail > 0 && tail < geometry.evict_at) recipe.cuts.push_back(tail);
+    recipe.knob = budget_knob(geometry);
+    // One score an entry; the published retaining heads, [q; k; v] -> 1,024 -> KV heads.
+    recipe.charge.entry = geometry.kv_bytes;
+    const std::int64_t inputs = std::int64_t{geometry.query_heads} * geometry.k_dim +
+                                std::int64_t{geometry.kv_heads} * (geometry.k_dim + geometry.v_dim);
+    recipe.charge.once =
+        std::int64_t{geometry.layers()} * 1024 * (inputs + geometry.kv_heads) * geometry.kv_bytes;
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+// MiKV ("No Token Left Behind"): nothing is evicted; what H2O would evict is kept in few bits. The
+// high tier holds `ratio` of the entries of every KV head, half of them the newest; the others are
+// quantised when they leave it and never come back. Prompt rows attend before tiers are formed.
+// Composed, another policy's victims are demoted in place of dying: snapkv(budget=512)+mikv.
+// Source: Yang et al., arXiv 2402.18096; no official code found. The quantiser is per token, in groups
+// of half a head's channels (which keeps rotary halves apart); keys are multiplied by a balancer
+// b_c = sqrt(max|q_c| / max|k_c|) first, taken from the prompt.
+//
+// Decided here: the paper does not say whether the ratio is of the current length or frozen at the
+// prompt (ratio_mode), and not how GQA is handled: importance is summed and max|q| taken over the
+// group. Overhead: a score of 4 bytes for each entry that competes, a bit per entry for its tier, and
+// the balancer.
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "sim/error.h"
+#include "sim/policies/quantise.h"
+
+namespace kvspan::policies {
+namespace {
+
+// `ratio` of the rows so far, unless a composed policy brings a size.
+class HighTier final : public Budget {
+ public:
+  HighTier(Amount ratio, RowIndex frozen) : ratio_(std::move(ratio)), frozen_(frozen) {}
+  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
+                      const Sizing& sizing) const override {
+    return sizing.tokens != kAll ? sizing.tokens : count(sizing.born);
+  }
+  [[nodiscard]] TokenCount count(RowIndex born) const {
+    return ratio_.share_of(frozen_ > 0 ? frozen_ : born);
+  }
+
+ private:
+  Amount ratio_;
+  RowIndex frozen_;  // 0: running
+};
+
+struct Settings {
+  int high = 16;
+  int low = 2;
+  std::int64_t group = 0;  // 0: half of the channels
+  bool balancer = true;
+  [[nodiscard]] std::int64_t group_of(std::int64_t dim) const {
+    return group > 0 ? std::min(group, dim) : (dim + 1) / 2;
+  }
+  [[nodiscard]] std::int64_t bytes(const Geometry& g, int bits) const {
+    if (bits == 16) return g.entry_bytes();
+    return packed_bytes(g.k_dim, bits, group_of(g.k_dim)) +
+           packed_bytes(g.v_dim, bits, group_of(g.v_dim));
+  }
+};
+
+constexpr int kLow = 1;
+constexpr int kHigh = 2;
+
+class Tiers final : public Store {
+ public:
+  Tiers(const Settings& settings, const LayerShape& shape)
+      : settings_(settings), high_below_(index(shape.heads), 0) {}
+
+  std::optional<int> demote(int /*head*/, TokenIndex /*token*/) override { return kLow; }
+
+  void age(const View& view, Decision& out) override {
+    const std::size_t demoted = out.changes.size();
+    old_high_ = high_below_;
+    if (settings_.high < 16 && view.pass().end >= view.pass().evict_at) enter_high(view, out);
+    if (!view.measures_output() || out.changes.empty()) return;
+    if (balancer_.empty()) balance(view);
+    for (std::size_t i = 0; i < out.changes.size(); ++i) {
+      const Change& change = out.changes[i];
+      Rewrite rewrite{change.head, change.token, view.key(change.head, change.token),
+                      view.value(change.head, change.token)};
+      // An older entry was in the high tier before.
+      if (settings_.high < 16 && (i >= demoted || change.token < old_high_[index(change.head)]))
+        hold(rewrite, settings_.high);
+      if (change.representation == kLow) hold(rewrite, settings_.low);
+      out.rewrites.push_back(std::move(rewrite));
+    }
+  }
+
+ private:
+  // What is born and not demoted in the same pass is quantised to the high tier.
+  void enter_high(const View& view, Decision& out) {
+    const std::vector<Change> demotions = out.changes;
+    for (int head = 0; head < view.shape().heads; ++head) {
+      std::vector<TokenIndex> low;
+      for (const Change& change : demotions) {
+        if (change.head == head) low.push_back(change.token);
+      }
+      std::sort(low.begin(), low.end());
+      const Alive alive(view, head, out);
+      for (const TokenIndex t : alive.from(high_below_[index(head)])) {
+        if (!std::binary_search(low.begin(), low.end(), t))
+          out.changes.push_back({view.pass().end, head, t, kHigh});
+      }
+      high_below_[index(head)] = static_cast<TokenIndex>(view.pass().end);
+    }
+  }
+
+  void hold(Rewrite& rewrite, int bits) const {
+    const std::vector<float>& b = balancer_[index(rewrite.kv_head)];
+    for (std::size_t c = 0; c < rewrite.k.size(); ++c) rewrite.k[c] *= b[c];
+    round_trip_groups(rewrite.k, bits, settings_.group_of(std::ssize(rewrite.k)));
+    for (std::size_t c = 0; c < rewrite.k.size(); ++c) rewrite.k[c] /= b[c];
+    round_trip_groups(rewrite.v, bits, settings_.group_of(std::ssize(rewrite.v)));
+  }
+
+  // From the rows and keys of the prompt, whether or not they are still in the cache.
+  void balance(const View& view) {
+    const LayerShape& shape = view.shape();
+    const auto widen_max = [](const std::vector<float>& x, std::vector<float>& most) {
+      for (std::size_t c = 0; c < x.size(); ++c) most[c] = std::max(most[c], std::abs(x[c]));
+    };
+    for (int head = 0; head < shape.heads; ++head) {
+      balancer_.emplace_back(index(shape.k_dim), 1.0F);
+      if (!settings_.balancer) continue;
+      std::vector<float> q(index(shape.k_dim), 0.0F);
+      std::vector<float> k = q;
+      for (RowIndex row = 0; row < std::min(view.pass().evict_at, view.pass().end); ++row) {
+        for (int g = 0; g < shape.group(); ++g)
+          widen_max(view.query(head * shape.group() + g, row), q);
+        widen_max(view.key(head, static_cast<TokenIndex>(row)), k);
+      }
+      for (std::size_t c = 0; c < q.size(); ++c) {
+        if (q[c] > 0 && k[c] > 0) balancer_.back()[c] = std::sqrt(q[c] / k[c]);
+      }
+    }
+  }
+
+  Settings settings_;
+  std::vector<TokenIndex> high_below_;        // [heads] older entries have been in the high tier
+  std::vector<TokenIndex> old_high_;          // the same before this pass
+  std::vector<std::vector<float>> balancer_;  // [heads][channels]
+};
+
+}  // namespace
+
+PolicyEntry mikv() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "mikv";
+  entry.klass = "mixed precision";
+  entry.summary = "keeps every entry: heavy hitters in full, H2O's victims in few bits";
+  entry.source = "Yang et al. 2024, arXiv 2402.18096";
+  entry.evidence = "secondary (a third-party implementation that cites the paper)";
+  entry.needs =
+      "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows); "
+      "q, "
+      "k and v for the error of the output";
+  entry.parameters = {
+      {"ratio", Kind::amount, "20%", "% of the entries", "in the high tier", {}},
+      {"hi", Kind::word, "16", "bits", "of the high tier; 16: as born", {"16", "8", "4"}},
+      {"lo", Kind::word, "2", "bits", "of the low tier", {"2", "3", "4"}},
+      {"group",
+       Kind::count,
+       "auto",
+       "channels",
+       "that share a scale and a zero; auto: half of a head's",
+       {},
+       1,
+       1e6},
+      {"recent", Kind::amount, "50%", "% of the high tier", "newest entries, always in it", {}},
+      {"balancer", Kind::word, "true", "", "scale key channels first", {"true", "false"}},
+      {"ratio_mode",
+       Kind::word,
+       "running",
+       "",
+       "running: of the entries so far; frozen: of the prompt",
+       {"running", "frozen"}}};
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    (void)share_argument(arguments, "ratio");
+    const double heavy = 1.0 - share_argument(arguments, "recent");
+    const Settings s{std::stoi(arguments.text("hi")), std::stoi(arguments.text("lo")),
+                     arguments.has("group") ? arguments.count("group") : 0,
+                     arguments.is("balancer", "true")};
+    const auto tier = std::make_shared<HighTier>(
+        arguments.amount("ratio"), arguments.is("ratio_mode", "frozen") ? geometry.evict_at : 0);
+    Recipe recipe;
+    recipe.scorer = by_default(column_sum_scoring());
+    recipe.schedule = by_default(Schedule::prompt_end_and_decode());
+    recipe.shape = by_default<std::shared_ptr<const Budget>>(tier);
+    recipe.protect = by_default(ProtectRule([heavy](TokenCount tokens) {
+      return Protect{0,
+                     tokens - static_cast<TokenCount>(heavy * static_cast<double>(tokens) + 1e-9)};
+    }));
+    const std::int64_t full = geometry.entry_bytes();
+    const std::int64_t high = s.bytes(geometry, s.high);
+    const std::int64_t low = s.bytes(geometry, s.low);
+    Storing store;
+    store.make = [s](const LayerShape& shape) { return std::make_unique<Tiers>(s, shape); };
+    store.representations = {{fmt::format("low, int{}", s.low), low, 0}};
+    if (s.high < 16) store.representations.push_back({fmt::format("high, int{}", s.high), high, 0});
+    store.payload = [full, high, low](TokenCount competing, const Pass& pass) {
+      return competing * (pass.end < pass.evict_at ? full : high) + (pass.end - competing) * low;
+    };
+    store.alters_vectors = true;
+    store.demotes = true;
+    recipe.store = own(std::move(store));
+    const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
+    const bool balancer = s.balancer;
+    recipe.charge.during = [=, g = geometry](RowIndex row) {
+      const bool tiers = row >= g.evict_at;
+      const std::int64_t scores = tiers ? std::min(row, tier->count(row)) + 1 : row + 1;
+      return heads * scores * 4 + (tiers ? (heads * (row + 1) + 7) / 8 : 0) +
+             (tiers && balancer ? heads * g.k_dim * g.kv_bytes : 0);
+    };
+    recipe.knob = Knob{"ratio", 1, 100, low <= high,
+                       [](TokenCount percent) { return fmt::format("{}%", percent); }};
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// PruLong: DuoAttention's full and streaming heads, with gates trained by next-token prediction
+// under hard-concrete L0 pruning to a target sparsity. What is its own here: of all gates of the
+// model the highest int(count * (1 - sparsity)) become full heads, as in the authors'
+// save_prulong_masks.py (numpy's quantile, which DuoAttention uses, may give one head more);
+// streaming heads hold 128 sinks and 1,024 recent tokens. heads=FILE holds gates or their log
+// alpha: the hard-concrete map is monotone, so only the order matters. The authors break ties at
+// random; here the lower (layer, head) is full. Without a file the gates are fitted on the
+// replayed trace as for duoattention: a stand-in, not the authors' weights.
+// Source: Bhaskar et al., arXiv 2506.17121; code princeton-pli/PruLong.
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "sim/policies/gates.h"
+#include "sim/policies/helpers.h"
+
+namespace kvspan::policies {
+namespace {
+
+std::int64_t full_heads(std::int64_t heads, double sparsity) {
+  return static_cast<std::int64_t>(static_cast<double>(heads) * (1 - sparsity));
+}
+
+// True if equal gates stand on both sides of the cut.
+bool cut_within_a_tie(const Gates& gates, const Mask& mask) {
+  double lowest_full = HUGE_VAL;
+  double highest_streaming = -HUGE_VAL;
+  for (std::size_t l = 0; l < gates.size(); ++l) {
+    for (std::size_t h = 0; h < gates[l].size(); ++h) {
+      if (mask[l][h]) {
+        lowest_full = std::min(lowest_full, gates[l][h]);
+      } else {
+        highest_streaming = std::max(highest_streaming, gates[l][h]);
+      }
+    }
+  }
+  return lowest_full == highest_streaming;
+}
+
+}  // namespace
+
+PolicyEntry prulong() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "prulong";
+  entry.klass = "head budget";
+  entry.summary = "full and streaming heads by gates trained on next-token prediction";
+  entry.source = "Bhaskar et al. 2025, arXiv 2506.17121";
+  entry.evidence = "code read (save_prulong_masks.py)";
+  entry.needs =
+      "nothing with heads=FILE; else q and k, or probabilities of the last half of the rows";
+  entry.parameters = {
+      {"sparsity", Kind::real, "0.7", "", "share of streaming heads", {}, 0, 1},
+      {"heads",
+       Kind::text,
+       "auto",
+       "",
+       "file of gates or log alpha, [layers][kv_heads], JSON or TSV; auto: fitted",
+       {}},
+      {"sinks", Kind::count, "128", "tokens", "kept by streaming heads", {}},
+      {"window", Kind::count, "1024", "tokens", "newest kept by streaming heads", {}}};
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    const Protect protect{arguments.count("sinks"), arguments.count("window")};
+    const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
+    const double sparsity = arguments.real("sparsity");
+    std::vector<std::string> notes;
+    Gates gates(index(geometry.layers()), std::vector<double>(index(geometry.kv_heads), 0.0));
+    std::int64_t total = heads;
+    if (arguments.has("heads")) {
+      gates = read_gates("prulong", arguments.text("heads"), geometry);
+      total = static_cast<std::int64_t>(gates.size()) * geometry.kv_heads;
+    } else if (geometry.trace == nullptr) {
+      notes.emplace_back("which heads stream is fitted on a trace; only their number matters here");
+    } else if (const std::int64_t full = full_heads(heads, sparsity); full > 0 && full < heads) {
+      gates = fitted_gates(geometry, protect);
+      notes.emplace_back(
+          "stand-in: streaming heads fitted on this trace (reads the future), not the authors' "
+          "weights");
+    }
+    const Mask mask = cut_highest(gates, full_heads(total, sparsity));
+    if (arguments.has("heads") && cut_within_a_tie(gates, mask))
+      notes.emplace_back("equal gates at the cut: the lower (layer, head) is full");
+    Recipe recipe = streaming_heads(stored_layers(mask, geometry), protect, geometry);
+    recipe.notes = std::move(notes);
+    // Half a head below the sparsity that gives `full` exactly, so that rounding cannot lose it.
+    recipe.knob =
+        Knob{"sparsity", 0, total, true, [total](TokenCount full) {
+               const double missing = static_cast<double>(total - full) - 0.5;
+               return fmt::format("{:.12g}", std::max(0.0, missing) / static_cast<double>(total));
+             }};
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Quantized pruning: more tokens at lower precision in the same bytes. A pruner keeps 16 / bits times
+// the budget after the prompt, and what it keeps is quantised once. Generated entries stay in full
+// precision. Alone the pruner is SnapKV with the authors' window of 8; another one is composed, as in
+// qpruningkv+h2o.
+// Source: Zhang et al., arXiv 2412.12706; code zhzihao/QPruningKV (pyramidkv/quantcache.py).
+//
+// The budget counts codes only, as the paper does: scales and zeros come on top (1/16 to 1/4). The
+// authors quantise with HQQ along the channels of a token; its half-quadratic search for the zero is
+// left out here. Their pruners do not evict in decode; a composed one that does goes on doing so.
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "sim/error.h"
+#include "sim/policies/quantise.h"
+
+namespace kvspan::policies {
+namespace {
+
+class QuantiseOnce final : public Store {
+ public:
+  QuantiseOnce(int bits, std::int64_t group) : bits_(bits), group_(group) {}
+
+  void age(const View& view, Decision& out) override {
+    if (!view.pass().is_evict_point()) return;
+    for (int head = 0; head < view.shape().heads; ++head) {
+      const Alive alive(view, head, out);
+      for (const TokenIndex t : alive.tokens()) {
+        out.changes.push_back({view.pass().end, head, t, 1});
+        if (!view.measures_output()) continue;
+        Rewrite rewrite{head, t, view.key(head, t), view.value(head, t)};
+        round_trip_groups(rewrite.k, bits_, group_);
+        round_trip_groups(rewrite.v, bits_, group_);
+        out.rewrites.push_back(std::move(rewrite));
+      }
+    }
+  }
+
+ private:
+  int bits_;
+  std::int64_t group_;
+};
+
+// Groups of 64 channels, or what divides the head's.
+std::int64_t read_group(Arguments& arguments, const Geometry& geometry) {
+  const std::int64_t wanted = arguments.count("q_group");
+  const std::int64_t dims = std::gcd(geometry.k_dim, geometry.v_dim);
+  std::int64_t group = std::min(wanted, dims);
+  while (dims % group != 0) --group;
+  if (wanted < dims && group != wanted && arguments.given("q_group")) {
+    throw ConfigError(
+        fmt::format("qpruningkv(q_group): found {}, expected a number that divides head_dim={}; "
+                    "nearest: {}",
+                    wanted, dims, group));
+  }
+  arguments.set("q_group", std::to_string(group));
+  return group;
+}
+
+}  // namespace
+
+PolicyEntry qpruningkv() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "qpruningkv";
+  entry.klass = "post-fill eviction";
+  entry.summary = "a pruner that keeps 16 / bits times the tokens, quantised, in the same bytes";
+  entry.source = "Zhang et al. 2024, arXiv 2412.12706; code zhzihao/QPruningKV";
+  entry.evidence = "code read";
+  entry.needs = "what the pruner needs; k and v for the error of the output";
+  entry.parameters = votes_parameters(8, 7);
+  entry.parameters.insert(
+      entry.parameters.begin(),
+      {{"bits", Kind::word, "4", "bits", "of the kept prompt entries", {"4", "8", "2", "16"}},
+       budget_parameter(),
+       {"q_group",
+        Kind::count,
+        "64",
+        "channels",
+        "that share a scale and a zero; a head of fewer channels is one group",
+        {},
+        1,
+        1e6}});
+  entry.parameters[1].help = "entries of 16 bits whose bytes are kept, per layer and KV head";
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    const int bits = std::stoi(arguments.text("bits"));
+    const std::int64_t group = read_group(arguments, geometry);
+    Recipe recipe;
+    recipe.scorer = by_default(votes_scoring(arguments));
+    recipe.size = size_of(arguments);
+    recipe.size_factor = 16.0 / bits;
+    recipe.schedule = by_default(Schedule::prompt_end());
+    recipe.protect = by_default(protect_recent(arguments.count("window")));
+    recipe.knob = budget_knob(geometry);
+    if (bits == 16) return recipe;  // its pruner
+    Storing store;
+    const std::int64_t full = geometry.entry_bytes();
+    const std::int64_t packed =
+        packed_bytes(geometry.k_dim, bits, group) + packed_bytes(geometry.v_dim, bits, group);
+    store.make = [bits, group](const LayerShape&) {
+      return std::make_unique<QuantiseOnce>(bits, group);
+    };
+    store.representations = {{fmt::format("int{}", bits), packed, 0}};
+    store.payload = [full, packed](TokenCount entries, const Pass& pass) {
+      const TokenCount generated = pass.end < pass.evict_at ? entries : pass.end - pass.evict_at;
+      return (entries - generated) * packed + generated * full;
+    };
+    store.exact = Storing::Exact::without_decode_evictions;
+    store.alters_vectors = true;
+    store.entry_bytes = packed;
+    recipe.store = own(std::move(store));
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+// R-KV: for long reasoning: keeps what is important and not said twice. Acts after the prompt and
+// whenever the length (prompt included) is a multiple of `buffer`, if more than the budget is held.
+//   importance  logits of the last `window` rows, maximum over the group's query heads, softmax over
+//               the entries before the window, mean over the rows, max-pooled along the entries
+//   redundancy  c_ij = cos(k_i, k_j), 0 on the diagonal; in each row i the last (newest) column with
+//               c_ij > `similarity` is set to 0, so that of near-duplicates the newest is spared (if
+//               there is none, column 0 is, as in the code); r = softmax_j(mean_i c_ij)
+//   score       lambda importance - (1 - lambda) r; the window itself stays, inside the budget
+// Source: Cai et al., arXiv 2505.24133; code Zefan-Cai/R-KV (rkv/compression/r1_kv.py, rkv/utils.py).
+// lambda is 0.1 in its README and scripts, 0.07 as the default of the class.
+//
+// The N x N matrix is never held: the mean of column j is (sum_i u_i - u_j) . u_j less the cells that
+// were set to 0, and these are searched from the newest entry backwards, which ends early where keys
+// resemble each other. The authors hold it, and are charged for it.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include "sim/error.h"
+#include "sim/ledger.h"
+#include "sim/policies/helpers.h"
+
+namespace kvspan::policies {
+namespace {
+
+struct Settings {
+  RowIndex window;
+  int kernel;
+  double lambda, similarity;
+};
+
+// Unit keys in panels of kWide tokens, [panels][dim][kWide]: a dot product is one sum in the order of
+// the dimensions, and the compiler works on a panel at a time.
+class UnitKeys {
+ public:
+  static constexpr std::size_t kWide = 16;
+  UnitKeys(const View& view, int kv_head, std::span<const TokenIndex> tokens)
+      : count_(tokens.size()), dim_(index(view.shape().k_dim)), total_(dim_, 0.0) {
+    panels_.assign((count_ + kWide - 1) / kWide * dim_ * kWide, 0.0F);
+    squares_.assign(count_, 0.0);
+    for (std::size_t j = 0; j < count_; ++j) {
+      const std::vector<float> k = view.key(kv_head, tokens[j]);
+      double norm = 0;
+      for (const float x : k) norm += static_cast<double>(x) * static_cast<double>(x);
+      norm = std::sqrt(norm) + 1e-8;
+      for (std::size_t d = 0; d < dim_; ++d) {
+        const auto u = static_cast<float>(static_cast<double>(k[d]) / norm);
+        at(j, d) = u;
+        total_[d] += static_cast<double>(u);
+        squares_[j] += static_cast<double>(u) * static_cast<double>(u);
+      }
+    }
+  }
+
+  [[nodiscard]] std::size_t size() const { return count_; }
+  // Sum over all i of c_ij, the diagonal left out.
+  [[nodiscard]] double column(std::size_t j) {
+    double sum = 0;
+    for (std::size_t d = 0; d < dim_; ++d) sum += total_[d] * static_cast<double>(at(j, d));
+    return sum - squares_[j];
+  }
+  // The last column whose c_ij is above the line, and c_ij; column 0 if there is none.
+  [[nodiscard]] std::pair<std::size_t, double> last_above(std::size_t i, double line) {
+    std::vector<float> u(dim_);
+    for (std::size_t d = 0; d < dim_; ++d) u[d] = at(i, d);
+    float cosine[kWide];
+    for (std::size_t p = (count_ + kWide - 1) / kWide; p-- > 0;) {
+      std::fill(cosine, cosine + kWide, 0.0F);
+      const float* panel = panels_.data() + p * dim_ * kWide;
+      for (std::size_t d = 0; d < dim_; ++d) {
+        for (std::size_t w = 0; w < kWide; ++w) cosine[w] += u[d] * panel[d * kWide + w];
+      }
+      for (std::size_t w = kWide; w-- > 0;) {
+        const std::size_t j = p * kWide + w;
+        if (j < count_ && j != i && static_cast<double>(cosine[w]) > line)
+          return {j, static_cast<double>(cosine[w])};
+      }
+    }
+    return {0, i == 0 ? 0.0 : static_cast<double>(cosine[0])};
+  }
+
+ private:
+  float& at(std::size_t j, std::size_t d) {
+    return panels_[j / kWide * dim_ * kWide + d * kWide + j % kWide];
+  }
+  std::size_t count_, dim_;
+  std::vector<float> panels_;
+  std::vector<double> total_, squares_;
+};
+
+void softmax(std::span<double> values) {
+  const double highest = *std::max_element(values.begin(), values.end());
+  if (highest == -std::numeric_limits<double>::infinity()) {  // nobody can be read
+    std::fill(values.begin(), values.end(), 0.0);
+    return;
+  }
+  double sum = 0;
+  for (double& v : values) sum += v = std::exp(v - highest);
+  for (double& v : values) v /= sum;
+}
+
+class Redundancy final : public Scorer {
+ public:
+  explicit Redundancy(const Settings& settings) : settings_(settings) {}
+  Needs needs() const override { return {.last_rows = settings_.window, .q = true, .k = true}; }
+
+  double score(const View& view, int head, std::span<const TokenIndex> entries,
+               std::span<double> out) override {
+    importance(view, head, entries, out);
+    const std::span<const TokenIndex> all = view.resident(head);
+    const std::vector<double> r = redundancy(view, head, all);
+    std::size_t place = 0;
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      while (all[place] != entries[i]) ++place;
+      out[i] = settings_.lambda * out[i] - (1 - settings_.lambda) * r[place];
+    }
+    round_sums(out);
+    return 0;
+  }
+
+ private:
+  void importance(const View& view, int head, std::span<const TokenIndex> entries,
+                  std::span<double> out) const {
+    std::fill(out.begin(), out.end(), 0.0);
+    const RowIndex end = view.pass().end;
+    const RowIndex rows = std::min(settings_.window, end);
+    std::vector<double> z(entries.size());
+    for (RowIndex row = end - rows; row < end; ++row) {
+      (void)reduce_group(view.shape(), head, Group::max, z, [&](int q, std::span<double> logits) {
+        view.logits(q, row, entries, logits);
+        return 0.0;
+      });
+      softmax(z);
+      for (std::size_t i = 0; i < out.size(); ++i) out[i] += z[i] / static_cast<double>(rows);
+    }
+    pool(Pool::max, settings_.kernel, out);
+  }
+
+  [[nodiscard]] std::vector<double> redundancy(const View& view, int head,
+                                               std::span<const TokenIndex> all) const {
+    const LayerShape& shape = view.shape();
+    UnitKeys keys(view, head * shape.kv_heads / shape.heads, all);
+    std::vector<double> r(keys.size());
+    for (std::size_t j = 0; j < r.size(); ++j) r[j] = keys.column(j);
+    for (std::size_t i = 0; i < r.size(); ++i) {
+      const auto [j, cosine] = keys.last_above(i, settings_.similarity);
+      r[j] -= cosine;
+    }
+    for (double& value : r) value /= static_cast<double>(r.size());
+    softmax(r);
+    return r;
+  }
+
+  Settings settings_;
+};
+
+// Entries that are compared after each row, under a uniform budget; 0: nobody has to leave. [tokens]
+std::vector<TokenCount> compared(TokenCount budget, const Schedule& schedule, const Geometry& g) {
+  std::vector<TokenCount> out(index(g.tokens), 0);
+  const PassPlan plan = make_passes(g.tokens, g.prompt, g.evict_at, 0);
+  TokenCount held = 0;
+  for (std::size_t i = 0; i + 1 < plan.ends.size(); ++i) {  // nothing is decided after the last row
+    const Pass pass = pass_at(plan, i);
+    held += pass.rows();
+    if (!schedule.due(pass) || held <= budget) continue;
+    out[index(pass.end - 1)] = held;
+    held = budget;
+  }
+  return out;
+}
+
+}  // namespace
+
+PolicyEntry r_kv() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "r_kv";
+  entry.klass = "eviction";
+  entry.summary = "in decode, every 128 tokens: keeps important entries that are not redundant";
+  entry.source = "Cai et al. 2025, arXiv 2505.24133";
+  entry.evidence = "code read";
+  entry.needs = "q and k";
+  entry.parameters = {
+      budget_parameter(),
+      {"buffer", Kind::count, "128", "tokens", "acts at lengths that it divides", {}, 1, 1e6},
+      {"window", Kind::count, "8", "rows", "observing rows, kept inside the budget", {}, 1, 1e6},
+      {"kernel", Kind::count, "7", "entries", "pooling kernel, odd", {}, 1, 1e6},
+      {"lambda", Kind::real, "0.1", "", "weight of importance against redundancy", {}, 0, 1},
+      {"similarity", Kind::real, "0.5", "", "cosine of near-duplicates", {}, 0, 1}};
+  entry.make = [](Arguments& arguments, const Geometry& geometry) {
+    const std::int64_t kernel = arguments.count("kernel");
+    if (kernel % 2 == 0) {
+      throw ConfigError(fmt::format("r_kv(kernel): found {}, expected an odd number; nearest: {}",
+                                    kernel, kernel + 1));
+    }
+    const Settings settings{arguments.count("window"), static_cast<int>(kernel),
+                            arguments.real("lambda"), arguments.real("similarity")};
+    const RowIndex buffer = arguments.count("buffer");
+    Recipe recipe;
+    Scoring scoring;
+    scoring.make = [settings](const LayerShape&) { return std::make_unique<Redundancy>(settings); };
+    scoring.window = settings.window;
+    scoring.evicts_in_decode = true;
+    recipe.scorer = own(scoring);
+    recipe.size = size_of(arguments);
+    recipe.schedule = own(Schedule{false, true, buffer, geometry.evict_at % buffer});
+    recipe.protect = own(protect_recent(settings.window));
+    // Beside the entries: queries of the last `window` rows in every layer, and in the rows after which
+    // it acts one layer's fp32 similarities, KV heads x held^2 (held = budget + buffer in decode).
+    recipe.charge.once = settings.window * geometry.layers() * geometry.query_heads *
+                         geometry.k_dim * geometry.kv_bytes;
+    const TokenCount tokens = tokens_of(recipe.size.value, geometry, geometry.kv_heads);
+    recipe.charge.during = [heads = geometry.kv_heads,
+                            held =
+                                compared(tokens, recipe.schedule.value, geometry)](RowIndex row) {
+      const TokenCount n = held[index(row)];
+      return heads * n * n * 4;
+    };
+    recipe.knob = budget_knob(geometry);
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies
