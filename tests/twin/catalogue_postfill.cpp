@@ -942,6 +942,8 @@ void wrapped(const World& u, const Moment& m, Verdict& out) {
     } else {  // criticalkv
       const auto first = static_cast<int>(c.real("ratio", 0.5) * budget);
       const Values score = score_by(u, p, m, h, candidates);
+      // Votes are means over the window's rows next to epsilon.
+      const int rows = p.name == "snapkv" ? std::min(p.count("window", 32), b) : 1;
       const Tokens sure =
           take(candidates, score, std::max(0, first - static_cast<int>(kept.size())));
       const Tokens rest = without(candidates, sure);
@@ -965,7 +967,8 @@ void wrapped(const World& u, const Moment& m, Verdict& out) {
           }
         }
         const auto place = std::find(candidates.begin(), candidates.end(), j) - candidates.begin();
-        second.push_back((score[static_cast<std::size_t>(place)] + c.real("epsilon", 1e-4)) * norm);
+        second.push_back((score[static_cast<std::size_t>(place)] / rows + c.real("epsilon", 1e-4)) *
+                         norm);
       }
       const Tokens more = take(rest, second, left - static_cast<int>(sure.size()));
       kept.insert(kept.end(), sure.begin(), sure.end());
