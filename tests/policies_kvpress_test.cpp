@@ -441,6 +441,15 @@ TEST_CASE("criticalkv spends the rest of the budget on what can move the output"
   CHECK_THAT(refusal(trace, "criticalkv(knorm(budget=2))"), Contains("negative numbers"));
 }
 
+TEST_CASE("criticalkv compares epsilon with the mean of the votes", "[policy][criticalkv]") {
+  // The bug: votes are sums over the window's rows. Tokens 0 and 1 have .2 and .05 in both rows, their
+  // values 1 and 2: (.2 + .15) * 1 < (.05 + .15) * 2, but (.4 + .15) * 1 > (.1 + .15) * 2.
+  const Trace trace =
+      logits({std::log(4.0), 0, std::log(15.0), -50, 0}, 4, column({1, 2, 1, 1, 1}));
+  CHECK(kept(trace, "criticalkv(snapkv(budget=3,window=2,kernel=1),ratio=0,epsilon=0.15)") ==
+        Set{1, 2, 3});
+}
+
 TEST_CASE("criticalkv projects values by Wo, and takes the mean over the group",
           "[policy][criticalkv]") {
   // Two query heads of one KV head; equal attention. Wo [hidden 2, 2 heads x 2]: head 0 reads channel 0

@@ -3,9 +3,10 @@
 // (score + epsilon) * ||Wo v||_1, mean over the query heads of the group: by how much an entry can move
 // the layer's output.
 // Source: Feng et al., arXiv 2502.03805; kvpress CriticalKVPress, whose defaults these are. Entries that
-// the policy protects count towards the first part. Wo comes from the trace (layers.{l}.wo), or from a
-// safetensors file (wo=FILE: the same names, or a checkpoint's model.layers.{l}.self_attn.o_proj.weight);
-// without it ||v||_1 is a stand-in.
+// the policy protects count towards the first part. Votes are divided by the rows of the observation
+// window, so that epsilon is compared with probabilities, as there. Wo comes from the trace
+// (layers.{l}.wo), or from a safetensors file (wo=FILE: the same names, or a checkpoint's
+// model.layers.{l}.self_attn.o_proj.weight); without it ||v||_1 is a stand-in.
 #include <algorithm>
 #include <mutex>
 
@@ -136,6 +137,7 @@ struct TwoStages {
   double ratio = 0;
   double epsilon = 0;
   TokenCount sinks = 0;  // that the policy protects
+  RowIndex window = 0;   // rows that the policy's votes are summed over; 0: none
   std::string inner;     // its name
   std::shared_ptr<ValueNorms> norms;
 
@@ -159,6 +161,7 @@ struct TwoStages {
       rest.push_back(i);
       tokens.push_back(entries[i]);
     }
+    const auto rows = static_cast<double>(std::max<RowIndex>(1, std::min(window, view.pass().end)));
     std::vector<double> second(rest.size());
     norms->of(view, head, tokens, second);
     for (std::size_t i = 0; i < rest.size(); ++i) {
@@ -169,7 +172,7 @@ struct TwoStages {
             "by negative numbers ({:g} for token {})",
             inner, inner, score, tokens[i]));
       }
-      second[i] *= score + epsilon;
+      second[i] *= score / rows + epsilon;
     }
     round_sums(second);
     std::vector<char> out(rest.size(), 0);
@@ -216,7 +219,11 @@ PolicyEntry criticalkv() {
     scoring.make = [make = scoring.make](const LayerShape& shape) {
       return std::make_unique<WithValues>(make(shape));
     };
-    TwoStages pick{arguments.real("ratio"), arguments.real("epsilon"), 0, inner.name,
+    TwoStages pick{arguments.real("ratio"),
+                   arguments.real("epsilon"),
+                   0,
+                   scoring.window,
+                   inner.name,
                    std::make_shared<ValueNorms>(load, geometry.layers())};
     if (inner.protect) pick.sinks = inner.protect.value(kAll / 2).sinks;
     inner.pick = own_of<Pick>(arguments, pick);
