@@ -172,7 +172,7 @@ void some_gates(Random& random, Drawn& d, int heads, int levels) {
   for (int l = 0; l < d.meta.model_layers; ++l) {
     d.tables.gates.emplace_back();
     for (int h = 0; h < heads; ++h) {
-      d.tables.gates.back().push_back(test::pick(random, 1, levels) / 16.0);
+      d.tables.gates.back().push_back(test::pick(random, 1, levels) / 64.0);
     }
   }
 }
@@ -241,7 +241,7 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
          const int last = test::pick(r, 1, 3);
          d.set("threshold", one_of(r, {"0.2", "0.4", "0.5", "0.6", "0.8"}));
          d.set("sinks", test::pick(r, 0, 4));
-         d.set("recent", test::pick(r, last, 12));
+         d.set("recent", test::pick(r, last + 1, 12));
          d.set("last", last);
          d.set("decode", one_of(r, {"stream", "append"}));
        }},
@@ -275,7 +275,7 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
          const int heads = some_votes(r, d);
          d.set("budget", some_budget(r, d, heads));
          const bool queries = heads == d.meta.query_heads || coin(r);
-         some_gates(r, d, queries ? d.meta.query_heads : d.meta.kv_heads, 32);
+         some_gates(r, d, queries ? d.meta.query_heads : d.meta.kv_heads, 500);
          d.set_file("heads", write_gates(d, folder));
          d.set("beta", one_of(r, {"1", "1.2", "1.5", "2", "4"}));
          d.set("temp", one_of(r, {"1", "0", "2"}));
@@ -291,7 +291,7 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
       {"baklava",
        [](Random& r, Drawn& d, const std::string& folder) {
          d.set("budget", some_budget(r, d));
-         some_gates(r, d, d.meta.kv_heads, 32);
+         some_gates(r, d, d.meta.kv_heads, 500);
          d.set_file("profile", write_gates(d, folder));
          d.set("power", one_of(r, {"0", "0.5", "1", "2"}));
          d.set("sinks", test::pick(r, 0, 4));

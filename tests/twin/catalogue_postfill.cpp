@@ -799,7 +799,8 @@ void headkv(const World& u, const Moment& m, int model_layer, Verdict& out) {
   const int base = budget - window;
   const int shared = static_cast<int>(std::floor(base / beta));
   const double all_heads = static_cast<double>(u.tables.gates.size()) * u.heads;
-  if (budget > window && window > 0) {
+  if (n <= budget) return;
+  if (budget > window) {
     const Ballot x = ballot(u, c, m, window);
     for (int h = 0; h < u.heads; ++h) {
       const double places =
@@ -807,7 +808,7 @@ void headkv(const World& u, const Moment& m, int model_layer, Verdict& out) {
       keep_voted(x, m, h, half_even(places), out);
       if (std::abs(places - std::floor(places) - 0.5) < 1e-9) out.near[at(h)] = 1;
     }
-  } else if (n > budget) {
+  } else {
     keep_newest(m, budget, out);
   }
 }
@@ -836,7 +837,7 @@ std::vector<std::vector<int>> full_heads(const World& u) {
 // Budgets [layers, heads] of a power of the importance, within bounds, that add up to B heads.
 std::vector<int> water_filling(const World& u, int budget, bool& near) {
   const Choice& c = u.policy;
-  const double low = c.count("sinks", 4) + 4, high = u.point;
+  const double low = std::min(c.count("sinks", 4) + 4, budget), high = u.point;
   Values weight;
   for (int l = 0; l < u.layers; ++l) {
     for (int h = 0; h < u.heads; ++h) {
@@ -871,7 +872,8 @@ std::vector<int> water_filling(const World& u, int budget, bool& near) {
       if (remainder[i] > remainder[next] + 1e-9) next = i;
     }
     for (std::size_t i = 0; i < out.size(); ++i) {
-      near = near || (i != next && std::abs(remainder[i] - remainder[next]) < 1e-7);
+      near = near || (i != next && weight[i] != weight[next] &&
+                      std::abs(remainder[i] - remainder[next]) < 1e-7);
     }
     ++out[next];
     remainder[next] = -1;
@@ -922,14 +924,23 @@ void wrapped(const World& u, const Moment& m, Verdict& out) {
     };
     if (c.name == "chunk") {
       const int length = c.count("length", 1024);
+      // The remainder goes to the last chunk, and what is too much for it to those before.
+      std::vector<int> share;
       int spent = 0;
       for (int a = 0; a < n; a += length) {
-        const int end = std::min(a + length, n);
-        const Tokens part(candidates.begin() + a, candidates.begin() + end);
-        const int share = end == n ? left - spent : static_cast<int>(1LL * left * (end - a) / n);
-        const Tokens some = take(part, score_by(u, p, m, h, part), share);
+        share.push_back(static_cast<int>(1LL * left * std::min(length, n - a) / n));
+        spent += share.back();
+      }
+      for (std::size_t i = share.size(); i-- > 0;) {
+        const int room = std::min(length, n - static_cast<int>(i) * length) - share[i];
+        share[i] += std::min(room, left - spent);
+        spent += std::min(room, left - spent);
+      }
+      for (std::size_t i = 0; i < share.size(); ++i) {
+        const int a = static_cast<int>(i) * length;
+        const Tokens part(candidates.begin() + a, candidates.begin() + std::min(a + length, n));
+        const Tokens some = take(part, score_by(u, p, m, h, part), share[i]);
         kept.insert(kept.end(), some.begin(), some.end());
-        spent += share;
       }
     } else if (c.name == "block") {
       const int size = c.count("size", 128);
@@ -1018,7 +1029,7 @@ std::vector<char> write_gate(const World& u) {
             x = mix(x ^ static_cast<std::uint64_t>(key));
           }
           const double drawn = (static_cast<double>(x >> 12) + 0.5) / 4503599627370496.0;
-          out[u.flat(l, h, j)] = drawn < share_of(rate) ? 1 : 0;
+          out[u.flat(l, h, j)] = drawn > 1 - share_of(rate) ? 1 : 0;
         }
       }
     }
@@ -1054,7 +1065,13 @@ void locret(const World& u, const Moment& m, Verdict& out) {
   if (b > last) return;
   const Amount size = amount_of(c.text("budget", "20%"));
   const bool share = size.kind == Amount::share;
-  int budget = share ? budget_tokens(size, b, 0) : budget_of(u, c);
+  int budget = 0;
+  if (share) {
+    const Decimal percent = parse_decimal(size.decimal);
+    budget = static_cast<int>(percent.digits * b / (100 * percent.scale));
+  } else {
+    budget = budget_of(u, c);
+  }
   int stabilizers = c.count("stabilizers", 2500);
   if (!c.has("stabilizers")) stabilizers = std::min(stabilizers, budget / 2);
   if (share) budget = std::max(stabilizers, (budget + 63) / 64 * 64);
@@ -1092,9 +1109,10 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
   } else if (c.name == "baklava") {
     bool near = false;
     const std::vector<int> budgets = water_filling(u, budget_of(u, c), near);
-    const int sinks = c.count("sinks", 4);
     for (int h = 0; h < u.heads; ++h) {
-      stream(h, sinks, budgets[at(m.l * u.heads + h)] - sinks);
+      const int budget = budgets[at(m.l * u.heads + h)];
+      const int sinks = std::min(c.count("sinks", 4), budget);
+      stream(h, sinks, budget - sinks);
     }
     if (near) std::fill(out.near.begin(), out.near.end(), 1);
   } else if (c.name == "dms") {
@@ -1190,28 +1208,54 @@ void replay(const World& u, Outcome& r) {
 
 // ---- bytes ----------------------------------------------------------------------------------
 
-// State beside K and V of the whole model while `row` attends, with `entries` resident.
+// State beside K and V that a policy keeps for the whole model while `row` attends, with `entries`
+// resident.
+long long state_of(const World& u, const Choice& c, int row, long long entries) {
+  const Trace& t = u.t;
+  const long long d = t.head_dim, dv = t.v_head_dim, layers = u.layers, heads = u.heads;
+  const long long queries = t.query_heads, group = u.group();
+  if (c.name == "keydiff") return layers * heads * d * 4;      // the anchors
+  if (c.name == "expected_attention" && row == u.point - 1) {  // means and covariances
+    const bool covariance = c.is("covariance", "true", "true");
+    return layers * queries * (d + (covariance ? d * d : 0)) * 4;
+  }
+  if (c.name == "observed_attention") return row < u.point ? 4 * entries : 0;
+  if (c.name == "simlayerkv") return (layers + 7) / 8;
+  if (c.name == "adakv" || c.name == "headkv" || c.name == "baklava") return 4 * layers * heads;
+  if (c.name == "prulong") return (layers * heads + 7) / 8;
+  if (c.name == "judgeq") {  // 32 embeddings, and their entries at the prompt's end
+    return 32 * queries * d * kBytes +
+           (row == u.point - 1 ? 32 * layers * heads * u.entry_bytes() : 0);
+  }
+  if (c.name == "foresightkv") {  // sums of an entry, queries of an interval, the published network
+    return 2 * group * kBytes * entries + layers * c.count("interval", 128) * queries * d * kBytes +
+           layers * heads * ((d + dv + 8 * group) * 16 + 33) * kBytes;
+  }
+  if (c.name == "locret") {  // a score per entry, and the published heads of 1,024 units
+    const long long weights = (queries * d + heads * (d + dv)) * 1024 + 1024 * heads;
+    return kBytes * (entries + layers * weights);
+  }
+  if (c.name == "write_gate") {  // the published network, block tables, pending decisions
+    const long long hidden = 4 * d;
+    const long long weights =
+        c.is("gate", "random", "logit") ? 0 : heads * (hidden * 2 * d + 2 * hidden + 1) + 2 * d;
+    return layers * weights * kBytes + 4 * layers * heads * ((t.tokens + 15) / 16) +
+           layers * heads * c.count("window", 256);
+  }
+  return 0;
+}
+
 long long overhead(const World& u, int row, long long entries) {
   const Choice& c = u.policy;
-  const Trace& t = u.t;
-  const long long d = t.head_dim, layers = u.layers, heads = u.heads, queries = t.query_heads;
-  const long long stats = 2LL * t.head_dim + 8LL * u.group();
-  const std::string name = c.has("inner") ? c.inner().name : c.name;
-  if (c.name == "decoding") {
-    const int rows = std::max(256, c.inner().count("window", 32));
-    return name == "snapkv" ? layers * rows * queries * d * kBytes : 0;
+  if (!c.has("inner")) return state_of(u, c, row, entries);
+  const Choice p = c.inner();
+  long long own = 0;
+  if (c.name == "dms") own = 1LL * u.layers * u.heads * ((c.count("window", 128) + 7) / 8);
+  if (c.name == "decoding" && p.name == "snapkv" && row >= u.point) {
+    const int rows = std::min(std::max(256, p.count("window", 32)), row - u.point + 1);
+    own = 1LL * u.layers * rows * u.t.query_heads * u.t.head_dim * kBytes;
   }
-  if (c.name == "dms") return 0;
-  if (name == "keydiff") return layers * heads * d * 4;
-  if (name == "expected_attention")
-    return row == u.point - 1 ? layers * queries * (d + d * d) * 4 : 0;
-  if (name == "observed_attention") return row < u.point ? 4 * entries : 0;
-  if (name == "simlayerkv") return (layers + 7) / 8;
-  if (name == "adakv" || name == "headkv" || name == "baklava") return 4 * layers * heads;
-  if (name == "prulong") return (layers * heads + 7) / 8;
-  if (name == "locret") return 4 * entries;
-  (void)stats;
-  return 0;
+  return own + state_of(u, p, row, entries);
 }
 
 void measure_bytes(const World& u, Outcome& r) {
@@ -1299,7 +1343,10 @@ Outcome simulate(const Trace& trace, const std::string& policy, const Parameters
       r.read.push_back(0);
       for (int l = 0; l < u.layers; ++l) {
         for (int h = 0; h < u.heads; ++h) {
-          r.read.back() += static_cast<long long>(reads(u, r, l, h, row).size());
+          const int window = trace.layers[at(l)].sliding_window;
+          for (const int j : reads(u, r, l, h, row)) {
+            r.read.back() += window == 0 || j > row - window ? 1 : 0;
+          }
         }
       }
     }
