@@ -221,8 +221,33 @@ TEST_CASE("--evict-at a span and --match run on the bundled trace", "[cli]") {
     CHECK(run["footprint"].get<double>() <= 0.4);
 }
 
+TEST_CASE("a fit says how good it is, and its weights run", "[cli]") {
+  const Folder folder;
+  const std::string from = "fit locret --train " + trace("smollm2-passkey.safetensors") + " --out ";
+  const Outcome out = program(from + (folder / "w") + " --json " + (folder / "w.json"));
+  CHECK(out.code == 0);
+  CHECK_THAT(out.text, Contains("not the authors' weights"));
+  CHECK_THAT(out.text, Contains("test Kendall tau"));
+  const nlohmann::json about = read_json(folder / "w.json");
+  CHECK(about["train_score"].get<std::string>() > "0.4");
+  CHECK(about["train_sha256"] == kvspan::sha256_of_files({trace("smollm2-passkey.safetensors")}));
+  // The same file again, bit for bit; it gives what weights=self fits.
+  CHECK(program(from + (folder / "again") + " --quiet").code == 0);
+  CHECK(read_text(folder / "w") == read_text(folder / "again"));
+  REQUIRE(program("run " + trace("smollm2-passkey.safetensors") +
+                  " --policy locret --policy 'locret(weights=\"" + (folder / "w") + "\")' --out " +
+                  (folder / "r.json"))
+              .code == 0);
+  const nlohmann::json runs = read_json(folder / "r.json")["runs"];
+  CHECK(runs[0]["fidelity"] == runs[1]["fidelity"]);
+  fails("fit h2o --train " + trace("tiny-paper.safetensors") + " --out x", 2, "nothing to fit");
+  fails("fit locret --method forest --train " + trace("smollm2-passkey.safetensors") + " --out x",
+        2, "expected one of ridge");
+  fails("fit judgeq --train " + trace("tiny-scores.safetensors") + " --out x", 3, "score trace");
+}
+
 TEST_CASE("every help has examples, and every bundled trace passes its check", "[cli]") {
-  for (const char* command : {"", "run", "predict", "policies", "trace"}) {
+  for (const char* command : {"", "run", "predict", "policies", "trace", "fit"}) {
     const Outcome out = program(std::string(command) + " --help");
     CHECK(out.code == 0);
     CHECK_THAT(out.text, Contains("Examples:"));

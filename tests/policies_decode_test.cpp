@@ -439,6 +439,16 @@ TEST_CASE("sagekv refuses what cannot be divided", "[policy][sagekv]") {
   CHECK_THROWS_WITH(make_policy("sagekv+h2o", g), Contains("scorer"));
 }
 
+TEST_CASE("sinks of the first chunk take no place in later ones", "[policy][chunked]") {
+  // Bug: every chunk reserved places for sinks, wherever they were, and kept so many too few.
+  const Trace trace = weights(std::vector<double>(18, 0.0), 16);
+  EngineOptions options;
+  options.chunk = 8;  // 4 of each: 1 sink (of the first), 2 or 3 selected, 1 newest
+  const RunResult run = test::run_one(trace, "chunked(sagekv(budget=50%))", options);
+  CHECK(run.metrics.timeline.resident_entries[8] == 4 + 1);
+  CHECK(run.metrics.timeline.resident_entries[16] == 4 + 4 + 1);
+}
+
 TEST_CASE("fastgen takes the cheapest set that recovers the prompt's attention",
           "[policy][fastgen]") {
   // Everything goes to the first token: special alone. Newborns leave after their own row.

@@ -505,7 +505,7 @@ TEST_CASE("mikv's bytes are the published ones", "[policy][mikv]") {
   CHECK(static_cast<double>(llama_bytes("mikv(hi=4)", 32768, 1024)) / full ==
         Approx(.181).margin(.0005));
   check_closed_form({"mikv", "mikv(hi=8,lo=4,ratio=35%)", "mikv(ratio_mode=frozen,group=1)",
-                     "snapkv(budget=7,window=2)+mikv"},
+                     "snapkv(budget=7,window=2)+mikv", "h2o(budget=9)+mikv"},
                     4);
 }
 
@@ -568,16 +568,35 @@ TEST_CASE("a state of equal keys is the attention of its victims", "[policy][les
       weights(std::vector<double>(12, 0.5), {1, 7, -3, 2, 5, 1, 8, 2, 0, 4, 9, -6}, 8);
   CHECK(decode_error(equal, "h2o(budget=4)") > 0.05);
   CHECK(decode_error(equal, "h2o(budget=4)+less(variant=mean)") < 1e-6);
-  CHECK(decode_error(equal, "h2o(budget=4)+less(variant=fit,rank=2)") < 1e-6);
+  CHECK(decode_error(equal, "h2o(budget=4)+less(variant=fit,rank=1)") < 1e-6);
   CHECK(decode_error(equal, "h2o(budget=4)+less(variant=oracle,rank=2)") < 1e-3);
-  // Two kinds of keys: two anchors find them, one mean does not.
+  // Two kinds of keys: their attention has rank one in every row, their mean key is neither.
   std::vector<double> keys;
   for (int i = 0; i < 24; ++i) keys.push_back(i % 2 == 0 ? 0.0 : 3.0);
   std::vector<double> values;
   for (int i = 0; i < 24; ++i) values.push_back(i % 5 - 1.5);
   const Trace two = weights(keys, values, 16);
-  CHECK(decode_error(two, "h2o(budget=4)+less(variant=fit,rank=2)") < 1e-6);
+  CHECK(decode_error(two, "h2o(budget=4)+less(variant=fit,rank=1)") < 1e-6);
   CHECK(decode_error(two, "h2o(budget=4)+less(variant=mean)") > 0.01);
+}
+
+TEST_CASE("a mean key stands for all victims, in units of the row's maximum", "[policy][less]") {
+  // Victims with keys 0 and 2, values 1 and 3: count 2, mean key 1, mean value 2. A row with q = 1/2
+  // and maximum 1/4 adds 2 exp(1/2 - 1/4) of weight and twice that of value.
+  TinyView view({{0}, {5}, {2}, {9}}, {{1}, {0}, {3}, {0}});
+  const auto store = make_policy("less(variant=mean)", tiny_geometry(1, 4, 1)).store(view.shape());
+  CHECK_FALSE(store->adds_output());
+  Decision d;
+  d.evictions = {{0, 0, 0, 0}, {0, 2, 0, 1}};
+  store->age(view, d);
+  REQUIRE(store->adds_output());
+  std::vector<double> numerator = {10};
+  double denominator = 1;
+  store->add_output(0, Values{0.5F}, 0.25, numerator, denominator);
+  CHECK(denominator == Approx(1 + 2 * std::exp(0.25)));
+  CHECK(numerator[0] == Approx(10 + 4 * std::exp(0.25)));
+  store->add_output(0, Values{1e6F}, -1e6, numerator, denominator);  // far above the row's maximum
+  CHECK(std::isfinite(numerator[0] / denominator));
 }
 
 TEST_CASE("random features of exp(q.k) are right on average", "[policy][less]") {

@@ -338,6 +338,7 @@ PolicyEntry clusterkv() {
       };
       recipe.notes.emplace_back("entries read are those copied from the host");
       recipe.closed_form = false;  // entries that left for the host
+      if (geometry.trace == nullptr) recipe.notes.emplace_back(kHostNote);
     }
     recipe.knob = budget_knob(geometry);
     return recipe;

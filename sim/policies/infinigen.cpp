@@ -35,7 +35,7 @@ struct Settings {
 class PartialKeys {
  public:
   PartialKeys(const View& view, int kv_head, const Settings& settings)
-      : kv_head_(kv_head), dim_(view.shape().k_dim), keys_(dim_) {
+      : kv_head_(kv_head), dim_(view.shape().k_dim) {
     constexpr RowIndex kPiece = 512;  // rows at a time
     const int group = view.shape().query_heads / view.shape().kv_heads;
     const auto queries = [&](RowIndex begin) {
@@ -71,10 +71,9 @@ class PartialKeys {
   }
 
   void extend(const View& view, TokenIndex end) {
-    keys_.extend(view, kv_head_, end);
-    for (std::size_t c = 0; c < columns_.size(); ++c) {
-      for (TokenIndex t = static_cast<TokenIndex>(columns_[c].size()); t < end; ++t)
-        columns_[c].push_back(turn(c, keys_.row(t)));
+    for (; tokens_ < end; ++tokens_) {
+      const std::vector<float> key = view.key(kv_head_, tokens_);
+      for (std::size_t c = 0; c < columns_.size(); ++c) columns_[c].push_back(turn(c, key.data()));
     }
   }
 
@@ -100,7 +99,7 @@ class PartialKeys {
   }
   int kv_head_;
   int dim_;
-  KeyRows keys_;
+  TokenIndex tokens_ = 0;
   std::vector<float> skew_;                  // [columns][dim]
   std::vector<std::vector<float>> columns_;  // [columns][tokens so far]
 };
@@ -237,6 +236,7 @@ PolicyEntry infinigen() {
     recipe.knob = budget_knob(geometry);
     recipe.knob->parameter = "cap";
     recipe.closed_form = false;  // entries that left for the host
+    if (geometry.trace == nullptr) recipe.notes.emplace_back(kHostNote);
     return recipe;
   };
   return entry;

@@ -36,7 +36,7 @@ struct LayerVectors {
 
 struct FitOptions {
   std::string method = "ridge";
-  double lambda = 10;
+  double lambda = 100;
   std::uint64_t seed = 0;
   int steps = 300;              // of a network
   TokenCount budget = 0;        // foresightkv: of the golden evictions, entries

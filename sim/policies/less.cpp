@@ -8,15 +8,15 @@
 // head and phi per query head (natural reading).
 //
 // The trained kernels are not here. What stands in for them, all with the published bytes:
-//   fit     R anchors a_r: k-means over the keys of the prompt's first half. psi_r(k) = 1 for the
-//           nearest anchor, else 0; phi_r(q) = exp(z(q, a_r) + b_r), b_r fitted so that over rows of
-//           that half the anchor's part of the attention comes out right in sum
+//   fit     a non-negative factorisation of rank R of what the last 24 rows of each query head before
+//           the first fold gave to the victims (multiplicative updates): psi of a victim is fitted to
+//           these rows; phi_r(q) = exp(s_r z(q, a_r) + b_r), a_r the mean key under psi_r. It is fitted
+//           to this prompt, where the published kernels are trained once for a model
 //   favor   R positive random features of exp(z): exp(w.x - |x|^2/2), w normal, x = sqrt(scale) q, k.
 //           Unbiased, with a large variance
 //   mean    one group: count times exp(z) of the mean key, mean value
-//   oracle  the best non-negative rank-R factorisation found for the victims' attention in rows still
-//           to come (multiplicative updates, 24 rows a query head); phi(q) is fitted anew to every
-//           row, over all victims. It reads the future: a bound (as good as its local optimum)
+//   oracle  the same factorisation over 24 rows to come, and phi(q) of every row is what fits all its
+//           victims best. It reads the future: a bound (as good as its local optimum)
 //   plus    no state: R / 2 more entries, about its size (the authors' Baseline+: 4 for R = 8)
 //   none    no state: the evictor
 // States are held in double here, whatever `state` charges. Softcapped logits are not capped again.
@@ -142,144 +142,90 @@ class RandomFeatures final : public State {
   std::vector<Feature> features_;
 };
 
-class Anchors final : public State {
+// Weighted sums of a straight line's points.
+struct Line {
+  double w = 0, x = 0, y = 0, xx = 0, xy = 0;
+  void add(double weight, double at, double value) {
+    w += weight;
+    x += weight * at;
+    y += weight * value;
+    xx += weight * at * at;
+    xy += weight * at * value;
+  }
+  [[nodiscard]] double slope() const {
+    const double spread = xx * w - x * x;
+    return spread > 1e-9 * xx * w ? std::clamp((xy * w - x * y) / spread, 0.0, 2.0) : 1.0;
+  }
+};
+
+// A non-negative factorisation Phi [rows, R] Psi [R, victims] of the attention that rows give to the
+// victims, found by multiplicative updates over some rows. phi of other rows: with `future`, what fits
+// the row best; else exp(s_r z(q, a_r) + b_r), a_r the mean key under psi_r, s_r and b_r fitted to Phi.
+class Factors final : public State {
  public:
-  Anchors(int head, double scale, int rank, const View& view) : head_(head), scale_(scale) {
-    const RowIndex half = std::max<RowIndex>(1, view.pass().evict_at / 2);
-    std::vector<std::vector<float>> keys;
-    for (RowIndex t = 0; t < half; ++t) keys.push_back(view.key(head, static_cast<TokenIndex>(t)));
-    place(keys, rank);
-    scale_parts(view, keys);
-  }
-  void fold(const View& view, std::span<const TokenIndex> victims) override {
-    for (const TokenIndex t : victims)
-      features_[nearest(view.key(head_, t))].add(0, view.value(head_, t));
-  }
-  void add(std::span<const float> q, double max, std::span<double> numerator,
-           double& denominator) const override {
-    for (std::size_t r = 0; r < features_.size(); ++r)
-      features_[r].read(scale_ * dot(q, anchors_[r]) + shift_[r] - max, numerator, denominator);
-  }
-
- private:
-  [[nodiscard]] std::size_t nearest(std::span<const float> key) const {
-    std::size_t best = 0;
-    double least = std::numeric_limits<double>::infinity();
-    for (std::size_t r = 0; r < anchors_.size(); ++r) {
-      const double distance = dot(anchors_[r], anchors_[r]) - 2 * dot(anchors_[r], key);
-      if (distance < least) {
-        least = distance;
-        best = r;
-      }
-    }
-    return best;
-  }
-
-  // k-means (Lloyd) from keys at equal steps.
-  void place(const std::vector<std::vector<float>>& keys, int rank) {
-    const std::size_t count = std::min(index(rank), keys.size());
-    for (std::size_t r = 0; r < count; ++r)
-      anchors_.push_back(keys[(2 * r + 1) * keys.size() / (2 * count)]);
-    for (int round = 0; round < 20; ++round) {
-      std::vector<Vector> sums(count, Vector(keys[0].size(), 0.0));
-      Vector members(count, 0.0);
-      for (const std::vector<float>& key : keys) {
-        const std::size_t r = nearest(key);
-        members[r] += 1;
-        for (std::size_t c = 0; c < key.size(); ++c) sums[r][c] += static_cast<double>(key[c]);
-      }
-      const auto old = anchors_;
-      for (std::size_t r = 0; r < count; ++r) {
-        for (std::size_t c = 0; c < sums[r].size() && members[r] > 0; ++c)
-          anchors_[r][c] = static_cast<float>(sums[r][c] / members[r]);
-      }
-      if (anchors_ == old) break;
-    }
-    features_.resize(count);
-  }
-
-  // b_r = log(attention of the anchor's keys / of as many copies of the anchor), summed over rows.
-  void scale_parts(const View& view, const std::vector<std::vector<float>>& keys) {
+  Factors(int head, double scale, int rank, const View& view, const std::vector<RowIndex>& rows,
+          bool future, std::uint64_t seed)
+      : head_(head), scale_(scale), rank_(index(rank)), future_(future), seed_(seed) {
     const int group = view.shape().group();
-    std::vector<std::size_t> part;
-    for (const std::vector<float>& key : keys) part.push_back(nearest(key));
-    Vector exact(anchors_.size(), 0.0);
-    Vector rough(anchors_.size(), 0.0);
-    const std::size_t step = std::max<std::size_t>(1, keys.size() / 64);
-    for (std::size_t row = keys.size() / 2; row < keys.size(); row += step) {
+    std::vector<std::vector<float>> keys;
+    for (TokenIndex t = 0; t <= rows.back(); ++t) keys.push_back(view.key(head, t));
+    for (const RowIndex row : rows) {
       for (int g = 0; g < group; ++g) {
-        const std::vector<float> q = view.query(head_ * group + g, static_cast<RowIndex>(row));
+        queries_.push_back(view.query(head * group + g, row));
         Vector z;
-        for (std::size_t t = 0; t <= row; ++t) z.push_back(scale_ * dot(q, keys[t]));
+        for (RowIndex t = 0; t <= row; ++t)
+          z.push_back(scale_ * dot(queries_.back(), keys[index(t)]));
         const double max = *std::max_element(z.begin(), z.end());
         double sum = 0;
         for (const double x : z) sum += std::exp(x - max);
-        Vector ours(anchors_.size(), 0.0);
-        for (std::size_t r = 0; r < ours.size(); ++r)
-          ours[r] = bounded_exp(scale_ * dot(q, anchors_[r]) - max) / sum;
-        for (std::size_t t = 0; t <= row; ++t) {
-          exact[part[t]] += std::exp(z[t] - max) / sum;
-          rough[part[t]] += ours[part[t]];
-        }
+        row_log_sum_.push_back(max + std::log(sum));
       }
-    }
-    for (std::size_t r = 0; r < anchors_.size(); ++r)
-      shift_.push_back(exact[r] > 0 && rough[r] > 0 ? std::log(exact[r] / rough[r]) : 0.0);
-  }
-
-  int head_;
-  double scale_;
-  std::vector<std::vector<float>> anchors_;
-  Vector shift_;
-  std::vector<Feature> features_;
-};
-
-// A non-negative factorisation Phi [rows, R] Psi [R, victims] of exp(z - max of the row).
-class Factors final : public State {
- public:
-  Factors(int head, double scale, int rank, const View& view, RowIndex tokens, std::uint64_t seed)
-      : head_(head), scale_(scale), rank_(index(rank)), seed_(seed) {
-    const int group = view.shape().group();
-    const RowIndex begin = std::max(view.pass().end, std::min(view.pass().evict_at, tokens - 1));
-    const RowIndex rows = std::min<RowIndex>(24, tokens - begin);
-    for (RowIndex i = 0; i < rows; ++i) {
-      for (int g = 0; g < group; ++g)
-        queries_.push_back(
-            view.query(head * group + g, begin + (2 * i + 1) * (tokens - begin) / (2 * rows)));
     }
   }
 
   void fold(const View& view, std::span<const TokenIndex> victims) override {
-    std::vector<Vector> columns;  // [victims][rows]
+    const std::size_t first = psi_.size();
+    std::vector<Vector> columns;             // [victims][rows]
+    std::vector<std::vector<float>> values;  // [victims][v_dim]
     for (const TokenIndex t : victims) {
       keys_.push_back(view.key(head_, t));
-      values_.push_back(view.value(head_, t));
+      values.push_back(view.value(head_, t));
       columns.emplace_back();
-      for (const std::vector<float>& q : queries_)
-        columns.back().push_back(scale_ * dot(q, keys_.back()));
-    }
-    if (phi_.empty()) {
-      row_max_.assign(queries_.size(), -std::numeric_limits<double>::infinity());
-      for (const Vector& column : columns) {
-        for (std::size_t i = 0; i < column.size(); ++i)
-          row_max_[i] = std::max(row_max_[i], column[i]);
-      }
-    }
-    for (Vector& column : columns) {
-      for (std::size_t i = 0; i < column.size(); ++i)
-        column[i] = bounded_exp(column[i] - row_max_[i]);
+      for (std::size_t i = 0; i < queries_.size(); ++i)
+        columns.back().push_back(
+            std::exp(scale_ * dot(queries_[i], keys_.back()) - row_log_sum_[i]));
     }
     if (phi_.empty()) {
       factorise(columns);
     } else {
       for (const Vector& column : columns) psi_.push_back(fit_column(column));
     }
-    summarise();
+    summarise(first, values);
+    if (future_) return;
+    if (slope_.empty()) fit_lines();
+    keys_.clear();
   }
 
   void add(std::span<const float> q, double max, std::span<double> numerator,
            double& denominator) const override {
-    if (queries_.empty()) return;
+    const Vector phi = future_ ? best_phi(q, max) : fitted_phi(q, max);
+    for (std::size_t r = 0; r < rank_; ++r) {
+      denominator += phi[r] * weight_[r];
+      for (std::size_t c = 0; c < numerator.size(); ++c) numerator[c] += phi[r] * value_[r][c];
+    }
+  }
+
+ private:
+  [[nodiscard]] Vector fitted_phi(std::span<const float> q, double max) const {
+    Vector phi;
+    for (std::size_t r = 0; r < rank_; ++r) {
+      const double z = scale_ * dot(q, anchors_[r]);
+      phi.push_back(bounded_exp(slope_[r] * z + shift_[r] - max));
+    }
+    return phi;
+  }
+
+  [[nodiscard]] Vector best_phi(std::span<const float> q, double max) const {
     Vector z;
     for (const std::vector<float>& key : keys_) z.push_back(scale_ * dot(q, key));
     const double own_max = *std::max_element(z.begin(), z.end());
@@ -288,16 +234,35 @@ class Factors final : public State {
       const double a = std::exp(z[j] - own_max);
       for (std::size_t r = 0; r < rank_; ++r) b[r] += psi_[j][r] * a;
     }
-    const Vector phi = non_negative(gram_psi_, b);
-    const double scale = bounded_exp(own_max - max);
+    Vector phi = non_negative(gram_psi_, b);
+    for (double& x : phi) x *= bounded_exp(own_max - max);
+    return phi;
+  }
+
+  // Least squares of log Phi = s_r z(q, a_r) + b_r; a row weighs what it gives to the feature.
+  void fit_lines() {
+    const auto dim = keys_[0].size();
     for (std::size_t r = 0; r < rank_; ++r) {
-      denominator += scale * phi[r] * weight_[r];
-      for (std::size_t c = 0; c < numerator.size(); ++c)
-        numerator[c] += scale * phi[r] * value_[r][c];
+      Vector sum(dim, 0.0);
+      for (std::size_t j = 0; j < psi_.size(); ++j) {
+        for (std::size_t c = 0; c < dim; ++c)
+          sum[c] += psi_[j][r] * static_cast<double>(keys_[j][c]);
+      }
+      anchors_.emplace_back(dim, 0.0F);
+      for (std::size_t c = 0; c < dim && weight_[r] > 0; ++c)
+        anchors_.back()[c] = static_cast<float>(sum[c] / weight_[r]);
+      Line line;
+      for (std::size_t i = 0; i < phi_.size(); ++i) {
+        if (phi_[i][r] <= 0) continue;
+        line.add(phi_[i][r], scale_ * dot(queries_[i], anchors_[r]),
+                 std::log(phi_[i][r]) + row_log_sum_[i]);
+      }
+      slope_.push_back(line.w > 0 ? line.slope() : 0.0);
+      shift_.push_back(line.w > 0 ? (line.y - slope_[r] * line.x) / line.w
+                                  : -std::numeric_limits<double>::infinity());
     }
   }
 
- private:
   // argmin over x >= 0 of x G x / 2 - b x, by multiplicative updates. REQUIRES: G, b >= 0.
   [[nodiscard]] Vector non_negative(const std::vector<Vector>& gram, const Vector& b) const {
     Vector x(rank_, 1.0);
@@ -370,15 +335,20 @@ class Factors final : public State {
     gram_phi_ = gram(phi_);
   }
 
-  void summarise() {
-    gram_psi_ = gram(psi_);
-    weight_.assign(rank_, 0.0);
-    value_.assign(rank_, Vector(values_[0].size(), 0.0));
-    for (std::size_t j = 0; j < psi_.size(); ++j) {
+  // Adds the victims from `first` on to what add() reads.
+  void summarise(std::size_t first, const std::vector<std::vector<float>>& values) {
+    if (first == 0) {
+      gram_psi_.assign(rank_, Vector(rank_, 0.0));
+      weight_.assign(rank_, 0.0);
+      value_.assign(rank_, Vector(values[0].size(), 0.0));
+    }
+    for (std::size_t j = first; j < psi_.size(); ++j) {
       for (std::size_t r = 0; r < rank_; ++r) {
         weight_[r] += psi_[j][r];
+        for (std::size_t s = 0; s < rank_ && future_; ++s)
+          gram_psi_[r][s] += psi_[j][r] * psi_[j][s];
         for (std::size_t c = 0; c < value_[r].size(); ++c)
-          value_[r][c] += psi_[j][r] * static_cast<double>(values_[j][c]);
+          value_[r][c] += psi_[j][r] * static_cast<double>(values[j - first][c]);
       }
     }
   }
@@ -386,9 +356,12 @@ class Factors final : public State {
   int head_;
   double scale_;
   std::size_t rank_;
+  bool future_;
   std::uint64_t seed_;
-  std::vector<std::vector<float>> queries_, keys_, values_;
-  Vector row_max_;
+  std::vector<std::vector<float>> queries_, keys_;
+  Vector row_log_sum_;
+  std::vector<std::vector<float>> anchors_;  // [R]
+  Vector slope_, shift_;                     // [R]
   std::vector<Vector> phi_, psi_;            // [rows][R], [victims][R]
   std::vector<Vector> gram_phi_, gram_psi_;  // [R][R]
   Vector weight_;                            // [R] sums of psi
@@ -434,17 +407,26 @@ class Folding final : public Store {
   [[nodiscard]] std::unique_ptr<State> make_state(const View& view, int head) const {
     const double scale = view.score_scale();
     const Settings& s = settings_;
-    switch (s.variant) {
-      case Variant::fit:
-        return std::make_unique<Anchors>(head, scale, s.rank, view);
-      case Variant::favor:
-        return std::make_unique<RandomFeatures>(head, scale, view.shape(), s.rank, s.seed);
-      case Variant::mean:
-        return std::make_unique<MeanState>(head, scale);
-      case Variant::oracle:
-        break;
-    }
-    return std::make_unique<Factors>(head, scale, s.rank, view, s.tokens, s.seed);
+    if (s.variant == Variant::mean) return std::make_unique<MeanState>(head, scale);
+    if (s.variant == Variant::favor)
+      return std::make_unique<RandomFeatures>(head, scale, view.shape(), s.rank, s.seed);
+    const bool future = s.variant == Variant::oracle;
+    const RowIndex begin = future ? std::max(view.pass().end, view.pass().evict_at)
+                                  : std::max<RowIndex>(0, view.pass().end - kRows);
+    return std::make_unique<Factors>(head, scale, s.rank, view,
+                                     spread(begin, future ? s.tokens : view.pass().end), future,
+                                     s.seed);
+  }
+
+  static constexpr RowIndex kRows = 24;  // of a factorisation, for every query head
+  // At most kRows of [begin, end), evenly.
+  static std::vector<RowIndex> spread(RowIndex begin, RowIndex end) {
+    begin = std::min(begin, end - 1);
+    const RowIndex count = std::min(kRows, end - begin);
+    std::vector<RowIndex> out;
+    for (RowIndex i = 0; i < count; ++i)
+      out.push_back(begin + (2 * i + 1) * (end - begin) / (2 * count));
+    return out;
   }
 
   Settings settings_;
@@ -468,7 +450,7 @@ class More final : public Budget {
 
 const char* note_of(const std::string& variant) {
   if (variant == "fit")
-    return "stand-in: anchors fitted on the prompt's first half; not the authors' weights";
+    return "stand-in: kernels fitted to the prompt's last rows; not the authors' weights";
   if (variant == "favor") return "stand-in: random features; not the authors' weights";
   if (variant == "mean") return "stand-in: one mean key and value; not the authors' weights";
   if (variant == "oracle") return "bound: a factorisation of rows to come (reads the future)";
@@ -505,7 +487,7 @@ PolicyEntry less() {
        "",
        "paper: charge the published kernels' weights, 16-bit, hidden size 512",
        {"paper", "none"}},
-      {"seed", Kind::count, "auto", "", "of favor and oracle; auto: --seed", {}, 0, 1e15}};
+      {"seed", Kind::count, "auto", "", "of favor, fit and oracle; auto: --seed", {}, 0, 1e15}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const std::string variant = arguments.text("variant");
     const std::int64_t rank = arguments.count("rank");

@@ -7,37 +7,37 @@ namespace policies {
 PolicyEntry full();
 PolicyEntry random();
 PolicyEntry streaming_llm();
+PolicyEntry lambda();
+PolicyEntry prulong();
+PolicyEntry duoattention();
+PolicyEntry baklava();
 PolicyEntry h2o();
 PolicyEntry tova();
+PolicyEntry scissorhands();
+PolicyEntry keyformer();
+PolicyEntry fastgen();
+PolicyEntry r_kv();
+PolicyEntry foresightkv();
 PolicyEntry snapkv();
 PolicyEntry pyramidkv();
-PolicyEntry pyramid();
-PolicyEntry duoattention();
-PolicyEntry scores();
-PolicyEntry deaths();
-PolicyEntry chunked();
+PolicyEntry adakv();
+PolicyEntry headkv();
+PolicyEntry chunkkv();
+PolicyEntry dbudgetkv();
+PolicyEntry sagekv();
+PolicyEntry simlayerkv();
+PolicyEntry judgeq();
 PolicyEntry knorm();
 PolicyEntry keydiff();
 PolicyEntry lagkv();
 PolicyEntry expected_attention();
 PolicyEntry cur();
 PolicyEntry observed_attention();
-PolicyEntry simlayerkv();
-PolicyEntry criticalkv();
-PolicyEntry chunk();
-PolicyEntry block();
-PolicyEntry dms();
-PolicyEntry decoding();
-PolicyEntry lambda();
-PolicyEntry scissorhands();
-PolicyEntry keyformer();
-PolicyEntry r_kv();
-PolicyEntry fastgen();
-PolicyEntry sagekv();
+PolicyEntry write_gate();
 PolicyEntry quest();
 PolicyEntry retroattention();
-PolicyEntry infinigen();
 PolicyEntry clusterkv();
+PolicyEntry infinigen();
 PolicyEntry refreshkv();
 PolicyEntry minference();
 PolicyEntry kivi();
@@ -46,81 +46,75 @@ PolicyEntry qpruningkv();
 PolicyEntry mikv();
 PolicyEntry think();
 PolicyEntry less();
-PolicyEntry adakv();
-PolicyEntry headkv();
-PolicyEntry baklava();
-PolicyEntry prulong();
-PolicyEntry chunkkv();
-PolicyEntry dbudgetkv();
-PolicyEntry foresightkv();
-PolicyEntry write_gate();
-PolicyEntry judgeq();
+PolicyEntry pyramid();
 PolicyEntry locret();
+PolicyEntry scores();
+PolicyEntry deaths();
+PolicyEntry chunked();
+PolicyEntry decoding();
+PolicyEntry dms();
+PolicyEntry criticalkv();
+PolicyEntry chunk();
+PolicyEntry block();
 }  // namespace policies
 
 const std::vector<PolicyEntry>& registry() {
   // clang-format off
   static const std::vector<PolicyEntry> entries = {
-      policies::full(),          policies::random(),
-      policies::streaming_llm(), policies::h2o(),
-      policies::tova(),          policies::snapkv(),
-      policies::pyramidkv(),     policies::pyramid(),
-      policies::duoattention(),  policies::scores(),
-      policies::deaths(),        policies::chunked(),
-      policies::knorm(),         policies::keydiff(),
-      policies::lagkv(),         policies::expected_attention(),
-      policies::cur(),           policies::observed_attention(),
-      policies::simlayerkv(),    policies::criticalkv(),
-      policies::chunk(),         policies::block(),
-      policies::dms(),           policies::decoding(),
-  };
       policies::full(),
       policies::random(),
       policies::streaming_llm(),
+      policies::lambda(),
+      policies::prulong(),
+      policies::duoattention(),
+      policies::baklava(),
       policies::h2o(),
       policies::tova(),
+      policies::scissorhands(),
+      policies::keyformer(),
+      policies::fastgen(),
+      policies::r_kv(),
+      policies::foresightkv(),
       policies::snapkv(),
       policies::pyramidkv(),
+      policies::adakv(),
+      policies::headkv(),
+      policies::chunkkv(),
+      policies::dbudgetkv(),
+      policies::sagekv(),
+      policies::simlayerkv(),
+      policies::judgeq(),
+      policies::knorm(),
+      policies::keydiff(),
+      policies::lagkv(),
+      policies::expected_attention(),
+      policies::cur(),
+      policies::observed_attention(),
+      policies::write_gate(),
+      policies::quest(),
+      policies::retroattention(),
+      policies::clusterkv(),
+      policies::infinigen(),
+      policies::refreshkv(),
+      policies::minference(),
+      policies::kivi(),
+      policies::kvquant(),
+      policies::qpruningkv(),
+      policies::mikv(),
+      policies::think(),
+      policies::less(),
       policies::pyramid(),
-      policies::duoattention(),
+      policies::locret(),
       policies::scores(),
       policies::deaths(),
       policies::chunked(),
-      policies::lambda(),
-      policies::scissorhands(),
-      policies::keyformer(),
-      policies::r_kv(),
-      policies::fastgen(),
-      policies::sagekv(),
+      policies::decoding(),
+      policies::dms(),
+      policies::criticalkv(),
+      policies::chunk(),
+      policies::block(),
   };
   // clang-format on
-      policies::full(),         policies::random(), policies::streaming_llm(), policies::h2o(),
-      policies::tova(),         policies::snapkv(), policies::pyramidkv(),     policies::pyramid(),
-      policies::duoattention(), policies::scores(), policies::deaths(),        policies::chunked(),
-      policies::quest(),
-      policies::retroattention(),
-      policies::infinigen(),
-      policies::clusterkv(),
-      policies::refreshkv(),
-      policies::minference()};
-      policies::full(),         policies::random(),  policies::streaming_llm(), policies::h2o(),
-      policies::tova(),         policies::snapkv(),  policies::pyramidkv(),     policies::pyramid(),
-      policies::duoattention(), policies::scores(),  policies::deaths(),        policies::chunked(),
-      policies::kivi(),         policies::kvquant(), policies::qpruningkv(),    policies::mikv(),
-      policies::think(),        policies::less()};
-      policies::full(),      policies::random(),  policies::streaming_llm(),
-      policies::h2o(),       policies::tova(),    policies::snapkv(),
-      policies::pyramidkv(), policies::pyramid(), policies::duoattention(),
-      policies::scores(),    policies::deaths(),  policies::chunked(),
-      policies::adakv(),     policies::headkv(),  policies::baklava(),
-      policies::prulong(),   policies::chunkkv(), policies::dbudgetkv()};
-      policies::full(),        policies::random(),     policies::streaming_llm(),
-      policies::h2o(),         policies::tova(),       policies::snapkv(),
-      policies::pyramidkv(),   policies::pyramid(),    policies::duoattention(),
-      policies::scores(),      policies::deaths(),     policies::chunked(),
-      policies::foresightkv(), policies::write_gate(), policies::judgeq(),
-      policies::locret(),
-  };
   return entries;
 }
 

@@ -96,9 +96,9 @@ PolicyEntry retroattention() {
     recipe.knob = budget_knob(geometry);
     if (window > 1) {
       recipe.notes.push_back(fmt::format(
-          "fidelity of a generated row is taken {} rows later, with the logged keys and "
+          "fidelity of a generated row is taken {} row{} later, with the logged keys and "
           "values (rewritten ones are not in a trace)",
-          window - 1));
+          window - 1, window == 2 ? "" : "s"));
     }
     return recipe;
   };

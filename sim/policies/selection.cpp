@@ -74,13 +74,6 @@ std::vector<std::int32_t> best_of(std::span<const float> scores, std::size_t cou
   return order;
 }
 
-void KeyRows::extend(const View& view, int kv_head, TokenIndex end) {
-  for (; end_ < end; ++end_) {
-    const std::vector<float> key = view.key(kv_head, end_);
-    keys_.insert(keys_.end(), key.begin(), key.end());
-  }
-}
-
 // ---- Pages ---------------------------------------------------------------------------------------
 
 PageBounds::PageBounds(int dim, int page, std::int64_t tokens)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by policies that choose what a row reads: amounts of read entries, keys in flat arrays,
-// page bounds, best-of lists, and a store that sends entries to the host.
+// Shared by policies that choose what a row reads: amounts of read entries, page bounds,
+// best-of lists, and a store that sends entries to the host.
 #pragma once
 
 #include <cstdint>
@@ -23,21 +23,6 @@ namespace kvspan::policies {
 
 // The `count` best of scores [n], ascending by index; ties to the lower index. REQUIRES: no NaN.
 [[nodiscard]] std::vector<std::int32_t> best_of(std::span<const float> scores, std::size_t count);
-
-// Keys of one KV head, post-rotary, fetched once each.  [tokens so far][k_dim]
-class KeyRows {
- public:
-  explicit KeyRows(int dim) : dim_(dim) {}
-  void extend(const View& view, int kv_head, TokenIndex end);
-  [[nodiscard]] const float* row(TokenIndex token) const {
-    return keys_.data() + index(token) * index(dim_);
-  }
-
- private:
-  int dim_;
-  TokenIndex end_ = 0;
-  std::vector<float> keys_;
-};
 
 // Element-wise minimum and maximum of the keys of each page of one KV head. Pages are blocks of token
 // indices, and a key that was written stays in the bounds of its page after its entry has died, as in
@@ -94,6 +79,10 @@ class PageChooser {
   LayerShape shape_;
   std::vector<PageBounds> bounds_;  // [kv_heads]
 };
+
+// Of predictions for it: the closed form has no entries on the host.
+inline constexpr const char* kHostNote =
+    "bytes are the device's, but the predicted footprint counts entries on the host too";
 
 // A store that moves entries to the host at the ends of the passes that are `due`: at the first, all
 // that are there; later, the newborns. One copy of each entry, in {"host", 0, e}.

@@ -135,19 +135,33 @@ class Gates {
   };
   explicit Gates(Settings settings) : s_(std::move(settings)) {}
 
-  [[nodiscard]] bool admits(int layer, int kv_head, RowIndex token) {
-    return margin(layer, kv_head, token) > 0;
+  // [tokens] 1: admitted.
+  [[nodiscard]] const std::vector<float>& admitted(int layer, int kv_head) {
+    ready();
+    return admitted_[index(layer)][index(kv_head)];
   }
   // Value less threshold.
   [[nodiscard]] double margin(int layer, int kv_head, RowIndex token) {
-    // Whoever computes may not run another policy's layer meanwhile, which might wait for this one.
-    std::call_once(once_, [&] { tbb::this_task_arena::isolate([&] { compute(); }); });
+    ready();
     const float value = values_[index(layer)][index(kv_head)][index(token)];
     return value == kInfinity ? std::numeric_limits<double>::infinity()
                               : static_cast<double>(value) - threshold_;
   }
 
  private:
+  void ready() {
+    // Whoever computes may not run another policy's layer meanwhile, which might wait for this one.
+    std::call_once(once_, [&] {
+      tbb::this_task_arena::isolate([&] { compute(); });
+      admitted_ = values_;
+      for (HeadValues& layer : admitted_) {
+        for (auto& head : layer) {
+          for (float& value : head) value = static_cast<double>(value) > threshold_ ? 1.0F : 0.0F;
+        }
+      }
+    });
+  }
+
   void compute() {
     const Trace& trace = *s_.geometry.trace;
     const int layers = trace.meta().layers;
@@ -174,7 +188,7 @@ class Gates {
     values_.resize(index(layers));
     tbb::parallel_for(0, layers, [&](int l) { values_[index(l)] = of_layer(l, models[index(l)]); });
     if (s_.threshold) {
-      threshold_ = *s_.threshold;
+      threshold_ = static_cast<double>(static_cast<float>(*s_.threshold));  // as gates are
       return;
     }
     std::vector<float> all;
@@ -328,7 +342,7 @@ class Gates {
 
   Settings s_;
   std::once_flag once_;
-  std::vector<HeadValues> values_;  // [layers]
+  std::vector<HeadValues> values_, admitted_;  // [layers]
   double threshold_ = 0;
 };
 
@@ -360,9 +374,9 @@ class WindowAndAdmitted final : public Selector {
   void mask(const View& view, int query_head, RowIndex row, std::span<float> mask) override {
     const LayerShape& shape = view.shape();
     const int kv_head = query_head * shape.kv_heads / shape.query_heads;
-    for (RowIndex i = 0; i <= row - window_; ++i) {
-      if (mask[index(i)] != 0.0F && !gates_->admits(shape.layer, kv_head, i)) mask[index(i)] = 0.0F;
-    }
+    const float* admitted = gates_->admitted(shape.layer, kv_head).data();
+    float* out = mask.data();
+    for (RowIndex i = 0; i <= row - window_; ++i) out[i] *= admitted[i];
   }
 
  private:
