@@ -1016,7 +1016,7 @@ std::vector<char> write_gate(const World& u) {
   const Amount rate = amount_of(c.text("rate", "25%"));
   std::vector<char> out(at(u.layers) * at(u.heads) * at(u.t.tokens), 0);
   if (gate == "file") {
-    const double tau = c.real("tau", 0.1);
+    const auto tau = static_cast<double>(static_cast<float>(c.real("tau", 0.1)));  // as gates are
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = u.tables.scores[i] > tau ? 1 : 0;
     return out;
   }
@@ -1048,7 +1048,8 @@ std::vector<char> write_gate(const World& u) {
       }
     }
     for (int h = 0; h < u.heads; ++h) {
-      for (int j = 0; j < u.point - window; ++j) outside.push_back(utility[u.flat(l, h, j)]);
+      const int last = u.point > window ? u.point - window : u.point;  // short prompts: all of it
+      for (int j = 0; j < last; ++j) outside.push_back(utility[u.flat(l, h, j)]);
     }
   }
   std::sort(outside.begin(), outside.end(), std::greater<>());
