@@ -470,6 +470,7 @@ std::string compare(const Drawn& d, Tally& tally) {
 
 void run(bool integers, std::uint64_t seed, int cases) {
   const Folder folder;
+  if (const char* n = std::getenv("KVSPAN_TWIN_CASES")) cases = std::stoi(n), seed += static_cast<std::uint64_t>(cases);
   const char* only = std::getenv("KVSPAN_TWIN_POLICY");
   for (const auto& [policy, draw] : draws()) {
     if (only != nullptr && policy != only) continue;
@@ -482,6 +483,7 @@ void run(bool integers, std::uint64_t seed, int cases) {
       d.meta = test::completed(d.trace);
       d.policy = policy;
       if (coin(random)) d.plan.chunk = test::pick(random, 3, 16);
+      if (coin(random, 6)) d.plan.evict_at = test::pick(random, 8, prompt_of(d));
       draw(random, d, folder.path.string());
       const std::string differs = compare(d, tally);
       if (differs.empty()) continue;
@@ -489,9 +491,9 @@ void run(bool integers, std::uint64_t seed, int cases) {
       UNSCOPED_INFO("case " << i << ": " << d.text() << " |" << differs);
       if (shown.size() < 6 && shown.insert(differs.substr(0, 24)).second) {
         std::cout << fmt::format(
-            "  {} {}: L={} ids={} N={} n={} chunk={} Hq={} Hk={} d={} dv={} rope={} |{}\n", i,
+            "  {} {}: L={} ids={} N={} n={} at={} chunk={} Hq={} Hk={} d={} dv={} rope={} |{}\n", i,
             d.text(), d.meta.model_layers, fmt::join(d.meta.layer_ids, "/"), d.meta.tokens,
-            d.meta.prompt_tokens, d.plan.chunk, d.meta.query_heads, d.meta.kv_heads,
+            d.meta.prompt_tokens, d.plan.evict_at, d.plan.chunk, d.meta.query_heads, d.meta.kv_heads,
             d.meta.head_dim, d.meta.v_head_dim, d.meta.rope.has_value(), differs);
       }
     }

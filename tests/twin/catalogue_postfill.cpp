@@ -837,7 +837,8 @@ std::vector<std::vector<int>> full_heads(const World& u) {
 // Budgets [layers, heads] of a power of the importance, within bounds, that add up to B heads.
 std::vector<int> water_filling(const World& u, int budget, bool& near) {
   const Choice& c = u.policy;
-  const double low = std::min(c.count("sinks", 4) + 4, budget), high = u.point;
+  // Bounds that B heads cannot meet give way.
+  const double low = std::min(c.count("sinks", 4) + 4, budget), high = std::max(u.point, budget);
   Values weight;
   for (int l = 0; l < u.layers; ++l) {
     for (int h = 0; h < u.heads; ++h) {
