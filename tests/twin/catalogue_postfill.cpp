@@ -135,10 +135,11 @@ int budget_of(const World& u, const Choice& c) {
                        u.layers * u.heads * u.entry_bytes());
 }
 
-// The double nearest to the share that stays.
+// The share that stays as the authors' codes have it: 1 - s, s the double nearest to what goes.
 double share_of(const Amount& a) {
   const Decimal percent = parse_decimal(a.decimal);
-  return static_cast<double>(percent.digits) / static_cast<double>(100 * percent.scale);
+  const auto all = static_cast<double>(100 * percent.scale);
+  return 1.0 - static_cast<double>(100 * percent.scale - percent.digits) / all;
 }
 
 int half_even(double x) { return static_cast<int>(std::nearbyint(x)); }
@@ -479,7 +480,9 @@ Values judgeq(const World& u, const Choice& c, const Moment& m, int h, const Tok
 Values golden(const World& u, int interval, const Moment& m, int h, const Tokens& entries) {
   const auto [first, last] = readers(u.t, u.heads, h);
   Values out(entries.size(), 0.0);
-  for (int begin = m.end(); begin < u.t.tokens; begin += interval) {
+  // Blocks are counted from the eviction point; one that has begun is no future block.
+  const int begun = (m.end() - u.point + interval - 1) / interval;
+  for (int begin = u.point + begun * interval; begin < u.t.tokens; begin += interval) {
     Values sum(entries.size(), 0.0);
     for (int row = begin; row < std::min(begin + interval, u.t.tokens); ++row) {
       for (int g = first; g < last; ++g) {
@@ -700,11 +703,14 @@ Tokens chunk_set(const World& u, const Moment& m, bool& near) {
     double sum = 0;
     for (int j = a; j < b; ++j) sum += token[at(j)];
     chunks.push_back(paper ? sum : sum / (b - a));
-    if (!paper && a >= n - window) chunks.back() = 1e6 + a;  // equal on paper: the newest stays
+    if (!paper && a >= n - window)
+      chunks.back() = 1e6 * (1 + a);  // equal on paper: the newest stays
   }
   const int count = static_cast<int>(chunks.size());
-  const int keep =
-      paper ? budget / length : std::max(1, static_cast<int>(1LL * count * budget / n));
+  const Amount size = amount_of(c.text("budget", "20%"));
+  const int part = size.kind == Amount::share ? static_cast<int>(count * share_of(size))
+                                              : static_cast<int>(1LL * count * budget / n);
+  const int keep = paper ? budget / length : std::max(1, part);
   Tokens gone;
   for (const std::size_t e : drop(chunks, keep, near)) {
     for (int j = static_cast<int>(e) * length;
@@ -728,7 +734,8 @@ void dbudgetkv(const World& u, const Moment& m, Verdict& out) {
   const int n = m.end(), sinks = std::min(c.count("sinks", 4), n);
   const int rows = std::min(c.count("rows", 1), n);
   const double threshold = c.real("threshold", 0.01);
-  std::vector<Values> a;  // [query heads][n] mean over the rows that see the key
+  if (threshold == 0) return;  // nothing may be lost
+  std::vector<Values> a;       // [query heads][n] mean over the rows that see the key
   for (int g = 0; g < u.t.query_heads; ++g) {
     Values sum(at(n), 0.0), seen(at(n), 0.0);
     for (int row = n - rows; row < n; ++row) {
@@ -771,7 +778,7 @@ void dbudgetkv(const World& u, const Moment& m, Verdict& out) {
       square += x[at(j)] * x[at(j)];
       const double lost = 1 - std::sqrt(square) / all;
       hangs(lost);
-      if (threshold > 0 && lost < threshold) break;
+      if (lost < threshold) break;
     }
     std::sort(kept.begin(), kept.end());
   }
@@ -791,9 +798,9 @@ void headkv(const World& u, const Moment& m, int model_layer, Verdict& out) {
     Values x(at(u.heads), 0.0);
     const int per_head = static_cast<int>(row.size()) / u.heads;
     for (int g = 0; g < static_cast<int>(row.size()); ++g) {
-      x[at(g / per_head)] += row[at(g)] / per_head;
+      x[at(g / per_head)] += std::pow(row[at(g)], temp) / per_head;
     }
-    for (double& s : x) sum += (s = std::pow(s, temp));
+    for (const double s : x) sum += s;
     p.push_back(x);
   }
   const int base = budget - window;
@@ -1054,8 +1061,9 @@ std::vector<char> write_gate(const World& u) {
     }
   }
   std::sort(outside.begin(), outside.end(), std::greater<>());
-  const auto admit =
-      static_cast<std::size_t>(budget_tokens(rate, static_cast<int>(outside.size()), 1));
+  const Decimal percent = parse_decimal(rate.decimal);
+  const auto admit = static_cast<std::size_t>(
+      percent.digits * static_cast<long long>(outside.size()) / (100 * percent.scale));
   const double theta = admit < outside.size() ? outside[admit] : -1;
   for (std::size_t i = 0; i < out.size(); ++i) out[i] = utility[i] > theta ? 1 : 0;
   return out;
@@ -1067,15 +1075,9 @@ void locret(const World& u, const Moment& m, Verdict& out) {
   if (b > last) return;
   const Amount size = amount_of(c.text("budget", "20%"));
   const bool share = size.kind == Amount::share;
-  int budget = 0;
-  if (share) {
-    const Decimal percent = parse_decimal(size.decimal);
-    budget = static_cast<int>(percent.digits * b / (100 * percent.scale));
-  } else {
-    budget = budget_of(u, c);
-  }
+  int budget = share ? static_cast<int>(share_of(size) * b) : budget_of(u, c);
   int stabilizers = c.count("stabilizers", 2500);
-  if (!c.has("stabilizers")) stabilizers = std::min(stabilizers, budget / 2);
+  if (!c.has("stabilizers")) stabilizers = std::min(stabilizers, budget_of(u, c) / 2);
   if (share) budget = std::max(stabilizers, (budget + 63) / 64 * 64);
   for (int h = 0; h < u.heads; ++h) {
     bool near = false;
@@ -1094,6 +1096,10 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
   const int b = m.end(), model_layer = u.t.layers[at(m.l)].model_layer;
   Verdict out(m);
   const bool at_point = b == u.point;
+  // Every `rows` rows from the eviction point on, or at the end of the pass that holds such a row.
+  const auto due = [&](int rows) {
+    return b > u.point && (b - u.point) / rows > (m.pass.begin - u.point) / rows;
+  };
   const auto stream = [&](int h, int sinks, int window) {
     out.kept[at(h)] =
         without(m.resident[at(h)], candidates_of(m.resident[at(h)], {sinks, window}, b));
@@ -1130,11 +1136,11 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
   } else if (c.name == "locret") {
     locret(u, m, out);
   } else if (c.name == "decoding") {
-    if (b > u.point && (b - u.point) % c.count("every", 512) == 0) {
+    if (due(c.count("every", 512))) {
       plain(u, c.inner(), m, c.count("target", 2048), out);
     }
   } else if (c.name == "foresightkv") {
-    if (at_point || (b > u.point && (b - u.point) % c.count("interval", 128) == 0)) {
+    if (at_point || due(c.count("interval", 128))) {
       plain(u, c, m, budget_of(u, c), out);
     }
   } else if (!at_point) {
