@@ -199,6 +199,12 @@ void inner_policy(Random& random, Drawn& d, const std::string& name, bool sized)
   d.parameters["inner"] = name;
   int heads = d.meta.kv_heads;
   if (name == "snapkv") heads = some_votes(random, d, true);
+  if (name == "expected_attention" || name == "cur" || name == "lagkv") {
+    d.set_inner("sinks", test::pick(random, 0, 3));
+  }
+  if (name == "expected_attention") d.set_inner("future", test::pick(random, 1, 9));
+  if (name == "cur") d.set_inner("window", test::pick(random, 2, 8));
+  if (name == "lagkv") d.set_inner("lag", test::pick(random, 2, 8));
   if (sized) d.set_inner("budget", some_budget(random, d, heads));
 }
 
@@ -305,7 +311,7 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
        }},
       {"criticalkv",
        [](Random& r, Drawn& d, const std::string&) {
-         inner_policy(r, d, "snapkv", true);
+         inner_policy(r, d, one_of(r, {"snapkv", "snapkv", "observed_attention", "expected_attention"}), true);
          d.set("ratio", one_of(r, {"0", "0.25", "0.5", "1"}));
          d.set("epsilon", one_of(r, {"0.0001", "0.01"}));
          if (coin(r)) return;
@@ -319,12 +325,15 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
        }},
       {"chunk",
        [](Random& r, Drawn& d, const std::string&) {
-         inner_policy(r, d, one_of(r, {"snapkv", "knorm", "keydiff"}), true);
+         inner_policy(r, d,
+                      one_of(r, {"snapkv", "knorm", "keydiff", "expected_attention", "cur",
+                                 "observed_attention"}),
+                      true);
          d.set("length", test::pick(r, 3, 20));
        }},
       {"block",
        [](Random& r, Drawn& d, const std::string&) {
-         inner_policy(r, d, one_of(r, {"knorm", "keydiff", "snapkv"}), true);
+         inner_policy(r, d, one_of(r, {"knorm", "keydiff", "snapkv", "cur"}), true);
          d.set("size", test::pick(r, 1, 12));
        }},
       {"dms",
@@ -336,7 +345,7 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
        }},
       {"decoding",
        [](Random& r, Drawn& d, const std::string&) {
-         inner_policy(r, d, one_of(r, {"knorm", "snapkv", "keydiff"}), false);
+         inner_policy(r, d, one_of(r, {"knorm", "snapkv", "keydiff", "cur", "lagkv"}), false);
          d.set("every", test::pick(r, 1, 6));
          d.set("target", test::pick(r, 4, 40));
        }},

@@ -959,7 +959,7 @@ void wrapped(const World& u, const Moment& m, Verdict& out) {
       }
       kept.insert(kept.end(), held.begin(), held.end());
     } else {  // criticalkv
-      const auto first = static_cast<int>(c.real("ratio", 0.5) * budget);
+      const int first = std::max(1, static_cast<int>(c.real("ratio", 0.5) * budget));
       const Values score = score_by(u, p, m, h, candidates);
       // Votes are means over the window's rows next to epsilon.
       const int rows = p.name == "snapkv" ? std::min(p.count("window", 32), b) : 1;
