@@ -311,7 +311,9 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
        }},
       {"criticalkv",
        [](Random& r, Drawn& d, const std::string&) {
-         inner_policy(r, d, one_of(r, {"snapkv", "snapkv", "observed_attention", "expected_attention"}), true);
+         inner_policy(r, d,
+                      one_of(r, {"snapkv", "snapkv", "observed_attention", "expected_attention"}),
+                      true);
          d.set("ratio", one_of(r, {"0", "0.25", "0.5", "1"}));
          d.set("epsilon", one_of(r, {"0.0001", "0.01"}));
          if (coin(r)) return;
@@ -359,7 +361,7 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
        }},
       {"write_gate",
        [](Random& r, Drawn& d, const std::string& folder) {
-         const std::string gate = one_of(r, {"oracle", "random", "file"});
+         const std::string gate = one_of(r, {"oracle", "oracle_out", "random", "file"});
          d.set("gate", gate);
          d.set("window", test::pick(r, 1, 12));
          d.set("masks_prefill", one_of(r, {"true", "false"}));

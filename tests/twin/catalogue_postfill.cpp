@@ -1043,15 +1043,30 @@ std::vector<char> write_gate(const World& u) {
     }
     return out;
   }
-  require(gate == "oracle", "unknown gate");
+  const bool outputs = gate == "oracle_out";
+  require(outputs || gate == "oracle", "unknown gate");
   Values utility(out.size(), 0.0), outside;
   for (int l = 0; l < u.layers; ++l) {
     for (int g = 0; g < u.t.query_heads; ++g) {
       for (int row = 0; row < u.t.tokens; ++row) {
         const Values p = full_attention(u, l, g, row);
+        const int h = g / u.group(), dv = u.t.v_head_dim;
+        Values o(at(dv), 0.0);
+        for (int j = 0; j <= row && outputs; ++j) {
+          for (int x = 0; x < dv; ++x) o[at(x)] += p[at(j)] * value_of(u, l, u.kv_head(h), j)[x];
+        }
         for (int j = 0; j + window <= row; ++j) {
-          double& best_so_far = utility[u.flat(l, g / u.group(), j)];
-          best_so_far = std::max(best_so_far, p[at(j)]);
+          double& all_rows = utility[u.flat(l, h, j)];
+          if (!outputs) {
+            all_rows = std::max(all_rows, p[at(j)]);
+            continue;
+          }
+          double square = 0;  // |v - o|^2
+          for (int x = 0; x < dv; ++x) {
+            square += std::pow(value_of(u, l, u.kv_head(h), j)[x] - o[at(x)], 2);
+          }
+          const double change = std::pow(p[at(j)] / (1 - p[at(j)]), 2) * square;
+          all_rows += change / (1 - std::min(1.0, static_cast<double>(window) / (u.t.tokens - j)));
         }
       }
     }
