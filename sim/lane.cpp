@@ -2,6 +2,7 @@
 #include "sim/lane.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <deque>
 #include <limits>
@@ -178,8 +179,10 @@ class ReplayView final : public View {
   std::vector<float> vector(const TensorView* tensor, std::int64_t index, int dim,
                             const char* name) const {
     std::vector<float> out(static_cast<std::size_t>(dim));
-    widen(*tensor, index * dim, out,
-          fmt::format("{}: layers.{}.{}", lane_.trace_.name(), shape().layer, name));
+    std::string& full_name = names_[static_cast<std::size_t>(name[0]) % names_.size()];
+    if (full_name.empty())  // once a view: roles ask for every key
+      full_name = fmt::format("{}: layers.{}.{}", lane_.trace_.name(), shape().layer, name);
+    widen(*tensor, index * dim, out, full_name);
     return out;
   }
 
@@ -188,6 +191,7 @@ class ReplayView final : public View {
   std::vector<float> newborns_;
   mutable Lane::Scratch scratch_;
   mutable std::vector<float> mask_storage_;
+  mutable std::array<std::string, 16> names_;  // of tensors q, k, v, by letter
 };
 
 Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const LayerShape& shape,
