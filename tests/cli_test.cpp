@@ -100,8 +100,8 @@ TEST_CASE("every output of one run agrees with the others", "[cli]") {
   CHECK(json["runs"][0]["footprint"] == 1.0);
   CHECK(json["chunk"] == 512);
   // Given deaths give the same figures again.
-  const std::size_t snap = 5;
-  REQUIRE_THAT(json["runs"][snap]["policy"].get<std::string>(), Contains("snapkv"));
+  std::size_t snap = 0;
+  while (!json["runs"][snap]["policy"].get<std::string>().starts_with("snapkv(")) ++snap;
   const Outcome again = program(fmt::format(
       "run {} --policy 'deaths(file=\"{}\",run={})' --chunk 512 --quiet --out {}",
       trace("smollm2-passkey.safetensors"), folder / "l.safetensors", snap, folder / "again.json"));
