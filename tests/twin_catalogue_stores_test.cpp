@@ -368,6 +368,7 @@ TEST_CASE("think agrees with its twin", "[twin][stores]") {
 TEST_CASE("mikv agrees with its twin", "[twin][stores]") {
   run("mikv", 41, 150, mikv);
   run("snapkv+mikv", 42, 80, mikv);
+  run("streaming_llm+mikv", 43, 40, mikv);
 }
 
 TEST_CASE("less agrees with its twin where it has a closed form", "[twin][stores]") {
@@ -381,19 +382,59 @@ TEST_CASE("less agrees with its twin where it has a closed form", "[twin][stores
   }
 }
 
+// Random features are not those of another program, but they are unbiased: the state gives the full
+// attention back as their number grows, and the error falls with its root.
+TEST_CASE("the random features of less tend to the full attention", "[twin][stores]") {
+  double none = 0, few = 0, many = 0;
+  for (std::uint64_t seed = 0; seed < 6; ++seed) {
+    RandomShape shape;
+    shape.layers = 2;
+    shape.tokens = 40;
+    shape.prompt_tokens = 30;
+    shape.query_heads = 4;
+    shape.kv_heads = 2;
+    shape.head_dim = 8;
+    shape.seed = 70 + seed;
+    TraceSpec spec = random_spec(shape);
+    for (LayerSpec& layer : spec.layers) {
+      for (double& x : layer.q) x *= 0.4;
+      for (double& x : layer.k) x *= 0.4;
+    }
+    const Trace trace = test::make_trace(spec);
+    const auto error = [&](const std::string& what) {
+      const std::string text = fmt::format("less(budget=6,{},seed={})", what, seed);
+      return test::run_one(trace, text, {}).fidelity->decode->error_mean / 6;
+    };
+    none += error("variant=none");
+    few += error("variant=favor,rank=16");
+    many += error("variant=favor,rank=1024");
+  }
+  INFO("none " << none << ", 16 features " << few << ", 1024 features " << many);
+  CHECK(many < 0.1 * none);
+  CHECK(few > 5 * many);  // a factor of 8 on average
+  CHECK(few < 13 * many);
+}
+
 TEST_CASE("the bytes of kvquant agree with its twin", "[twin][stores]") {
   run("kvquant", 61, 80, [](Random& random, StoreCase& c) {
     c.parameters["kvquant.bits"] = one_of<std::string>(random, {"2", "3", "4"});
     c.parameters["kvquant.outliers"] = one_of<std::string>(random, {"0.1%", "1%", "2.5%"});
     c.parameters["kvquant.codebook"] = one_of<std::string>(random, {"nuq", "uniform"});
+    c.parameters["kvquant.accounting"] = one_of<std::string>(random, {"paper", "deploy"});
     c.vectors = false;
   });
 }
 
 TEST_CASE("kvquant with equal steps agrees with its twin", "[twin][stores]") {
-  run("kvquant", 62, 80, [](Random& random, StoreCase& c) {
+  const Fill fill = [](Random& random, StoreCase& c) {
+    // Small integers fall half way between two levels.
+    c.trace = random_trace(random, false);
+    c.plan.prompt = static_cast<int>(completed(c.trace).prompt_tokens);
+    c.plan.evict_at = -1;
     c.parameters["kvquant.bits"] = one_of<std::string>(random, {"2", "3", "4"});
-    c.parameters["kvquant.outliers"] = "0.0001%";
+    c.parameters["kvquant.outliers"] = one_of<std::string>(random, {"1%", "12%", "25%"});
     c.parameters["kvquant.codebook"] = "uniform";
-  });
+  };
+  run("kvquant", 62, 80, fill);
+  run("snapkv+kvquant", 63, 40, fill);
 }

@@ -9,7 +9,8 @@
 //
 // Decided here: the paper does not say whether the ratio is of the current length or frozen at the
 // prompt (ratio_mode), and not how GQA is handled: importance is summed and max|q| taken over the
-// group. Overhead: a score of 4 bytes for each entry that competes, a bit per entry for its tier, and
+// group; of a high tier of an odd size the newest have one more. Overhead: a score of 4 bytes for each
+// entry that competes (a composed scorer's state instead), and once there are tiers a bit per entry and
 // the balancer.
 #include <algorithm>
 #include <cmath>
@@ -180,7 +181,12 @@ PolicyEntry mikv() {
     const auto tier = std::make_shared<HighTier>(
         arguments.amount("ratio"), arguments.is("ratio_mode", "frozen") ? geometry.evict_at : 0);
     Recipe recipe;
-    recipe.scorer = by_default(column_sum_scoring());
+    const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
+    Scoring scoring = column_sum_scoring();
+    scoring.state = [heads, tier, point = geometry.evict_at](RowIndex row) {
+      return heads * 4 * (row < point ? row + 1 : std::min(row, tier->count(row)) + 1);
+    };
+    recipe.scorer = by_default(std::move(scoring));
     recipe.schedule = by_default(Schedule::prompt_end_and_decode());
     recipe.shape = by_default<std::shared_ptr<const Budget>>(tier);
     recipe.protect = by_default(ProtectRule([heavy](TokenCount tokens) {
@@ -200,13 +206,10 @@ PolicyEntry mikv() {
     store.alters_vectors = true;
     store.demotes = true;
     recipe.store = own(std::move(store));
-    const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
     const bool balancer = s.balancer;
-    recipe.charge.during = [=, g = geometry](RowIndex row) {
-      const bool tiers = row >= g.evict_at;
-      const std::int64_t scores = tiers ? std::min(row, tier->count(row)) + 1 : row + 1;
-      return heads * scores * 4 + (tiers ? (heads * (row + 1) + 7) / 8 : 0) +
-             (tiers && balancer ? heads * g.k_dim * g.kv_bytes : 0);
+    recipe.charge.during = [=, g = geometry](RowIndex row) -> std::int64_t {
+      if (row < g.evict_at) return 0;
+      return (heads * (row + 1) + 7) / 8 + (balancer ? heads * g.k_dim * g.kv_bytes : 0);
     };
     recipe.knob = Knob{"ratio", 1, 100, low <= high,
                        [](TokenCount percent) { return fmt::format("{}%", percent); }};

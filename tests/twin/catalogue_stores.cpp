@@ -395,6 +395,8 @@ std::vector<int> victims(const Setup& u, const LayerState& s, int h, Pass pass,
     }
   } else if (u.evictor == "streaming_llm") {
     int sinks = u.number("streaming_llm.sinks", 4), window = u.number("streaming_llm.window", 1020);
+    // What it keeps counts as its budget: more of the newest at lower precision.
+    if (quantised_pruning) window = 16 / u.number("qpruningkv.bits", 4) * (sinks + window) - sinks;
     if (u.has("streaming_llm.budget")) {
       const int budget = budget_of("streaming_llm");
       sinks = std::min(4, budget);
@@ -421,9 +423,11 @@ std::vector<int> victims(const Setup& u, const LayerState& s, int h, Pass pass,
     if (b >= u.point) out = h2o_victims(u, s, h, b, heavy, recent, domain, near);
   } else if (u.evictor.empty() && u.store == "mikv") {
     const int length = u.text("mikv.ratio_mode", "running") == "running" ? b : u.point;
-    const int high = floor_of(parse_share(u.text("mikv.ratio", "20%")), length);
-    const int recent = floor_of(parse_share(u.text("mikv.recent", "50%")), high);
-    if (b >= u.point) out = h2o_victims(u, s, h, b, high - recent, recent, domain, near);
+    const int high = std::max(1, floor_of(parse_share(u.text("mikv.ratio", "20%")), length));
+    Fraction heavy = parse_share(u.text("mikv.recent", "50%"));
+    heavy.top = heavy.bottom - heavy.top;  // of an odd number the newest have one more
+    const int top = floor_of(heavy, high);
+    if (b >= u.point) out = h2o_victims(u, s, h, b, top, high - top, domain, near);
   }
   return out;
 }
@@ -545,21 +549,22 @@ void age_mikv(const Setup& u, LayerState& s, int b, const std::vector<std::vecto
               Outcome& out) {
   const Trace& t = u.trace;
   const int group = t.query_heads / t.kv_heads;
-  if (b == u.point) {
-    for (int h = 0; h < u.heads; ++h) {
-      for (int c = 0; c < t.head_dim; ++c) {
-        double q = 0, k = 0;
-        for (int i = 0; i < b; ++i) {
-          for (int g = h * group; g < (h + 1) * group; ++g) {
-            q = std::max(q, std::abs(stored(s.layer->q, t.query_heads, t.head_dim, i, g)[at(c)]));
-          }
-          k = std::max(k, std::abs(stored(s.layer->k, t.kv_heads, t.head_dim, i, h)[at(c)]));
+  // A composed policy may demote before the prompt has ended: the balancer is of the rows so far.
+  const bool first = s.balancer[0].empty() &&
+                     (b >= u.point || std::any_of(lost.begin(), lost.end(),
+                                                  [](const auto& x) { return !x.empty(); }));
+  for (int h = 0; h < u.heads && first; ++h) {
+    for (int c = 0; c < t.head_dim; ++c) {
+      double q = 0, k = 0;
+      for (int i = 0; i < std::min(b, u.point); ++i) {
+        for (int g = h * group; g < (h + 1) * group; ++g) {
+          q = std::max(q, std::abs(stored(s.layer->q, t.query_heads, t.head_dim, i, g)[at(c)]));
         }
-        s.balancer[at(h)].push_back(q > 0 && k > 0 ? std::sqrt(q / k) : 1.0);
+        k = std::max(k, std::abs(stored(s.layer->k, t.kv_heads, t.head_dim, i, h)[at(c)]));
       }
+      s.balancer[at(h)].push_back(q > 0 && k > 0 ? std::sqrt(q / k) : 1.0);
     }
   }
-  if (b < u.point) return;
   const int high = u.number("mikv.hi", 16), low = u.number("mikv.lo", 2);
   for (int h = 0; h < u.heads; ++h) {
     for (const int j : lost[at(h)]) {
@@ -569,7 +574,7 @@ void age_mikv(const Setup& u, LayerState& s, int b, const std::vector<std::vecto
     }
     for (const int j : alive(s, h, b)) {
       Entry& e = s.entries[at(h)][at(j)];
-      if (high == 16 || !e.competes || e.k_packed) continue;
+      if (high == 16 || b < u.point || !e.competes || e.k_packed) continue;
       pack_mikv(u, s, h, e, high, out);
       e.k_packed = true;
     }
@@ -608,54 +613,73 @@ void turn(const Rope& rope, int head_dim, double positions, std::vector<double>&
   }
 }
 
-// Paper accounting; vectors for codebook=uniform without outliers only.
+// A range: without the lowest and highest floor(share / 2 n) of n values; fp16 centre and half width.
+struct Range {
+  double low = 0, high = 0, centre = 0, width = 0;
+};
+
+Range range_of(std::vector<double> x, const Fraction& share, Outcome& out) {
+  std::sort(x.begin(), x.end());
+  const int cut = floor_of({share.top, 2 * share.bottom}, static_cast<int>(x.size()));
+  Range r{x[at(cut)], x[x.size() - 1 - at(cut)], 0, 0};
+  r.centre = to_half((r.low + r.high) / 2, out.near_codes);
+  r.width = to_half((r.high - r.low) / 2, out.near_codes);
+  return r;
+}
+
+// codebook=uniform: 2^bits equal steps over the range. An outlier stays what it is.
+double stepped(double x, const Range& r, int bits, Outcome& out) {
+  ++out.codes;
+  for (const double end : {r.low, r.high}) {
+    const double distance = std::abs(x - end);
+    if (distance > 0 && distance < 1e-6) ++out.near_codes;
+  }
+  if (x < r.low || x > r.high) return x;
+  const int levels = (1 << bits) - 1;
+  const double normal = r.width > 0 ? (x - r.centre) / r.width : 0;
+  const double code = rounded((normal + 1) / 2 * levels, 1e-5, out.near_codes);
+  return r.centre + r.width * (2 * std::clamp(code, 0.0, 1.0 * levels) / levels - 1);
+}
+
 void age_kvquant(const Setup& u, LayerState& s, Pass pass, Outcome& out) {
   const Trace& t = u.trace;
   const int bits = u.number("kvquant.bits", 4);
   const Fraction o = parse_share(u.text("kvquant.outliers", "1%"));
-  const int levels = (1 << bits) - 1;
-  // Bytes of T tokens of a head, times 8 o.bottom heads: codes, outliers, three pointers or scales.
-  const long long per_token = static_cast<long long>(u.heads) * (t.head_dim + t.v_head_dim) *
-                                  (bits * o.bottom + 32 * o.top) +
-                              12 * 8 * o.bottom;
+  const int d = t.head_dim, dv = t.v_head_dim;
+  // Bytes of a head's first `tokens`: codes, outliers of 4 bytes, three numbers of 4 bytes a layer.
+  const long long per_token =
+      static_cast<long long>(u.heads) * (d + dv) * (bits * o.bottom + 32 * o.top) +
+      12 * 8 * o.bottom;
   const auto upto = [&](int tokens) { return tokens * per_token / (8 * o.bottom * u.heads); };
-  const int half = u.point / 2;
-  for (int j = std::max(1, pass.begin); j < pass.end; ++j) {
-    double low = kInfinity, high = -kInfinity;
-    for (int h = 0; h < u.heads; ++h) {
-      for (const double x : stored(s.layer->v, t.kv_heads, t.v_head_dim, j, h)) {
-        low = std::min(low, x);
-        high = std::max(high, x);
-      }
+  const bool deployed = u.text("kvquant.accounting", "paper") == "deploy";
+  const auto key = [&](int token, int h) {  // before its rotation
+    std::vector<double> x = stored(s.layer->k, t.kv_heads, d, token, h);
+    turn(t.rope, d, -token, x);
+    return x;
+  };
+  std::vector<std::vector<Range>> ranges(at(u.heads));
+  for (int h = 0; h < u.heads; ++h) {
+    for (int c = 0; c < d; ++c) {
+      std::vector<double> channel;
+      for (int i = 1; i < u.point / 2; ++i) channel.push_back(key(i, h)[at(c)]);
+      ranges[at(h)].push_back(range_of(channel, o, out));
     }
+  }
+  for (int j = std::max(1, pass.begin); j < pass.end; ++j) {
+    std::vector<double> values;
+    for (int h = 0; h < u.heads; ++h) {
+      const std::vector<double> v = stored(s.layer->v, t.kv_heads, dv, j, h);
+      values.insert(values.end(), v.begin(), v.end());
+    }
+    const Range across = range_of(values, o, out);
     for (int h = 0; h < u.heads; ++h) {
       Entry& e = s.entries[at(h)][at(j)];
-      e.k_bytes = upto(j + 1) - upto(j);
-      e.v_bytes = 0;
-      std::vector<double> k = e.k;
-      turn(t.rope, t.head_dim, -j, k);
-      for (int c = 0; c < t.head_dim; ++c) {
-        double bottom = kInfinity, top = -kInfinity;
-        for (int i = 0; i < half; ++i) {
-          std::vector<double> x = stored(s.layer->k, t.kv_heads, t.head_dim, i, h);
-          turn(t.rope, t.head_dim, -i, x);
-          bottom = std::min(bottom, x[at(c)]);
-          top = std::max(top, x[at(c)]);
-        }
-        const double step = (top - bottom) / levels;
-        if (step > 0) {
-          const double code = rounded((k[at(c)] - bottom) / step, 1e-4, out.near_codes);
-          k[at(c)] = std::clamp(code, 0.0, 1.0 * levels) * step + bottom;
-        }
-        ++out.codes;
-      }
-      turn(t.rope, t.head_dim, j, k);
-      e.k = k;
-      const double step = (high - low) / levels;
-      for (double& x : e.v) {
-        if (step > 0) x = rounded((x - low) / step, 1e-5, out.near_codes) * step + low;
-        ++out.codes;
-      }
+      e.k_bytes = deployed ? (d * bits + 7) / 8 : upto(j + 1) - upto(j);
+      e.v_bytes = deployed ? (dv * bits + 7) / 8 : 0;
+      e.k = key(j, h);
+      for (int c = 0; c < d; ++c) e.k[at(c)] = stepped(e.k[at(c)], ranges[at(h)][at(c)], bits, out);
+      turn(t.rope, d, j, e.k);
+      for (double& x : e.v) x = stepped(x, across, bits, out);
     }
   }
 }
@@ -674,7 +698,18 @@ long long fixed_overhead(const Setup& u, int row, long long competing) {
     return 4 * competing + (all * (row + 1) + 7) / 8 + (balanced ? all * t.head_dim * kElement : 0);
   }
   if (u.store == "kvquant") {
-    return u.layers * (4LL * u.heads * t.head_dim + 4LL * (1 << u.number("kvquant.bits", 4)));
+    const int bits = u.number("kvquant.bits", 4);
+    if (u.text("kvquant.accounting", "paper") == "paper") {
+      return u.layers * (4LL * u.heads * t.head_dim + 4LL * (1 << bits));
+    }
+    // For every token of the run: slots for outliers, a table of fp32, and codes not yet there.
+    const Fraction o = parse_share(u.text("kvquant.outliers", "1%"));
+    long long token = 4LL << bits, codes = 0;
+    for (const int dim : {t.head_dim, t.v_head_dim}) {
+      token += 8 * 2 * (floor_of({o.top, 2 * o.bottom}, u.heads * dim) + 1);
+      codes += (dim * bits + 7) / 8;
+    }
+    return u.layers * t.tokens * token + all * codes * (t.tokens - row - 1);
   }
   const std::string variant = u.text("less.variant", "fit");
   if (u.store == "less" && variant != "none" && variant != "plus") {
