@@ -371,6 +371,41 @@ TEST_CASE("mikv agrees with its twin", "[twin][stores]") {
   run("streaming_llm+mikv", 43, 40, mikv);
 }
 
+TEST_CASE("what mikv demoted in an earlier chunk never enters the high tier", "[stores]") {
+  RandomShape shape;
+  shape.layers = 2;
+  shape.tokens = 35;
+  shape.prompt_tokens = 21;
+  const Trace trace = test::make_trace(random_spec(shape));
+  EngineOptions options;
+  options.chunk = 5;
+  const RunResult got = test::run_one(trace, "streaming_llm(budget=4)+mikv(hi=4,lo=2)", options);
+  for (const std::vector<Change>& changes : got.ledger.changes) {
+    std::map<std::pair<int, TokenIndex>, int> now;
+    for (const Change& c : changes) {
+      int& held = now[{c.head, c.token}];
+      CHECK(held != 1);  // the low tier
+      held = c.representation;
+    }
+  }
+}
+
+TEST_CASE("mikv charges a score for every newborn of a pass after the eviction point", "[stores]") {
+  RandomShape shape;
+  shape.tokens = 20;
+  shape.prompt_tokens = 15;
+  const Trace trace = test::make_trace(random_spec(shape));
+  EngineOptions options;
+  options.evict_at = 10;
+  const RunResult got = test::run_one(trace, "mikv(ratio=20%,balancer=false)", options);
+  // One layer, one KV head. Rows 10 to 14 are one pass: 2 of the high tier and the rows since 10.
+  const std::vector<std::int64_t>& overhead = got.metrics.timeline.overhead_bytes;
+  CHECK(overhead[9] == 4 * 10);
+  CHECK(overhead[10] == 4 * 3 + 2);
+  CHECK(overhead[14] == 4 * 7 + 2);
+  CHECK(overhead[15] == 4 * 4 + 2);
+}
+
 TEST_CASE("less agrees with its twin where it has a closed form", "[twin][stores]") {
   for (const std::string variant : {"none", "plus", "mean"}) {
     run("less", 51, 60, [&](Random& random, StoreCase& c) { less(random, c, variant, true); });

@@ -14,6 +14,7 @@
 // the balancer.
 #include <algorithm>
 #include <cmath>
+#include <unordered_set>
 
 #include <fmt/format.h>
 
@@ -61,9 +62,12 @@ constexpr int kHigh = 2;
 class Tiers final : public Store {
  public:
   Tiers(const Settings& settings, const LayerShape& shape)
-      : settings_(settings), high_below_(index(shape.heads), 0) {}
+      : settings_(settings), low_(index(shape.heads)), high_below_(index(shape.heads), 0) {}
 
-  std::optional<int> demote(int /*head*/, TokenIndex /*token*/) override { return kLow; }
+  std::optional<int> demote(int head, TokenIndex token) override {
+    low_[index(head)].insert(token);
+    return kLow;
+  }
 
   void age(const View& view, Decision& out) override {
     const std::size_t demoted = out.changes.size();
@@ -84,18 +88,12 @@ class Tiers final : public Store {
   }
 
  private:
-  // What is born and not demoted in the same pass is quantised to the high tier.
+  // What was never demoted, in this pass or before, is quantised to the high tier.
   void enter_high(const View& view, Decision& out) {
-    const std::vector<Change> demotions = out.changes;
     for (int head = 0; head < view.shape().heads; ++head) {
-      std::vector<TokenIndex> low;
-      for (const Change& change : demotions) {
-        if (change.head == head) low.push_back(change.token);
-      }
-      std::sort(low.begin(), low.end());
       const Alive alive(view, head, out);
       for (const TokenIndex t : alive.from(high_below_[index(head)])) {
-        if (!std::binary_search(low.begin(), low.end(), t))
+        if (low_[index(head)].count(t) == 0)
           out.changes.push_back({view.pass().end, head, t, kHigh});
       }
       high_below_[index(head)] = static_cast<TokenIndex>(view.pass().end);
@@ -133,6 +131,7 @@ class Tiers final : public Store {
   }
 
   Settings settings_;
+  std::vector<std::unordered_set<TokenIndex>> low_;  // [heads] ever demoted
   std::vector<TokenIndex> high_below_;        // [heads] older entries have been in the high tier
   std::vector<TokenIndex> old_high_;          // the same before this pass
   std::vector<std::vector<float>> balancer_;  // [heads][channels]
@@ -183,8 +182,11 @@ PolicyEntry mikv() {
     Recipe recipe;
     const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
     Scoring scoring = column_sum_scoring();
-    scoring.state = [heads, tier, point = geometry.evict_at](RowIndex row) {
-      return heads * 4 * (row < point ? row + 1 : std::min(row, tier->count(row)) + 1);
+    scoring.state = [heads, tier, point = geometry.evict_at,
+                     prompt = geometry.prompt](RowIndex row) {
+      // The high tier as the pass of the row found it, and the newborns so far.
+      const RowIndex begin = row < point ? 0 : row < prompt ? point : row;
+      return heads * 4 * (std::min(begin, tier->count(begin)) + row - begin + 1);
     };
     recipe.scorer = by_default(std::move(scoring));
     recipe.schedule = by_default(Schedule::prompt_end_and_decode());

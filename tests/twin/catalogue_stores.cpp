@@ -154,6 +154,11 @@ long long Setup::held_bytes() const {
     const int bits = number("qpruningkv.bits", 4), group = number("qpruningkv.q_group", 64);
     return packed(d, bits, std::min(group, d)) + packed(dv, bits, std::min(group, dv));
   }
+  if (store == "kvquant") {  // rounded up
+    const Fraction o = parse_share(text("kvquant.outliers", "1%"));
+    const long long bits = number("kvquant.bits", 4) * o.bottom + 32 * o.top;
+    return (heads * (d + dv) * bits + 12 * 8 * o.bottom) / (8 * o.bottom * heads) + 1;
+  }
   if (store == "think") {
     const int pruned = floor_of(parse_share(text("think.ratio", "40%")), d);
     return static_cast<long long>(d - pruned + dv) * kElement;
@@ -694,8 +699,9 @@ long long fixed_overhead(const Setup& u, int row, long long competing) {
   if (u.store == "think") return row < u.point ? 0 : all * t.head_dim;
   if (u.store == "mikv") {  // tiers and balancer are there once the prompt has been read
     const bool balanced = u.text("mikv.balancer", "true") == "true";
-    if (row < u.point) return 4 * competing;
-    return 4 * competing + (all * (row + 1) + 7) / 8 + (balanced ? all * t.head_dim * kElement : 0);
+    const long long scores = u.evictor.empty() ? 4 * competing : 0;
+    if (row < u.point) return scores;
+    return scores + (all * (row + 1) + 7) / 8 + (balanced ? all * t.head_dim * kElement : 0);
   }
   if (u.store == "kvquant") {
     const int bits = u.number("kvquant.bits", 4);
