@@ -56,8 +56,8 @@ TraceSpec random_trace(Random& random, bool integers) {
   shape.layers = 2;
   shape.kv_heads = pick(random, 1, 3);
   shape.query_heads = shape.kv_heads * pick(random, 1, 6 / shape.kv_heads);
-  shape.head_dim = one_of<int>(random, {4, 8});
-  shape.v_head_dim = pick(random, 0, 2) == 0 ? one_of<int>(random, {4, 8}) : shape.head_dim;
+  shape.head_dim = one_of<int>(random, {4, 6, 8});
+  shape.v_head_dim = pick(random, 0, 2) == 0 ? one_of<int>(random, {4, 6, 8}) : shape.head_dim;
   shape.tokens = pick(random, 20, 60);
   shape.prompt_tokens = pick(random, 12, std::min(45, static_cast<int>(shape.tokens) - 1));
   shape.seed = random();
@@ -270,8 +270,10 @@ void compare(const StoreCase& c, Tally& tally) {
 }
 
 void check_tally(const Tally& tally) {
-  CHECK(tally.excused * 50 <= tally.cases);
-  CHECK(tally.refused * 2 <= tally.cases);
+  // A scale within fp32's reach of the middle of two fp16 numbers moves a whole group, and its case.
+  CHECK(tally.excused <= 1 + tally.cases / 25);
+  CHECK(tally.excused * 1000 <= tally.decisions + tally.codes);
+  CHECK(tally.refused * 10 <= 9 * tally.cases);
 }
 
 using Fill = std::function<void(Random&, StoreCase&)>;
@@ -335,6 +337,16 @@ void less(Random& random, StoreCase& c, const std::string& variant, bool alone) 
 
 TEST_CASE("kivi agrees with its twin", "[twin][stores]") { run("kivi", 11, 120, kivi); }
 
+TEST_CASE("kivi refuses what its twin refuses", "[twin][stores]") {
+  run("kivi", 16, 150, [](Random& random, StoreCase& c) {
+    const int group = one_of<int>(random, {1, 2, 3, 4, 6, 8, 12, 16, 32});
+    c.parameters["kivi.bits"] = one_of<std::string>(random, {"2", "4"});
+    c.parameters["kivi.group"] = fmt::format("{}", group);
+    c.parameters["kivi.residual"] =
+        fmt::format("{}", group * pick(random, 1, 3) + (pick(random, 0, 3) == 0 ? 1 : 0));
+  });
+}
+
 TEST_CASE("kivi under an evictor agrees with its twin", "[twin][stores]") {
   run("h2o+kivi", 12, 80, kivi);
   run("snapkv+kivi", 13, 80, kivi);
@@ -369,6 +381,7 @@ TEST_CASE("mikv agrees with its twin", "[twin][stores]") {
   run("mikv", 41, 150, mikv);
   run("snapkv+mikv", 42, 80, mikv);
   run("streaming_llm+mikv", 43, 40, mikv);
+  run("h2o+mikv", 44, 40, mikv);
 }
 
 TEST_CASE("what mikv demoted in an earlier chunk never enters the high tier", "[stores]") {

@@ -148,7 +148,7 @@ long long Setup::held_bytes() const {
   if (store == "kivi") {
     const int bits = number("kivi.bits", 2), group = number("kivi.group", 32);
     const int across = std::min(group, dv);
-    return (d + dv) * bits / 8 + d * 4 / group + dv / across * 4;
+    return (d * bits + 7) / 8 + d * 4 / group + packed(dv, bits, across);
   }
   if (store == "qpruningkv" && number("qpruningkv.bits", 4) != 16) {
     const int bits = number("qpruningkv.bits", 4), group = number("qpruningkv.q_group", 64);
@@ -452,8 +452,8 @@ void age_kivi(const Setup& u, LayerState& s, int b, Outcome& out) {
   const int bits = u.number("kivi.bits", 2), residual = u.number("kivi.residual", 128);
   const int group = u.number("kivi.group", 32), across = std::min(group, t.v_head_dim);
   require(residual % group == 0, "residual is a multiple of group");
-  require(t.head_dim * bits % 8 == 0 && t.head_dim * 4 % group == 0, "bytes of a key");
-  require(t.v_head_dim * bits % 8 == 0 && t.v_head_dim % across == 0, "bytes of a value");
+  require(t.head_dim * 4 % group == 0, "a key's share of a scale");
+  require(t.v_head_dim % across == 0, "groups of a value");
   for (int h = 0; h < u.heads; ++h) {
     std::vector<int> k_waits, v_waits;
     for (const int j : alive(s, h, b)) {
@@ -472,22 +472,25 @@ void age_kivi(const Setup& u, LayerState& s, int b, Outcome& out) {
       for (std::size_t e = from; e < from + at(group); ++e) {
         Entry& entry = s.entries[at(h)][at(k_waits[e])];
         entry.k_packed = true;
-        entry.k_bytes = t.head_dim * bits / 8 + t.head_dim * 4 / group;
+        entry.k_bytes = (t.head_dim * bits + 7) / 8 + t.head_dim * 4 / group;
       }
     }
     for (std::size_t e = 0; e + at(residual) < v_waits.size(); ++e) {
       Entry& entry = s.entries[at(h)][at(v_waits[e])];
       quantise_vector(entry.v, bits, across, 0, out);
       entry.v_packed = true;
-      entry.v_bytes = t.v_head_dim * bits / 8 + t.v_head_dim / across * 4;
+      entry.v_bytes = packed(t.v_head_dim, bits, across);
     }
   }
 }
 
 void age_qpruningkv(const Setup& u, LayerState& s, int b, Outcome& out) {
   const int bits = u.number("qpruningkv.bits", 4);
-  if (b != u.point || bits == 16) return;
   const int group = u.number("qpruningkv.q_group", 64);
+  require(u.trace.head_dim % std::min(group, u.trace.head_dim) == 0 &&
+              u.trace.v_head_dim % std::min(group, u.trace.v_head_dim) == 0,
+          "whole groups");
+  if (b != u.point || bits == 16) return;
   for (int h = 0; h < u.heads; ++h) {
     for (const int j : alive(s, h, b)) {
       Entry& e = s.entries[at(h)][at(j)];
@@ -738,6 +741,9 @@ long long entry_overhead(const Setup& u) {
 Outcome simulate(const Trace& trace, const std::string& policy, const Parameters& parameters,
                  const Plan& plan, const std::vector<int>& given) {
   const Setup u = make_setup(trace, policy, parameters, plan);
+  require(
+      u.evictor != "given" || given.size() == trace.layers.size() * at(u.heads) * at(trace.tokens),
+      "deaths of another shape");
   const Trace& t = trace;
   const long long heads = u.heads;
   Outcome out;
