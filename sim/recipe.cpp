@@ -297,6 +297,11 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   policy.bound = recipe.bound;
   policy.notes = recipe.notes;
   policy.charge = recipe.charge;
+  if (const auto& state = recipe.scorer.value.state) {
+    policy.charge.during = [state, other = recipe.charge.during](RowIndex row) {
+      return state(row) + (other ? other(row) : 0);
+    };
+  }
   policy.cuts = recipe.cuts;
   policy.knob = recipe.knob;
   policy.closed_form = recipe.closed_form;

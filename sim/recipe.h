@@ -60,6 +60,8 @@ struct Scoring {
   bool by_position = false;     // the ranking does not look at attention
   bool at_birth = false;        // a score is known when its entry is born, and never changes
   bool evicts_in_decode = false;
+  // Bytes of its state for the whole model while `row` attends, where Charge::entry does not say it.
+  std::function<std::int64_t(RowIndex row)> state = nullptr;
 };
 
 // Which entries are written at all: a score at birth, compared with a threshold when the entry leaves

@@ -2,8 +2,8 @@
 // KIVI: keys in a few bits per channel, values in a few bits per token, the newest in full precision.
 // Keys: groups of `group` consecutive entries in every channel; they wait in full precision until
 // `residual` of them have come together, and then go all at once. Values: groups of `group` channels
-// of one token; beyond the newest `residual` one leaves full precision per row. Prompt rows attend
-// before anything is rounded.
+// of one token; beyond the newest `residual` one leaves full precision per row. The rows of a pass
+// attend before anything of the pass is rounded: the whole prompt, unless it comes in chunks.
 // Source: Liu et al., arXiv 2402.02750; code jy-yuan/KIVI (models/llama_kivi.py, quant/new_pack.py).
 //
 // Composed with eviction, "consecutive" is the order of the survivors at the time of the flush, and

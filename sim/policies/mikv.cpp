@@ -9,10 +9,12 @@
 //
 // Decided here: the paper does not say whether the ratio is of the current length or frozen at the
 // prompt (ratio_mode), and not how GQA is handled: importance is summed and max|q| taken over the
-// group. Overhead: a score of 4 bytes for each entry that competes, a bit per entry for its tier, and
+// group; of a high tier of an odd size the newest have one more. Overhead: a score of 4 bytes for each
+// entry that competes (a composed scorer's state instead), and once there are tiers a bit per entry and
 // the balancer.
 #include <algorithm>
 #include <cmath>
+#include <unordered_set>
 
 #include <fmt/format.h>
 
@@ -60,9 +62,12 @@ constexpr int kHigh = 2;
 class Tiers final : public Store {
  public:
   Tiers(const Settings& settings, const LayerShape& shape)
-      : settings_(settings), high_below_(index(shape.heads), 0) {}
+      : settings_(settings), low_(index(shape.heads)), high_below_(index(shape.heads), 0) {}
 
-  std::optional<int> demote(int /*head*/, TokenIndex /*token*/) override { return kLow; }
+  std::optional<int> demote(int head, TokenIndex token) override {
+    low_[index(head)].insert(token);
+    return kLow;
+  }
 
   void age(const View& view, Decision& out) override {
     const std::size_t demoted = out.changes.size();
@@ -83,18 +88,12 @@ class Tiers final : public Store {
   }
 
  private:
-  // What is born and not demoted in the same pass is quantised to the high tier.
+  // What was never demoted, in this pass or before, is quantised to the high tier.
   void enter_high(const View& view, Decision& out) {
-    const std::vector<Change> demotions = out.changes;
     for (int head = 0; head < view.shape().heads; ++head) {
-      std::vector<TokenIndex> low;
-      for (const Change& change : demotions) {
-        if (change.head == head) low.push_back(change.token);
-      }
-      std::sort(low.begin(), low.end());
       const Alive alive(view, head, out);
       for (const TokenIndex t : alive.from(high_below_[index(head)])) {
-        if (!std::binary_search(low.begin(), low.end(), t))
+        if (low_[index(head)].count(t) == 0)
           out.changes.push_back({view.pass().end, head, t, kHigh});
       }
       high_below_[index(head)] = static_cast<TokenIndex>(view.pass().end);
@@ -132,6 +131,7 @@ class Tiers final : public Store {
   }
 
   Settings settings_;
+  std::vector<std::unordered_set<TokenIndex>> low_;  // [heads] ever demoted
   std::vector<TokenIndex> high_below_;        // [heads] older entries have been in the high tier
   std::vector<TokenIndex> old_high_;          // the same before this pass
   std::vector<std::vector<float>> balancer_;  // [heads][channels]
@@ -180,7 +180,15 @@ PolicyEntry mikv() {
     const auto tier = std::make_shared<HighTier>(
         arguments.amount("ratio"), arguments.is("ratio_mode", "frozen") ? geometry.evict_at : 0);
     Recipe recipe;
-    recipe.scorer = by_default(column_sum_scoring());
+    const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
+    Scoring scoring = column_sum_scoring();
+    scoring.state = [heads, tier, point = geometry.evict_at,
+                     prompt = geometry.prompt](RowIndex row) {
+      // The high tier as the pass of the row found it, and the newborns so far.
+      const RowIndex begin = row < point ? 0 : row < prompt ? point : row;
+      return heads * 4 * (std::min(begin, tier->count(begin)) + row - begin + 1);
+    };
+    recipe.scorer = by_default(std::move(scoring));
     recipe.schedule = by_default(Schedule::prompt_end_and_decode());
     recipe.shape = by_default<std::shared_ptr<const Budget>>(tier);
     recipe.protect = by_default(ProtectRule([heavy](TokenCount tokens) {
@@ -200,13 +208,10 @@ PolicyEntry mikv() {
     store.alters_vectors = true;
     store.demotes = true;
     recipe.store = own(std::move(store));
-    const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
     const bool balancer = s.balancer;
-    recipe.charge.during = [=, g = geometry](RowIndex row) {
-      const bool tiers = row >= g.evict_at;
-      const std::int64_t scores = tiers ? std::min(row, tier->count(row)) + 1 : row + 1;
-      return heads * scores * 4 + (tiers ? (heads * (row + 1) + 7) / 8 : 0) +
-             (tiers && balancer ? heads * g.k_dim * g.kv_bytes : 0);
+    recipe.charge.during = [=, g = geometry](RowIndex row) -> std::int64_t {
+      if (row < g.evict_at) return 0;
+      return (heads * (row + 1) + 7) / 8 + (balancer ? heads * g.k_dim * g.kv_bytes : 0);
     };
     recipe.knob = Knob{"ratio", 1, 100, low <= high,
                        [](TokenCount percent) { return fmt::format("{}%", percent); }};

@@ -5,10 +5,11 @@
 // qpruningkv+h2o.
 // Source: Zhang et al., arXiv 2412.12706; code zhzihao/QPruningKV (pyramidkv/quantcache.py).
 //
-// The budget counts codes only, as the paper does: scales and zeros come on top (1/16 to 1/4). The
-// authors quantise with HQQ along the channels of a token; its half-quadratic search for the zero is
+// The budget counts codes only, as the paper does: scales and zeros come on top (1/16 to 1/4), but for
+// a budget in bytes, which counts both. The authors quantise with HQQ along the channels of a token; its half-quadratic search for the zero is
 // left out here. Their pruners do not evict in decode; a composed one that does goes on doing so.
-#include <numeric>
+#include <algorithm>
+#include <string>
 
 #include <fmt/format.h>
 
@@ -42,17 +43,24 @@ class QuantiseOnce final : public Store {
   std::int64_t group_;
 };
 
-// Groups of 64 channels, or what divides the head's.
+// The group as it is used: at most the channels of the longer vector; a shorter one is one group.
 std::int64_t read_group(Arguments& arguments, const Geometry& geometry) {
   const std::int64_t wanted = arguments.count("q_group");
-  const std::int64_t dims = std::gcd(geometry.k_dim, geometry.v_dim);
-  std::int64_t group = std::min(wanted, dims);
-  while (dims % group != 0) --group;
-  if (wanted < dims && group != wanted && arguments.given("q_group")) {
-    throw ConfigError(
-        fmt::format("qpruningkv(q_group): found {}, expected a number that divides head_dim={}; "
-                    "nearest: {}",
-                    wanted, dims, group));
+  const std::int64_t longest = std::max(geometry.k_dim, geometry.v_dim);
+  const auto fits = [&geometry](std::int64_t group) {
+    return geometry.k_dim % std::min<std::int64_t>(group, geometry.k_dim) == 0 &&
+           geometry.v_dim % std::min<std::int64_t>(group, geometry.v_dim) == 0;
+  };
+  std::int64_t group = std::min(wanted, longest);
+  while (!fits(group)) --group;
+  if (group != std::min(wanted, longest) && arguments.given("q_group")) {
+    throw ConfigError(fmt::format(
+        "qpruningkv(q_group): found {}, expected a number that divides head_dim={}{}; "
+        "nearest: {}",
+        wanted, geometry.k_dim,
+        geometry.v_dim == geometry.k_dim ? std::string()
+                                         : fmt::format(" and v_head_dim={}", geometry.v_dim),
+        group));
   }
   arguments.set("q_group", std::to_string(group));
   return group;
