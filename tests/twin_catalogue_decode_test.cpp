@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: Apache-2.0
+// Policies that act while tokens are generated against their brute-force twins
+// (tests/twin/catalogue_decode.h), written from the papers and codes alone.
+#include <cmath>
+#include <functional>
+#include <iostream>
+#include <optional>
+
+#include <catch2/catch.hpp>
+#include <fmt/format.h>
+
+#include "sim/error.h"
+#include "tests/support/twin_bridge.h"
+#include "tests/twin/catalogue_decode.h"
+
+using namespace kvspan;
+using test::pick;
+using test::Random;
+using twin::decode::Outcome;
+using twin::decode::Parameters;
+
+namespace {
+
+struct Shape {
+  int tokens_low = 20, tokens_high = 60;
+  bool sinks = true, softcap = true;  // may occur
+  bool v_differs = true;
+  int first_layer = 0;  // of the model
+};
+
+struct Case {
+  test::TraceSpec trace;
+  twin::Plan plan;
+  std::string policy;  // of the twin
+  Parameters parameters;
+  std::string text;  // of the engine
+  twin::decode::Text words;
+};
+
+struct Tally {
+  long long cases = 0, refused = 0, decisions = 0, near_ties = 0, excused = 0, different = 0;
+};
+
+template <class T>
+T one_of(Random& random, const std::vector<T>& choices) {
+  return choices[static_cast<std::size_t>(pick(random, 0, static_cast<int>(choices.size()) - 1))];
+}
+
+test::TraceSpec small_trace(Random& random, bool integers, const Shape& wanted) {
+  test::RandomShape shape;
+  shape.layers = 2;
+  shape.kv_heads = pick(random, 1, 3);
+  shape.query_heads = shape.kv_heads * (shape.kv_heads == 1   ? pick(random, 2, 6)
+                                        : shape.kv_heads == 2 ? pick(random, 1, 3)
+                                                              : pick(random, 1, 2));
+  shape.head_dim = one_of<int>(random, {4, 6, 8});
+  shape.v_head_dim = wanted.v_differs && pick(random, 0, 1) == 0 ? 5 : shape.head_dim;
+  shape.tokens = pick(random, wanted.tokens_low, wanted.tokens_high);
+  shape.prompt_tokens = std::min<std::int64_t>(
+      shape.tokens - 1, pick(random, wanted.tokens_low * 3 / 5, wanted.tokens_high * 3 / 4));
+  shape.seed = random();
+  test::TraceSpec spec = test::random_spec(shape);
+  if (integers) {
+    for (test::LayerSpec& layer : spec.layers) {
+      for (double& x : layer.q) x = pick(random, -1, 1);
+      for (double& x : layer.k) x = pick(random, -1, 1);
+    }
+  }
+  if (wanted.sinks && pick(random, 0, 4) == 0) {
+    for (test::LayerSpec& layer : spec.layers) {
+      for (int q = 0; q < shape.query_heads; ++q) layer.sink_logits.push_back(pick(random, -2, 2));
+    }
+  }
+  if (wanted.softcap && pick(random, 0, 4) == 0) spec.meta.logit_softcap = 2.0;
+  if (pick(random, 0, 1) == 0) {
+    spec.meta.rope = Rope{10000.0, shape.head_dim, pick(random, 0, 1) == 0, {}};
+  }
+  if (wanted.first_layer > 0 || pick(random, 0, 2) == 0) {
+    const int from = std::max(wanted.first_layer, pick(random, 0, 2));
+    spec.meta.layer_ids = {from, from + pick(random, 1, 2)};
+    spec.meta.model_layers = spec.meta.layer_ids[1] + 1 + pick(random, 0, 1);
+  }
+  return spec;
+}
+
+// name(key=value,...) of the arguments whose key starts with the prefix.
+std::string written(const std::string& name, const Parameters& parameters,
+                    const std::string& prefix = "") {
+  std::string inside;
+  for (const auto& [key, value] : parameters) {
+    const bool other =
+        prefix.empty() ? key.find('.') != std::string::npos : key.rfind(prefix, 0) != 0;
+    if (other) continue;
+    inside += (inside.empty() ? "" : ",") + key.substr(prefix.size()) + "=" + value;
+  }
+  return name + "(" + inside + ")";
+}
+
+std::string tokens(Random& random, int lowest, int highest) {
+  return fmt::format("{}", pick(random, lowest, highest));
+}
+
+std::string budget(Random& random, int prompt) {
+  if (pick(random, 0, 2) == 0) {
+    return one_of<std::string>(random, {"10%", "12.5%", "20%", "33%", "50%", "75%"});
+  }
+  return tokens(random, 2, prompt + 3);
+}
+
+bool near(double a, double b) {
+  if (std::isnan(b)) return true;
+  return std::abs(a - b) <= 1e-5 * std::max(1.0, b * b);
+}
+
+// What differs between the engine and the twin; empty: nothing.
+std::string difference(const RunResult& got, const Outcome& twin, bool& excusable) {
+  const Ledger& ledger = got.ledger;
+  excusable = false;
+  for (const char n : twin.near) excusable = excusable || n != 0;
+  if (ledger.heads != twin.heads) return "heads";
+  for (int l = 0; l < ledger.layers; ++l) {
+    for (int h = 0; h < ledger.heads; ++h) {
+      const auto ours = ledger.deaths(l, h);
+      const std::size_t from = ledger.offset(l, h);
+      for (std::size_t t = 0; t < ours.size(); ++t) {
+        if (static_cast<int>(ours[t]) != twin.death[from + t]) {
+          excusable = twin.near[static_cast<std::size_t>(l)] != 0;
+          return fmt::format("death of layer {} head {} token {}: {} against {}", l, h, t, ours[t],
+                             twin.death[from + t]);
+        }
+      }
+    }
+  }
+  const Timeline& line = got.metrics.timeline;
+  const Fidelity& f = got.fidelity.value();
+  for (std::size_t row = 0; row < twin.loaded.size(); ++row) {
+    if (!near(static_cast<double>(f.row_mass[row]), twin.row_mass[row])) {
+      return fmt::format("mass of row {}: {} against {}", row, f.row_mass[row], twin.row_mass[row]);
+    }
+    if (line.active_entries[row] != twin.loaded[row]) {
+      return fmt::format("entries read in row {}: {} against {}", row, line.active_entries[row],
+                         twin.loaded[row]);
+    }
+    const auto payload = line.resident_bytes[row] - line.overhead_bytes[row];
+    if (payload != twin.payload[row]) {
+      return fmt::format("payload of row {}: {} against {}", row, payload, twin.payload[row]);
+    }
+    if (line.overhead_bytes[row] != twin.overhead[row]) {
+      return fmt::format("overhead of row {}: {} against {}", row, line.overhead_bytes[row],
+                         twin.overhead[row]);
+    }
+  }
+  // The greatest error of few rows may be any multiple of the mean: rounding grows with its square.
+  if (f.decode && !near(f.decode->mass_mean, twin.mass)) return "mean mass of decode rows";
+  if (f.decode && f.decode->error_max < 10 && !near(f.decode->error_mean, twin.error)) {
+    return fmt::format("mean error of decode rows: {} against {}", f.decode->error_mean,
+                       twin.error);
+  }
+  if (f.prefill && f.prefill->error_max < 10 && !near(f.prefill->error_mean, twin.prefill_error)) {
+    return fmt::format("mean error of prompt rows: {} against {}", f.prefill->error_mean,
+                       twin.prefill_error);
+  }
+  long long peak = 0;
+  for (std::size_t row = 0; row < twin.loaded.size(); ++row) {
+    peak = std::max(peak, twin.payload[row] + twin.overhead[row]);
+  }
+  if (got.metrics.peak_bytes.total != peak) return "peak bytes";
+  return {};
+}
+
+void compare(const Case& c, Tally& tally) {
+  const TraceMeta meta = test::completed(c.trace);
+  INFO(fmt::format(
+      "{} | N={} n={} chunk={} evict_at={} Hq={} Hk={} d={} dv={} layers={},{} sinks={} "
+      "cap={}",
+      c.text, meta.tokens, meta.prompt_tokens, c.plan.chunk, c.plan.evict_at, meta.query_heads,
+      meta.kv_heads, meta.head_dim, meta.v_head_dim, meta.layer_ids[0], meta.layer_ids[1],
+      !c.trace.layers[0].sink_logits.empty(), meta.logit_softcap));
+  ++tally.cases;
+  EngineOptions options;
+  options.chunk = c.plan.chunk;
+  options.evict_at = c.plan.evict_at > 0 ? c.plan.evict_at : 0;
+  RunResult got;
+  try {
+    got = test::run_one(test::make_trace(c.trace), c.text, options);
+  } catch (const Error& e) {
+    ++tally.refused;
+    ++tally.different;
+    if (tally.different < 4) FAIL_CHECK("the engine refuses: " << e.what());
+    return;
+  }
+  const Outcome expected =
+      twin::decode::simulate(test::twin_trace(c.trace), c.policy, c.parameters, c.plan, c.words);
+  tally.decisions += expected.decisions;
+  tally.near_ties += expected.near_ties;
+  bool excusable = false;
+  const std::string what = difference(got, expected, excusable);
+  if (what.empty()) return;
+  if (excusable) {
+    ++tally.excused;
+    return;
+  }
+  ++tally.different;
+  if (tally.different < 4) FAIL_CHECK(what);
+}
+
+// Makes the arguments of a case; the trace and the plan are there.
+using Draw = std::function<void(Random& random, Case& c, int prompt)>;
+
+void check(const std::string& policy, const Shape& shape, int cases, bool cuts, const Draw& draw) {
+  Random random(20261122);
+  Tally tally;
+  for (int i = 0; i < cases; ++i) {
+    const bool integers = i % 3 == 2;
+    Case c;
+    c.policy = policy;
+    c.trace = small_trace(random, integers, shape);
+    const int prompt = static_cast<int>(c.trace.meta.prompt_tokens);
+    if (cuts && pick(random, 0, 3) == 0) c.plan.chunk = pick(random, 3, 12);
+    if (cuts && pick(random, 0, 4) == 0) c.plan.evict_at = pick(random, prompt / 2, prompt);
+    draw(random, c, prompt);
+    if (c.text.empty()) c.text = written(policy, c.parameters);
+    INFO("case " << i);
+    compare(c, tally);
+  }
+  std::cout << fmt::format(
+      "twin of {}: {} cases, {} refused, {} decisions, {} near ties, {} excused, {} different\n",
+      policy, tally.cases, tally.refused, tally.decisions, tally.near_ties, tally.excused,
+      tally.different);
+  CHECK(tally.different == 0);
+  CHECK(tally.excused * 1000 <= std::max(tally.decisions, 1000LL));
+  CHECK(tally.decisions > 0);
+}
+
+}  // namespace
+
+TEST_CASE("streaming_llm agrees with its twin, also with positions in the cache",
+          "[twin_catalogue_decode]") {
+  check("streaming_llm", {}, 150, true, [](Random& random, Case& c, int prompt) {
+    if (pick(random, 0, 1) == 0) {
+      c.parameters["budget"] = budget(random, prompt);
+    } else {
+      c.parameters["sinks"] = tokens(random, 0, 5);
+      c.parameters["window"] = tokens(random, 1, 20);
+    }
+    if (c.trace.meta.rope) {
+      c.parameters["positions"] = one_of<std::string>(random, {"cache", "cache", "original"});
+    }
+  });
+}
+
+TEST_CASE("lambda agrees with its twin", "[twin_catalogue_decode]") {
+  check("lambda", {}, 60, true, [](Random& random, Case& c, int prompt) {
+    c.parameters["budget"] = budget(random, prompt);
+    if (pick(random, 0, 1) == 0) c.parameters["sinks"] = tokens(random, 0, 8);
+  });
+}
+
+TEST_CASE("scissorhands agrees with its twin", "[twin_catalogue_decode]") {
+  check("scissorhands", {}, 150, true, [](Random& random, Case& c, int prompt) {
+    c.parameters["budget"] = budget(random, prompt);
+    if (pick(random, 0, 1) == 0) c.parameters["window"] = tokens(random, 1, 30);
+    if (pick(random, 0, 2) > 0) c.parameters["recent"] = tokens(random, 0, 10);
+    if (pick(random, 0, 1) == 0) {
+      c.parameters["drop"] = one_of<std::string>(random, {"10", "25", "40", "75"});
+    }
+  });
+}
+
+TEST_CASE("scissorhands(mode=eval_code) agrees with its twin", "[twin_catalogue_decode]") {
+  Shape shape;
+  shape.tokens_low = 115;
+  shape.tokens_high = 150;
+  shape.first_layer = 4;
+  check("scissorhands", shape, 20, true,
+        [](Random&, Case& c, int) { c.parameters["mode"] = "eval_code"; });
+}
+
+TEST_CASE("keyformer agrees with its twin", "[twin_catalogue_decode]") {
+  Shape shape;
+  shape.sinks = false;
+  check("keyformer", shape, 120, true, [](Random& random, Case& c, int prompt) {
+    c.parameters["budget"] = budget(random, prompt);
+    c.parameters["seed"] = tokens(random, 0, 1000);
+    if (pick(random, 0, 1) == 0) {
+      c.parameters["recent"] = one_of<std::string>(random, {"0", "10", "50", "100"});
+    }
+    if (pick(random, 0, 1) == 0) c.parameters["every"] = tokens(random, 1, 9);
+    if (pick(random, 0, 1) == 0) {
+      c.parameters["tau_start"] = "0.5";
+      c.parameters["tau_end"] = "4";
+    }
+  });
+}
+
+TEST_CASE("r_kv agrees with its twin", "[twin_catalogue_decode]") {
+  check("r_kv", {}, 150, true, [](Random& random, Case& c, int prompt) {
+    c.parameters["budget"] = budget(random, prompt);
+    c.parameters["buffer"] = tokens(random, 1, 9);
+    if (pick(random, 0, 2) > 0) c.parameters["window"] = tokens(random, 1, 8);
+    if (pick(random, 0, 1) == 0) c.parameters["kernel"] = one_of<std::string>(random, {"1", "3"});
+    if (pick(random, 0, 1) == 0) {
+      c.parameters["lambda"] = one_of<std::string>(random, {"0", "0.5", "0.9", "1"});
+    }
+    if (pick(random, 0, 1) == 0) {
+      c.parameters["similarity"] = one_of<std::string>(random, {"0", "0.3", "0.7", "1"});
+    }
+  });
+}
+
+TEST_CASE("sagekv agrees with its twin", "[twin_catalogue_decode]") {
+  check("sagekv", {}, 200, true, [](Random& random, Case& c, int prompt) {
+    const int size = pick(random, 4, prompt + 3);
+    c.parameters["budget"] = fmt::format("{}", size);
+    if (pick(random, 0, 2) == 0) {
+      c.parameters["sinks"] = one_of<std::string>(random, {"0", "10", "40"});
+      c.parameters["recent"] = one_of<std::string>(random, {"0", "10", "50"});
+    }
+    if (pick(random, 0, 3) == 0) {
+      const int group = c.trace.meta.query_heads / c.trace.meta.kv_heads;
+      c.parameters["k"] = tokens(random, 0, size / 2 / group);
+    }
+    if (pick(random, 0, 1) == 0) c.parameters["dup"] = "union";
+    if (pick(random, 0, 3) == 0) c.parameters["agg"] = "sum";
+  });
+}
+
+TEST_CASE("fastgen agrees with its twin", "[twin_catalogue_decode]") {
+  Shape shape;
+  shape.sinks = false;
+  check("fastgen", shape, 150, true, [](Random& random, Case& c, int) {
+    c.parameters["recovery"] =
+        one_of<std::string>(random, {"0.1", "0.3", "0.5", "0.6", "0.7", "0.8", "0.9"});
+    if (pick(random, 0, 1) == 0) {
+      c.parameters["recent"] = one_of<std::string>(random, {"0", "10", "25", "50"});
+      c.parameters["frequent"] = one_of<std::string>(random, {"0", "10", "25", "50"});
+    }
+    if (pick(random, 0, 3) == 0) c.parameters["punctuation"] = "false";
+    if (pick(random, 0, 1) == 0) {
+      for (int t = 0; t < c.trace.meta.tokens; ++t) {
+        c.trace.token_text.push_back(one_of<std::string>(
+            random, {"a", "b", ".", ",\n", "\n", " the", "x.", "\xc3\xa9", "!?"}));
+      }
+      c.words.pieces = c.trace.token_text;
+    }
+    if (pick(random, 0, 1) == 0) {
+      c.words.knows_special = true;
+      c.trace.meta.special_ids = {7, 9};
+      for (int t = 0; t < c.trace.meta.tokens; ++t) {
+        c.trace.token_ids.push_back(pick(random, 0, 20));
+        if (c.trace.token_ids.back() == 7 || c.trace.token_ids.back() == 9) {
+          c.words.special.push_back(t);
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("variants of h2o agree with their twin", "[twin_catalogue_decode]") {
+  check("h2o", {}, 200, true, [](Random& random, Case& c, int prompt) {
+    const int kind = pick(random, 0, 2);
+    if (kind == 0) {
+      c.parameters["variant"] = "ratio";
+      if (pick(random, 0, 1) == 0) {
+        c.parameters["heavy_share"] = one_of<std::string>(random, {"5", "20", "33"});
+        c.parameters["recent_share"] = one_of<std::string>(random, {"5", "20", "33"});
+      }
+    } else {
+      c.parameters["budget"] = fmt::format("{}", pick(random, 4, prompt + 3));
+      if (kind == 1) c.parameters["variant"] = "flexgen";
+    }
+    if (pick(random, 0, 1) == 0) c.parameters["normalise"] = "true";
+  });
+}
+
+namespace {
+
+void draw_pages(Random& random, Parameters& p, const std::string& prefix, int prompt) {
+  p[prefix + "budget"] = tokens(random, 1, prompt);
+  p[prefix + "page"] = tokens(random, 1, 8);
+  p[prefix + "skip"] = tokens(random, 0, 2);
+  p[prefix + "least"] = tokens(random, 0, 3);
+  p[prefix + "last_page"] = one_of<std::string>(random, {"true", "true", "false"});
+  p[prefix + "per"] = one_of<std::string>(random, {"query", "kv"});
+}
+
+}  // namespace
+
+TEST_CASE("quest agrees with its twin", "[twin_catalogue_decode]") {
+  check("quest", {}, 100, true,
+        [](Random& random, Case& c, int prompt) { draw_pages(random, c.parameters, "", prompt); });
+}
+
+TEST_CASE("h2o+quest agrees with its twin", "[twin_catalogue_decode]") {
+  check("h2o+quest", {}, 100, true, [](Random& random, Case& c, int prompt) {
+    draw_pages(random, c.parameters, "quest.", prompt);
+    c.parameters["budget"] = tokens(random, 4, prompt);
+    c.text = written("h2o", c.parameters) + "+" + written("quest", c.parameters, "quest.");
+  });
+}
+
+TEST_CASE("retroattention agrees with its twin", "[twin_catalogue_decode]") {
+  check("retroattention", {}, 80, true, [](Random& random, Case& c, int prompt) {
+    draw_pages(random, c.parameters, "", prompt);
+    c.parameters["window"] = tokens(random, 1, 5);
+  });
+}
+
+TEST_CASE("refreshkv agrees with its twin", "[twin_catalogue_decode]") {
+  check("refreshkv", {}, 120, false, [](Random& random, Case& c, int prompt) {
+    if (pick(random, 0, 3) == 0) c.plan.chunk = pick(random, 3, 12);
+    c.parameters["budget"] = budget(random, prompt);
+    c.parameters["stride"] = tokens(random, 1, 7);
+    c.parameters["kernel"] = one_of<std::string>(random, {"1", "3", "7"});
+    c.parameters["threshold"] = one_of<std::string>(random, {"0", "0.1", "0.3", "0.95"});
+    if (pick(random, 0, 3) == 0) c.parameters["schedule"] = "fixed";
+  });
+}
+
+TEST_CASE("infinigen(scores=exact) agrees with its twin", "[twin_catalogue_decode]") {
+  check("infinigen", {}, 100, true, [](Random& random, Case& c, int prompt) {
+    c.parameters["scores"] = "exact";
+    c.parameters["cap"] = budget(random, prompt);
+    c.parameters["alpha"] = one_of<std::string>(random, {"0.3", "0.75", "1.25", "2.1", "4"});
+  });
+}
+
+TEST_CASE("minference agrees with its twin", "[twin_catalogue_decode]") {
+  Shape shape;
+  shape.tokens_low = 100;
+  shape.tokens_high = 140;
+  shape.sinks = false;
+  shape.softcap = false;
+  check("minference", shape, 24, true, [](Random& random, Case& c, int) {
+    c.parameters["verticals"] = tokens(random, 0, 20);
+    c.parameters["slashes"] = tokens(random, 0, 70);
+    c.parameters["last"] = tokens(random, 1, 20);
+    c.parameters["first"] = tokens(random, 0, 5);
+    c.parameters["forced_slash"] = tokens(random, 1, 30);
+    if (pick(random, 0, 3) == 0) c.parameters["pattern"] = "a_shape";
+  });
+}
+
+TEST_CASE("clusterkv agrees with its twin", "[twin_catalogue_decode]") {
+  check("clusterkv", {}, 100, false, [](Random& random, Case& c, int prompt) {
+    if (pick(random, 0, 3) == 0) c.plan.chunk = pick(random, 3, 12);
+    const int sinks = pick(random, 0, 4);
+    c.parameters["sinks"] = fmt::format("{}", sinks);
+    c.parameters["budget"] = tokens(random, sinks + 1, prompt);
+    c.parameters["clusters"] = tokens(random, 1, 6);
+    c.parameters["iterations"] = one_of<std::string>(random, {"0", "1", "3", "20"});
+    c.parameters["every"] = tokens(random, 2, 9);
+    c.parameters["added"] = tokens(random, 1, 3);
+    c.parameters["skip"] = tokens(random, 0, 2);
+    c.parameters["offload"] = one_of<std::string>(random, {"on", "off"});
+    c.parameters["buffers"] = one_of<std::string>(random, {"query", "kv"});
+    c.parameters["seed"] = tokens(random, 0, 1000);
+  });
+}
