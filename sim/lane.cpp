@@ -211,10 +211,10 @@ Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const
   mask_.assign(heads, std::vector<float>(keys, 0.0F));
   evicted_.assign(heads, 0);
   reads_.resize(query_heads);
-  if (driver_.selects()) {
-    read_mask_.assign(query_heads, std::vector<float>(keys, 0.0F));
+  if (driver_.selects()) read_mask_.assign(query_heads, std::vector<float>(keys, 0.0F));
+  // Also in a layer that is left alone, whose rows read everything.
+  if (policy.selector || policy.prefill_reads)
     selected_.assign(static_cast<std::size_t>(plan.tokens), 0);
-  }
   if (needs_.column_sums) columns_.assign(query_heads, std::vector<double>(keys, 0.0));
   column_slack_.assign(query_heads, 0.0);
 }

@@ -229,8 +229,9 @@ PolicyEntry sagekv() {
     }
     const Division division = shares.of(budget);
     const bool sum = arguments.is("agg", "sum");
-    const bool join = arguments.is("dup", "union");
-    if (sum && join) {
+    const bool joined = arguments.is("dup", "union");
+    const bool join = joined && geometry.evict_at > budget;  // else nothing has to leave
+    if (sum && joined) {
       throw ConfigError(
           "sagekv: agg=sum makes one list, so dup=union has no meaning; use dup=fill");
     }
@@ -251,7 +252,7 @@ PolicyEntry sagekv() {
     }));
     // Its own, since the sliding window knows one budget for all layers.
     recipe.shape = own(join ? keep_positive() : uniform_budget());
-    recipe.closed_form = !join;
+    recipe.closed_form = !joined;
     recipe.more_rules.push_back(sliding(geometry, budget, division));
     recipe.knob = budget_knob(geometry);
     return recipe;

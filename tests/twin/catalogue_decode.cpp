@@ -28,6 +28,7 @@ double fp32(double x) { return static_cast<double>(static_cast<float>(x)); }
 
 // Unequal, but by so little that another order of the same sums may turn it round.
 bool close(double a, double b) {
+  if (std::isinf(a) || std::isinf(b)) return false;
   return a != b && std::abs(a - b) <= kNear * std::max({std::abs(a), std::abs(b), 1e-7});
 }
 
@@ -185,17 +186,22 @@ std::vector<double> max_pool(const std::vector<double>& x, int kernel) {
   return out;
 }
 
+std::uint64_t splitmix64(std::uint64_t x) {
+  x += 0x9e3779b97f4a7c15ULL;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+  return x ^ (x >> 31);
+}
+
 // splitmix64, chained over the keys.
+std::uint64_t chain(std::uint64_t seed, std::initializer_list<std::int64_t> keys) {
+  std::uint64_t x = splitmix64(seed);
+  for (const std::int64_t key : keys) x = splitmix64(x ^ static_cast<std::uint64_t>(key));
+  return x;
+}
+
 double uniform(std::uint64_t seed, std::initializer_list<std::int64_t> keys) {
-  const auto mix = [](std::uint64_t x) {
-    x += 0x9e3779b97f4a7c15ULL;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-    return x ^ (x >> 31);
-  };
-  std::uint64_t x = mix(seed);
-  for (const std::int64_t key : keys) x = mix(x ^ static_cast<std::uint64_t>(key));
-  return (static_cast<double>(x >> 12) + 0.5) / 4503599627370496.0;
+  return (static_cast<double>(chain(seed, keys) >> 12) + 0.5) / 4503599627370496.0;
 }
 
 // ---- a policy -------------------------------------------------------------------------------
@@ -384,9 +390,10 @@ struct Keyformer : Policy {
             w.real("tau_start", 1) +
             itr * (w.real("tau_end", 2) - w.real("tau_start", 1)) / std::max(1, w.N - w.point);
         const std::vector<int>& keys = w.out.active[w.reader(l, g, row)];
+        const std::uint64_t cell = chain(seed, {layer, g, row});
         std::vector<double> z = w.logits(l, g, row, keys);
         for (std::size_t e = 0; e < keys.size(); ++e) {
-          z[e] = (z[e] - std::log(-std::log(uniform(seed, {layer, g, keys[e], row})))) / tau;
+          z[e] = (z[e] - std::log(-std::log(uniform(cell, {keys[e]})))) / tau;
         }
         z = w.softmax(l, -1, z);
         for (std::size_t e = 0; e < keys.size(); ++e) sum[at(g)][at(keys[e])] += z[e];
@@ -395,7 +402,9 @@ struct Keyformer : Policy {
   }
   void end(int l, Pass pass) override {
     const int b = pass.end;
-    if (b < w.point || (b > w.point && (b - w.point) % w.count("every", 1) != 0)) return;
+    const int every = w.count("every", 1);
+    if (b < w.point) return;
+    if (b > w.point && (b - w.point) / every == (pass.begin - w.point) / every) return;
     const int budget = w.amount("budget");
     const int recent = static_cast<int>(std::floor(w.real("recent", 30) / 100 * budget + 1e-9));
     for (int h = 0; h < w.Hk; ++h) {
@@ -417,12 +426,15 @@ struct Keyformer : Policy {
 // Important and not said twice.
 struct Rkv : Policy {
   using Policy::Policy;
-  [[nodiscard]] bool acts(int b) const {
-    return b == w.point || (b > w.point && b % w.count("buffer", 128) == 0);
+  // Also after a pass of several rows in which the length was due.
+  [[nodiscard]] bool acts(Pass pass) const {
+    const int buffer = w.count("buffer", 128);
+    if (pass.end <= w.point) return pass.end == w.point;
+    return pass.end / buffer > pass.begin / buffer;
   }
   void end(int l, Pass pass) override {
     const int b = pass.end;
-    if (!acts(b)) return;
+    if (!acts(pass)) return;
     const int budget = w.amount("budget");
     const int window = w.count("window", 8);
     for (int h = 0; h < w.Hk; ++h) {
@@ -490,9 +502,13 @@ struct Rkv : Policy {
   }
   long long overhead(int row, long long /*entries*/) override {
     const long long ring = static_cast<long long>(w.L) * w.count("window", 8) * w.Hq * w.d * 2;
-    const long long side = w.amount("budget") + w.count("buffer", 128);
-    const bool acting = acts(row + 1) && row + 1 < w.N;
-    return ring + (acting ? static_cast<long long>(w.L) * w.Hk * side * side * 4 : 0);
+    // The similarities of one layer at a time, before the rows that act leave less.
+    const auto held = static_cast<long long>(w.residents(0, 0, row).size());
+    bool acting = row + 1 < w.N && held > w.amount("budget");
+    for (const Pass& pass : w.passes) {
+      if (row >= pass.begin && row < pass.end) acting = acting && row + 1 == pass.end && acts(pass);
+    }
+    return ring + (acting ? w.Hk * held * held * 4 : 0);
   }
 };
 
@@ -673,7 +689,10 @@ struct FastGen : Policy {
       if (any) w.decide(l, near);
     }
   }
-  long long overhead(int /*row*/, long long entries) override { return 4 * entries; }
+  // A score of one element per entry, and a byte per head for its class.
+  long long overhead(int /*row*/, long long entries) override {
+    return 2 * entries + static_cast<long long>(w.L) * w.Hk;
+  }
   std::vector<std::vector<double>> sum;  // [query heads][tokens]
   std::vector<int> klass;                // [kv_heads] 1 special ... 5 everything
   bool near = false;
@@ -699,6 +718,7 @@ struct H2o : Policy {
     if (variant == "ratio") {
       heavy = share("heavy_share");
       recent = share("recent_share");
+      if (heavy + recent == 0) recent = 1;
     } else if (variant == "flexgen") {
       const int half = w.amount("budget") / 2;
       heavy = b == w.point ? half : half - 1;
@@ -925,10 +945,12 @@ struct RefreshKv : Policy {
     return mean;
   }
   long long overhead(int row, long long /*entries*/) override {
-    if (row < w.n) return 0;
+    const bool compares = w.word("schedule", "compare") == "compare";
+    const long long query = compares ? static_cast<long long>(w.L) * w.d * 2 : 0;
+    if (row < w.n) return query;
     const long long entry = (w.d + w.t.v_head_dim) * 2;
-    return static_cast<long long>(w.L) * w.Hk * w.amount("budget") * entry +
-           static_cast<long long>(w.L) * w.d * 2;
+    return query +
+           static_cast<long long>(w.L) * w.Hk * std::min(w.amount("budget"), row + 1) * entry;
   }
   std::vector<std::vector<int>> copy;  // [kv_heads] what leaves first, first
   std::vector<double> last;            // mean query of the last full row
@@ -960,11 +982,16 @@ struct InfiniGen : Policy {
     }
     w.decide(l, near);
   }
-  bool on_device(int /*l*/, int j, int row) override { return row < w.n || j == row; }
+  bool on_device(int /*l*/, int j, int row) override {
+    return row < w.point || j >= (row < w.n ? w.point : row);
+  }
+  // Copies in flight for two layers; the model's first layer takes everything.
   long long overhead(int row, long long /*entries*/) override {
-    if (row < w.n) return 0;
+    if (row < w.point) return 0;
     const long long entry = (w.d + w.t.v_head_dim) * 2;
-    return 2LL * w.Hq * w.amount("cap") * entry;
+    const long long most = w.Hq * w.amount("cap") * entry;
+    const bool first = w.t.layers[0].model_layer == 0;
+    return most + std::max(most, first ? (row + 1) * w.Hk * entry : 0);
   }
 };
 
@@ -983,7 +1010,7 @@ struct MInference : Policy {
       bool near = false;
       if (w.word("pattern", "vertical_slash") == "a_shape") {
         for (int j = 0; j < std::min(b, verticals); ++j) columns.push_back(j);
-        for (int j = 0; j < std::min(b, slashes); ++j) distances.push_back(j);
+        for (int j = 0; j < std::min(b, std::max(slashes, 1)); ++j) distances.push_back(j);
       } else {
         std::vector<double> column(at(b), 0.0), diagonal(at(b), 0.0);
         for (int row = std::max(pass.begin, b - w.count("last", 64)); row < b; ++row) {
@@ -1005,7 +1032,7 @@ struct MInference : Policy {
           if (j < forced) diagonal[at(j)] = kInfinity;
         }
         columns = best(all, column, true, std::max(verticals, first), near);
-        distances = best(all, diagonal, true, std::max(slashes, 50), near);
+        distances = best(all, diagonal, true, std::max(slashes, std::min(50, forced)), near);
       }
       w.decide(l, near);
       for (int row = pass.begin; row < b; ++row) {
@@ -1039,13 +1066,14 @@ struct ClusterKv : Policy {
     if (row < w.n || skips(l)) return;
     const int sinks = w.count("sinks", 16), every = w.count("every", 320);
     if (row == w.n) {
-      const int count = w.has("clusters") ? w.count("clusters", 1) : std::max(1, w.n / 80);
-      for (int h = 0; h < w.Hk; ++h) add(l, h, std::min(sinks, w.n), w.n, count, 0);
-      clustered = w.n;
-    } else if ((row - w.n) % every == 0) {
-      const int batch = (row - w.n) / every;
-      for (int h = 0; h < w.Hk; ++h) add(l, h, row - every, row, w.count("added", 4), batch);
-      clustered = row;
+      const int count = w.has("clusters") ? w.count("clusters", 1) : std::max(1, w.point / 80);
+      for (int h = 0; h < w.Hk; ++h) add(l, h, sinks, w.point, count);
+      clustered = w.point;
+    }
+    for (; row - clustered >= every; clustered += every) {
+      for (int h = 0; h < w.Hk; ++h) {
+        add(l, h, std::max(sinks, clustered), clustered + every, w.count("added", 4));
+      }
     }
     const int budget = w.amount("budget");
     if (row + 1 <= budget) return;
@@ -1081,13 +1109,13 @@ struct ClusterKv : Policy {
     }
   }
   // k-means of the keys [from, to) by cosine; centroids are plain means.
-  void add(int l, int h, int from, int to, int count, int batch) {
+  void add(int l, int h, int from, int to, int count) {
     std::vector<int> tokens;
     for (int j = from; j < to; ++j) tokens.push_back(j);
     if (tokens.empty()) return;
     count = std::min(count, static_cast<int>(tokens.size()));
     std::vector<std::vector<double>> mu;
-    for (const int j : first_centroids(l, h, tokens, count, batch)) mu.push_back(w.k(l, h, j));
+    for (const int j : first_centroids(l, h, tokens, count)) mu.push_back(w.k(l, h, j));
     std::vector<int> owner(tokens.size(), -1);
     const int iterations = w.count("iterations", 20);
     const auto assign = [&]() {
@@ -1141,18 +1169,23 @@ struct ClusterKv : Policy {
   }
   // Distinct keys, drawn at random.
   [[nodiscard]] std::vector<int> first_centroids(int l, int h, const std::vector<int>& tokens,
-                                                 int count, int batch) const {
+                                                 int count) const {
     const auto seed = static_cast<std::uint64_t>(w.count("seed", 0));
-    const int layer = w.t.layers[at(l)].model_layer;
+    const auto head = static_cast<std::uint64_t>(w.t.layers[at(l)].model_layer * 65536 + h);
     std::vector<double> draws;
-    for (const int j : tokens) draws.push_back(uniform(seed, {layer, h, batch, j}));
+    for (const int j : tokens) {
+      draws.push_back(
+          fp32(uniform(splitmix64(seed) ^ splitmix64(head), {tokens[0], j - tokens[0]})));
+    }
     std::vector<int> order = ranking(tokens, draws);
     order.resize(at(count));
     return order;
   }
   [[nodiscard]] bool offloads() const { return w.word("offload", "on") == "on"; }
   bool on_device(int l, int j, int row) override {
-    return !offloads() || row < w.n || skips(l) || j == row;
+    // Entries leave when the first row is near that does not read all of them.
+    if (!offloads() || skips(l) || row < w.point || row + 1 <= w.amount("budget")) return true;
+    return j >= (row < w.n ? w.point : row);
   }
   // Copied in: selected entries that the buffer does not hold from the row before.
   long long loads(int l, int h, int row) override {
@@ -1173,19 +1206,25 @@ struct ClusterKv : Policy {
     }
     return static_cast<long long>(copied.size());
   }
+  // Per KV head: centroids, sizes and prefix sums, and the order of the clustered entries.
+  // With offload, a preallocated buffer (the row's own entry in it is counted as an entry), slot maps
+  // of the query heads, and tables that all layers share.
   long long overhead(int row, long long /*entries*/) override {
-    if (row < w.n) return 0;
+    if (row < w.point) return 0;
     long long layers = 0;
     for (int l = 0; l < w.L; ++l) layers += !skips(l);
     const int sinks = w.count("sinks", 16), every = w.count("every", 320);
-    const long long clusters_now =
-        (w.has("clusters") ? w.count("clusters", 1) : std::max(1, w.n / 80)) +
-        (row - w.n) / every * w.count("added", 4);
-    const long long meta = layers * w.Hk * (clusters_now * (2 * w.d + 8) + 4LL * (row + 1 - sinks));
-    if (!offloads()) return meta;
+    const int budget = w.amount("budget");
+    const long long now = (w.has("clusters") ? w.count("clusters", 1) : std::max(1, w.point / 80)) +
+                          (row - w.point) / every * w.count("added", 4);
+    const long long meta =
+        layers * w.Hk * (now * (2 * w.d + 8) + 4LL * std::max(0, row + 1 - sinks));
+    if (!offloads() || row + 1 <= budget) return meta;
+    const long long entry = (w.d + w.t.v_head_dim) * 2;
     const int buffers = w.word("buffers", "query") == "kv" ? w.Hk : w.Hq;
-    return meta +
-           layers * buffers * (w.d + w.t.v_head_dim) * 2 * (sinks + w.amount("budget") + every);
+    const long long slots = 4LL * w.Hq * (budget - 1);
+    return meta + layers * ((buffers * (sinks + budget + every) - w.Hk) * entry + slots) +
+           (row + 1LL) * (w.Hq * 6 + w.Hk * 4);
   }
   std::vector<std::vector<Cluster>> clusters;   // [kv_heads]
   std::map<std::size_t, std::set<int>> chosen;  // [reader] clustered entries selected
