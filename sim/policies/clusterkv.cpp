@@ -114,23 +114,21 @@ class Clusters {
     kernels::pack_keys(rows.data(), tokens, dim_, dim_, panels.data());
   }
 
-  // The nearest centroid of every key by cosine; ties to the lower cluster.
+  // The nearest centroid of every key by cosine; ties to the lower cluster. Products are divided by
+  // the centroid's norm last, and rounded: so cosines that are equal on paper tie.
   [[nodiscard]] std::vector<std::size_t> assign(const std::vector<float>& keys,
                                                 const std::vector<float>& centroids) const {
     const std::size_t d = index(dim_);
     const std::size_t c = centroids.size() / d;
-    std::vector<float> directions = centroids;
+    std::vector<double> norms(c, 0.0);
     for (std::size_t j = 0; j < c; ++j) {
-      double norm = 0;
       for (std::size_t x = 0; x < d; ++x)
-        norm +=
+        norms[j] +=
             static_cast<double>(centroids[j * d + x]) * static_cast<double>(centroids[j * d + x]);
-      for (std::size_t x = 0; norm > 0 && x < d; ++x)
-        directions[j * d + x] =
-            static_cast<float>(static_cast<double>(centroids[j * d + x]) / std::sqrt(norm));
+      norms[j] = norms[j] > 0 ? std::sqrt(norms[j]) : 1.0;
     }
     std::vector<float> panels;
-    pack(directions, c, panels);
+    pack(centroids, c, panels);
     const std::size_t n = keys.size() / d;
     const std::size_t width = panels.size() / d;
     constexpr std::size_t kRows = 32;
@@ -148,7 +146,9 @@ class Clusters {
                       static_cast<std::int64_t>(width) / kernels::kPanel, 1.0F, 0.0F,
                       results.data());
       for (std::size_t r = 0; r < rows; ++r) {
-        const float* row = results[r];
+        float* row = results[r];
+        for (std::size_t j = 0; j < c; ++j)
+          row[j] = static_cast<float>(static_cast<double>(row[j]) / norms[j]);
         out[begin + r] = index(std::max_element(row, row + c) - row);
       }
     }

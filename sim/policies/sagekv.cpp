@@ -21,6 +21,7 @@
 
 #include "sim/error.h"
 #include "sim/policies/helpers.h"
+#include "sim/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -130,18 +131,34 @@ class Turns final : public Scorer {
   std::size_t each_;
 };
 
+// Logits are formed here: View::logits() takes them back from fp32 exponentials, and its errors would
+// decide between sums that are 0 on paper.
 class SummedLogits final : public Scorer {
  public:
+  explicit SummedLogits(double softcap) : softcap_(softcap) {}
   Needs needs() const override { return {.last_rows = 1, .q = true, .k = true}; }
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
-    (void)reduce_group(view.shape(), head, Group::sum, out, [&](int q, std::span<double> z) {
-      view.logits(q, view.pass().end - 1, entries, z);
+    const LayerShape& shape = view.shape();
+    const int per_kv = shape.query_heads / shape.kv_heads;
+    (void)reduce_group(shape, head, Group::sum, out, [&](int q, std::span<double> z) {
+      const std::vector<float> query = view.query(q, view.pass().end - 1);
+      for (std::size_t i = 0; i < entries.size(); ++i) {
+        const std::vector<float> key = view.key(q / per_kv, entries[i]);
+        double dot = 0;
+        for (std::size_t x = 0; x < key.size(); ++x)
+          dot += static_cast<double>(query[x]) * static_cast<double>(key[x]);
+        z[i] = dot * view.score_scale();
+        if (softcap_ > 0) z[i] = softcap_ * std::tanh(z[i] / softcap_);
+      }
       return 0.0;
     });
     round_sums(out);
     return 0;
   }
+
+ private:
+  double softcap_;
 };
 
 // As many leave as came.
@@ -237,7 +254,10 @@ PolicyEntry sagekv() {
     }
     Scoring scoring;
     if (sum) {
-      scoring.make = [](const LayerShape&) { return std::make_unique<SummedLogits>(); };
+      const double softcap = geometry.trace != nullptr ? geometry.trace->meta().logit_softcap : 0.0;
+      scoring.make = [softcap](const LayerShape&) {
+        return std::make_unique<SummedLogits>(softcap);
+      };
       recipe.notes.emplace_back("agg=sum is not the authors' rule");
     } else {
       scoring.make = [join, each = division.each](const LayerShape&) {

@@ -1000,7 +1000,7 @@ struct MInference : Policy {
   using Policy::Policy;
   void select(int l, Pass pass) override {
     const int b = pass.end;
-    if (b > w.n) return;
+    if (b > w.point) return;
     const int verticals = w.count("verticals", 1000), slashes = w.count("slashes", 6096);
     const int first = w.count("first", 30), forced = w.count("forced_slash", 100);
     std::vector<int> all(at(b));
@@ -1124,17 +1124,16 @@ struct ClusterKv : Policy {
         const std::vector<double> k = w.k(l, h, tokens[e]);
         std::vector<double> cosine;
         for (const auto& m : mu) {
-          double dot = 0, kk = 0, mm = 0;
+          double dot = 0, mm = 0;  // the key's own norm changes no order
           for (int i = 0; i < w.d; ++i) {
             dot += k[at(i)] * m[at(i)];
-            kk += k[at(i)] * k[at(i)];
             mm += m[at(i)] * m[at(i)];
           }
-          cosine.push_back(kk > 0 && mm > 0 ? dot / std::sqrt(kk * mm) : 0);
+          cosine.push_back(mm > 0 ? dot / std::sqrt(mm) : 0);
         }
         int top = 0;
         for (int c = 1; c < count; ++c) {
-          if (cosine[at(c)] > cosine[at(top)]) top = c;
+          if (fp32(cosine[at(c)]) > fp32(cosine[at(top)])) top = c;
         }
         for (int c = 0; c < count; ++c) near = near || close(cosine[at(c)], cosine[at(top)]);
         moved = moved || owner[e] != top;
