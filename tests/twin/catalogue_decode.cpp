@@ -1166,7 +1166,7 @@ struct ClusterKv : Policy {
       clusters[at(h)].push_back(made);
     }
   }
-  // Distinct keys, drawn at random.
+  // Distinct keys, drawn at random; they number the clusters in their order.
   [[nodiscard]] std::vector<int> first_centroids(int l, int h, const std::vector<int>& tokens,
                                                  int count) const {
     const auto seed = static_cast<std::uint64_t>(w.count("seed", 0));
@@ -1178,6 +1178,7 @@ struct ClusterKv : Policy {
     }
     std::vector<int> order = ranking(tokens, draws);
     order.resize(at(count));
+    std::sort(order.begin(), order.end());
     return order;
   }
   [[nodiscard]] bool offloads() const { return w.word("offload", "on") == "on"; }
