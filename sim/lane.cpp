@@ -55,13 +55,21 @@ class ReplayView final : public View {
 
   void logits(int query_head, RowIndex row, std::span<const TokenIndex> entries,
               std::span<double> out) const override {
-    const RowTerms terms = terms_of(query_head, row);
+    // Formed anew: taken back from exp(z - max), logits of two rows or heads that are equal on paper
+    // would differ.
+    const LayerScores& scores = *lane_.block_->scores;
+    scratch_.row.resize(static_cast<std::size_t>(padded(lane_.plan_.tokens)));
+    scores.logits(query_head, row, scratch_.row);
+    const auto first = static_cast<TokenIndex>(scores.first_key(row));
+    const float highest =
+        *std::max_element(scratch_.row.begin() + first, scratch_.row.begin() + row + 1);
     const float* mask = mask_of(query_head, row);
-    const double none = -std::numeric_limits<double>::infinity();
     for (std::size_t i = 0; i < entries.size(); ++i) {
       const TokenIndex t = entries[i];
-      const bool readable = t <= row && mask[t] != 0.0F && terms.terms[t] > 0.0F;
-      out[i] = readable ? terms.max + std::log(static_cast<double>(terms.terms[t])) : none;
+      const bool readable = t >= first && t <= row && mask[t] != 0.0F;
+      const float z = readable ? scratch_.row[static_cast<std::size_t>(t)] : 0.0F;
+      out[i] = readable && z >= highest - 87.0F ? static_cast<double>(z)
+                                                : -std::numeric_limits<double>::infinity();
     }
   }
 

@@ -131,8 +131,7 @@ class Turns final : public Scorer {
   std::size_t each_;
 };
 
-// Logits are formed here: View::logits() takes them back from fp32 exponentials, and its errors would
-// decide between sums that are 0 on paper.
+// Logits are formed in double: errors of fp32 would decide between sums that are 0 on paper.
 class SummedLogits final : public Scorer {
  public:
   explicit SummedLogits(double softcap) : softcap_(softcap) {}

@@ -55,10 +55,12 @@ struct World {
   [[nodiscard]] int count(const std::string& name, int fallback) const {
     return has(name) ? std::stoi(given.at(name)) : fallback;
   }
-  // Tokens; or a share of the prompt: the exact decimal product, rounded down, at least 1.
+  // Tokens; bytes over all layers and KV heads; or a share of the prompt: the exact decimal product,
+  // rounded down, at least 1.
   [[nodiscard]] int amount(const std::string& name) const {
     if (!has(name)) throw std::invalid_argument("missing: " + name);
     const std::string& s = given.at(name);
+    if (s.back() == 'B') return std::stoi(s) / (L * Hk * (d + t.v_head_dim) * 2);
     if (s.back() != '%') return std::stoi(s);
     long long digits = 0, scale = 100;
     bool fraction = false;
@@ -295,6 +297,9 @@ struct Scissorhands : Policy {
             near = true;
           }
         }
+        for (const int j : w.residents(l, g / w.G, row)) {
+          if (std::find(keys.begin(), keys.end(), j) == keys.end()) votes.insert(j);
+        }
         low[at(g)].push_back(votes);
       }
     }
@@ -303,7 +308,8 @@ struct Scissorhands : Policy {
     const int budget = w.amount("budget");
     const int b = pass.end;
     if (b < w.point) return;
-    const int dropped = static_cast<int>(std::floor(w.real("drop", 50) / 100 * budget + 1e-9));
+    const int dropped = std::min(
+        budget - 1, static_cast<int>(std::floor(w.real("drop", 50) / 100 * budget + 1e-9)));
     const int recent = std::min(w.count("recent", 10), budget - dropped);
     for (int h = 0; h < w.Hk; ++h) {
       const std::vector<int> held = w.residents(l, h, b - 1);
@@ -820,20 +826,6 @@ struct Quest : Policy {
   int page = 16, pages_read = 0;
 };
 
-// H2O evicts, Quest reads.
-struct H2oQuest : Policy {
-  explicit H2oQuest(World& world) : Policy(world), h2o(world), quest(world, "quest.", "query") {}
-  void begin(int l) override { h2o.begin(l); }
-  void select(int l, Pass pass) override { quest.select(l, pass); }
-  void watch(int l, Pass pass) override { h2o.watch(l, pass); }
-  void end(int l, Pass pass) override { h2o.end(l, pass); }
-  long long overhead(int row, long long entries) override {
-    return h2o.overhead(row, entries) + quest.overhead(row, entries);
-  }
-  H2o h2o;
-  Quest quest;
-};
-
 // A row also attends to the pages of the next rows.
 struct Retro : Quest {
   explicit Retro(World& world) : Quest(world, "", "kv") {}
@@ -1049,6 +1041,20 @@ struct MInference : Policy {
   }
 };
 
+// One evicts, the other chooses what is read.
+struct Both : Policy {
+  Both(World& world, std::unique_ptr<Policy> one, std::unique_ptr<Policy> other)
+      : Policy(world), evicts(std::move(one)), selects(std::move(other)) {}
+  void begin(int l) override { evicts->begin(l); }
+  void select(int l, Pass pass) override { selects->select(l, pass); }
+  void watch(int l, Pass pass) override { evicts->watch(l, pass); }
+  void end(int l, Pass pass) override { evicts->end(l, pass); }
+  long long overhead(int row, long long entries) override {
+    return evicts->overhead(row, entries) + selects->overhead(row, entries);
+  }
+  std::unique_ptr<Policy> evicts, selects;
+};
+
 // Clusters of keys whose centroids promise the most.
 struct ClusterKv : Policy {
   using Policy::Policy;
@@ -1184,8 +1190,9 @@ struct ClusterKv : Policy {
   [[nodiscard]] bool offloads() const { return w.word("offload", "on") == "on"; }
   bool on_device(int l, int j, int row) override {
     // Entries leave when the first row is near that does not read all of them.
-    if (!offloads() || skips(l) || row < w.point || row + 1 <= w.amount("budget")) return true;
-    return j >= (row < w.n ? w.point : row);
+    const int begin = row < w.n ? w.point : row;  // of the row's pass
+    if (!offloads() || skips(l) || row < w.point || begin + 1 <= w.amount("budget")) return true;
+    return j >= begin;
   }
   // Copied in: selected entries that the buffer does not hold from the row before.
   long long loads(int l, int h, int row) override {
@@ -1248,7 +1255,7 @@ std::vector<double> rotate(const World& w, std::vector<double> x, int shift) {
   return x;
 }
 
-// Attention of a row when tokens are numbered by their places in the cache.
+// Logits of a row when tokens are numbered by their places in the cache.
 std::vector<double> renumbered(const World& w, int l, int g, int row) {
   const std::vector<int> held = w.residents(l, g / w.G, row);
   const auto slot = [&](int j) {
@@ -1259,7 +1266,7 @@ std::vector<double> renumbered(const World& w, int l, int g, int row) {
   for (const int j : w.out.active[w.reader(l, g, row)]) {
     z.push_back(w.logit(q, rotate(w, w.k(l, g / w.G, j), slot(j) - j)));
   }
-  return w.softmax(l, g, z);
+  return z;
 }
 
 void measure(World& w, Policy& policy) {
@@ -1268,7 +1275,7 @@ void measure(World& w, Policy& policy) {
   out.loaded.assign(at(w.N), 0);
   out.payload.assign(at(w.N), 0);
   out.overhead.assign(at(w.N), 0);
-  std::vector<double> mass[2], error[2];
+  std::vector<double> mass[2], error[2], distances;
   for (int l = 0; l < w.L; ++l) {
     for (int g = 0; g < w.Hq; ++g) {
       for (int row = 0; row < w.N; ++row) {
@@ -1281,8 +1288,15 @@ void measure(World& w, Policy& policy) {
         for (const int j : keys) kept += p[at(j)];
         mass[row < w.n ? 0 : 1].push_back(kept / total);
         out.row_mass[at(row)] += kept / total / (w.L * w.Hq);
-        const std::vector<double> own =
-            policy.renumbers() ? renumbered(w, l, g, row) : w.attention(l, g, row, keys);
+        const std::vector<double> z =
+            policy.renumbers() ? renumbered(w, l, g, row) : w.logits(l, g, row, keys);
+        const std::vector<double> own = w.softmax(l, g, z);
+        const std::vector<double> before = w.logits(l, g, row, keys);
+        double distance = 0;
+        for (std::size_t e = 0; e < keys.size(); ++e) {
+          distance += p[at(keys[e])] / kept * std::abs(z[e] - before[e]);
+        }
+        if (row >= w.n) distances.push_back(distance);
         double difference = 0, norm = 0;
         for (int x = 0; x < w.t.v_head_dim; ++x) {
           double full = 0, mine = 0;
@@ -1304,6 +1318,7 @@ void measure(World& w, Policy& policy) {
   out.mass = mean(mass[1]);
   out.prefill_error = mean(error[0]);
   out.error = mean(error[1]);
+  out.logit_error = mean(distances);
   for (int row = 0; row < w.N; ++row) {
     long long held = 0, device = 0;
     for (int l = 0; l < w.L; ++l) {
@@ -1321,6 +1336,11 @@ void measure(World& w, Policy& policy) {
 }
 
 std::unique_ptr<Policy> make(World& w, const std::string& name) {
+  if (const auto plus = name.find('+'); plus != std::string::npos) {
+    auto other = name.substr(plus + 1) == "quest" ? std::make_unique<Quest>(w, "quest.", "query")
+                                                  : make(w, name.substr(plus + 1));
+    return std::make_unique<Both>(w, make(w, name.substr(0, plus)), std::move(other));
+  }
   if (name == "streaming_llm") return std::make_unique<Streaming>(w, false);
   if (name == "lambda") return std::make_unique<Streaming>(w, true);
   if (name == "scissorhands") {
@@ -1333,7 +1353,6 @@ std::unique_ptr<Policy> make(World& w, const std::string& name) {
   if (name == "fastgen") return std::make_unique<FastGen>(w);
   if (name == "h2o") return std::make_unique<H2o>(w);
   if (name == "quest") return std::make_unique<Quest>(w, "", "query");
-  if (name == "h2o+quest") return std::make_unique<H2oQuest>(w);
   if (name == "retroattention") return std::make_unique<Retro>(w);
   if (name == "refreshkv") return std::make_unique<RefreshKv>(w);
   if (name == "infinigen") return std::make_unique<InfiniGen>(w);

@@ -32,14 +32,15 @@ struct Outcome {
   std::vector<double> row_mass;          // [tokens] mean over layers and query heads
   double mass = 0, error = 0;            // means over decode rows, NaN: there are none
   double prefill_mass = 0, prefill_error = 0;
+  double logit_error = 0;  // decode rows: distance of logits read from the full cache's, by its p
   std::vector<long long> payload, overhead;  // [tokens]
   long long decisions = 0, near_ties = 0;
   std::vector<char> near;  // [layers] some decision hung on less than 1e-5, relative
 };
 
-// Policies: streaming_llm lambda scissorhands keyformer r_kv sagekv fastgen h2o quest h2o+quest
-// retroattention refreshkv infinigen minference clusterkv. Of h2o+quest, Quest's parameters are
-// written "quest.page".
+// Policies: streaming_llm lambda scissorhands keyformer r_kv sagekv fastgen h2o quest retroattention
+// refreshkv infinigen minference clusterkv; and a+quest, a+minference, where `a` evicts by what is
+// read. There, Quest's parameters are written "quest.page".
 // REQUIRES: shapes as in twin::Trace, v present, no sliding windows; every parameter is given that the
 // policy has no plain default for.
 // Errors: std::invalid_argument for an unknown policy or a missing parameter.
