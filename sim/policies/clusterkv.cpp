@@ -36,7 +36,8 @@ struct Settings {
   RowIndex prompt = 0;
 };
 
-// The clusters of one KV head.
+// The clusters of one KV head. A centroid is held as the sum of its keys and their number: products
+// with small integers stay exact, so that scores that are equal on paper tie.
 class Clusters {
  public:
   explicit Clusters(int dim) : dim_(dim) {}
@@ -59,6 +60,7 @@ class Clusters {
     std::vector<float> centroids;
     for (const std::int32_t i : best_of(rank, c))
       centroids.insert(centroids.end(), keys.begin() + i * dim_, keys.begin() + (i + 1) * dim_);
+    std::vector<double> counts(c, 1.0);
     std::vector<std::size_t> labels;
     for (int round = 0; round < iterations; ++round) {
       std::vector<std::size_t> now = assign(keys, centroids);
@@ -72,7 +74,10 @@ class Clusters {
           sums[labels[i] * d + x] += static_cast<double>(keys[i * d + x]);
       }
       for (std::size_t j = 0; j < c * d; ++j) {  // an empty cluster keeps its centroid
-        if (sizes[j / d] > 0) centroids[j] = static_cast<float>(sums[j] / sizes[j / d]);
+        if (sizes[j / d] > 0) centroids[j] = static_cast<float>(sums[j]);
+      }
+      for (std::size_t j = 0; j < c; ++j) {
+        if (sizes[j] > 0) counts[j] = sizes[j];
       }
     }
     labels = assign(keys, centroids);
@@ -81,6 +86,7 @@ class Clusters {
     for (std::size_t i = 0; i < n; ++i)
       members_[first + labels[i]].push_back(begin + static_cast<TokenIndex>(i));
     centroids_.insert(centroids_.end(), centroids.begin(), centroids.end());
+    counts_.insert(counts_.end(), counts.begin(), counts.end());
     pack(centroids_, members_.size(), panels_);
   }
 
@@ -93,6 +99,8 @@ class Clusters {
     float* row = scores.data();
     kernels::logits(&query, 1, dim_, panels_.data(), 0,
                     static_cast<std::int64_t>(scores.size()) / kernels::kPanel, 1.0F, 0.0F, &row);
+    for (std::size_t j = 0; j < count; ++j)
+      scores[j] = static_cast<float>(static_cast<double>(scores[j]) / counts_[j]);
     std::vector<std::size_t> order(count);
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::stable_sort(order.begin(), order.end(),
@@ -114,8 +122,7 @@ class Clusters {
     kernels::pack_keys(rows.data(), tokens, dim_, dim_, panels.data());
   }
 
-  // The nearest centroid of every key by cosine; ties to the lower cluster. Products are divided by
-  // the centroid's norm last, and rounded: so cosines that are equal on paper tie.
+  // The nearest centroid of every key by cosine; ties to the lower cluster.
   [[nodiscard]] std::vector<std::size_t> assign(const std::vector<float>& keys,
                                                 const std::vector<float>& centroids) const {
     const std::size_t d = index(dim_);
@@ -156,7 +163,8 @@ class Clusters {
   }
 
   int dim_;
-  std::vector<float> centroids_;                  // [clusters][dim]
+  std::vector<float> centroids_;                  // [clusters][dim] sums of keys
+  std::vector<double> counts_;                    // [clusters] keys in them
   std::vector<float> panels_;                     // the same, packed
   std::vector<std::vector<TokenIndex>> members_;  // [clusters] ascending
 };

@@ -289,7 +289,7 @@ struct Scissorhands : Policy {
       for (int row = pass.begin; row < pass.end; ++row) {
         const std::vector<int>& keys = w.out.active[w.reader(l, g, row)];
         const std::vector<double> p = w.attention(l, g, row, keys);
-        const auto entries = static_cast<double>(keys.size());
+        const auto entries = static_cast<double>(w.residents(l, g / w.G, row).size());
         std::set<int> votes;
         for (std::size_t e = 0; e < keys.size(); ++e) {
           if (p[e] * entries < 1 - 1e-12) votes.insert(keys[e]);
@@ -1059,7 +1059,8 @@ struct Both : Policy {
 struct ClusterKv : Policy {
   using Policy::Policy;
   struct Cluster {
-    std::vector<double> centroid;
+    std::vector<double> sum;
+    double count;
     std::vector<int> members;
   };
   void begin(int /*l*/) override {
@@ -1090,9 +1091,9 @@ struct ClusterKv : Policy {
       const std::vector<double> q = w.q(l, g, row);
       for (std::size_t c = 0; c < own.size(); ++c) {
         double dot = 0;
-        for (int i = 0; i < w.d; ++i) dot += q[at(i)] * own[c].centroid[at(i)];
+        for (int i = 0; i < w.d; ++i) dot += q[at(i)] * own[c].sum[at(i)];
         names.push_back(static_cast<int>(c));
-        scores.push_back(dot);
+        scores.push_back(fp32(dot / own[c].count));
       }
       for (std::size_t a = 0; a < scores.size(); ++a) {
         for (std::size_t b = 0; b < scores.size(); ++b) near = near || close(scores[a], scores[b]);
@@ -1122,6 +1123,7 @@ struct ClusterKv : Policy {
     count = std::min(count, static_cast<int>(tokens.size()));
     std::vector<std::vector<double>> mu;
     for (const int j : first_centroids(l, h, tokens, count)) mu.push_back(w.k(l, h, j));
+    std::vector<double> members(at(count), 1.0);  // mu is a sum: its scale changes no cosine
     std::vector<int> owner(tokens.size(), -1);
     const int iterations = w.count("iterations", 20);
     const auto assign = [&]() {
@@ -1159,13 +1161,13 @@ struct ClusterKv : Policy {
           for (int x = 0; x < w.d; ++x) sum[at(x)] += k[at(x)];
         }
         if (size == 0) continue;
-        for (double& x : sum) x /= size;
         mu[at(c)] = sum;
+        members[at(c)] = size;
       }
       if (!assign()) break;
     }
     for (int c = 0; c < count; ++c) {
-      Cluster made{mu[at(c)], {}};
+      Cluster made{mu[at(c)], members[at(c)], {}};
       for (std::size_t e = 0; e < tokens.size(); ++e) {
         if (owner[e] == c) made.members.push_back(tokens[e]);
       }
