@@ -498,3 +498,57 @@ TEST_CASE("scores behind minference agree with their twin", "[twin_catalogue_dec
     });
   }
 }
+
+// ---- What the twins found ------------------------------------------------------------------------
+
+TEST_CASE("entries read include those of layers that a policy leaves alone",
+          "[twin_catalogue_decode]") {
+  const Trace trace = test::make_trace(
+      test::random_spec({.layers = 3, .tokens = 12, .prompt_tokens = 8, .query_heads = 2}));
+  const RunResult full = test::run_one(trace, "full", {});
+  for (const char* policy : {"clusterkv(budget=12)", "clusterkv(budget=12,skip=0)"}) {
+    CHECK(test::run_one(trace, policy, {}).metrics.entries_read == full.metrics.entries_read);
+  }
+}
+
+TEST_CASE("sagekv(dup=union) leaves a prompt within the budget alone", "[twin_catalogue_decode]") {
+  const Trace trace =
+      test::make_trace(test::random_spec({.tokens = 11, .prompt_tokens = 10, .query_heads = 2}));
+  const RunResult run = test::run_one(trace, "sagekv(budget=10,dup=union)", {});
+  for (const std::uint32_t death : run.ledger.deaths(0, 0)) CHECK(death == 11);
+}
+
+TEST_CASE("a prompt too short for the shares of h2o(variant=ratio) keeps its newest token",
+          "[twin_catalogue_decode]") {
+  const Trace trace = test::make_trace(test::random_spec({.tokens = 7, .prompt_tokens = 5}));
+  const RunResult run = test::run_one(trace, "h2o(variant=ratio)", {});
+  CHECK(run.ledger.deaths(0, 0)[3] == 5);
+  CHECK(run.ledger.deaths(0, 0)[4] == 6);
+}
+
+TEST_CASE("an A-shape reads as few tokens as it is told", "[twin_catalogue_decode]") {
+  const Trace trace = test::make_trace(test::random_spec({.tokens = 60, .query_heads = 1}));
+  const RunResult run =
+      test::run_one(trace, "minference(pattern=a_shape,verticals=4,slashes=3)", {});
+  CHECK(run.metrics.timeline.active_entries[5] == 6);
+  CHECK(run.metrics.timeline.active_entries[50] == 7);
+}
+
+TEST_CASE("summed logits that are equal on paper tie", "[twin_catalogue_decode]") {
+  test::TraceSpec spec;
+  spec.meta.tokens = 8;
+  spec.meta.prompt_tokens = 7;
+  spec.meta.query_heads = 2;
+  spec.meta.kv_heads = 1;
+  spec.meta.head_dim = 2;
+  test::LayerSpec layer;
+  for (int t = 0; t < 8; ++t) layer.q.insert(layer.q.end(), {1, 0, 0, 1});
+  // Sums of token 1, 2 and 4 are 0: of these, two stay beside the two newest.
+  layer.k = {-1, -1, 0.3, -0.3, 3, -3, -1, -1, 1, -1, 0, 0, 0, 0, 0, 0};
+  spec.layers = {layer};
+  const RunResult run =
+      test::run_one(test::make_trace(spec), "sagekv(budget=4,sinks=0,recent=50,agg=sum)", {});
+  const auto deaths = run.ledger.deaths(0, 0);
+  CHECK(std::vector<std::uint32_t>(deaths.begin(), deaths.begin() + 5) ==
+        std::vector<std::uint32_t>{7, 8, 8, 7, 7});
+}
