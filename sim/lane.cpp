@@ -413,7 +413,8 @@ void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
 // A row with a mask of its own has read what any query head of the group reads.
 void Lane::note_reads(const float* mask, RowIndex row, std::vector<char>& read) const {
   read.resize(static_cast<std::size_t>(row + 1), 0);
-  for (std::size_t t = 0; t < read.size(); ++t) read[t] |= mask[t] != 0.0F ? 1 : 0;
+  const auto first = static_cast<std::size_t>(block_->scores->first_key(row));
+  for (std::size_t t = first; t < read.size(); ++t) read[t] |= mask[t] != 0.0F ? 1 : 0;
 }
 
 // Roles that watch rows.

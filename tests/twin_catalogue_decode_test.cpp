@@ -24,7 +24,7 @@ namespace {
 
 struct Shape {
   int tokens_low = 20, tokens_high = 60;
-  bool sinks = true, softcap = true;  // may occur
+  bool sinks = true, softcap = true, window = true;  // may occur
   bool v_differs = true;
   int first_layer = 0;  // of the model
 };
@@ -73,6 +73,9 @@ test::TraceSpec small_trace(Random& random, bool integers, const Shape& wanted) 
     }
   }
   if (wanted.softcap && pick(random, 0, 4) == 0) spec.meta.logit_softcap = 2.0;
+  if (wanted.window && pick(random, 0, 4) == 0) {
+    spec.meta.sliding_window = {pick(random, 0, 1) * pick(random, 3, 20), pick(random, 3, 20)};
+  }
   if (pick(random, 0, 1) == 0) {
     const int dim = pick(random, 0, 2) == 0 ? 4 : shape.head_dim;
     spec.meta.rope = Rope{10000.0, dim, pick(random, 0, 1) == 0, {}};
@@ -178,10 +181,11 @@ std::string difference(const RunResult& got, const Outcome& twin, bool& excusabl
 void compare(const Case& c, Tally& tally) {
   const TraceMeta meta = test::completed(c.trace);
   INFO(fmt::format(
-      "{} | N={} n={} chunk={} evict_at={} Hq={} Hk={} d={} dv={} layers={},{} sinks={} "
+      "{} | N={} n={} chunk={} evict_at={} Hq={} Hk={} d={} dv={} layers={},{} window={} sinks={} "
       "cap={}",
       c.text, meta.tokens, meta.prompt_tokens, c.plan.chunk, c.plan.evict_at, meta.query_heads,
       meta.kv_heads, meta.head_dim, meta.v_head_dim, meta.layer_ids[0], meta.layer_ids[1],
+      meta.sliding_window.empty() ? 0 : meta.sliding_window[1],
       !c.trace.layers[0].sink_logits.empty(), meta.logit_softcap));
   ++tally.cases;
   EngineOptions options;
@@ -442,7 +446,7 @@ TEST_CASE("infinigen(scores=exact) agrees with its twin", "[twin_catalogue_decod
   check("infinigen", {}, 100, true, [](Random& random, Case& c, int prompt) {
     c.parameters["scores"] = "exact";
     c.parameters["cap"] = budget(random, prompt);
-    c.parameters["alpha"] = one_of<std::string>(random, {"0.3", "0.75", "1.25", "2.1", "4"});
+    c.parameters["alpha"] = one_of<std::string>(random, {"0.3", "0.5", "1", "1.25", "2.1", "4"});
   });
 }
 
@@ -551,4 +555,33 @@ TEST_CASE("summed logits that are equal on paper tie", "[twin_catalogue_decode]"
   const auto deaths = run.ledger.deaths(0, 0);
   CHECK(std::vector<std::uint32_t>(deaths.begin(), deaths.begin() + 5) ==
         std::vector<std::uint32_t>{7, 8, 8, 7, 7});
+}
+
+TEST_CASE("entries outside the model's window are not read by a sparse prompt either",
+          "[twin_catalogue_decode]") {
+  test::TraceSpec spec = test::random_spec({.tokens = 12, .prompt_tokens = 10});
+  spec.meta.sliding_window = {4};
+  const Trace trace = test::make_trace(spec);
+  CHECK(test::run_one(trace, "minference", {}).metrics.entries_read ==
+        test::run_one(trace, "full", {}).metrics.entries_read);
+}
+
+TEST_CASE("infinigen(scores=exact) leaves out an entry that lies alpha below the best",
+          "[twin_catalogue_decode]") {
+  // One dimension, logits 3, 1, ..., 3: alpha = 2 excludes the ones, in every row.
+  test::TraceSpec spec;
+  spec.meta.tokens = 12;
+  spec.meta.prompt_tokens = 6;
+  spec.meta.query_heads = spec.meta.kv_heads = spec.meta.head_dim = 1;
+  spec.meta.layer_ids = {1};
+  spec.meta.model_layers = 2;
+  test::LayerSpec layer;
+  layer.q.assign(12, 1);
+  layer.k = {3, 1, 1, 1, 1, 3, 1, 1, 1, 1, 1, 1};
+  spec.layers = {layer};
+  const RunResult run =
+      test::run_one(test::make_trace(spec), "infinigen(alpha=2,cap=100%,scores=exact)", {});
+  for (std::size_t row = 6; row < 12; ++row) {
+    CHECK(run.metrics.timeline.active_entries[row] == 3);  // two, and its own
+  }
 }

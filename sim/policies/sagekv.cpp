@@ -134,14 +134,15 @@ class Turns final : public Scorer {
 // Logits are formed in double: errors of fp32 would decide between sums that are 0 on paper.
 class SummedLogits final : public Scorer {
  public:
-  explicit SummedLogits(double softcap) : softcap_(softcap) {}
+  SummedLogits(double softcap, RowIndex window) : softcap_(softcap), window_(window) {}
   Needs needs() const override { return {.last_rows = 1, .q = true, .k = true}; }
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
     const LayerShape& shape = view.shape();
     const int per_kv = shape.query_heads / shape.kv_heads;
     (void)reduce_group(shape, head, Group::sum, out, [&](int q, std::span<double> z) {
-      const std::vector<float> query = view.query(q, view.pass().end - 1);
+      const RowIndex row = view.pass().end - 1;
+      const std::vector<float> query = view.query(q, row);
       for (std::size_t i = 0; i < entries.size(); ++i) {
         const std::vector<float> key = view.key(q / per_kv, entries[i]);
         double dot = 0;
@@ -149,6 +150,8 @@ class SummedLogits final : public Scorer {
           dot += static_cast<double>(query[x]) * static_cast<double>(key[x]);
         z[i] = dot * view.score_scale();
         if (softcap_ > 0) z[i] = softcap_ * std::tanh(z[i] / softcap_);
+        if (window_ > 0 && entries[i] <= row - window_)
+          z[i] = -std::numeric_limits<double>::infinity();
       }
       return 0.0;
     });
@@ -158,6 +161,7 @@ class SummedLogits final : public Scorer {
 
  private:
   double softcap_;
+  RowIndex window_;  // the model's own, 0: none
 };
 
 // As many leave as came.
@@ -254,8 +258,9 @@ PolicyEntry sagekv() {
     Scoring scoring;
     if (sum) {
       const double softcap = geometry.trace != nullptr ? geometry.trace->meta().logit_softcap : 0.0;
-      scoring.make = [softcap](const LayerShape&) {
-        return std::make_unique<SummedLogits>(softcap);
+      scoring.make = [softcap, windows = geometry.sliding_window](const LayerShape& shape) {
+        const RowIndex window = windows.empty() ? 0 : windows[index(shape.layer)];
+        return std::make_unique<SummedLogits>(softcap, window);
       };
       recipe.notes.emplace_back("agg=sum is not the authors' rule");
     } else {

@@ -115,11 +115,17 @@ struct World {
     z *= t.score_scale;
     return t.softcap > 0 ? t.softcap * std::tanh(z / t.softcap) : z;
   }
+  // False for the future, and outside the model's own window.
+  [[nodiscard]] bool reads(int l, int row, int j) const {
+    const int window = t.layers[at(l)].sliding_window;
+    return j <= row && (window == 0 || j > row - window);
+  }
   [[nodiscard]] std::vector<double> logits(int l, int g, int row,
                                            const std::vector<int>& keys) const {
     std::vector<double> z;
-    for (const int j : keys)
-      z.push_back(j > row ? -kInfinity : logit(q(l, g, row), k(l, g / G, j)));
+    for (const int j : keys) {
+      z.push_back(reads(l, row, j) ? logit(q(l, g, row), k(l, g / G, j)) : -kInfinity);
+    }
     return z;
   }
   // Softmax of logits; the head's sink logit, if there is one, takes its share.
@@ -127,6 +133,7 @@ struct World {
     const auto& sinks = t.layers[at(l)].sink_logits;
     double top = sinks.empty() || g < 0 ? -kInfinity : sinks[at(g)];
     for (const double x : z) top = std::max(top, x);
+    if (top == -kInfinity) return std::vector<double>(z.size(), 0.0);
     double sum = sinks.empty() || g < 0 ? 0 : std::exp(sinks[at(g)] - top);
     for (double& x : z) sum += (x = std::exp(x - top));
     for (double& x : z) x /= sum;
@@ -219,8 +226,9 @@ struct Policy {
   virtual long long loads(int l, int h, int row) {
     std::set<int> read;
     for (int g = h * w.G; g < (h + 1) * w.G; ++g) {
-      const auto& keys = w.out.active[w.reader(l, g, row)];
-      read.insert(keys.begin(), keys.end());
+      for (const int j : w.out.active[w.reader(l, g, row)]) {
+        if (w.reads(l, row, j)) read.insert(j);
+      }
     }
     return static_cast<long long>(read.size());
   }
@@ -852,8 +860,9 @@ struct Retro : Quest {
     if (dense(l, row)) return Policy::loads(l, h, row);
     std::set<int> read;
     for (int g = h * w.G; g < (h + 1) * w.G; ++g) {
-      const std::set<int>& own = first[w.reader(l, g, row)];
-      read.insert(own.begin(), own.end());
+      for (const int j : first[w.reader(l, g, row)]) {
+        if (w.reads(l, row, j)) read.insert(j);
+      }
     }
     return static_cast<long long>(read.size());
   }
@@ -1011,7 +1020,7 @@ struct MInference : Policy {
             double dot = 0;
             const std::vector<double> q = w.q(l, g, row), k = w.k(l, g / w.G, j);
             for (int i = 0; i < w.d; ++i) dot += q[at(i)] * k[at(i)];
-            z.push_back(j > row ? -kInfinity : dot * w.t.score_scale);
+            z.push_back(j <= row ? dot * w.t.score_scale : -kInfinity);
           }
           z = w.softmax(l, -1, z);
           for (int j = 0; j <= row; ++j) {
@@ -1210,7 +1219,7 @@ struct ClusterKv : Policy {
     for (int g = h * w.G; g < (h + 1) * w.G; ++g) {
       if (!shared) before = chosen[w.reader(l, g, row - 1)];
       for (const int j : chosen[w.reader(l, g, row)]) {
-        if (!before.count(j)) copied.insert(j);
+        if (!before.count(j) && w.reads(l, row, j)) copied.insert(j);
       }
     }
     return static_cast<long long>(copied.size());
@@ -1266,7 +1275,8 @@ std::vector<double> renumbered(const World& w, int l, int g, int row) {
   const std::vector<double> q = rotate(w, w.q(l, g, row), slot(row) - row);
   std::vector<double> z;
   for (const int j : w.out.active[w.reader(l, g, row)]) {
-    z.push_back(w.logit(q, rotate(w, w.k(l, g / w.G, j), slot(j) - j)));
+    z.push_back(w.reads(l, row, j) ? w.logit(q, rotate(w, w.k(l, g / w.G, j), slot(j) - j))
+                                   : -kInfinity);
   }
   return z;
 }
@@ -1296,6 +1306,7 @@ void measure(World& w, Policy& policy) {
         const std::vector<double> before = w.logits(l, g, row, keys);
         double distance = 0;
         for (std::size_t e = 0; e < keys.size(); ++e) {
+          if (std::isinf(z[e])) continue;
           distance += p[at(keys[e])] / kept * std::abs(z[e] - before[e]);
         }
         if (row >= w.n) distances.push_back(distance);
