@@ -4,10 +4,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-# What the demo does: one real trace, ten policies, twice; and where the files go.
+# What the demo does: one real trace, fourteen of the policies, twice; and where the files go.
 demo_trace=traces/smollm2-passkey.safetensors
 demo_dir=build/demo
-demo_policies=(--policy all --budget 20% --policy "chunked(snapkv)" --policy "chunked(h2o)" --chunk 512 --chart)
+demo_policies=(--policy full --policy streaming_llm --policy h2o --policy tova --policy r_kv --policy snapkv
+  --policy chunkkv --policy duoattention --policy write_gate --policy quest --policy clusterkv --policy kivi
+  --policy "chunked(snapkv)" --policy "chunked(h2o)" --budget 20% --chunk 512 --chart)
 kvspan=build/release/sim/kvspan
 
 # Debian and Ubuntu packages, by what needs them.

@@ -226,6 +226,12 @@ MemoryParts memory_parts(const Trace& trace, const std::vector<Policy>& policies
         LayerPolicy(policy, shape_of(trace, m.layers - 1, policy.per_query_head)).needs();
     parts.lane += heads * keys * (4 + 4) + (needs.column_sums ? m.query_heads * keys * 8 : 0);
     if (policy.selector || policy.prefill_reads) parts.lane += m.query_heads * keys * 8;
+    // What roles remember: vectors in fp32 (and their moments in double), and figures of rows.
+    if (needs.q) parts.lane += m.query_heads * std::int64_t{m.head_dim} * (m.head_dim * 8 + 512);
+    if (needs.k) parts.lane += keys * m.kv_heads * m.head_dim * 8;
+    if (needs.v) parts.lane += keys * m.kv_heads * m.v_head_dim * 8;
+    if (needs.observe == Observe::always) parts.lane += m.query_heads * keys * 64;
+    parts.lane += policy.role_bytes;
     if (values && (policy.alters_vectors || policy.renumbers)) {
       // K and V as they are held, and once more while they are handed over.
       parts.lane += 2 * keys * m.kv_heads * (m.head_dim + m.v_head_dim) * 4;
@@ -399,6 +405,11 @@ Geometry geometry_of(const Trace& trace, const EngineOptions& options) {
   g.trace = &trace;
   (void)make_passes(g.tokens, g.prompt, g.evict_at, g.chunk);  // checks them
   return g;
+}
+
+void check_policy(const Trace& trace, const Policy& policy, const EngineOptions& options) {
+  const Geometry g = geometry_of(trace, options);
+  check_needs(policy, make_passes(g.tokens, g.prompt, g.evict_at, g.chunk, policy.cuts), trace);
 }
 
 MemoryPlan plan_memory(const Trace& trace, const std::vector<Policy>& policies,

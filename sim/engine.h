@@ -49,6 +49,9 @@ struct Replay {
 // Errors: ConfigError when prompt, evict_at or chunk do not fit the trace.
 [[nodiscard]] Geometry geometry_of(const Trace& trace, const EngineOptions& options);
 
+// Errors: TraceError naming what `policy` reads and the trace lacks.
+void check_policy(const Trace& trace, const Policy& policy, const EngineOptions& options);
+
 // How a replay will be laid out, and the anonymous memory it may use at most.
 struct MemoryPlan {
   int layers_in_flight = 1;

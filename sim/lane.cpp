@@ -2,6 +2,7 @@
 #include "sim/lane.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <deque>
 #include <limits>
@@ -186,8 +187,10 @@ class ReplayView final : public View {
   std::vector<float> vector(const TensorView* tensor, std::int64_t index, int dim,
                             const char* name) const {
     std::vector<float> out(static_cast<std::size_t>(dim));
-    widen(*tensor, index * dim, out,
-          fmt::format("{}: layers.{}.{}", lane_.trace_.name(), shape().layer, name));
+    std::string& full_name = names_[static_cast<std::size_t>(name[0]) % names_.size()];
+    if (full_name.empty())  // once a view: roles ask for every key
+      full_name = fmt::format("{}: layers.{}.{}", lane_.trace_.name(), shape().layer, name);
+    widen(*tensor, index * dim, out, full_name);
     return out;
   }
 
@@ -196,6 +199,7 @@ class ReplayView final : public View {
   std::vector<float> newborns_;
   mutable Lane::Scratch scratch_;
   mutable std::vector<float> mask_storage_;
+  mutable std::array<std::string, 16> names_;  // of tensors q, k, v, by letter
 };
 
 Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const LayerShape& shape,
@@ -410,7 +414,8 @@ void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
   }
 }
 
-// A row with a mask of its own has read what any query head of the group reads.
+// A row with a mask of its own has read what any query head of the group reads, inside the model's own
+// window.
 void Lane::note_reads(const float* mask, RowIndex row, std::vector<char>& read) const {
   read.resize(static_cast<std::size_t>(row + 1), 0);
   const auto first = static_cast<std::size_t>(block_->scores->first_key(row));

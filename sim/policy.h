@@ -348,6 +348,7 @@ struct Policy {
   int full_layers = 0;                          // the model's first layers, left alone
   Charge charge;
   bool reads_lower_layers = false;  // layers run in order, and View::lower() shows their decisions
+  std::int64_t role_bytes = 0;      // memory that the roles of one layer use, where it is large
   std::vector<RowIndex> cuts;       // rows at which a pass must end beside the engine's own
   std::optional<Knob> knob;
   // Counts do not depend on the content of the trace: capacities are exact, else upper bounds.

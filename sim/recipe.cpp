@@ -189,7 +189,7 @@ Recipe make_term(const Term& term, const Geometry& geometry) {
     }
     return entry.wrap(arguments, geometry, make_recipe(term.inner, geometry));
   }
-  if (!term.inner.empty()) {
+  if (!term.inner.empty() && find_policy(term.name).klass.find("budget") == std::string::npos) {
     throw ConfigError(fmt::format("{} takes no policy inside its parentheses; found '{}'",
                                   entry.name, to_text(term.inner)));
   }
@@ -208,6 +208,8 @@ Recipe make_term(const Term& term, const Geometry& geometry) {
   claim(recipe.prefill_reads);
   claim(recipe.selector);
   claim(recipe.store);
+  // adakv(snapkv) is adakv+snapkv: a budget that is spread over another policy's entries.
+  if (!term.inner.empty()) return merge(recipe, make_recipe(term.inner, geometry));
   return recipe;
 }
 
@@ -229,11 +231,16 @@ LayerShape Geometry::shape(int layer, bool per_query_head) const {
 std::shared_ptr<const Budget> uniform_budget() { return std::make_shared<Uniform>(); }
 
 Recipe merge(const Recipe& a, const Recipe& b) {
-  if (a.chunked || b.chunked) {
-    throw ConfigError(
-        fmt::format("'{}+{}' has no meaning: put the wrapper around the whole recipe, as in "
-                    "chunked(a+b)",
-                    a.name, b.name));
+  // Chunks ask the scorer and the size of their own policy only.
+  for (const auto& [wrapped, other] : {std::pair(&a, &b), std::pair(&b, &a)}) {
+    if (wrapped->chunked &&
+        (other->chunked || other->scorer.filling == Slot<Scoring>::Filling::own ||
+         other->size.filling == Slot<Amount>::Filling::own)) {
+      throw ConfigError(
+          fmt::format("'{}+{}' has no meaning: put the wrapper around the whole recipe, as in "
+                      "chunked(a+b)",
+                      a.name, b.name));
+    }
   }
   Recipe out = a;
   out.name = a.name + "+" + b.name;
@@ -267,7 +274,14 @@ Recipe merge(const Recipe& a, const Recipe& b) {
   out.full_layers = std::max(a.full_layers, b.full_layers);
   out.reads_lower_layers = a.reads_lower_layers || b.reads_lower_layers;
   out.renumbers = a.renumbers || b.renumbers;
+  out.role_bytes = a.role_bytes + b.role_bytes;
   out.competing = a.competing || b.competing;
+  if (b.chunked) {
+    out.chunked = b.chunked;
+    out.size = b.size;
+  } else if (a.chunked) {
+    out.size = a.size;
+  }
   out.cuts.insert(out.cuts.end(), b.cuts.begin(), b.cuts.end());
   out.notes.insert(out.notes.end(), b.notes.begin(), b.notes.end());
   out.bound = a.bound || b.bound;
@@ -288,6 +302,7 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   policy.closed_form = recipe.closed_form;
   policy.reads_lower_layers = recipe.reads_lower_layers;
   policy.renumbers = recipe.renumbers;
+  policy.role_bytes = recipe.role_bytes;
   policy.full_layers = recipe.full_layers;
   policy.representations = {{"full precision", geometry.entry_bytes(), 0}};
   if (recipe.prefill_reads) policy.prefill_reads = recipe.prefill_reads.value;

@@ -119,7 +119,8 @@ struct Recipe {
       1;                // tokens of a budget are multiplied by it (equal bytes at lower precision)
   int full_layers = 0;  // the model's first layers, left alone
   bool reads_lower_layers = false;
-  bool renumbers = false;  // positions are places in the cache
+  bool renumbers = false;       // positions are places in the cache
+  std::int64_t role_bytes = 0;  // memory that the roles of one layer use, where it is large
   bool competing = false;  // the budget is told how many entries compete, not the prompt's rows
   std::vector<RowIndex> cuts;
   std::vector<std::string> notes;

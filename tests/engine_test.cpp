@@ -37,6 +37,39 @@ std::vector<RunResult> run(const Trace& trace, const std::vector<std::string>& p
   return run_policies(trace, specs, options, {});
 }
 
+// Every policy that runs alone, small enough to act on medium_trace(), and some that compose.
+std::vector<std::string> catalogue() {
+  std::vector<std::string> out;
+  for (RecipeSpec spec : all_policies()) {
+    apply_budget(spec, "20%");
+    out.push_back(to_text(spec));
+  }
+  for (const char* spec : {"h2o(budget=30)+quest(budget=16)",
+                           "write_gate(window=8)+snapkv(budget=40)",
+                           "minference(verticals=30,slashes=50)+h2o(budget=40)",
+                           "h2o(budget=40)+less(rank=2)",
+                           "snapkv(budget=40)+kivi(group=8,residual=16)",
+                           "snapkv(budget=40)+mikv",
+                           "chunked(adakv(budget=20%))",
+                           "criticalkv(snapkv(budget=40))",
+                           "block(keydiff(budget=40))",
+                           "chunk(snapkv(budget=40),length=32)",
+                           "decoding(knorm,every=8,target=40)",
+                           "dms(random,threshold=1e15,window=8)",
+                           "streaming_llm(budget=40,positions=cache)",
+                           "r_kv(budget=40,buffer=8)",
+                           "foresightkv(budget=40,interval=8)",
+                           "foresightkv(budget=40,interval=8,scorer=golden)",
+                           "simlayerkv(recent=20,threshold=0.2)",
+                           "clusterkv(budget=40,clusters=6,every=20,skip=0)",
+                           "quest(budget=32,skip=0)",
+                           "retroattention(budget=32,skip=0,window=3)",
+                           "refreshkv(budget=20)"}) {
+    out.emplace_back(spec);
+  }
+  return out;
+}
+
 // Bit for bit.
 void check_same(const RunResult& a, const RunResult& b) {
   INFO(a.spec);
@@ -99,6 +132,33 @@ test::TraceSpec score_spec(const Trace& trace, int keep, Dtype dtype) {
 }
 
 }  // namespace
+
+TEST_CASE("no policy of the catalogue depends on threads, blocks, or its neighbours", "[engine]") {
+  test::TraceSpec spec = test::random_spec({.layers = 3,
+                                            .tokens = 210,
+                                            .prompt_tokens = 150,
+                                            .query_heads = 6,
+                                            .kv_heads = 2,
+                                            .head_dim = 8,
+                                            .seed = 5,
+                                            .dtype = Dtype::f16});
+  spec.meta.rope = Rope{.theta = 10000, .dim = 8, .interleaved = false, .inverse_frequencies = {}};
+  const Trace trace = test::make_trace(spec);
+  EngineOptions options;
+  options.threads = 1;
+  options.block_rows = 64;
+  const std::vector<std::string> all = catalogue();
+  std::vector<RunResult> alone;
+  for (const std::string& text : all) alone.push_back(run(trace, {text}, options)[0]);
+  options.threads = 3;
+  options.block_rows = 7;
+  const std::vector<RunResult> together = run(trace, all, options);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    check_same(alone[i], together[i]);
+    CHECK(alone[i].metrics.timeline.resident_bytes == together[i].metrics.timeline.resident_bytes);
+    CHECK(alone[i].metrics.timeline.active_entries == together[i].metrics.timeline.active_entries);
+  }
+}
 
 TEST_CASE("results do not depend on threads, blocks, or the other policies of a run", "[engine]") {
   const Trace trace = medium_trace();

@@ -86,6 +86,7 @@ TEST_CASE("one output length a task explains what is left, for all methods", "[f
   }
 }
 
+// PruLong streams whole heads, 76 of 256 full ones where the metric takes 76.8.
 TEST_CASE("the policies themselves land on the published footprints", "[figure3]") {
   const json data = figure3();
   for (const json& curve : data["curves"]) {
@@ -107,7 +108,7 @@ TEST_CASE("the policies themselves land on the published footprints", "[figure3]
       }
       INFO(task << ", " << spec);
       CHECK(100 * sum / static_cast<double>(data["lengths"][task].size()) ==
-            Approx(point[1].get<double>()).margin(0.8));
+            Approx(point[1].get<double>()).margin(streams ? 1.0 : 0.7));
     }
   }
 }

@@ -181,8 +181,9 @@ TEST_CASE("recipes compose where that has a meaning, and are refused with the re
   CHECK_THROWS_WITH(canonical("chunked(snapkv(budget=10),compete=frozen)"),
                     Contains("give a share"));
   CHECK_THROWS_WITH(canonical("chunked(tova,variant=patched)"), Contains("observation window"));
-  CHECK_THROWS_WITH(canonical("chunked(snapkv)+pyramid"),
+  CHECK_THROWS_WITH(canonical("chunked(snapkv)+h2o"),
                     Contains("put the wrapper around the whole recipe"));
+  CHECK_THROWS_WITH(canonical("h2o(snapkv)"), Contains("h2o takes no policy inside"));
 }
 
 TEST_CASE("--budget reaches every policy that has one, and leaves sized ones alone", "[spec]") {

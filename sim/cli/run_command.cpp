@@ -89,11 +89,27 @@ void run(const Settings& s, const Context& context) {
   const Trace trace = Trace::open(s.trace);
   if (!s.evict_at.empty()) options.evict_at = evict_row(trace, s.evict_at);
   const Geometry geometry = geometry_of(trace, options);
-  std::vector<Policy> policies;
-  for (const RecipeSpec& spec : specs) policies.push_back(make_policy(spec, geometry));
-  // Of "all", what has nothing to tune is left out; who names such a policy is told so.
+  // Of "all", what this trace cannot serve is left out; who names such a policy is told why.
   const bool everything = std::all_of(s.policies.begin(), s.policies.end(),
                                       [](const std::string& text) { return text == "all"; });
+  std::vector<Policy> policies;
+  std::vector<std::string> unserved;
+  for (std::size_t p = 0; p < specs.size();) {
+    try {
+      policies.push_back(make_policy(specs[p], geometry));
+      if (everything) check_policy(trace, policies.back(), options);
+      ++p;
+    } catch (const TraceError&) {
+      if (!everything) throw;
+      policies.resize(p);
+      unserved.push_back(to_text(specs[p]));
+      specs.erase(specs.begin() + static_cast<std::ptrdiff_t>(p));
+    }
+  }
+  if (!s.quiet && !unserved.empty()) {
+    fmt::print(stderr, "kvspan: the trace does not hold what they need: {}: left out\n",
+               fmt::join(unserved, ", "));
+  }
   if (!s.match.empty() && everything) {
     std::vector<std::string> left_out;
     for (std::size_t p = specs.size(); p-- > 0;) {

@@ -9,7 +9,7 @@
 //                of a row to itself
 //   budgets      B heads I^p / sum I^p, at least sinks + 4 and at most the prompt (water-filling:
 //                what the bounds cut off goes to the others), rounded by largest remainder: the
-//                sum is B heads
+//                sum is B heads. A bound that B itself does not meet gives way
 //   power        p from a grid: least attention mass lost outside sinks and windows, the windows
 //                scaled to the calibration's length (in place of the perplexity that the authors
 //                search with)

@@ -4,9 +4,10 @@
 // scores what it holds together with them, and keeps the best B.
 // Source: kvpress ChunkPress (after FINCH, arXiv 2408.00167) and BlockPress (after KeyDiff, arXiv
 // 2504.15364). A chunk gets floor(B * its length / all candidates), the last one the remainder, so that
-// the budget is spent exactly (kvpress keeps max(1, int(length * share)) of each). What a policy protects
-// is taken out before, once: kvpress' wrappers protect the sinks and the window of every chunk.
-// Attention scores are those of the whole prompt's rows in both.
+// the budget is spent exactly; what is too much for it goes to those before (kvpress keeps
+// max(1, int(length * share)) of each). What a policy protects is taken out before, once: kvpress'
+// wrappers protect the sinks and the window of every chunk. Attention scores are those of the whole
+// prompt's rows in both.
 #include <algorithm>
 
 #include "sim/policies/wrapping.h"

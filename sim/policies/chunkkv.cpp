@@ -152,16 +152,10 @@ class Chunks final : public Budget {
     if (sizing.tokens == kAll || sizing.rows <= sizing.tokens) return kAll;
     const RowIndex window = std::min({settings_.window, sizing.window_rows, sizing.rows});
     if (!settings_.kvpress) return window + std::min(sizing.tokens / c * c, sizing.rows - window);
-    const double share =
-        tokens_before_rounding(settings_.budget, sizing) / static_cast<double>(sizing.rows);
-    if (sizing.rows < c) {
-      return std::max<TokenCount>(
-          1, static_cast<TokenCount>(static_cast<double>(sizing.rows) * share));
-    }
+    if (sizing.rows < c) return std::max<TokenCount>(1, part_of(sizing.rows, sizing));
     const TokenCount tail = sizing.rows % c;
     const TokenCount chunks = sizing.rows / c + (tail > 0 ? 1 : 0);
-    const auto stay =
-        std::max<TokenCount>(1, static_cast<TokenCount>(static_cast<double>(chunks) * share));
+    const auto stay = std::max<TokenCount>(1, part_of(chunks, sizing));
     // A tail inside the window is the newest of the best chunks, so it stays.
     return tail > 0 && tail <= window ? (stay - 1) * c + tail : std::min(stay * c, sizing.rows);
   }
@@ -173,6 +167,17 @@ class Chunks final : public Budget {
   }
 
  private:
+  // The budget's part of `count`: as kvpress has it of a share, int(count * (1 - r)) in double;
+  // exactly of a number of tokens.
+  [[nodiscard]] TokenCount part_of(TokenCount count, const Sizing& sizing) const {
+    const std::optional<Amount>& budget = settings_.budget;
+    if (budget && budget->kind == Amount::Kind::share &&
+        budget->share_of(sizing.rows) == sizing.tokens) {
+      return static_cast<TokenCount>(static_cast<double>(count) *
+                                     (1.0 - budget->one_minus_share()));
+    }
+    return count * sizing.tokens / sizing.rows;
+  }
   Settings settings_;
 };
 

@@ -39,8 +39,8 @@ class ValueNorms {
     }
     std::vector<double>& known = layer.known[index(head)];
     const auto begin = static_cast<TokenIndex>(known.size());
-    for (auto t = begin; t < static_cast<TokenIndex>(view.pass().end); ++t)
-      known.push_back(norm(view, layer.wo, head, t));
+    const auto end = static_cast<TokenIndex>(view.pass().end);
+    if (begin < end) append_norms(view, layer.wo, head, begin, end, known);
     for (std::size_t i = 0; i < entries.size(); ++i) out[i] = known[index(entries[i])];
   }
 
@@ -51,20 +51,31 @@ class ValueNorms {
     std::vector<std::vector<double>> known;  // [heads][tokens so far]
   };
 
-  static double norm(const View& view, const OutputProjection& wo, int head, TokenIndex token) {
+  // Norms of the tokens [begin, end), a block of them at a time.
+  static void append_norms(const View& view, const OutputProjection& wo, int head, TokenIndex begin,
+                           TokenIndex end, std::vector<double>& known) {
+    constexpr TokenIndex kBlock = 256;
     const LayerShape& shape = view.shape();
-    const std::vector<float> raw = view.value(head * shape.kv_heads / shape.heads, token);
-    const Eigen::VectorXd v =
-        Eigen::Map<const Eigen::VectorXf>(raw.data(), static_cast<Eigen::Index>(raw.size()))
-            .cast<double>();
-    if (wo.size() == 0) return v.lpNorm<1>();
-    double sum = 0;
-    for (int q = head * shape.group(); q < (head + 1) * shape.group(); ++q) {
-      const Eigen::VectorXd moved =
-          wo.middleRows(Eigen::Index{q} * v.size(), v.size()).transpose() * v;
-      sum += moved.lpNorm<1>();
+    const int kv_head = head * shape.kv_heads / shape.heads;
+    const Eigen::Index dim = shape.v_dim;
+    for (TokenIndex first = begin; first < end; first += kBlock) {
+      const Eigen::Index count = std::min(kBlock, end - first);
+      Eigen::MatrixXd v(dim, count);
+      for (Eigen::Index i = 0; i < count; ++i) {
+        const std::vector<float> raw = view.value(kv_head, first + static_cast<TokenIndex>(i));
+        v.col(i) = Eigen::Map<const Eigen::VectorXf>(raw.data(), dim).cast<double>();
+      }
+      Eigen::RowVectorXd sums = Eigen::RowVectorXd::Zero(count);
+      if (wo.size() == 0) {
+        sums = v.cwiseAbs().colwise().sum();
+      } else {
+        for (int q = head * shape.group(); q < (head + 1) * shape.group(); ++q) {
+          const Eigen::MatrixXd moved = wo.middleRows(q * dim, dim).transpose() * v;
+          sums += moved.cwiseAbs().colwise().sum() / shape.group();
+        }
+      }
+      known.insert(known.end(), sums.data(), sums.data() + count);
     }
-    return sum / shape.group();
   }
 
   std::function<OutputProjection(int)> load_;

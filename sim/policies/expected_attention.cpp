@@ -32,7 +32,7 @@ class Expected final : public Scorer {
         sums_(index(shape.query_heads), Eigen::VectorXd::Zero(shape.k_dim)),
         squares_(index(settings.covariance ? shape.query_heads : 0),
                  Eigen::MatrixXd::Zero(shape.k_dim, shape.k_dim)),
-        rows_(index(shape.query_heads), settings.sinks) {}
+        next_row_(settings.sinks) {}
   Needs needs() const override { return {.q = true, .k = true, .v = settings_.by_value}; }
 
   double score(const View& view, int head, std::span<const TokenIndex> entries,
@@ -64,9 +64,9 @@ class Expected final : public Scorer {
  private:
   // Softmax over the candidates of the expected logits of one query head.
   void expect(const View& view, int q, const Eigen::MatrixXd& keys, std::span<double> weights) {
-    take_in(view, q);
+    take_in(view);
     const double scale = view.score_scale();
-    const double n = static_cast<double>(rows_[index(q)] - settings_.sinks);
+    const double n = static_cast<double>(next_row_ - settings_.sinks);
     Eigen::VectorXd mean = Eigen::VectorXd::Zero(keys.rows());
     Eigen::MatrixXd covariance;
     if (n > 0) mean = sums_[index(q)] / n;
@@ -75,7 +75,11 @@ class Expected final : public Scorer {
       if (n > 0) covariance = squares_[index(q)] / n - mean * mean.transpose();
     }
     if (view.rope() != nullptr) {
-      const Eigen::MatrixXd turn = mean_rotation(*view.rope(), view.pass().end, keys.rows());
+      if (turn_from_ != view.pass().end) {
+        turn_from_ = view.pass().end;
+        turn_ = mean_rotation(*view.rope(), turn_from_, keys.rows());
+      }
+      const Eigen::MatrixXd& turn = turn_;
       mean = turn * mean;
       if (settings_.covariance) covariance = turn * covariance * turn.transpose();
     }
@@ -91,16 +95,50 @@ class Expected final : public Scorer {
     for (double& w : weights) w /= sum;
   }
 
-  // Adds the queries of the rows since the last decision.
-  void take_in(const View& view, int q) {
-    for (RowIndex& row = rows_[index(q)]; row < view.pass().end; ++row) {
-      std::vector<float> query = view.query(q, row);
-      if (view.rope() != nullptr) rotate(*view.rope(), -static_cast<double>(row), query);
-      const Eigen::VectorXd x =
-          Eigen::Map<const Eigen::VectorXf>(query.data(), static_cast<Eigen::Index>(query.size()))
-              .cast<double>();
-      sums_[index(q)] += x;
-      if (settings_.covariance) squares_[index(q)].noalias() += x * x.transpose();
+  // Adds the queries of the rows since the last decision, un-rotated, a block of rows at a time.
+  void take_in(const View& view) {
+    constexpr RowIndex kBlock = 64;
+    const auto dim = static_cast<Eigen::Index>(view.shape().k_dim);
+    const auto heads = static_cast<int>(sums_.size());
+    for (; next_row_ < view.pass().end; next_row_ = std::min(next_row_ + kBlock, view.pass().end)) {
+      const Eigen::Index rows = std::min(kBlock, view.pass().end - next_row_);
+      for (int q = 0; q < heads; ++q) {
+        Eigen::MatrixXd block(dim, rows);
+        for (Eigen::Index r = 0; r < rows; ++r) {
+          const std::vector<float> query = view.query(q, next_row_ + r);
+          block.col(r) = Eigen::Map<const Eigen::VectorXf>(query.data(), dim).cast<double>();
+        }
+        if (view.rope() != nullptr) unrotate(*view.rope(), next_row_, block);
+        sums_[index(q)] += block.rowwise().sum();
+        if (settings_.covariance) squares_[index(q)].noalias() += block * block.transpose();
+      }
+    }
+  }
+
+  // Columns stand at the positions from `first` on. The angles are the same for every head.
+  void unrotate(const Rope& rope, RowIndex first, Eigen::MatrixXd& block) {
+    const Eigen::Index half = rope.dim / 2;
+    if (angles_from_ != first || cos_.cols() != block.cols()) {
+      angles_from_ = first;
+      cos_.resize(half, block.cols());
+      sin_.resize(half, block.cols());
+      for (Eigen::Index r = 0; r < block.cols(); ++r) {
+        for (Eigen::Index i = 0; i < half; ++i) {
+          const double angle = static_cast<double>(first + r) * rope.inverse_frequencies[index(i)];
+          cos_(i, r) = std::cos(angle);
+          sin_(i, r) = std::sin(angle);
+        }
+      }
+    }
+    for (Eigen::Index r = 0; r < block.cols(); ++r) {
+      for (Eigen::Index i = 0; i < half; ++i) {
+        const Eigen::Index a = rope.interleaved ? 2 * i : i;
+        const Eigen::Index b = rope.interleaved ? 2 * i + 1 : i + half;
+        const double x = block(a, r);
+        const double y = block(b, r);
+        block(a, r) = x * cos_(i, r) + y * sin_(i, r);
+        block(b, r) = y * cos_(i, r) - x * sin_(i, r);
+      }
     }
   }
 
@@ -128,7 +166,9 @@ class Expected final : public Scorer {
   Settings settings_;
   std::vector<Eigen::VectorXd> sums_;     // [query_heads] of the rows so far, behind the sinks
   std::vector<Eigen::MatrixXd> squares_;  // [query_heads]
-  std::vector<RowIndex> rows_;            // [query_heads] next row to take in
+  RowIndex next_row_;                     // to be taken in
+  RowIndex turn_from_ = -1, angles_from_ = -1;
+  Eigen::MatrixXd turn_, cos_, sin_;  // the mean rotation; angles of a block, [rope.dim / 2, rows]
 };
 
 }  // namespace

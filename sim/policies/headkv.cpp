@@ -5,6 +5,7 @@
 //   p    = score^temp, normalised over all heads of all layers;  b = B - window
 //   pool = floor(b / beta) * heads of the model (a larger beta shares less)
 //   b_lh = round(p_lh * pool + b - floor(b / beta));  a head keeps b_lh + window
+//   A prompt within the budget stays whole.
 //
 // The sum over heads is that of b, up to rounding. heads=FILE holds scores [layers][query or KV
 // heads]; of a file with query heads each KV head takes its group's mean (group=none, as in the

@@ -203,7 +203,7 @@ Slot<Amount> size_of(const Arguments& arguments, const std::string& parameter) {
 }
 
 Knob budget_knob(const Geometry& geometry) {
-  return {"budget", 1, geometry.evict_at, true,
+  return {"budget", 1, geometry.tokens, true,
           [](TokenCount tokens) { return std::to_string(tokens); }};
 }
 

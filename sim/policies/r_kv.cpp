@@ -157,8 +157,11 @@ class Redundancy final : public Scorer {
   Settings settings_;
 };
 
-// Entries that are compared after each row, under a uniform budget; 0: nobody has to leave. [tokens]
-std::vector<TokenCount> compared(TokenCount budget, const Schedule& schedule, const Geometry& g) {
+// Side of the similarity matrix after each row, under a uniform budget; 0: nobody has to leave. The
+// prompt's own can be taken in blocks, as attention is (H2O's n x n scores are not charged either).
+//   returns [tokens]
+std::vector<TokenCount> compared(TokenCount budget, const Schedule& schedule, RowIndex buffer,
+                                 const Geometry& g) {
   std::vector<TokenCount> out(index(g.tokens), 0);
   const PassPlan plan = make_passes(g.tokens, g.prompt, g.evict_at, 0);
   TokenCount held = 0;
@@ -166,7 +169,7 @@ std::vector<TokenCount> compared(TokenCount budget, const Schedule& schedule, co
     const Pass pass = pass_at(plan, i);
     held += pass.rows();
     if (!schedule.due(pass) || held <= budget) continue;
-    out[index(pass.end - 1)] = held;
+    out[index(pass.end - 1)] = std::min<TokenCount>(held, budget + buffer);
     held = budget;
   }
   return out;
@@ -209,16 +212,16 @@ PolicyEntry r_kv() {
     recipe.schedule = own(Schedule{false, true, buffer, geometry.evict_at % buffer});
     recipe.protect = own(protect_recent(settings.window));
     // Beside the entries: queries of the last `window` rows in every layer, and in the rows after which
-    // it acts one layer's fp32 similarities, KV heads x held^2 (held = budget + buffer in decode).
+    // it acts one layer's fp32 similarities, KV heads x (budget + buffer)^2.
     recipe.charge.once = settings.window * geometry.layers() * geometry.query_heads *
                          geometry.k_dim * geometry.kv_bytes;
     const TokenCount tokens = tokens_of(recipe.size.value, geometry, geometry.kv_heads);
-    recipe.charge.during = [heads = geometry.kv_heads,
-                            held =
-                                compared(tokens, recipe.schedule.value, geometry)](RowIndex row) {
-      const TokenCount n = held[index(row)];
-      return heads * n * n * 4;
-    };
+    recipe.charge.during =
+        [heads = geometry.kv_heads,
+         held = compared(tokens, recipe.schedule.value, buffer, geometry)](RowIndex row) {
+          const TokenCount n = held[index(row)];
+          return heads * n * n * 4;
+        };
     recipe.knob = budget_knob(geometry);
     return recipe;
   };

@@ -247,6 +247,7 @@ PolicyEntry scissorhands() {
       return std::make_unique<LowVotes>(window, shape.heads);
     };
     recipe.scorer = own(scoring);
+    recipe.role_bytes = window * geometry.tokens * geometry.kv_heads;  // a vote a row and entry
     recipe.size = size_of(arguments);
     recipe.shape =
         own<std::shared_ptr<const Budget>>(std::make_shared<SawTooth>(arguments.real("drop")));

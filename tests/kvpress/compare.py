@@ -149,8 +149,7 @@ CASES = [
         "CriticalKVPress(SnapKV)",
         "criticalkv",
         lambda r, c: kvpress.CriticalKVPress(snapkv(r)),
-        ["criticalkv(" + SNAPKV + ",epsilon=0.0064)"],
-        note="epsilon: kvspan's votes are sums over the 64 rows of the window, kvpress's means",
+        ["criticalkv(" + SNAPKV + ")"],
     ),
     Case(
         "ChunkKVPress(SnapKV)",

@@ -7,16 +7,10 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "parts.h"
+
 namespace kvspan::twin {
 namespace {
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-// Rows [begin, end) of one forward call.
-struct Pass {
-  int begin = 0, end = 0;
-};
 
 // All that is fixed before the replay.
 struct Setup {
@@ -31,14 +25,8 @@ struct Setup {
   std::vector<Pass> passes;
 };
 
-std::size_t at(int i) { return static_cast<std::size_t>(i); }
-
 std::size_t flat(const Trace& t, int heads, int layer, int head, int token) {
   return (at(layer) * at(heads) + at(head)) * at(t.tokens) + at(token);
-}
-
-void require(bool ok, const char* what) {
-  if (!ok) throw std::invalid_argument(what);
 }
 
 bool has_window(const Spec& s) { return s.name == "snapkv" || s.name == "pyramidkv"; }
@@ -47,37 +35,6 @@ bool has_window(const Spec& s) { return s.name == "snapkv" || s.name == "pyramid
 bool evicts_in_decode(const Spec& s) {
   return s.name == "h2o" || s.name == "tova" || s.name == "random" ||
          (s.name == "scores" && s.at_every_pass);
-}
-
-// ---- amounts: tokens, shares, bytes ------------ ---------------------------------------------
-
-struct Decimal {
-  long long digits = 0, scale = 1;  // digits / scale
-};
-
-Decimal parse_decimal(const std::string& text) {
-  Decimal d;
-  bool point = false;
-  require(!text.empty(), "a share needs its decimal text");
-  for (const char c : text) {
-    if (c == '.' && !point) {
-      point = true;
-      continue;
-    }
-    require(c >= '0' && c <= '9', "not a decimal number");
-    d.digits = 10 * d.digits + (c - '0');
-    if (point) d.scale *= 10;
-  }
-  return d;
-}
-
-int budget_tokens(const Amount& amount, int point, long long bytes_per_token) {
-  if (amount.kind == Amount::tokens) return static_cast<int>(amount.value);
-  if (amount.kind == Amount::bytes) {
-    return static_cast<int>(static_cast<long long>(amount.value) / bytes_per_token);
-  }
-  const Decimal percent = parse_decimal(amount.decimal);
-  return static_cast<int>(std::max(1LL, percent.digits * point / (100 * percent.scale)));
 }
 
 // Entries that chunked() keeps of a chunk of c tokens under a share. A quotient of two integers is
@@ -102,16 +59,6 @@ int stored_heads(const Trace& t, const Spec& s) {
   if ((has_window(s) || s.name == "h2o") && s.group == "none") heads = t.query_heads;
   require(heads == t.kv_heads || heads == t.query_heads, "table of the wrong shape");
   return heads;
-}
-
-// Chunks of [0, n'), the rest of the prompt as one pass, then one pass per decode row.
-std::vector<Pass> make_passes(int chunk, int point, int prompt, int tokens) {
-  std::vector<Pass> passes;
-  const int step = chunk > 0 ? chunk : point;
-  for (int a = 0; a < point; a += step) passes.push_back({a, std::min(a + step, point)});
-  if (point < prompt) passes.push_back({point, prompt});
-  for (int a = prompt; a < tokens; ++a) passes.push_back({a, a + 1});
-  return passes;
 }
 
 bool all_compete(const Spec& s) {
@@ -143,62 +90,7 @@ Setup make_setup(const Trace& t, const Spec& s, const Plan& plan, int kv_bytes) 
   return u;
 }
 
-// Query heads [first, last) that read a stored head.
-struct Readers {
-  int first = 0, last = 0;
-};
-
-Readers readers(const Trace& t, int heads, int head) {
-  const int group = t.query_heads / heads;
-  return {head * group, (head + 1) * group};
-}
-
 // ---- attention ------------------------------------------------------------------------------
-
-// The logged query of `row`, rotated on by `shift` positions.
-std::vector<double> query(const Trace& t, const Layer& layer, int head, int row, int shift) {
-  const auto first = (at(row) * at(t.query_heads) + at(head)) * at(t.head_dim);
-  std::vector<double> x(layer.q.data() + first, layer.q.data() + first + t.head_dim);
-  if (!t.rope.present || shift == 0) return x;
-  const int dim = t.rope.dim > 0 ? t.rope.dim : t.head_dim;
-  for (int i = 0; i < dim / 2; ++i) {
-    const double angle = shift * std::pow(t.rope.theta, -2.0 * i / dim);
-    double& re = x[at(t.rope.interleaved ? 2 * i : i)];
-    double& im = x[at(t.rope.interleaved ? 2 * i + 1 : i + dim / 2)];
-    const double turned = re * std::cos(angle) - im * std::sin(angle);
-    im = im * std::cos(angle) + re * std::sin(angle);
-    re = turned;
-  }
-  return x;
-}
-
-// Softmax of one query at `position` over `keys`; 0 for a key that it may not read (the future,
-// or outside the model's window). Scaled, soft-capped, masked; a sink logit stays in the sum.
-std::vector<double> softmax(const Trace& t, const Layer& layer, int head,
-                            const std::vector<double>& q, int position,
-                            const std::vector<int>& keys) {
-  const bool sink = !layer.sink_logits.empty();
-  const int kv_head = head / (t.query_heads / t.kv_heads);
-  double top = sink ? layer.sink_logits[at(head)] : -kInfinity;
-  std::vector<double> p(keys.size(), -kInfinity);
-  for (std::size_t e = 0; e < keys.size(); ++e) {
-    const int j = keys[e];
-    if (j > position) continue;
-    if (layer.sliding_window > 0 && j <= position - layer.sliding_window) continue;
-    const double* k = layer.k.data() + (at(j) * at(t.kv_heads) + at(kv_head)) * at(t.head_dim);
-    double z = 0;
-    for (int i = 0; i < t.head_dim; ++i) z += q[at(i)] * k[i];
-    z *= t.score_scale;
-    if (t.softcap > 0) z = t.softcap * std::tanh(z / t.softcap);
-    p[e] = z;
-    top = std::max(top, z);
-  }
-  if (top == -kInfinity) return std::vector<double>(keys.size(), 0.0);
-  double sum = sink ? std::exp(layer.sink_logits[at(head)] - top) : 0.0;
-  for (double& x : p) sum += (x = std::exp(x - top));
-  for (double& x : p) x /= sum;
-  return p;
-}
 
 // Tokens that a stored head holds at `row`, ascending: born, and not dead yet.
 std::vector<int> residents(const Setup& u, const std::vector<int>& death, int l, int h, int row) {
@@ -327,14 +219,6 @@ Rule make_rule(const Setup& u, int model_layer, Pass pass, int resident) {
 
 // ---- scores ---------------------------------------------------------------------------------
 
-// splitmix64, chained over the parts of the key; fixed for the entry's life.
-std::uint64_t mix(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15ULL;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
-
 // Place of every token in the order of its rank, [tokens]: a double holds it exactly.
 std::vector<double> random_places(const Setup& u, int model_layer, int head) {
   std::vector<std::pair<std::uint64_t, int>> ranks;
@@ -349,36 +233,6 @@ std::vector<double> random_places(const Setup& u, int model_layer, int head) {
     places[at(-ranks[i].second)] = static_cast<double>(i);
   }
   return places;
-}
-
-// 1-D pooling, stride 1. Max ignores the padding, average counts it as zeros.
-std::vector<double> pool(const std::vector<double>& x, int kernel, bool max) {
-  const int size = static_cast<int>(x.size());
-  std::vector<double> out;
-  for (int i = 0; i < size; ++i) {
-    double sum = 0, top = -kInfinity;
-    for (int j = i - kernel / 2; j < i - kernel / 2 + kernel; ++j) {
-      if (j < 0 || j >= size) continue;
-      sum += x[at(j)];
-      top = std::max(top, x[at(j)]);
-    }
-    out.push_back(max ? top : sum / kernel);
-  }
-  return out;
-}
-
-// Reduces [query heads][entries] to [entries].
-std::vector<double> reduce(const std::vector<std::vector<double>>& x, const std::string& group) {
-  std::vector<double> out = x.front();
-  for (std::size_t g = 1; g < x.size(); ++g) {
-    for (std::size_t e = 0; e < out.size(); ++e) {
-      out[e] = group == "max" ? std::max(out[e], x[g][e]) : out[e] + x[g][e];
-    }
-  }
-  if (group == "mean") {
-    for (double& o : out) o /= static_cast<double>(x.size());
-  }
-  return out;
 }
 
 // Per-layer state of the replay.
@@ -428,29 +282,6 @@ std::vector<double> score(const Setup& u, const State& state, int l, int h, Pass
   if (s.name == "h2o") return reduce(per_head, s.group == "max" ? "max" : "sum");
   out = reduce(per_head, s.group);
   return s.pool_then_group ? out : pool(out, s.kernel, s.max_pool);
-}
-
-bool near_tie(double a, double b) {
-  return a != b && std::abs(a - b) <= 1e-5 * std::max(std::abs(a), std::abs(b));
-}
-
-// Indices into `scores` of all but the best `top`; ties keep the lower index. `near` is set if a
-// kept and a lost score differ, but by so little that fp32 may order them the other way.
-std::vector<std::size_t> losers(const std::vector<double>& scores, int top, bool& near) {
-  std::vector<std::size_t> order(scores.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
-  const std::size_t cut = std::min(at(std::max(top, 0)), order.size());
-  near = false;
-  if (cut > 0 && cut < order.size()) {
-    // Not only the pair at the cut: it may be an exact tie next to a third score.
-    for (std::size_t i = 0; i < cut; ++i) near |= near_tie(scores[order[i]], scores[order[cut]]);
-    for (std::size_t i = cut; i < order.size(); ++i) {
-      near |= near_tie(scores[order[cut - 1]], scores[order[i]]);
-    }
-  }
-  return {order.begin() + static_cast<std::ptrdiff_t>(cut), order.end()};
 }
 
 // ---- position policies ----------------------------------------------------------------------
@@ -661,11 +492,6 @@ void measure_memory(const Setup& u, Result& r) {
   r.peak_kv = static_cast<double>(most) / static_cast<double>(all_heads * t.tokens);
 }
 
-double mean(const std::vector<double>& x) {
-  if (x.empty()) return kNaN;
-  return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size());
-}
-
 // Nearest rank: the ceil(percent / 100 * size)-th smallest.
 double percentile(std::vector<double> x, std::size_t percent) {
   if (x.empty()) return kNaN;
@@ -674,25 +500,7 @@ double percentile(std::vector<double> x, std::size_t percent) {
   return x[std::max(rank, std::size_t{1}) - 1];
 }
 
-double output_error(const Trace& t, const Layer& layer, int kv_head, const std::vector<int>& all,
-                    const std::vector<double>& p_all, const std::vector<int>& active,
-                    const std::vector<double>& p_active) {
-  double difference = 0, norm = 0;
-  for (int x = 0; x < t.v_head_dim; ++x) {
-    const auto value = [&](int j) {
-      return layer.v[(at(j) * at(t.kv_heads) + at(kv_head)) * at(t.v_head_dim) + at(x)];
-    };
-    double full = 0, kept = 0;
-    for (std::size_t e = 0; e < all.size(); ++e) full += p_all[e] * value(all[e]);
-    for (std::size_t e = 0; e < active.size(); ++e) kept += p_active[e] * value(active[e]);
-    difference += (kept - full) * (kept - full);
-    norm += full * full;
-  }
-  if (difference == 0) return 0;
-  return std::sqrt(difference) / std::sqrt(norm);
-}
-
-// Footprint.md section 5. Mass is taken without the sink logit, p' with it.
+// Mass is taken without the sink logit, p' with it.
 void measure_fidelity(const Setup& u, Result& r) {
   const Trace& t = u.trace;
   std::vector<double> masses, prefill, decode, errors;
