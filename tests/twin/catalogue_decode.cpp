@@ -516,13 +516,14 @@ struct Rkv : Policy {
   }
   long long overhead(int row, long long /*entries*/) override {
     const long long ring = static_cast<long long>(w.L) * w.count("window", 8) * w.Hq * w.d * 2;
-    // The similarities of one layer at a time, before the rows that act leave less.
+    // The similarities of one layer at a time; the prompt's can be formed in blocks.
     const auto held = static_cast<long long>(w.residents(0, 0, row).size());
+    const long long side = std::min<long long>(held, w.amount("budget") + w.count("buffer", 128));
     bool acting = row + 1 < w.N && held > w.amount("budget");
     for (const Pass& pass : w.passes) {
       if (row >= pass.begin && row < pass.end) acting = acting && row + 1 == pass.end && acts(pass);
     }
-    return ring + (acting ? w.Hk * held * held * 4 : 0);
+    return ring + (acting ? w.Hk * side * side * 4 : 0);
   }
 };
 
