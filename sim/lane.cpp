@@ -56,13 +56,21 @@ class ReplayView final : public View {
 
   void logits(int query_head, RowIndex row, std::span<const TokenIndex> entries,
               std::span<double> out) const override {
-    const RowTerms terms = terms_of(query_head, row);
+    // Formed anew: taken back from exp(z - max), logits of two rows or heads that are equal on paper
+    // would differ.
+    const LayerScores& scores = *lane_.block_->scores;
+    scratch_.row.resize(static_cast<std::size_t>(padded(lane_.plan_.tokens)));
+    scores.logits(query_head, row, scratch_.row);
+    const auto first = static_cast<TokenIndex>(scores.first_key(row));
+    const float highest =
+        *std::max_element(scratch_.row.begin() + first, scratch_.row.begin() + row + 1);
     const float* mask = mask_of(query_head, row);
-    const double none = -std::numeric_limits<double>::infinity();
     for (std::size_t i = 0; i < entries.size(); ++i) {
       const TokenIndex t = entries[i];
-      const bool readable = t <= row && mask[t] != 0.0F && terms.terms[t] > 0.0F;
-      out[i] = readable ? terms.max + std::log(static_cast<double>(terms.terms[t])) : none;
+      const bool readable = t >= first && t <= row && mask[t] != 0.0F;
+      const float z = readable ? scratch_.row[static_cast<std::size_t>(t)] : 0.0F;
+      out[i] = readable && z >= highest - 87.0F ? static_cast<double>(z)
+                                                : -std::numeric_limits<double>::infinity();
     }
   }
 
@@ -215,10 +223,10 @@ Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const
   mask_.assign(heads, std::vector<float>(keys, 0.0F));
   evicted_.assign(heads, 0);
   reads_.resize(query_heads);
-  if (driver_.selects()) {
-    read_mask_.assign(query_heads, std::vector<float>(keys, 0.0F));
+  if (driver_.selects()) read_mask_.assign(query_heads, std::vector<float>(keys, 0.0F));
+  // Also in a layer that is left alone, whose rows read everything.
+  if (policy.selector || policy.prefill_reads)
     selected_.assign(static_cast<std::size_t>(plan.tokens), 0);
-  }
   if (needs_.column_sums) columns_.assign(query_heads, std::vector<double>(keys, 0.0));
   column_slack_.assign(query_heads, 0.0);
 }

@@ -225,6 +225,14 @@ RowTerms LayerScores::row(int query_head, RowIndex row, std::span<float> out) co
   return impl_->finish(query_head, row, z, first_key(row), row + 1, key_end);
 }
 
+void LayerScores::logits(int query_head, RowIndex row, std::span<float> out) const {
+  const std::vector<float> q = impl_->query(query_head, row);
+  const float* pointer = q.data();
+  float* z = out.data();
+  impl_->logits({&pointer, 1}, query_head / impl_->group, first_key(row) / kPanel * kPanel,
+                padded(row + 1), &z);
+}
+
 RowTerms LayerScores::rescued(int query_head, RowIndex row, const float* mask, std::span<float> out,
                               double old_max, double& scale) const {
   const std::vector<float> q = impl_->query(query_head, row);

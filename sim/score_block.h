@@ -55,6 +55,8 @@ class LayerScores {
 
   // One row of one query head, into `out` [padded(row + 1) or more].
   [[nodiscard]] RowTerms row(int query_head, RowIndex row, std::span<float> out) const;
+  // Logits of the same row, at the keys that it can read. REQUIRES: is_qkv().
+  void logits(int query_head, RowIndex row, std::span<float> out) const;
   // The same row with its maximum taken over the keys of `mask` only, everything else zero: for rows
   // whose readable keys lie so far below the maximum that their terms underflow. nullopt-like: sum 0
   // when no key is readable. `scale` receives exp(max - old max).

@@ -36,7 +36,8 @@ struct Settings {
   RowIndex prompt = 0;
 };
 
-// The clusters of one KV head.
+// The clusters of one KV head. A centroid is held as the sum of its keys and their number: products
+// with small integers stay exact, so that scores that are equal on paper tie.
 class Clusters {
  public:
   explicit Clusters(int dim) : dim_(dim) {}
@@ -59,6 +60,7 @@ class Clusters {
     std::vector<float> centroids;
     for (const std::int32_t i : best_of(rank, c))
       centroids.insert(centroids.end(), keys.begin() + i * dim_, keys.begin() + (i + 1) * dim_);
+    std::vector<double> counts(c, 1.0);
     std::vector<std::size_t> labels;
     for (int round = 0; round < iterations; ++round) {
       std::vector<std::size_t> now = assign(keys, centroids);
@@ -72,7 +74,10 @@ class Clusters {
           sums[labels[i] * d + x] += static_cast<double>(keys[i * d + x]);
       }
       for (std::size_t j = 0; j < c * d; ++j) {  // an empty cluster keeps its centroid
-        if (sizes[j / d] > 0) centroids[j] = static_cast<float>(sums[j] / sizes[j / d]);
+        if (sizes[j / d] > 0) centroids[j] = static_cast<float>(sums[j]);
+      }
+      for (std::size_t j = 0; j < c; ++j) {
+        if (sizes[j] > 0) counts[j] = sizes[j];
       }
     }
     labels = assign(keys, centroids);
@@ -81,6 +86,7 @@ class Clusters {
     for (std::size_t i = 0; i < n; ++i)
       members_[first + labels[i]].push_back(begin + static_cast<TokenIndex>(i));
     centroids_.insert(centroids_.end(), centroids.begin(), centroids.end());
+    counts_.insert(counts_.end(), counts.begin(), counts.end());
     pack(centroids_, members_.size(), panels_);
   }
 
@@ -93,6 +99,8 @@ class Clusters {
     float* row = scores.data();
     kernels::logits(&query, 1, dim_, panels_.data(), 0,
                     static_cast<std::int64_t>(scores.size()) / kernels::kPanel, 1.0F, 0.0F, &row);
+    for (std::size_t j = 0; j < count; ++j)
+      scores[j] = static_cast<float>(static_cast<double>(scores[j]) / counts_[j]);
     std::vector<std::size_t> order(count);
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::stable_sort(order.begin(), order.end(),
@@ -119,18 +127,15 @@ class Clusters {
                                                 const std::vector<float>& centroids) const {
     const std::size_t d = index(dim_);
     const std::size_t c = centroids.size() / d;
-    std::vector<float> directions = centroids;
+    std::vector<double> norms(c, 0.0);
     for (std::size_t j = 0; j < c; ++j) {
-      double norm = 0;
       for (std::size_t x = 0; x < d; ++x)
-        norm +=
+        norms[j] +=
             static_cast<double>(centroids[j * d + x]) * static_cast<double>(centroids[j * d + x]);
-      for (std::size_t x = 0; norm > 0 && x < d; ++x)
-        directions[j * d + x] =
-            static_cast<float>(static_cast<double>(centroids[j * d + x]) / std::sqrt(norm));
+      norms[j] = norms[j] > 0 ? std::sqrt(norms[j]) : 1.0;
     }
     std::vector<float> panels;
-    pack(directions, c, panels);
+    pack(centroids, c, panels);
     const std::size_t n = keys.size() / d;
     const std::size_t width = panels.size() / d;
     constexpr std::size_t kRows = 32;
@@ -148,7 +153,9 @@ class Clusters {
                       static_cast<std::int64_t>(width) / kernels::kPanel, 1.0F, 0.0F,
                       results.data());
       for (std::size_t r = 0; r < rows; ++r) {
-        const float* row = results[r];
+        float* row = results[r];
+        for (std::size_t j = 0; j < c; ++j)
+          row[j] = static_cast<float>(static_cast<double>(row[j]) / norms[j]);
         out[begin + r] = index(std::max_element(row, row + c) - row);
       }
     }
@@ -156,7 +163,8 @@ class Clusters {
   }
 
   int dim_;
-  std::vector<float> centroids_;                  // [clusters][dim]
+  std::vector<float> centroids_;                  // [clusters][dim] sums of keys
+  std::vector<double> counts_;                    // [clusters] keys in them
   std::vector<float> panels_;                     // the same, packed
   std::vector<std::vector<TokenIndex>> members_;  // [clusters] ascending
 };

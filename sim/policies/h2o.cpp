@@ -143,11 +143,11 @@ PolicyEntry h2o() {
             std::floor(arguments.real(name) * static_cast<double>(geometry.evict_at) / 100 + 1e-9));
       };
       const TokenCount heavy = part("heavy_share");
-      const TokenCount recent = part("recent_share");
+      TokenCount recent = part("recent_share");
       arguments.set("budget", "auto");
       // A prompt so short that both shares are nothing keeps its newest token.
-      recipe.size =
-          own(Amount{Amount::Kind::tokens, std::max<TokenCount>(1, heavy + recent), 0, ""});
+      if (heavy + recent == 0) recent = 1;
+      recipe.size = own(Amount{Amount::Kind::tokens, heavy + recent, 0, ""});
       recipe.protect = own(protect_recent(recent));
       recipe.knob = std::nullopt;
       return recipe;

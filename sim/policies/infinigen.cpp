@@ -135,8 +135,11 @@ class Speculation final : public Selector {
       }
       if (s.empty()) continue;
       const double highest = *std::max_element(s.begin(), s.end());
-      const double threshold =
-          settings_.columns > 0 ? highest - settings_.alpha : highest * std::exp(-settings_.alpha);
+      // Of probabilities, those at the line on paper may lie a rounding above it.
+      constexpr double kRounding = 1 + 1e-6;
+      const double threshold = settings_.columns > 0
+                                   ? highest - settings_.alpha
+                                   : highest * std::exp(-settings_.alpha) * kRounding;
       critical += std::count_if(s.begin(), s.end(), [&](double x) { return x > threshold; });
     }
     const TokenCount fetched = std::min<TokenCount>(critical / shape.query_heads, settings_.cap);

@@ -7,7 +7,8 @@
 //   a_shape         row i reads the first `verticals` tokens and the newest `slashes`
 // Source: Jiang et al., arXiv 2407.02490; code microsoft/MInference (minference_forward.py:
 // vertical_and_slash_kernel, and (1000, 6096) where no pattern was fitted). Both counts are at most
-// the tokens so far, verticals at least `first`, slashes at least 50.
+// the tokens so far. In vertical_slash, verticals are at least `first`, slashes at least 50 (or
+// forced_slash, if that is less); in a_shape a row always reads its own token.
 // Left out: patterns fitted per head, and the block-sparse pattern (the released configurations are
 // vertical_slash for every head). The kernels work in blocks of 64 x 64 and so read more; the
 // estimate takes scaled logits without a soft cap, as theirs does.
@@ -56,10 +57,12 @@ class SparsePrompt final : public Selector {
     const std::size_t heads = index(shape.query_heads);
     verticals_.assign(heads * keys, 0.0F);
     slashes_.assign(heads * keys, 0.0F);
-    const std::size_t v = index(std::min(keys_, std::max(settings_.verticals, settings_.first)));
-    const std::int64_t least = std::min<std::int64_t>(50, settings_.forced_slash);
-    const std::size_t s = index(std::min(keys_, std::max(settings_.slashes, least)));
-    if (!settings_.vertical_slash) {
+    const bool chosen = settings_.vertical_slash;
+    const std::int64_t fewest = chosen ? settings_.first : 0;
+    const std::int64_t nearest = chosen ? std::min<std::int64_t>(50, settings_.forced_slash) : 1;
+    const std::size_t v = index(std::min(keys_, std::max(settings_.verticals, fewest)));
+    const std::size_t s = index(std::min(keys_, std::max(settings_.slashes, nearest)));
+    if (!chosen) {
       for (std::size_t h = 0; h < heads; ++h) {
         std::fill_n(verticals_.begin() + static_cast<std::ptrdiff_t>(h * keys), v, 1.0F);
         std::fill_n(slashes_.begin() + static_cast<std::ptrdiff_t>((h + 1) * keys - s), s, 1.0F);

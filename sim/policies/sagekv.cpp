@@ -21,6 +21,7 @@
 
 #include "sim/error.h"
 #include "sim/policies/helpers.h"
+#include "sim/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -130,18 +131,37 @@ class Turns final : public Scorer {
   std::size_t each_;
 };
 
+// Logits are formed in double: errors of fp32 would decide between sums that are 0 on paper.
 class SummedLogits final : public Scorer {
  public:
+  SummedLogits(double softcap, RowIndex window) : softcap_(softcap), window_(window) {}
   Needs needs() const override { return {.last_rows = 1, .q = true, .k = true}; }
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
-    (void)reduce_group(view.shape(), head, Group::sum, out, [&](int q, std::span<double> z) {
-      view.logits(q, view.pass().end - 1, entries, z);
+    const LayerShape& shape = view.shape();
+    const int per_kv = shape.query_heads / shape.kv_heads;
+    (void)reduce_group(shape, head, Group::sum, out, [&](int q, std::span<double> z) {
+      const RowIndex row = view.pass().end - 1;
+      const std::vector<float> query = view.query(q, row);
+      for (std::size_t i = 0; i < entries.size(); ++i) {
+        const std::vector<float> key = view.key(q / per_kv, entries[i]);
+        double dot = 0;
+        for (std::size_t x = 0; x < key.size(); ++x)
+          dot += static_cast<double>(query[x]) * static_cast<double>(key[x]);
+        z[i] = dot * view.score_scale();
+        if (softcap_ > 0) z[i] = softcap_ * std::tanh(z[i] / softcap_);
+        if (window_ > 0 && entries[i] <= row - window_)
+          z[i] = -std::numeric_limits<double>::infinity();
+      }
       return 0.0;
     });
     round_sums(out);
     return 0;
   }
+
+ private:
+  double softcap_;
+  RowIndex window_;  // the model's own, 0: none
 };
 
 // As many leave as came.
@@ -229,14 +249,19 @@ PolicyEntry sagekv() {
     }
     const Division division = shares.of(budget);
     const bool sum = arguments.is("agg", "sum");
-    const bool join = arguments.is("dup", "union");
-    if (sum && join) {
+    const bool joined = arguments.is("dup", "union");
+    const bool join = joined && geometry.evict_at > budget;  // else nothing has to leave
+    if (sum && joined) {
       throw ConfigError(
           "sagekv: agg=sum makes one list, so dup=union has no meaning; use dup=fill");
     }
     Scoring scoring;
     if (sum) {
-      scoring.make = [](const LayerShape&) { return std::make_unique<SummedLogits>(); };
+      const double softcap = geometry.trace != nullptr ? geometry.trace->meta().logit_softcap : 0.0;
+      scoring.make = [softcap, windows = geometry.sliding_window](const LayerShape& shape) {
+        const RowIndex window = windows.empty() ? 0 : windows[index(shape.layer)];
+        return std::make_unique<SummedLogits>(softcap, window);
+      };
       recipe.notes.emplace_back("agg=sum is not the authors' rule");
     } else {
       scoring.make = [join, each = division.each](const LayerShape&) {
@@ -251,7 +276,7 @@ PolicyEntry sagekv() {
     }));
     // Its own, since the sliding window knows one budget for all layers.
     recipe.shape = own(join ? keep_positive() : uniform_budget());
-    recipe.closed_form = !join;
+    recipe.closed_form = !joined;
     recipe.more_rules.push_back(sliding(geometry, budget, division));
     recipe.knob = budget_knob(geometry);
     return recipe;
