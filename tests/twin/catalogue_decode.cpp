@@ -97,6 +97,13 @@ struct World {
     out.near[at(l)] = 1;
   }
 
+  // ---- decisions
+  // False if the same difference of two logits can have two values in fp32, so that sums over rows
+  // that tie on paper may not tie in the engine.
+  [[nodiscard]] bool exact() const { return d == 4; }
+  [[nodiscard]] std::vector<int> best(const std::vector<int>& from, const std::vector<double>& raw,
+                                      bool round, int count, bool& near) const;
+
   // ---- attention
   [[nodiscard]] std::vector<double> q(int l, int g, int row) const {
     const double* x = t.layers[at(l)].q.data() + (at(row) * at(Hq) + at(g)) * at(d);
@@ -165,8 +172,8 @@ std::vector<int> ranking(const std::vector<int>& from, const std::vector<double>
 }
 
 // The `count` best of `from`, ascending. `raw` are the scores before they were rounded.
-std::vector<int> best(const std::vector<int>& from, const std::vector<double>& raw, bool round,
-                      int count, bool& near) {
+std::vector<int> World::best(const std::vector<int>& from, const std::vector<double>& raw,
+                             bool round, int count, bool& near) const {
   std::vector<double> scores = raw;
   if (round) {
     for (double& s : scores) s = fp32(s);
@@ -176,7 +183,8 @@ std::vector<int> best(const std::vector<int>& from, const std::vector<double>& r
   const std::set<int> kept(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(cut));
   for (std::size_t a = 0; a < from.size(); ++a) {
     for (std::size_t b = 0; b < from.size(); ++b) {
-      if (kept.count(from[a]) && !kept.count(from[b]) && close(raw[a], raw[b])) near = true;
+      const bool unsure = close(raw[a], raw[b]) || (round && !exact() && raw[a] == raw[b]);
+      if (unsure && kept.count(from[a]) && !kept.count(from[b])) near = true;
     }
   }
   return {kept.begin(), kept.end()};
@@ -247,7 +255,7 @@ struct Policy {
       scores.push_back(raw[e]);
     }
     bool near = false;
-    const std::vector<int> stay = best(older, scores, round, top, near);
+    const std::vector<int> stay = w.best(older, scores, round, top, near);
     const std::set<int> kept(stay.begin(), stay.end());
     if (kept.size() == older.size()) return;
     for (const int j : older) {
@@ -570,7 +578,7 @@ struct SageKv : Policy {
         const std::vector<double> own = w.logits(l, g, b - 1, middle);
         for (std::size_t e = 0; e < z.size(); ++e) z[e] += own[e];
       }
-      for (const int j : best(middle, z, true, w.G * each, near)) chosen.insert(j);
+      for (const int j : w.best(middle, z, true, w.G * each, near)) chosen.insert(j);
     } else {
       std::vector<std::vector<int>> lists;
       for (int g = h * w.G; g < (h + 1) * w.G; ++g) {
@@ -654,7 +662,7 @@ struct FastGen : Policy {
       scores.push_back(s);
     }
     if (c >= 3 && c < 5) {
-      for (const int j : best(others, scores, true, share(w.real("frequent", 30), t), near)) {
+      for (const int j : w.best(others, scores, true, share(w.real("frequent", 30), t), near)) {
         stay.insert(j);
       }
     }
@@ -805,10 +813,10 @@ struct Quest : Policy {
       const int newest = living.back();
       living.pop_back();
       scores.pop_back();
-      chosen = best(living, scores, false, pages_read - 1, near);
+      chosen = w.best(living, scores, false, pages_read - 1, near);
       chosen.push_back(newest);
     } else {
-      chosen = best(living, scores, false, pages_read, near);
+      chosen = w.best(living, scores, false, pages_read, near);
     }
     w.decide(l, near);
     return chosen;
@@ -926,7 +934,7 @@ struct RefreshKv : Policy {
       }
       top = max_pool(top, w.count("kernel", 7));
       bool near = false;
-      const std::vector<int> chosen = best(all, top, true, w.amount("budget"), near);
+      const std::vector<int> chosen = w.best(all, top, true, w.amount("budget"), near);
       std::vector<double> scores;
       for (const int j : chosen) {
         scores.push_back(fp32(top[at(j)]));
@@ -942,9 +950,9 @@ struct RefreshKv : Policy {
     std::vector<double> mean(at(w.d), 0.0);
     for (int g = 0; g < w.Hq; ++g) {
       const std::vector<double> q = w.q(l, g, row);
-      for (int i = 0; i < w.d; ++i) mean[at(i)] += q[at(i)] / w.Hq;
+      for (int i = 0; i < w.d; ++i) mean[at(i)] += q[at(i)];
     }
-    return mean;
+    return mean;  // times the heads: its direction counts
   }
   long long overhead(int row, long long /*entries*/) override {
     const bool compares = w.word("schedule", "compare") == "compare";
@@ -978,7 +986,7 @@ struct InfiniGen : Policy {
     }
     const int fetched = std::min(static_cast<int>(within / w.Hq), w.amount("cap"));
     for (int g = 0; g < w.Hq; ++g) {
-      std::vector<int> keys = best(earlier, w.logits(l, g, row, earlier), true, fetched, near);
+      std::vector<int> keys = w.best(earlier, w.logits(l, g, row, earlier), true, fetched, near);
       keys.push_back(row);
       w.out.active[w.reader(l, g, row)] = keys;
     }
@@ -1033,8 +1041,8 @@ struct MInference : Policy {
           if (j < first) column[at(j)] = kInfinity;
           if (j < forced) diagonal[at(j)] = kInfinity;
         }
-        columns = best(all, column, true, std::max(verticals, first), near);
-        distances = best(all, diagonal, true, std::max(slashes, std::min(50, forced)), near);
+        columns = w.best(all, column, true, std::max(verticals, first), near);
+        distances = w.best(all, diagonal, true, std::max(slashes, std::min(50, forced)), near);
       }
       w.decide(l, near);
       for (int row = pass.begin; row < b; ++row) {

@@ -41,7 +41,7 @@ struct Outcome {
 // Policies: streaming_llm lambda scissorhands keyformer r_kv sagekv fastgen h2o quest retroattention
 // refreshkv infinigen minference clusterkv; and a+quest, a+minference, where `a` evicts by what is
 // read. There, Quest's parameters are written "quest.page".
-// REQUIRES: shapes as in twin::Trace, v present, no sliding windows; every parameter is given that the
+// REQUIRES: shapes as in twin::Trace, v present; every parameter is given that the
 // policy has no plain default for.
 // Errors: std::invalid_argument for an unknown policy or a missing parameter.
 [[nodiscard]] Outcome simulate(const Trace& trace, const std::string& policy,

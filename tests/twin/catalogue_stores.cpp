@@ -99,12 +99,13 @@ double rounded(double x, double slack, long long& near) {
   return std::nearbyint(x);
 }
 
-double to_half(double x, long long& near) {
+// `error`: of x in fp32, where it is not the last bit's.
+double to_half(double x, long long& near, double error = 0) {
   if (x == 0) return 0;
   int exponent = 0;
   std::frexp(x, &exponent);
   const double quantum = std::ldexp(1.0, std::max(exponent - 11, -24));
-  return rounded(x / quantum, 1e-3, near) * quantum;
+  return rounded(x / quantum, std::max(1e-3, error / quantum), near) * quantum;
 }
 
 // scale = fp16((max - min) / (2^bits - 1)), zero = fp16(min). `slack`: relative error of the input in
@@ -116,8 +117,9 @@ void quantise(std::vector<double*>& x, int bits, double slack, Outcome& out) {
     high = std::max(high, *e);
   }
   const int levels = (1 << bits) - 1;
-  const double scale = to_half((high - low) / levels, out.near_codes);
-  const double zero = to_half(low, out.near_codes);
+  const double reach = slack * std::max(std::abs(low), std::abs(high));
+  const double scale = to_half((high - low) / levels, out.near_codes, reach / levels);
+  const double zero = to_half(low, out.near_codes, reach);
   for (double* e : x) {
     ++out.codes;
     if (scale == 0) {
