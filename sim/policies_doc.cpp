@@ -22,6 +22,8 @@ std::string policies_markdown() {
   }
   for (const PolicyEntry& e : registry()) {
     out += fmt::format("\n## {}\n\n{}.\n\nThe trace must hold: {}.\n", e.name, e.summary, e.needs);
+    if (const std::string differs = differences_of(e.name); !differs.empty())
+      out += fmt::format("Where sources differ: {}.\n", differs);
     if (!e.alone.empty()) out += fmt::format("Cannot run alone: {}.\n", e.alone);
     if (e.parameters.empty()) continue;
     out += "\n| parameter | default | unit or choices | meaning |\n|---|---|---|---|\n";

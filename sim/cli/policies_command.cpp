@@ -31,6 +31,8 @@ void list_all() {
 void show(const PolicyEntry& e) {
   fmt::print("{}: {}\n\n  class     {}\n  source    {}\n  evidence  {}\n  needs     {}\n", e.name,
              e.summary, e.klass, e.source, e.evidence, e.needs);
+  if (const std::string differs = differences_of(e.name); !differs.empty())
+    fmt::print("  differs   {}\n", differs);
   if (!e.alone.empty()) fmt::print("  alone     no: {}\n", e.alone);
   if (e.parameters.empty()) return;
   fmt::print("\n");

@@ -406,6 +406,8 @@ std::int64_t network_parameters(const Geometry& g, bool vectors) {
   return std::int64_t{g.layers()} * g.kv_heads * (inputs * 16 + 33);
 }
 
+constexpr TokenCount kPublishedInterval = 128;  // of the evaluation harness
+
 }  // namespace
 
 FittedScorer foresightkv_fit() {
@@ -455,9 +457,9 @@ PolicyEntry foresightkv() {
       weights_parameter(),
       {"interval",
        Kind::count,
-       "128",
+       "auto",
        "decode rows",
-       "between decisions; the newest so many are never candidates",
+       "between decisions; the newest so many are never candidates; auto: 128, or budget / 4",
        {},
        1,
        1e6},
@@ -472,6 +474,12 @@ PolicyEntry foresightkv() {
     const std::string scorer = arguments.text("scorer");
     const bool golden = scorer == "golden";
     const bool attention_only = scorer == "attn";
+    // Published with budgets of 1,024 and more: under a small one the newest 128 would be all of it.
+    const TokenCount budget = tokens_of(arguments.amount("budget"), geometry, geometry.kv_heads);
+    if (!arguments.has("interval")) {
+      arguments.set("interval",
+                    std::to_string(std::clamp<TokenCount>(budget / 4, 1, kPublishedInterval)));
+    }
     const RowIndex interval = arguments.count("interval");
     const std::uint64_t seed =
         arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;

@@ -49,7 +49,7 @@ def main():
     for name, r in long.items():
         row = [name.replace("*", " (bound)"), *cells(r, True), *cells(short[name], False)]
         m = matched.get(name)
-        if m is None or abs(m["footprint"] - 0.7) > 0.03:
+        if m is None or abs(m["footprint"] - 0.7) > 0.04:
             row += ["", "", ""]
         else:
             knob = [m["label"].split("(")[1].rstrip(")").split(",")[0]] if "(" in m["label"] else []
