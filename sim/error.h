@@ -29,6 +29,18 @@ class TraceError : public Error {
   explicit TraceError(const std::string& what) : Error(what, 3) {}
 };
 
+// A checkpoint, tokenizer or text that is malformed, or of a kind that is not supported.
+class CheckpointError : public Error {
+ public:
+  explicit CheckpointError(const std::string& what) : Error(what, 3) {}
+};
+
+// No usable device, or one that failed.
+class DeviceError : public Error {
+ public:
+  explicit DeviceError(const std::string& what) : Error(what, 5) {}
+};
+
 // A policy broke its contract (evicted an entry that is not resident, exceeded its capacity).
 class PolicyError : public Error {
  public:

@@ -552,6 +552,10 @@ void check_token_tensors(const TensorChecker& check, const TraceMeta& meta) {
 
 }  // namespace
 
+std::optional<Rope> read_rope(const Metadata& metadata, int head_dim, const std::string& file) {
+  return parse_rope(MetaReader(metadata, file), head_dim);
+}
+
 json parse_json_strict(std::string_view text) {
   if (text.size() > kMaxJsonBytes) {
     throw std::invalid_argument(

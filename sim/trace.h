@@ -37,6 +37,11 @@ struct Rope {
   std::vector<double> inverse_frequencies;
 };
 
+// The rotary embedding that a trace's metadata describe (rope_theta, rope_dim, rope_layout,
+// rope_scaling); nullopt if there is none. Errors: TraceError naming `file` and the key.
+[[nodiscard]] std::optional<Rope> read_rope(const Metadata& metadata, int head_dim,
+                                            const std::string& file);
+
 // Rotates a vector [head_dim] by `positions`: the first rope.dim elements, in the layout of the model.
 // Rotating by p what stands at position r moves it to position r + p; by -r undoes the embedding.
 void rotate(const Rope& rope, double positions, std::span<float> vector);
