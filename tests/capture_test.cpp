@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tracegen/capture.h"
+
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <random>
+#include <sstream>
+
+#include <catch2/catch.hpp>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "sim/error.h"
+#include "tests/support/fake_runner.h"
+
+using namespace kvspan;
+using namespace kvspan::tracegen;
+using test::fake_model, test::FakeRunner;
+using Catch::Matchers::Contains;
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Folder {
+  fs::path path =
+      fs::temp_directory_path() / fmt::format("kvspan_capture_{}", std::random_device{}());
+  Folder() { fs::create_directories(path); }
+  ~Folder() { fs::remove_all(path); }
+  fs::path operator/(const std::string& name) const { return path / name; }
+  // Contents of all files by name.
+  [[nodiscard]] std::map<std::string, std::string> files() const {
+    std::map<std::string, std::string> out;
+    for (const auto& entry : fs::recursive_directory_iterator(path)) {
+      if (!entry.is_regular_file()) continue;
+      std::stringstream text;
+      text << std::ifstream(entry.path()).rdbuf();
+      out[fs::relative(entry.path(), path).string()] = text.str();
+    }
+    return out;
+  }
+};
+
+struct Stop {};
+
+std::vector<std::int32_t> ids_of(std::int64_t count) {
+  std::vector<std::int32_t> ids;
+  for (std::int64_t i = 0; i < count; ++i) ids.push_back(static_cast<std::int32_t>(i * i * 7 % 50));
+  return ids;
+}
+
+CaptureOptions base(const fs::path& out) {
+  CaptureOptions o;
+  o.out = out;
+  o.dtype = Dtype::f32;
+  o.token_ids = ids_of(23);
+  o.prompt = 23;
+  o.generate = 6;
+  o.piece = [](std::int32_t id) { return fmt::format("<{}>", id); };
+  o.spans = {{"needle", 3, 7}};
+  o.special_ids = {0, 1};
+  o.source = "test";
+  return o;
+}
+
+CaptureResult run(const CaptureOptions& options, const ModelSpec& model = fake_model(),
+                  int* layer_calls = nullptr) {
+  check_capture(model, options);
+  WorkFolder work(options.out);
+  FakeRunner runner(model, runner_options(options, work, 1));
+  const auto finish = [&] {
+    if (layer_calls != nullptr) *layer_calls = runner.layer_calls;
+  };
+  try {
+    CaptureResult out = capture(model, runner, work, options);
+    finish();
+    return out;
+  } catch (...) {
+    finish();
+    throw;
+  }
+}
+
+std::vector<float> values(const Trace& trace, const std::string& name) {
+  const TensorView* view = trace.tensors().find(name);
+  REQUIRE(view != nullptr);
+  std::vector<float> out(static_cast<std::size_t>(view->elements()));
+  widen(*view, 0, out, name);
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("a captured trace passes the reader's full validation", "[capture]") {
+  const Folder folder;
+  CaptureOptions o = base(folder / "t.safetensors");
+  o.dtype = GENERATE(Dtype::f16, Dtype::bf16, Dtype::f32);
+  o.shards = GENERATE(Shards::automatic, Shards::layers);
+  const CaptureResult result = run(o);
+  CHECK(result.tokens == 29);
+  CHECK(result.generated.size() == 6);
+  CHECK(result.files.size() == (o.shards == Shards::layers ? 5 : 1));
+  const Trace trace = Trace::open(o.out);
+  CHECK_NOTHROW(check_trace(trace));
+  CHECK(trace.is_qkv());
+  CHECK(trace.meta().prompt_tokens == 23);
+  CHECK(trace.meta().sliding_window == std::vector<std::int64_t>{0, 7, 0, 0});
+  CHECK(trace.meta().spans.at(0).name == "needle");
+  CHECK(trace.token_text(1) == "<7>");
+  const std::vector<std::int32_t> ids = trace.token_ids();
+  CHECK(std::equal(o.token_ids.begin(), o.token_ids.end(), ids.begin()));
+  CHECK(std::equal(result.generated.begin(), result.generated.end(), ids.begin() + 23));
+  CHECK(!fs::exists(folder / "t.safetensors.partial"));
+  // The means are those of the file.
+  const std::vector<float> nll = values(trace, "nll");
+  CHECK(nll.back() == 0);
+  double sum = 0;
+  for (const float value : nll) sum += static_cast<double>(value);
+  CHECK(result.all->mean == Approx(sum / 28));
+  CHECK(result.in_prompt->tokens == 22);
+  CHECK(result.after_prompt->tokens == 6);
+}
+
+TEST_CASE("generated tokens given as text make the same trace", "[capture]") {
+  const Folder folder;
+  CaptureOptions o = base(folder / "a.safetensors");
+  const CaptureResult free = run(o);
+  CaptureOptions forced = base(folder / "b.safetensors");
+  forced.token_ids.insert(forced.token_ids.end(), free.generated.begin(), free.generated.end());
+  forced.generate = 0;
+  forced.chunk = GENERATE(0, 7);
+  const CaptureResult given = run(forced);
+  CHECK(given.tokens == free.tokens);
+  CHECK(given.after_prompt->mean == Approx(free.after_prompt->mean));
+  const Trace a = Trace::open(o.out), b = Trace::open(forced.out);
+  REQUIRE(a.tensors().tensors().size() == b.tensors().tensors().size());
+  for (const auto& [name, view] : a.tensors().tensors()) {
+    INFO(name);
+    const TensorView& other = *b.tensors().find(name);
+    CHECK(std::ranges::equal(view.bytes, other.bytes));
+  }
+}
+
+TEST_CASE("an interrupted capture, resumed, is the uninterrupted one byte for byte", "[capture]") {
+  CaptureOptions o = base({});
+  o.scores = ScoreOptions{.top_k = 5, .rows = {}, .column_mass = true};
+  o.chunk = 8;
+  o.sampling = {.temperature = 0.8, .top_p = 0.9, .top_k = 20, .seed = 3};
+  o.shards = GENERATE(Shards::one, Shards::layers);
+  const auto capture_in = [&](const Folder& folder, int stop_at, int* calls) {
+    CaptureOptions here = o;
+    here.out = folder / "t.safetensors";
+    here.scores_out = folder / "s.safetensors";
+    int reports = 0;
+    here.progress = [&](std::string_view, double) {
+      if (++reports == stop_at) throw Stop{};
+    };
+    run(here, fake_model(), calls);
+    return reports;
+  };
+  const Folder whole;
+  int all_calls = 0;
+  const int reports = capture_in(whole, -1, &all_calls);
+  CHECK(reports > 30);
+  for (int stop_at = 1; stop_at <= reports; stop_at += 1 + stop_at / 9) {
+    INFO("stopped at report " << stop_at);
+    const Folder folder;
+    CHECK_THROWS_AS(capture_in(folder, stop_at, nullptr), Stop);
+    CHECK(!fs::exists(folder / "t.safetensors"));
+    CHECK(!fs::exists(folder / "t.safetensors.index.json"));
+    const bool past_a_layer = stop_at > reports / 2;
+    int calls = 0;
+    capture_in(folder, -1, &calls);
+    if (past_a_layer) CHECK(calls < all_calls);
+    CHECK(folder.files() == whole.files());
+  }
+}
+
+TEST_CASE("a trace that was being written when the process died is finished", "[capture]") {
+  const Folder whole, folder;
+  CaptureOptions o = base(whole / "t.safetensors");
+  o.shards = Shards::layers;
+  run(o);
+  // A folder in the place of the third shard makes its writing fail.
+  o.out = folder / "t.safetensors";
+  fs::create_directory(folder / "t-00003-of-00004.safetensors");
+  CHECK_THROWS_WITH(run(o), Contains("is a directory"));
+  CHECK(fs::exists(folder / "t-00002-of-00004.safetensors"));
+  CHECK(!fs::exists(folder / "t.safetensors.index.json"));
+  fs::remove(folder / "t-00003-of-00004.safetensors");
+  std::string said;
+  o.say = [&](const std::string& line) { said += line; };
+  int calls = -1;
+  const CaptureResult result = run(o, fake_model(), &calls);
+  CHECK(calls == 0);
+  CHECK_THAT(said, Contains("remains to be written"));
+  CHECK(result.generated.size() == 6);
+  CHECK(folder.files() == whole.files());
+}
+
+TEST_CASE("other options start afresh, and say what changed", "[capture]") {
+  const Folder folder;
+  CaptureOptions o = base(folder / "t.safetensors");
+  o.progress = [](std::string_view, double done) {
+    if (done > 0.6) throw Stop{};
+  };
+  CHECK_THROWS_AS(run(o), Stop);
+  CHECK(fs::exists(folder / "t.safetensors.partial"));
+  o.progress = {};
+  std::string said;
+  o.say = [&](const std::string& line) { said += line; };
+  SECTION("the same ones go on") {
+    CHECK(run(o).resumed_layers > 0);
+    CHECK_THAT(said, Contains("resuming after layer"));
+  }
+  SECTION("another dtype") {
+    o.dtype = Dtype::bf16;
+    CHECK(run(o).resumed_layers == 0);
+    CHECK_THAT(said, Contains("these changed: --dtype)"));
+  }
+  SECTION("another text") {
+    o.token_ids[2] = 9;
+    run(o);
+    CHECK_THAT(said, Contains("these changed: token_ids)"));
+  }
+  SECTION("another checkpoint") {
+    o.identity = R"({"checkpoint": "other"})";
+    run(o);
+    CHECK_THAT(said, Contains("these changed: checkpoint)"));
+  }
+  SECTION("a damaged journal") {
+    std::ofstream(folder / "t.safetensors.partial/journal.json") << "{\"layers\": 3";
+    run(o);
+  }
+  SECTION("a missing file") {
+    for (const char* name : {"hidden.0", "hidden.1"})
+      fs::remove(folder / "t.safetensors.partial" / name);
+    run(o);
+    CHECK_THAT(said, Contains("is missing"));
+  }
+  CHECK_NOTHROW(check_trace(Trace::open(o.out)));
+  CHECK(!fs::exists(folder / "t.safetensors.partial"));
+}
+
+TEST_CASE("two processes cannot write the same trace", "[capture]") {
+  const Folder folder;
+  const WorkFolder work(folder / "t.safetensors");
+  CHECK_THROWS_WITH(WorkFolder(folder / "t.safetensors"), Contains("another process"));
+}
+
+TEST_CASE("generation that stops early leaves as many rows as tokens", "[capture]") {
+  const Folder folder;
+  CaptureOptions o = base(folder / "a.safetensors");
+  o.scores = ScoreOptions{.top_k = 4, .rows = {}, .column_mass = true};
+  o.scores_out = folder / "as.safetensors";
+  o.shards = GENERATE(Shards::one, Shards::layers);
+  const std::vector<std::int32_t> generated = run(o).generated;
+  o.stop = generated[2];
+  o.out = folder / "b.safetensors";
+  o.scores_out = folder / "bs.safetensors";
+  const auto length =
+      std::find(generated.begin(), generated.end(), *o.stop) - generated.begin() + 1;
+  const CaptureResult stopped = run(o);
+  CHECK(stopped.tokens == 23 + length);
+  // What remains is a prefix of the longer trace.
+  for (const char* kind : {"", "s"}) {
+    const Trace a = Trace::open(folder / fmt::format("a{}.safetensors", kind));
+    const Trace b = Trace::open(folder / fmt::format("b{}.safetensors", kind));
+    CHECK_NOTHROW(check_trace(b));
+    CHECK(b.meta().tokens == 23 + length);
+    for (const auto& [name, view] : b.tensors().tensors()) {
+      INFO(name);
+      const TensorView& longer = *a.tensors().find(name);
+      if (name == "nll" || name.ends_with("column_mass")) continue;
+      CHECK(std::equal(view.bytes.begin(), view.bytes.end(), longer.bytes.begin()));
+    }
+  }
+}
+
+TEST_CASE("scores are those of the qkv trace, for the rows that were asked for", "[capture]") {
+  const Folder folder;
+  CaptureOptions o = base(folder / "t.safetensors");
+  o.scores_out = folder / "s.safetensors";
+  o.chunk = 10;
+  o.layers = {1, 3};
+  o.scores = ScoreOptions{.top_k = 100, .rows = {}, .column_mass = true};
+  o.scores->rows = GENERATE(RowChoice{}, RowChoice{.last = 4, .every = 1}, RowChoice{0, 5});
+  run(o);
+  const Trace qkv = Trace::open(o.out), scores = Trace::open(o.scores_out);
+  CHECK_NOTHROW(check_trace(scores));
+  CHECK(scores.meta().layer_ids == std::vector<int>{1, 3});
+  CHECK(scores.meta().model_layers == 4);
+  CHECK(scores.meta().passes == std::vector<std::int64_t>{10, 20, 23});
+  std::vector<std::int64_t> expected;
+  for (std::int64_t row = 0; row < 29; ++row) {
+    const bool kept = o.scores->rows.last > 0 ? row >= 19 : row % o.scores->rows.every == 0;
+    if (kept || row >= 22) expected.push_back(row);
+  }
+  for (int l = 0; l < 2; ++l) {
+    REQUIRE(scores.scores(l).rows == expected);
+    const std::vector<float> q = values(qkv, fmt::format("layers.{}.q", l));
+    const std::vector<float> k = values(qkv, fmt::format("layers.{}.k", l));
+    const std::vector<float> prob = values(scores, fmt::format("layers.{}.scores.prob", l));
+    const std::vector<float> lse = values(scores, fmt::format("layers.{}.scores.lse", l));
+    const std::vector<float> mass = values(scores, fmt::format("layers.{}.scores.column_mass", l));
+    std::vector<double> sums(3 * 4 * 29);
+    const std::int64_t window = l == 0 ? 7 : 29;
+    std::size_t slot = 0;
+    for (std::int64_t row = 0; row < 29; ++row) {
+      const bool kept = slot < expected.size() && expected[slot] == row;
+      for (int h = 0; h < 4; ++h) {
+        std::vector<double> z(29, -INFINITY);
+        double total = 0;
+        for (std::int64_t j = std::max<std::int64_t>(0, row - window + 1); j <= row; ++j) {
+          double dot = 0;
+          for (int i = 0; i < 6; ++i) {
+            dot += static_cast<double>(q[static_cast<std::size_t>((row * 4 + h) * 6 + i)]) *
+                   static_cast<double>(k[static_cast<std::size_t>((j * 2 + h / 2) * 6 + i)]);
+          }
+          z[static_cast<std::size_t>(j)] = dot / std::sqrt(6.0);
+          total += std::exp(z[static_cast<std::size_t>(j)]);
+        }
+        if (row < 23) {
+          const std::size_t pass = row < 10 ? 0 : row < 20 ? 1 : 2;
+          for (std::size_t j = 0; j < 29; ++j)
+            sums[(pass * 4 + static_cast<std::size_t>(h)) * 29 + j] += std::exp(z[j]) / total;
+        }
+        if (!kept) continue;
+        const std::size_t cell = slot * 4 + static_cast<std::size_t>(h);
+        CHECK(static_cast<double>(lse[cell]) == Approx(std::log(total)).epsilon(1e-5));
+        for (std::size_t i = 0; i < 29; ++i) {
+          std::int32_t key = 0;
+          std::memcpy(&key, scores.scores(l).index->bytes.data() + (cell * 29 + i) * 4, 4);
+          const double p = key < 0 ? 0.0 : std::exp(z[static_cast<std::size_t>(key)]) / total;
+          CHECK(static_cast<double>(prob[cell * 29 + i]) == Approx(p).margin(1e-6));
+        }
+      }
+      if (kept) ++slot;
+    }
+    REQUIRE(mass.size() == sums.size());
+    for (std::size_t i = 0; i < mass.size(); ++i)
+      CHECK(static_cast<double>(mass[i]) == Approx(sums[i]).margin(1e-5));
+  }
+}
+
+TEST_CASE("the output projection is stored as given", "[capture]") {
+  const Folder folder;
+  CaptureOptions o = base(folder / "t.safetensors");
+  o.layers = {2};
+  o.wo = [](int layer, std::int64_t first, std::int64_t rows, float* out) {
+    for (std::int64_t i = 0; i < rows * 24; ++i)
+      out[i] = static_cast<float>(layer * 1000 + first * 24 + i);
+  };
+  run(o);
+  const std::vector<float> wo = values(Trace::open(o.out), "layers.0.wo");
+  REQUIRE(wo.size() == 24 * 24);
+  CHECK(wo.front() == 2000);
+  CHECK(wo.back() == 2000 + 575);
+}
+
+TEST_CASE("sampling follows temperature, top-k, top-p and seed", "[capture]") {
+  const Folder folder;
+  const auto tokens = [&](const Sampling& sampling) {
+    CaptureOptions o = base(folder / "t.safetensors");
+    o.generate = 12;
+    o.sampling = sampling;
+    return run(o).generated;
+  };
+  const auto greedy = tokens({});
+  CHECK(tokens({.temperature = 5, .top_p = 1, .top_k = 1, .seed = 1}) == greedy);
+  CHECK(tokens({.temperature = 5, .top_p = 1e-9, .top_k = 0, .seed = 1}) == greedy);
+  CHECK(tokens({.temperature = 1e-3, .top_p = 1, .top_k = 0, .seed = 1}) == greedy);
+  const Sampling free{.temperature = 1, .top_p = 1, .top_k = 0, .seed = 1};
+  CHECK(tokens(free) != greedy);
+  CHECK(tokens(free) == tokens(free));
+  Sampling other = free;
+  other.seed = 2;
+  CHECK(tokens(free) != tokens(other));
+}
+
+TEST_CASE("numbers that the trace's type cannot hold are refused by name", "[capture]") {
+  std::vector<std::byte> bytes;
+  const std::vector<float> large{1.0F, 70000.0F};
+  CHECK_THROWS_WITH(narrow(large, Dtype::f16, "layer 3: k", bytes),
+                    "layer 3: k holds 70000, which F16 cannot; --dtype bf16 or f32 can");
+  CHECK_NOTHROW(narrow(large, Dtype::bf16, "k", bytes));
+  const std::vector<float> broken{std::nanf("")};
+  CHECK_THROWS_WITH(narrow(broken, Dtype::f32, "k", bytes), Contains("damaged"));
+}
+
+TEST_CASE("options that do not fit the model are refused before anything is written", "[capture]") {
+  const Folder folder;
+  const ModelSpec model = fake_model();
+  const auto refused = [&](const std::string& why, const std::function<void(CaptureOptions&)>& f) {
+    CaptureOptions o = base(folder / "t.safetensors");
+    f(o);
+    CHECK_THROWS_WITH(check_capture(model, o), Contains(why));
+  };
+  refused("expected a name that ends in .safetensors", [](auto& o) { o.out = "x.bin"; });
+  refused("there is no folder", [](auto& o) { o.out = "/nowhere/x.safetensors"; });
+  refused("the text has no tokens", [](auto& o) { o.token_ids.clear(); });
+  refused("token 2 has id 50; the vocabulary of fake has ids 0 to 49",
+          [](auto& o) { o.token_ids[2] = 50; });
+  refused("has id -1", [](auto& o) { o.token_ids[2] = -1; });
+  refused("found 24, and the text has 23 tokens", [](auto& o) { o.prompt = 24; });
+  refused("--layers: found 4", [](auto& o) { o.layers = {0, 4}; });
+  refused("ascending", [](auto& o) { o.layers = {2, 2}; });
+  refused("--span: needle", [](auto& o) { o.spans = {{"needle", 20, 24}}; });
+  refused("--scores-out", [](auto& o) {
+    o.scores = ScoreOptions{};
+    o.scores_out = o.out;
+  });
+  refused("--dtype", [](auto& o) {
+    o.qkv = false;
+    o.scores = ScoreOptions{};
+    o.dtype = Dtype::bf16;
+  });
+  refused("--temperature", [](auto& o) { o.sampling.top_p = 0; });
+  CHECK(folder.files().empty());
+}
