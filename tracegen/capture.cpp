@@ -344,14 +344,15 @@ class Recorder : public AttentionHook {
 
 // ln of the sum of exp(logits).
 double log_sum_exp(std::span<const float> logits) {
-  constexpr Eigen::Index kPiece = 1024;  // summed in fp32
-  const Eigen::Map<const Eigen::ArrayXf> all(logits.data(),
-                                             static_cast<Eigen::Index>(logits.size()));
-  const float max = all.maxCoeff();
+  // A copy with a known alignment: the order in which Eigen adds depends on it.
+  constexpr std::size_t kPiece = 1024;
+  Eigen::Array<float, kPiece, 1> piece;
+  const float max = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
-  for (Eigen::Index i = 0; i < all.size(); i += kPiece) {
-    const Eigen::Index count = std::min(kPiece, all.size() - i);
-    sum += static_cast<double>((all.segment(i, count) - max).exp().sum());
+  for (std::size_t i = 0; i < logits.size(); i += kPiece) {
+    const std::size_t count = std::min(kPiece, logits.size() - i);
+    std::copy_n(logits.data() + i, count, piece.data());
+    sum += static_cast<double>((piece.head(static_cast<Eigen::Index>(count)) - max).exp().sum());
   }
   return static_cast<double>(max) + std::log(sum);
 }
