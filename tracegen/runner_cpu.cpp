@@ -96,6 +96,12 @@ class CpuRunner final : public Runner {
     if (emit.column_mass) hook.on_column_mass(layer, first + rows, mass_);
   }
 
+  void restore(const RowsQkv& rows) override {
+    const Kv kv = kv_of(rows.layer);
+    std::copy_n(rows.k, rows.rows * kv_width(), kv.k + rows.first * kv_width());
+    std::copy_n(rows.v, rows.rows * kv_width(), kv.v + rows.first * kv_width());
+  }
+
   void head(std::span<const float> hidden,
             const std::function<void(std::int64_t, std::int64_t, const float*)>& use) override {
     const std::int64_t rows = static_cast<std::int64_t>(hidden.size()) / spec_.hidden;
