@@ -136,7 +136,7 @@ double deviation(std::span<const float> a, std::span<const float> b) {
 }
 
 // Largest distance in excess of one F16 unit in the last place of the reference.
-double beyond_half_ulp(std::span<const float> a, std::span<const float> f16) {
+double beyond_one_ulp(std::span<const float> a, std::span<const float> f16) {
   double most = 0;
   for (std::size_t i = 0; i < f16.size(); ++i) {
     const double size = std::max(std::abs(double{f16[i]}), 6.1e-5);
@@ -219,7 +219,7 @@ TEST_CASE("MiniMind2's logits, perplexity, q, k and v equal the references", "[r
       REQUIRE(picked.size() == expected.size());
       double scale = 0;
       for (const float value : expected) scale = std::max(scale, std::abs(double{value}));
-      worst_qkv = std::max(worst_qkv, beyond_half_ulp(picked, expected) / scale);
+      worst_qkv = std::max(worst_qkv, beyond_one_ulp(picked, expected) / scale);
     }
   }
   CHECK(worst_qkv < 1e-3);
@@ -374,12 +374,64 @@ TEST_CASE("SmolLM2 at 8,192 tokens equals the reference", "[.][smollm2]") {
       const std::span tail(mine.data() + mine.size() - want.size(), want.size());
       double scale = 0;
       for (const float value : want) scale = std::max(scale, std::abs(double{value}));
-      worst_qkv = std::max(worst_qkv, beyond_half_ulp(tail, want) / scale);
+      worst_qkv = std::max(worst_qkv, beyond_one_ulp(tail, want) / scale);
     }
   }
   CHECK(worst_qkv < 1e-3);
   WARN(fmt::format("worst deviation: logits {:.1e}, attention {:.1e}, q k v {:.1e}", worst_logits,
                    worst_attention, worst_qkv));
+}
+
+TEST_CASE("SmolLM2 answers the pass keys, and gives the bundled trace again", "[.][smollm2]") {
+  const Checkpoint checkpoint = Checkpoint::open(smollm2());
+  const ModelSpec& spec = checkpoint.spec();
+  std::ifstream file(KVSPAN_TESTS_DIR "/data/smollm2-passkey.json");
+  const nlohmann::json prompts = nlohmann::json::parse(file).at("prompts");
+  REQUIRE(prompts.size() == 6);
+  const std::string folder = reference_folder();
+  const Trace trace = Trace::open(folder.empty() ? KVSPAN_TRACES_DIR "/smollm2-passkey.safetensors"
+                                                 : folder + "/smollm2-passkey-1880.safetensors");
+  for (std::size_t n = 0; n < prompts.size(); ++n) {
+    INFO("prompt " << n);
+    const Ids answer = prompts[n].at("generated_ids").get<Ids>();
+    Ids ids = prompts[n].at("token_ids").get<Ids>();
+    const std::size_t prompt = ids.size();
+    const auto most = static_cast<std::int64_t>(prompt + answer.size());
+    const auto runner =
+        make_cpu_runner(checkpoint, {.tokens = most, .keep_kv = true, .scratch = {}});
+    Keep keep(spec, n == 3 ? trace.meta().layer_ids : std::vector<int>());
+    std::vector<float> hidden(ids.size() * static_cast<std::size_t>(spec.hidden));
+    runner->embed(ids, hidden);
+    for (int l = 0; l < spec.layers; ++l) runner->layer(l, 0, hidden, keep);
+    while (ids.size() < static_cast<std::size_t>(most)) {
+      runner->head(std::span(hidden).last(static_cast<std::size_t>(spec.hidden)),
+                   [&](std::int64_t, std::int64_t, const float* logits) {
+                     const float* best = std::max_element(logits, logits + spec.vocabulary);
+                     ids.push_back(static_cast<std::int32_t>(best - logits));
+                   });
+      hidden.resize(static_cast<std::size_t>(spec.hidden));
+      runner->embed(std::span(ids).last(1), hidden);
+      const auto row = static_cast<RowIndex>(ids.size() - 1);
+      for (int l = 0; l < spec.layers; ++l) runner->layer(l, row, hidden, keep);
+    }
+    CHECK(Ids(ids.begin() + static_cast<std::ptrdiff_t>(prompt), ids.end()) == answer);
+    if (n != 3) continue;
+    double worst = 0;
+    for (int stored = 0; stored < trace.meta().layers; ++stored) {
+      const Keep::Qkv& kept = keep.layer(trace.meta().layer_ids[static_cast<std::size_t>(stored)]);
+      for (const char x : {'q', 'k', 'v'}) {
+        const auto want = floats(trace.tensors(), fmt::format("layers.{}.{}", stored, x));
+        const std::vector<float>& mine = x == 'q' ? kept.q : x == 'k' ? kept.k : kept.v;
+        REQUIRE(mine.size() == want.size());
+        double scale = 0;
+        for (const float value : want) scale = std::max(scale, std::abs(double{value}));
+        worst = std::max(worst, beyond_one_ulp(mine, want) / scale);
+      }
+    }
+    CHECK(worst < 1e-3);
+    WARN(fmt::format("{} layers of the trace: q k v {:.1e} beyond one F16 ulp", trace.meta().layers,
+                     worst));
+  }
 }
 
 }  // namespace kvspan::tracegen
