@@ -7,15 +7,15 @@
 #include <cmath>
 #include <map>
 #include <numeric>
-#include <random>
 
-#include <Eigen/Core>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <tbb/parallel_for.h>
 
 #include "sim/build_info.h"
 #include "sim/error.h"
+#include "sim/terminal_chart.h"
+#include "tracegen/sampling.h"
 
 namespace kvspan::tracegen {
 namespace {
@@ -340,61 +340,6 @@ class Recorder : public AttentionHook {
   std::vector<std::byte> bytes_;
 };
 
-// ---- Predictions ---------------------------------------------------------------------------------
-
-// ln of the sum of exp(logits).
-double log_sum_exp(std::span<const float> logits) {
-  // A copy with a known alignment: the order in which Eigen adds depends on it.
-  constexpr std::size_t kPiece = 1024;
-  Eigen::Array<float, kPiece, 1> piece;
-  const float max = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (std::size_t i = 0; i < logits.size(); i += kPiece) {
-    const std::size_t count = std::min(kPiece, logits.size() - i);
-    std::copy_n(logits.data() + i, count, piece.data());
-    sum += static_cast<double>((piece.head(static_cast<Eigen::Index>(count)) - max).exp().sum());
-  }
-  return static_cast<double>(max) + std::log(sum);
-}
-
-// The model's choice: the largest logit, ties to the lower id; or drawn from what temperature, top-k
-// and top-p leave. The same numbers on every platform: no library distribution is used.
-class Sampler {
- public:
-  explicit Sampler(const Sampling& sampling) : s_(sampling), random_(sampling.seed) {}
-
-  std::int32_t operator()(std::span<const float> logits) {
-    if (s_.temperature == 0) {
-      return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) -
-                                       logits.begin());
-    }
-    std::vector<std::int32_t> order(logits.size());
-    std::iota(order.begin(), order.end(), 0);
-    const auto logit = [&](std::int32_t id) {
-      return static_cast<double>(logits[static_cast<std::size_t>(id)]);
-    };
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::int32_t a, std::int32_t b) { return logit(a) > logit(b); });
-    if (s_.top_k > 0) order.resize(std::min(order.size(), static_cast<std::size_t>(s_.top_k)));
-    std::vector<double> weights;
-    for (const std::int32_t id : order)
-      weights.push_back(std::exp((logit(id) - logit(order.front())) / s_.temperature));
-    const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
-    double kept = 0;
-    std::size_t count = 0;
-    while (count < weights.size() && (count == 0 || kept < s_.top_p * total))
-      kept += weights[count++];
-    double at = static_cast<double>(random_() >> 11U) * 0x1p-53 * kept;
-    std::size_t i = 0;
-    while (i + 1 < count && at >= weights[i]) at -= weights[i++];
-    return order[i];
-  }
-
- private:
-  Sampling s_;
-  std::mt19937_64 random_;
-};
-
 std::optional<Nll> mean_of(std::span<const float> nll) {
   if (nll.empty()) return std::nullopt;
   const double sum = std::accumulate(nll.begin(), nll.end(), 0.0);
@@ -484,8 +429,8 @@ class Job {
     work_.clear();
     const std::int64_t needed = plan_capture(model_, options_).work_bytes;
     if (needed > work_.free_bytes()) {
-      throw Error(fmt::format("{}: {} bytes are needed there, and {} are free",
-                              work_.path().string(), needed, work_.free_bytes()),
+      throw Error(fmt::format("{}: {} are needed there, and {} are free", work_.path().string(),
+                              human_bytes(needed), human_bytes(work_.free_bytes())),
                   1);
     }
     work_.write_journal(journal_);
@@ -597,14 +542,6 @@ class Job {
     hidden_[0].reset();
     hidden_[1].reset();
     add_seconds("prefill_seconds", begin);
-  }
-
-  static float nll_of(std::span<const float> logits, std::int32_t next) {
-    const double logit = static_cast<double>(logits[static_cast<std::size_t>(next)]);
-    const double nll = log_sum_exp(logits) - logit;
-    if (!std::isfinite(nll))
-      throw CheckpointError("a logit is not a number: the weights are damaged, or overflow fp32");
-    return static_cast<float>(std::max(0.0, nll));
   }
 
   void generate() {

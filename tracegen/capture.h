@@ -22,6 +22,7 @@
 #include "sim/safetensors.h"
 #include "sim/trace.h"
 #include "tracegen/runner.h"
+#include "tracegen/sampling.h"
 #include "tracegen/trace_writer.h"
 #include "tracegen/work_folder.h"
 
@@ -38,13 +39,6 @@ struct ScoreOptions {
   int top_k = 64;
   RowChoice rows;
   bool column_mass = false;  // of each prefill pass
-};
-
-struct Sampling {
-  double temperature = 0;  // 0: greedy
-  double top_p = 1;
-  int top_k = 0;  // 0: all
-  std::uint64_t seed = 0;
 };
 
 struct CaptureOptions {
