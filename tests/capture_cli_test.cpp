@@ -28,7 +28,7 @@ TEST_CASE("text becomes a trace that the reader checks and the simulator replays
   const std::string out = folder / "t.safetensors";
   const Outcome made =
       program(capture(fmt::format("--text {} --bos 1 --prompt 512 --generate 8 --out {} --json {} "
-                                  "--span 'name=Irene Adler' --span sinks=0:4",
+                                  "--span 'name=Irene Adler' --span sinks=0:4 --licence Apache-2.0",
                                   text("sherlock-excerpt.txt"), out, folder / "t.json")));
   INFO(made.text);
   REQUIRE(made.code == 0);
@@ -41,7 +41,7 @@ TEST_CASE("text becomes a trace that the reader checks and the simulator replays
   CHECK(json["generated"]["ids"].size() == 8);
   CHECK(json["bytes"] == std::filesystem::file_size(out));
   const kvspan::Trace trace = kvspan::Trace::open(out);
-  CHECK(trace.meta().licence != "");
+  CHECK(trace.meta().licence == "Apache-2.0");
   CHECK(trace.meta().spans.at(1).end == 4);
   const kvspan::Span name = trace.meta().spans.at(0);
   std::string spanned;
