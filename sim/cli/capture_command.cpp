@@ -270,9 +270,10 @@ void print_result(const CaptureResult& r, const std::string& generated) {
   if (!generated.empty())
     line("generated",
          nlohmann::json(generated).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  const std::size_t more = r.files.size() - 1;
   line("wrote",
        fmt::format("{}{}, {}", r.files.front().string(),
-                   r.files.size() == 1 ? "" : fmt::format(" and {} more files", r.files.size() - 1),
+                   more == 0 ? "" : fmt::format(" and {} more file{}", more, more == 1 ? "" : "s"),
                    human_bytes(r.bytes)));
 }
 
