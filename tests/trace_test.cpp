@@ -854,7 +854,7 @@ TEST_CASE("each defect of the metadata is refused, naming its key", "[trace][met
                                         Contains("; expected "));
   }
   CHECK_THAT(message("rope_scaling", R"({"rope_type":"longrope"})"),
-             Contains("has type 'longrope'; expected default, linear, llama3 or yarn"));
+             Contains("has type 'longrope'; expected default, linear, llama3, yarn or factors"));
   CHECK_THAT(message("kv_heads", "4"),
              Contains("'query_heads' is 2; expected a multiple of kv_heads"));
   TraceSpec spec = full_spec();
