@@ -439,10 +439,14 @@ ModelSpec read_spec(Config& config, const Family& family, const fs::path& folder
       config.find("num_attention_heads") != nullptr) {
     object["num_key_value_heads"] = object["num_attention_heads"];
   }
+  if (const json* types = config.find("layer_types"); types != nullptr && types->is_array()) {
+    for (const json& type : *types) {
+      if (type != "full_attention" && type != "sliding_attention")
+        config.fail("layer_types", type, "full_attention and sliding_attention only");
+    }
+  }
   const ModelGeometry geometry = read_model_config(object.dump(), config.file());
   if (!geometry.weights.refusal.empty()) throw CheckpointError(geometry.weights.refusal);
-  if (geometry.layer_ids.size() != static_cast<std::size_t>(geometry.layers))
-    config.fail("layer_types", object["layer_types"], "full_attention or sliding_attention only");
   const std::string activation = config.text("hidden_act");
   if (!activation.empty() && activation != "silu")
     fail_key(config.file(), "hidden_act", "is " + in_quotes(activation), "'silu'");

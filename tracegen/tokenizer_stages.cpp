@@ -118,25 +118,26 @@ std::string unicode_form(std::string_view text, utf8proc_option_t options) {
 }
 
 Normalizer unicode_normalizer(int options) {
-  return [options](std::string text) {
+  return [options](std::string& text, bool&) {
     if (std::all_of(text.begin(), text.end(),
                     [](char c) { return static_cast<unsigned char>(c) < 0x80; })) {
-      return text;
+      return;
     }
-    return unicode_form(text, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | options));
+    text = unicode_form(text, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | options));
   };
 }
 
 Normalizer strip(bool left, bool right) {
   const Pattern space = Pattern::regex(R"(\s+)", "Strip");
-  return [=](std::string text) {
+  return [=](std::string& text, bool& first) {
     std::size_t begin = 0;
     std::size_t end = text.size();
     space.find(text, [&](std::size_t from, std::size_t to) {
       if (left && from == 0) begin = to;
       if (right && to == text.size()) end = std::max(from, begin);
     });
-    return text.substr(begin, end - begin);
+    text = text.substr(begin, end - begin);
+    first = first && begin == 0;
   };
 }
 
@@ -150,13 +151,13 @@ Normalizer make_normalizer(const json& spec, const std::string& type, const std:
                  flag_of(spec, "strip_right", true, where));
   }
   if (type == "Prepend") {
-    return [prefix = text_of(spec, "prepend", where)](std::string text) {
-      return text.empty() ? text : prefix + text;
+    return [prefix = text_of(spec, "prepend", where)](std::string& text, bool&) {
+      if (!text.empty()) text.insert(0, prefix);
     };
   }
   if (type == "Replace") {
     return [pattern = pattern_of(spec, where), content = text_of(spec, "content", where)](
-               std::string text) { return replaced(text, pattern, content); };
+               std::string& text, bool&) { text = replaced(text, pattern, content); };
   }
   fail(where, fmt::format("normalizer '{}' is not supported; supported: Sequence, NFC, NFD, NFKC, "
                           "NFKD, Strip, Prepend, Replace",

@@ -347,6 +347,10 @@ def main():
             {"base": base, "change": change, "ids": ids(Tokenizer.from_str(json.dumps(state)))})
     dump(OUT / "expected.json", expected)
     dump(OUT / "chat.json", chats(made["sentencepiece"]))
+    bundled = Tokenizer.from_file(str(ROOT / "traces/minimind2-small/tokenizer.json"))
+    dump(OUT / "bundled.json", {"ids": {
+        p.name: bundled.encode(p.read_bytes().decode(), add_special_tokens=False).ids[:500]
+        for p in sorted((ROOT / "traces/texts").iterdir())}})
 
 
 if __name__ == "__main__":
