@@ -25,6 +25,7 @@ Examples:
   kvspan policies snapkv
   kvspan trace info TRACE
   kvspan fit foresightkv --train TRACE --out weights.safetensors
+  kvspan tokenize --model DIR --text FILE
 
 Exit codes: 0 ok, 1 internal, 2 wrong arguments, 3 wrong input data, 4 a policy broke its contract.)help";
 
@@ -85,6 +86,7 @@ int main(int argc, char** argv) {
     kvspan::cli::add_policies(app);
     kvspan::cli::add_trace(app);
     kvspan::cli::add_fit(app);
+    kvspan::cli::add_tokenize(app);
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& request) {  // --help, --version
