@@ -40,10 +40,10 @@ MODELS: dict[str, tuple[str, dict[str, typing.Any], dict[str, str]]] = {
     "mistral": ("Mistral", {"sliding_window": 7}, {"sliding_window": "[7, 7, 7]"}),
     "gemma2": (
         "Gemma2",
-        {"sliding_window": 7, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 9},
+        {"sliding_window": 7, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 9},
         {
             "sliding_window": "[7, 0, 7]",
-            "logit_softcap": "2.0",
+            "logit_softcap": "5.0",
             "score_scale": "0.3333333333333333",
         },
     ),
