@@ -100,7 +100,8 @@ class CommandLine(support.CaptureTest):
         self.assertEqual(tensors["token_text"].tobytes()[:13], b"<s>So it goes")
         model = transformers.AutoModelForCausalLM.from_pretrained(self.model)
         ids = torch.from_numpy(tensors["token_ids"].astype("int64"))[None]
-        answer = model.generate(ids[:, :20], max_new_tokens=9, do_sample=False)[0].tolist()
+        prompt = dict(input_ids=ids[:, :20], attention_mask=torch.ones(1, 20, dtype=torch.long))
+        answer = model.generate(**prompt, max_new_tokens=9, do_sample=False)[0].tolist()
         stopped = answer[-1] == 7
         self.assertEqual(ids[0].tolist(), answer[:-1] if stopped else answer)
         self.assertEqual(metadata["prompt_tokens"], "20")
