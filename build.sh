@@ -14,7 +14,7 @@ kvspan=build/release/sim/kvspan
 
 # Debian and Ubuntu packages, by what needs them.
 headless_packages=(g++ cmake ninja-build libeigen3-dev libfmt-dev libtbb-dev libhwy-dev libssl-dev
-  nlohmann-json3-dev libcli11-dev pkg-config libopenblas-dev libpcre2-dev libutf8proc-dev)
+  nlohmann-json3-dev libcli11-dev pkg-config libdnnl-dev libpcre2-dev libutf8proc-dev)
 test_packages=(catch2 libboost-dev clang-format-16)
 deep_packages=(libbenchmark-dev clang-16 libclang-rt-16-dev clang-tidy-16)
 

@@ -20,6 +20,7 @@
 #include <nlohmann/json.hpp>
 #include <openssl/evp.h>
 
+#include "sim/checkpoint_files.h"
 #include "sim/error.h"
 #include "sim/trace_meta.h"
 
@@ -98,26 +99,6 @@ struct InputFile {
   }
 };
 
-struct Mapping {
-  std::shared_ptr<const void> owner;
-  std::span<const std::byte> bytes;
-};
-
-Mapping map_file(const fs::path& path) {
-  const InputFile input(path);
-  if (input.size == 0) return {};
-  const std::size_t size = input.size;
-  void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, input.fd.get(), 0);
-  if (address == MAP_FAILED) {
-    fail(path_text(path), "cannot be mapped into memory (" + errno_text(errno) + ")");
-  }
-  Mapping mapping;
-  mapping.owner = std::shared_ptr<const void>(
-      address, [size](const void* p) { ::munmap(const_cast<void*>(p), size); });
-  mapping.bytes = {static_cast<const std::byte*>(address), size};
-  return mapping;
-}
-
 std::string accepted_dtypes() {
   std::string text;
   for (const DtypeInfo& info : kDtypes) {
@@ -133,7 +114,12 @@ struct Declared {
   std::vector<std::int64_t> shape;
   std::int64_t begin = 0;
   std::int64_t end = 0;
+  std::string other_dtype;  // instead of dtype, under Rules::checkpoint
 };
+
+// Whose file it is. Traces are ours: whatever is not as the format says is refused. For checkpoints
+// see open_checkpoint_tensors().
+enum class Rules : std::uint8_t { trace, checkpoint };
 
 // Base of the two readers: an event handler, so that neither memory nor the stack grows with the
 // nesting of a hostile header. Every event that a reader does not override is an error.
@@ -177,7 +163,7 @@ class StrictSax : public nlohmann::json_sax<json> {
 // Reads {"__metadata__": {key: string}, tensor: {"dtype", "shape", "data_offsets"}, ...}.
 class HeaderReader final : public StrictSax {
  public:
-  using StrictSax::StrictSax;
+  HeaderReader(const std::string& file, Rules rules) : StrictSax(file), rules_(rules) {}
   Metadata metadata;
   std::map<std::string, Declared> tensors;
 
@@ -236,6 +222,10 @@ class HeaderReader final : public StrictSax {
     const auto* info = std::find_if(kDtypes.begin(), kDtypes.end(),
                                     [&](const DtypeInfo& known) { return known.name == value; });
     if (info == kDtypes.end()) {
+      if (rules_ == Rules::checkpoint && !value.empty()) {
+        tensor_->other_dtype = std::move(value);
+        return true;
+      }
       fail_tensor(file_, name_, "dtype is " + in_quotes(value) + "; expected " + accepted_dtypes());
     }
     tensor_->dtype = info->dtype;
@@ -316,6 +306,7 @@ class HeaderReader final : public StrictSax {
     return "two integers >= 0, [begin, end]";
   }
 
+  Rules rules_;
   int depth_ = 0;
   bool in_metadata_ = false;
   bool has_metadata_ = false;
@@ -331,7 +322,7 @@ class HeaderReader final : public StrictSax {
 // Reads {"metadata": {key: string}, "weight_map": {tensor: file}}.
 class IndexReader final : public StrictSax {
  public:
-  using StrictSax::StrictSax;
+  IndexReader(const std::string& file, Rules rules) : StrictSax(file), rules_(rules) {}
   Metadata metadata;
   Metadata weight_map;
   bool has_weight_map = false;
@@ -370,13 +361,19 @@ class IndexReader final : public StrictSax {
   }
   // Hugging Face tools add a numeric total_size to the index (never to the shards).
   bool number_unsigned(number_unsigned_t value) override {
-    if (depth_ != 2 || part_ != &metadata || key_ != "total_size") {
+    if (!is_number_of_checkpoint() && (depth_ != 2 || part_ != &metadata || key_ != "total_size")) {
       unexpected(fmt::format("the number {}", value));
     }
     return true;
   }
+  bool number_float(number_float_t value, const string_t& text) override {
+    return is_number_of_checkpoint() || StrictSax::number_float(value, text);
+  }
 
  private:
+  [[nodiscard]] bool is_number_of_checkpoint() const {
+    return rules_ == Rules::checkpoint && depth_ == 2 && part_ == &metadata;
+  }
   [[nodiscard]] std::string where() const override {
     return depth_ == 0 ? "index" : "key " + in_quotes(key_);
   }
@@ -384,6 +381,7 @@ class IndexReader final : public StrictSax {
     return depth_ < 2 ? "an object" : "a string";
   }
 
+  Rules rules_;
   int depth_ = 0;
   bool has_metadata_ = false;
   std::string key_;
@@ -415,6 +413,8 @@ void check_layout(const std::map<std::string, Declared>& tensors, std::uint64_t 
                               "most its {} bytes of data",
                               tensor.begin, tensor.end, data_bytes));
     }
+    order.push_back(&entry);
+    if (!tensor.other_dtype.empty()) continue;
     std::int64_t expected = 0;
     if (!tensor_size(tensor.dtype, tensor.shape, &expected)) {
       fail_tensor(file, name, "shape " + shape_text(tensor.shape) + " is too large for any file");
@@ -424,7 +424,6 @@ void check_layout(const std::map<std::string, Declared>& tensors, std::uint64_t 
                   fmt::format("{} bytes of data; expected {} for {} {}", tensor.end - tensor.begin,
                               expected, dtype_name(tensor.dtype), shape_text(tensor.shape)));
     }
-    order.push_back(&entry);
   }
   std::sort(order.begin(), order.end(), [](const Entry* a, const Entry* b) {
     return std::pair(a->second.begin, a->second.end) < std::pair(b->second.begin, b->second.end);
@@ -448,9 +447,10 @@ void check_layout(const std::map<std::string, Declared>& tensors, std::uint64_t 
 struct ParsedFile {
   Metadata metadata;
   std::map<std::string, TensorView> tensors;
+  std::map<std::string, std::string> other_dtypes;
 };
 
-ParsedFile parse_file(std::span<const std::byte> bytes, const std::string& file) {
+ParsedFile parse_file(std::span<const std::byte> bytes, const std::string& file, Rules rules) {
   if (bytes.size() < kLengthBytes) {
     fail(file, fmt::format("{} bytes; expected a safetensors file, which begins with an 8-byte "
                            "header length",
@@ -470,7 +470,7 @@ ParsedFile parse_file(std::span<const std::byte> bytes, const std::string& file)
   }
   const auto header = bytes.subspan(kLengthBytes, header_bytes);
   if (header.empty() || header[0] != std::byte{'{'}) fail(file, "header does not begin with '{'");
-  HeaderReader reader(file);
+  HeaderReader reader(file, rules);
   parse_sax(header, &reader);
   const auto data = bytes.subspan(kLengthBytes + header_bytes);
   check_layout(reader.tensors, data.size(), file);
@@ -480,6 +480,11 @@ ParsedFile parse_file(std::span<const std::byte> bytes, const std::string& file)
   for (auto it = reader.tensors.begin(); it != reader.tensors.end();) {
     auto node = reader.tensors.extract(it++);  // frees what has been read: memory never doubles
     Declared& tensor = node.mapped();
+    if (!tensor.other_dtype.empty()) {
+      parsed.other_dtypes.emplace_hint(parsed.other_dtypes.end(), std::move(node.key()),
+                                       std::move(tensor.other_dtype));
+      continue;
+    }
     TensorView view;
     view.dtype = tensor.dtype;
     view.bytes = data.subspan(static_cast<std::size_t>(tensor.begin),
@@ -509,6 +514,94 @@ void check_same_metadata(const Metadata& index, const Metadata& shard, const std
                      "; the index does not have it");
     }
   }
+}
+
+struct Opened : CheckpointTensors {
+  Metadata metadata;
+};
+
+Opened open_files(const fs::path& path, Rules rules) {
+  std::error_code ignored;
+  fs::path index = path;
+  const std::string name = path.string();
+  bool sharded = name.size() > kIndexSuffix.size() && name.ends_with(kIndexSuffix);
+  if (!sharded && !fs::exists(path, ignored)) {
+    index += kIndexSuffix;
+    sharded = fs::exists(index, ignored);
+  }
+  Opened set;
+  if (!sharded) {
+    const MappedFile mapping = map_file(path);
+    ParsedFile parsed = parse_file(mapping.bytes, path_text(path), rules);
+    set.metadata = std::move(parsed.metadata);
+    set.tensors = std::move(parsed.tensors);
+    set.other_dtypes = std::move(parsed.other_dtypes);
+    set.files.push_back(path);
+    set.owners.push_back(mapping.owner);
+    return set;
+  }
+
+  const std::string index_name = path_text(index);
+  IndexReader reader(index_name, rules);
+  {
+    const MappedFile mapping = map_file(index);
+    if (mapping.bytes.size() > kMaxHeaderBytes) {
+      fail(index_name, fmt::format("{} bytes; expected an index of at most {}",
+                                   mapping.bytes.size(), kMaxHeaderBytes));
+    }
+    parse_sax(mapping.bytes, &reader);
+  }
+  reader.metadata.erase("total_size");
+  if (!reader.has_weight_map || reader.weight_map.empty()) {
+    fail(index_name, "weight_map is missing or empty; expected the shard of every tensor");
+  }
+  set.files.push_back(index);
+  std::set<std::string_view> shards;
+  for (const auto& [tensor, shard] : reader.weight_map) {
+    // A shard lies beside its index; anything else would let an index point anywhere.
+    if (shard.empty() || shard == "." || shard == ".." || shard.find('/') != std::string::npos ||
+        shard.find('\0') != std::string::npos) {
+      fail_tensor(
+          index_name, tensor,
+          "shard is " + in_quotes(shard) + "; expected the name of a file beside the index");
+    }
+    shards.insert(shard);
+  }
+  for (const std::string_view shard : shards) {
+    const fs::path shard_path = index.parent_path() / shard;
+    const std::string shard_name = path_text(shard_path);
+    std::error_code error;
+    if (!fs::exists(shard_path, error)) {
+      fail(shard_name, "shard is missing; " + index_name + " names it");
+    }
+    const MappedFile mapping = map_file(shard_path);
+    ParsedFile parsed = parse_file(mapping.bytes, shard_name, rules);
+    if (rules == Rules::trace) check_same_metadata(reader.metadata, parsed.metadata, shard_name);
+    const auto check_place = [&](const std::string& tensor) {
+      const auto expected = reader.weight_map.find(tensor);
+      if (expected == reader.weight_map.end()) {
+        fail_tensor(shard_name, tensor, "is in this shard; the index does not have it");
+      }
+      if (expected->second != shard) {
+        fail_tensor(shard_name, tensor,
+                    "is in this shard; the index puts it into " + in_quotes(expected->second));
+      }
+    };
+    for (const auto& entry : parsed.tensors) check_place(entry.first);
+    for (const auto& entry : parsed.other_dtypes) check_place(entry.first);
+    set.tensors.merge(parsed.tensors);
+    set.other_dtypes.merge(parsed.other_dtypes);
+    set.files.push_back(shard_path);
+    set.owners.push_back(mapping.owner);
+  }
+  for (const auto& [tensor, shard] : reader.weight_map) {
+    if (!set.tensors.contains(tensor) && !set.other_dtypes.contains(tensor)) {
+      fail_tensor(path_text(index.parent_path() / shard), tensor,
+                  "is missing; the index puts it into this shard");
+    }
+  }
+  set.metadata = std::move(reader.metadata);
+  return set;
 }
 
 }  // namespace
@@ -568,90 +661,39 @@ std::int64_t TensorView::elements() const {
   return static_cast<std::int64_t>(bytes.size()) / dtype_bytes(dtype);
 }
 
-TensorSet TensorSet::open(const fs::path& path) {
-  std::error_code ignored;
-  fs::path index = path;
-  const std::string name = path.string();
-  bool sharded = name.size() > kIndexSuffix.size() && name.ends_with(kIndexSuffix);
-  if (!sharded && !fs::exists(path, ignored)) {
-    index += kIndexSuffix;
-    sharded = fs::exists(index, ignored);
+MappedFile map_file(const fs::path& path) {
+  const InputFile input(path);
+  if (input.size == 0) return {};
+  const std::size_t size = input.size;
+  void* address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, input.fd.get(), 0);
+  if (address == MAP_FAILED) {
+    fail(path_text(path), "cannot be mapped into memory (" + errno_text(errno) + ")");
   }
+  MappedFile mapping;
+  mapping.owner = std::shared_ptr<const void>(
+      address, [size](const void* p) { ::munmap(const_cast<void*>(p), size); });
+  mapping.bytes = {static_cast<const std::byte*>(address), size};
+  return mapping;
+}
+
+TensorSet TensorSet::open(const fs::path& path) {
+  Opened opened = open_files(path, Rules::trace);
   TensorSet set;
   set.mapped_ = true;
-  if (!sharded) {
-    const Mapping mapping = map_file(path);
-    ParsedFile parsed = parse_file(mapping.bytes, path_text(path));
-    set.metadata_ = std::move(parsed.metadata);
-    set.tensors_ = std::move(parsed.tensors);
-    set.files_.push_back(path);
-    set.owners_.push_back(mapping.owner);
-    return set;
-  }
-
-  const std::string index_name = path_text(index);
-  IndexReader reader(index_name);
-  {
-    const Mapping mapping = map_file(index);
-    if (mapping.bytes.size() > kMaxHeaderBytes) {
-      fail(index_name, fmt::format("{} bytes; expected an index of at most {}",
-                                   mapping.bytes.size(), kMaxHeaderBytes));
-    }
-    parse_sax(mapping.bytes, &reader);
-  }
-  reader.metadata.erase("total_size");
-  if (!reader.has_weight_map || reader.weight_map.empty()) {
-    fail(index_name, "weight_map is missing or empty; expected the shard of every tensor");
-  }
-  set.files_.push_back(index);
-  std::set<std::string_view> shards;
-  for (const auto& [tensor, shard] : reader.weight_map) {
-    // A shard lies beside its index; anything else would let an index point anywhere.
-    if (shard.empty() || shard == "." || shard == ".." || shard.find('/') != std::string::npos ||
-        shard.find('\0') != std::string::npos) {
-      fail_tensor(
-          index_name, tensor,
-          "shard is " + in_quotes(shard) + "; expected the name of a file beside the index");
-    }
-    shards.insert(shard);
-  }
-  for (const std::string_view shard : shards) {
-    const fs::path shard_path = index.parent_path() / shard;
-    const std::string shard_name = path_text(shard_path);
-    std::error_code error;
-    if (!fs::exists(shard_path, error)) {
-      fail(shard_name, "shard is missing; " + index_name + " names it");
-    }
-    const Mapping mapping = map_file(shard_path);
-    ParsedFile parsed = parse_file(mapping.bytes, shard_name);
-    check_same_metadata(reader.metadata, parsed.metadata, shard_name);
-    for (const auto& [tensor, view] : parsed.tensors) {
-      const auto expected = reader.weight_map.find(tensor);
-      if (expected == reader.weight_map.end()) {
-        fail_tensor(shard_name, tensor, "is in this shard; the index does not have it");
-      }
-      if (expected->second != shard) {
-        fail_tensor(shard_name, tensor,
-                    "is in this shard; the index puts it into " + in_quotes(expected->second));
-      }
-    }
-    set.tensors_.merge(parsed.tensors);
-    set.files_.push_back(shard_path);
-    set.owners_.push_back(mapping.owner);
-  }
-  for (const auto& [tensor, shard] : reader.weight_map) {
-    if (!set.tensors_.contains(tensor)) {
-      fail_tensor(path_text(index.parent_path() / shard), tensor,
-                  "is missing; the index puts it into this shard");
-    }
-  }
-  set.metadata_ = std::move(reader.metadata);
+  set.metadata_ = std::move(opened.metadata);
+  set.tensors_ = std::move(opened.tensors);
+  set.files_ = std::move(opened.files);
+  set.owners_ = std::move(opened.owners);
   return set;
+}
+
+CheckpointTensors open_checkpoint_tensors(const fs::path& path) {
+  return open_files(path, Rules::checkpoint);
 }
 
 TensorSet TensorSet::from_bytes(std::span<const std::byte> file, const std::string& name) {
   auto copy = std::make_shared<const std::vector<std::byte>>(file.begin(), file.end());
-  ParsedFile parsed = parse_file(*copy, name);
+  ParsedFile parsed = parse_file(*copy, name, Rules::trace);
   TensorSet set;
   set.metadata_ = std::move(parsed.metadata);
   set.tensors_ = std::move(parsed.tensors);
@@ -683,12 +725,15 @@ const TensorView* TensorSet::find(const std::string& name) const {
 }
 
 void TensorSet::release(const TensorView& tensor) const {
-  if (!mapped_ || tensor.bytes.empty()) return;
-  // Only pages that lie wholly inside: its neighbours may still be in use.
+  if (mapped_) release_pages(tensor.bytes);
+}
+
+void release_pages(std::span<const std::byte> mapped) {
+  // Only pages that lie wholly inside: the neighbours may still be in use.
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto first = reinterpret_cast<std::uintptr_t>(tensor.bytes.data());
+  const auto first = reinterpret_cast<std::uintptr_t>(mapped.data());
   const std::uintptr_t begin = (first + page - 1) / page * page;
-  const std::uintptr_t end = (first + tensor.bytes.size()) / page * page;
+  const std::uintptr_t end = (first + mapped.size()) / page * page;
   if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 

@@ -34,6 +34,7 @@ constexpr std::int64_t kMaxHeadDim = 1 << 13;
 constexpr std::int64_t kMaxTokens = std::numeric_limits<std::int32_t>::max();  // keys are I32
 constexpr int kMaxJsonDepth = 8;
 constexpr std::size_t kMaxJsonBytes = std::size_t{16} << 20U;
+constexpr const char* kRopeTypes = "default, linear, llama3, yarn or factors";
 constexpr std::string_view kFormat = "kvspan.trace";
 constexpr std::int64_t kVersion = 1;
 
@@ -213,6 +214,23 @@ void apply_llama3(const MetaReader& meta, const json& scaling, Rope* rope) {
   }
 }
 
+// Inverse frequencies of our own type "factors": each divided by its factor. GGUF files give the
+// outcome of llama3 scaling in this form, without the parameters that it came from.
+void apply_factors(const MetaReader& meta, const json& scaling, Rope* rope) {
+  const json factors = scaling.value("factors", json());
+  if (!factors.is_array() || factors.size() != rope->inverse_frequencies.size()) {
+    meta.fail("rope_scaling", "has 'factors' = " + json_text(factors),
+              fmt::format("a list of {} numbers > 0", rope->inverse_frequencies.size()));
+  }
+  for (std::size_t i = 0; i < factors.size(); ++i) {
+    const double factor = factors[i].is_number() ? factors[i].get<double>() : 0.0;
+    if (!(factor > 0)) {
+      meta.fail("rope_scaling", "has 'factors' that hold " + json_text(factors[i]), "numbers > 0");
+    }
+    rope->inverse_frequencies[i] /= factor;
+  }
+}
+
 std::optional<Rope> parse_rope(const MetaReader& meta, int head_dim) {
   if (meta.find("rope_theta") == nullptr) {
     for (const char* key : {"rope_dim", "rope_layout", "rope_scaling"}) {
@@ -243,7 +261,7 @@ std::optional<Rope> parse_rope(const MetaReader& meta, int head_dim) {
   const auto type_entry =
       scaling.contains("rope_type") ? scaling.find("rope_type") : scaling.find("type");
   if (type_entry == scaling.end() || !type_entry->is_string()) {
-    meta.fail("rope_scaling", "has no 'rope_type'", "default, linear, llama3 or yarn");
+    meta.fail("rope_scaling", "has no 'rope_type'", kRopeTypes);
   }
   const auto& type = type_entry->get_ref<const std::string&>();
   if (type == "linear") {
@@ -253,8 +271,10 @@ std::optional<Rope> parse_rope(const MetaReader& meta, int head_dim) {
     apply_llama3(meta, scaling, &rope);
   } else if (type == "yarn") {
     apply_yarn(meta, scaling, &rope);
+  } else if (type == "factors") {
+    apply_factors(meta, scaling, &rope);
   } else if (type != "default") {
-    meta.fail("rope_scaling", "has type " + in_quotes(type), "default, linear, llama3 or yarn");
+    meta.fail("rope_scaling", "has type " + in_quotes(type), kRopeTypes);
   }
   for (const double frequency : rope.inverse_frequencies) {
     if (!std::isfinite(frequency) || frequency < 0) {

@@ -82,6 +82,9 @@ class Runner {
   // `progress` (may be empty) is told the share of the call that is done, and may throw.
   virtual void layer(int layer, RowIndex first, std::span<float> hidden, AttentionHook& hook,
                      const std::function<void(double)>& progress = {}) = 0;
+  // Keys and values of rows that an earlier process ran through this layer, as on_qkv() gave them (q
+  // is not read): as if layer() had been called. REQUIRES: keep_kv; ascending rows.
+  virtual void restore(const RowsQkv& rows) = 0;
   // Final norm and head: logits [rows, vocabulary] of hidden [rows, hidden], handed over in blocks
   // of rows, ascending: use(first, rows, logits).
   virtual void head(std::span<const float> hidden,

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward pass against independent programs: numpy/torch and Hugging Face transformers in fp32.
+// tests/data/references.safetensors holds what is needed of their output; with
+// KVSPAN_REFERENCE=FOLDER the same tests compare everything. The tests of SmolLM2 are run on demand:
+//   KVSPAN_SMOLLM2=SmolLM2-135M-Instruct.Q4_1.gguf kvspan_tracegen_tests "[smollm2]"
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <catch2/catch.hpp>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "sim/trace.h"
+#include "tracegen/runner.h"
+
+namespace kvspan::tracegen {
+namespace {
+
+using Ids = std::vector<std::int32_t>;
+
+std::string reference_folder() {
+  const char* folder = std::getenv("KVSPAN_REFERENCE");
+  return folder == nullptr ? "" : folder;
+}
+
+// A tensor as floats or integers.
+std::vector<float> floats(const TensorSet& set, const std::string& name) {
+  const TensorView* tensor = set.find(name);
+  INFO(name);
+  REQUIRE(tensor != nullptr);
+  std::vector<float> out(static_cast<std::size_t>(tensor->elements()));
+  widen(*tensor, 0, out, name);
+  return out;
+}
+Ids integers(const TensorSet& set, const std::string& name) {
+  const TensorView* tensor = set.find(name);
+  INFO(name);
+  REQUIRE(tensor != nullptr);
+  Ids out(static_cast<std::size_t>(tensor->elements()));
+  REQUIRE(tensor->bytes.size() == out.size() * sizeof(std::int32_t));
+  std::memcpy(out.data(), tensor->bytes.data(), tensor->bytes.size());
+  return out;
+}
+
+// Keeps q, k and v of chosen layers, and the last row's attention of others.
+class Keep final : public AttentionHook {
+ public:
+  struct Qkv {
+    std::vector<float> q, k, v;  // [rows, heads, head_dim]
+  };
+  Keep(const ModelSpec& spec, std::vector<int> layers) : spec_(spec) {
+    for (const int l : layers) layers_[l];
+  }
+  Emit emit(int layer) override { return {.qkv = layers_.contains(layer)}; }
+  void on_qkv(const RowsQkv& rows) override {
+    const auto append = [&](std::vector<float>& to, const float* from, int heads) {
+      to.insert(to.end(), from, from + rows.rows * heads * spec_.head_dim);
+    };
+    Qkv& kept = layers_.at(rows.layer);
+    append(kept.q, rows.q, spec_.query_heads);
+    append(kept.k, rows.k, spec_.kv_heads);
+    append(kept.v, rows.v, spec_.kv_heads);
+  }
+  [[nodiscard]] const Qkv& layer(int layer) const { return layers_.at(layer); }
+
+ private:
+  const ModelSpec& spec_;
+  std::map<int, Qkv> layers_;
+};
+
+// What the head gives, row by row.
+struct Predictions {
+  std::vector<double> lse, nll;
+  Ids argmax;
+  std::map<std::int64_t, std::vector<float>> rows;  // logits of chosen rows
+};
+
+// Layer by layer over all ids, as capture does.
+Predictions forward(const Checkpoint& checkpoint, const Ids& ids, AttentionHook& hook,
+                    const Ids& logit_rows) {
+  const ModelSpec& spec = checkpoint.spec();
+  const auto tokens = static_cast<std::int64_t>(ids.size());
+  const auto runner = make_cpu_runner(checkpoint, {.tokens = tokens, .scratch = {}});
+  std::vector<float> hidden(static_cast<std::size_t>(tokens * spec.hidden));
+  runner->embed(ids, hidden);
+  for (int l = 0; l < spec.layers; ++l) runner->layer(l, 0, hidden, hook);
+  Predictions out;
+  runner->head(hidden, [&](std::int64_t first, std::int64_t rows, const float* logits) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const float* row = logits + r * spec.vocabulary;
+      const float* most = std::max_element(row, row + spec.vocabulary);
+      double sum = 0;
+      for (std::int64_t i = 0; i < spec.vocabulary; ++i) sum += std::exp(double{row[i]} - *most);
+      out.argmax.push_back(static_cast<std::int32_t>(most - row));
+      out.lse.push_back(*most + std::log(sum));
+      const std::int64_t t = first + r;
+      if (t + 1 < tokens)
+        out.nll.push_back(out.lse.back() - row[ids[static_cast<std::size_t>(t + 1)]]);
+      if (std::find(logit_rows.begin(), logit_rows.end(), t) != logit_rows.end()) {
+        out.rows[t] = std::vector<float>(row, row + spec.vocabulary);
+      }
+    }
+  });
+  return out;
+}
+
+double mean(const std::vector<double>& x) {
+  double sum = 0;
+  for (const double value : x) sum += value;
+  return sum / static_cast<double>(x.size());
+}
+
+// max |a - b| / max |b|.
+double deviation(std::span<const float> a, std::span<const float> b) {
+  double most = 0;
+  double scale = 0;
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    most = std::max(most, std::abs(double{a[i]} - double{b[i]}));
+    scale = std::max(scale, std::abs(double{b[i]}));
+  }
+  return most / scale;
+}
+
+// Largest distance in excess of one F16 unit in the last place of the reference.
+double beyond_half_ulp(std::span<const float> a, std::span<const float> f16) {
+  double most = 0;
+  for (std::size_t i = 0; i < f16.size(); ++i) {
+    const double size = std::max(std::abs(double{f16[i]}), 6.1e-5);
+    const double ulp = std::exp2(std::floor(std::log2(size)) - 10);
+    most = std::max(most, std::abs(double{a[i]} - double{f16[i]}) - ulp);
+  }
+  return most;
+}
+
+// The rows of x [tokens, width] that `rows` names.
+std::vector<float> pick(const std::vector<float>& x, const Ids& rows, std::int64_t width) {
+  std::vector<float> out;
+  for (const std::int32_t r : rows) {
+    out.insert(out.end(), x.begin() + r * width, x.begin() + (r + 1) * width);
+  }
+  return out;
+}
+
+Ids numbers(int count) {
+  Ids out;
+  for (int i = 0; i < count; ++i) out.push_back(i);
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("MiniMind2's logits, perplexity, q, k and v equal the references", "[reference]") {
+  const std::string folder = reference_folder();
+  const TensorSet cut = TensorSet::open(KVSPAN_TESTS_DIR "/data/references.safetensors");
+  const Checkpoint checkpoint = Checkpoint::open(KVSPAN_MODELS_DIR "/minimind2-small");
+  const ModelSpec& spec = checkpoint.spec();
+  const Ids ids = integers(cut, "minimind2.token_ids");
+  Ids logit_rows = integers(cut, "minimind2.logits.rows");
+  std::vector<float> logits = floats(cut, "minimind2.logits");
+  if (!folder.empty()) {
+    logit_rows = numbers(512);
+    logits = floats(TensorSet::open(folder + "/minimind2-logits-512.safetensors"), "logits");
+  }
+  std::vector<int> layers;
+  for (int l = 0; l < spec.layers; ++l) layers.push_back(l);
+  Keep keep(spec, layers);
+  const Predictions got = forward(checkpoint, ids, keep, logit_rows);
+
+  double worst_logits = 0;
+  for (std::size_t i = 0; i < logit_rows.size(); ++i) {
+    const std::span expected(logits.data() + static_cast<std::int64_t>(i) * spec.vocabulary,
+                             static_cast<std::size_t>(spec.vocabulary));
+    worst_logits = std::max(worst_logits, deviation(got.rows.at(logit_rows[i]), expected));
+  }
+  CHECK(worst_logits < 1e-3);
+  const Ids argmax = integers(cut, "minimind2.argmax");
+  const std::vector<float> lse = floats(cut, "minimind2.lse");
+  for (std::size_t t = 0; t < argmax.size(); ++t) {
+    CHECK(got.argmax[t] == argmax[t]);
+    CHECK(got.lse[t] == Approx(lse[t]).margin(1e-3));
+  }
+
+  const std::vector<float> nll = floats(cut, "minimind2.nll");
+  for (std::size_t t = 0; t < got.nll.size(); ++t)
+    REQUIRE(got.nll[t] == Approx(nll[t]).margin(2e-3));
+  CHECK(fmt::format("{:.3f}", std::exp(mean(got.nll))) == "110.673");  // the reference's own
+  const std::vector<double> first(got.nll.begin(), got.nll.begin() + 511);
+  CHECK(fmt::format("{:.4f}", mean(first)) == "4.8460");
+
+  const bool all = !folder.empty();
+  const TensorSet full =
+      all ? TensorSet::open(folder + "/minimind2-sherlock-2048.safetensors") : TensorSet();
+  const Ids rows =
+      all ? numbers(static_cast<int>(ids.size())) : integers(cut, "minimind2.qkv.rows");
+  double worst_qkv = 0;
+  for (const int l : layers) {
+    for (const char x : {'q', 'k', 'v'}) {
+      const Keep::Qkv& kept = keep.layer(l);
+      const std::vector<float>& mine = x == 'q' ? kept.q : x == 'k' ? kept.k : kept.v;
+      const std::int64_t width =
+          std::int64_t{x == 'q' ? spec.query_heads : spec.kv_heads} * spec.head_dim;
+      const std::string name = fmt::format("layers.{}.{}", l, x);
+      const auto expected = all ? floats(full, name) : floats(cut, "minimind2." + name);
+      const auto picked = pick(mine, rows, width);
+      REQUIRE(picked.size() == expected.size());
+      double scale = 0;
+      for (const float value : expected) scale = std::max(scale, std::abs(double{value}));
+      worst_qkv = std::max(worst_qkv, beyond_half_ulp(picked, expected) / scale);
+    }
+  }
+  CHECK(worst_qkv < 1e-3);
+  WARN(fmt::format("worst deviation: logits {:.1e}, q k v {:.1e} beyond one F16 ulp (limit 1e-3)",
+                   worst_logits, worst_qkv));
+}
+
+}  // namespace kvspan::tracegen
