@@ -111,7 +111,7 @@ TEST_CASE("extreme scores neither overflow nor lose the largest", "[cuda]") {
 
 TEST_CASE("attention refuses head sizes and counts that it was not built for", "[cuda]") {
   const auto attend = [](int head_dim, int top_k) {
-    attend_on_device(random_case(
+    return attend_on_device(random_case(
         DeviceType::f16, {.query_heads = 1, .kv_heads = 1, .head_dim = head_dim, .rows = 1}, top_k, 1,
         0, 1));
   };

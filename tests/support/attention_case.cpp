@@ -13,6 +13,7 @@
 
 #include <fmt/format.h>
 
+#include "tests/twin/attention.h"
 #include "tracegen/cuda/device.h"
 
 namespace kvspan::tracegen::testing {
@@ -99,7 +100,7 @@ AttentionResult attend_on_host(const AttentionCase& input) {
   AttentionResult r = empty_result(input);
   AttentionProblem problem = input.problem;
   if (!input.visible.empty()) problem.visible = input.visible.data();
-  attention_cpu(problem, {.q = input.q.data(),
+  test::attention_twin(problem, {.q = input.q.data(),
                           .k = input.k.data(),
                           .v = input.v.data(),
                           .out = r.out.data(),

@@ -656,7 +656,7 @@ void launch_attention(const AttentionProblem& p, const DeviceAttentionTensors& t
               .window = p.window,
               .scale = p.scale * kLog2E,
               .visible = p.visible,
-              .visible_stride = p.first + p.rows};
+              .visible_stride = t.visible_stride > 0 ? t.visible_stride : p.first + p.rows};
   const Workspace parts = workspace_of(p, t.top_k);
   auto* const base = static_cast<unsigned char*>(t.workspace);
   float* const lse2 = capture ? reinterpret_cast<float*>(base + parts.lse2) : nullptr;
