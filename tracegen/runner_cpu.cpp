@@ -119,7 +119,8 @@ class CpuRunner final : public Runner {
     const std::int64_t wave = std::min(kWave, options_.tokens);
     const std::int64_t width =
         2 * q_width() + 2 * spec_.hidden + 2 * std::int64_t{spec_.intermediate};
-    bytes += wave * width * 4 + std::min(head_block_rows(spec_), options_.tokens) * spec_.vocabulary * 4;
+    bytes +=
+        wave * width * 4 + std::min(head_block_rows(spec_), options_.tokens) * spec_.vocabulary * 4;
     // A thread's widened tile, logits of a tile of attention rows, and their queries and outputs.
     const std::int64_t widest =
         std::max({std::int64_t{spec_.hidden}, std::int64_t{spec_.intermediate}, q_width()});

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/support/attention_case.h"
 
-#include <Eigen/Core>
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <cuda_runtime.h>
 #include <limits>
 #include <random>
 
+#include <Eigen/Core>
 #include <fmt/format.h>
 
 #include "tests/twin/attention.h"
@@ -101,15 +100,15 @@ AttentionResult attend_on_host(const AttentionCase& input) {
   AttentionProblem problem = input.problem;
   if (!input.visible.empty()) problem.visible = input.visible.data();
   test::attention_twin(problem, {.q = input.q.data(),
-                          .k = input.k.data(),
-                          .v = input.v.data(),
-                          .out = r.out.data(),
-                          .top_k = input.top_k,
-                          .prob = r.prob.data(),
-                          .index = r.index.data(),
-                          .lse = r.lse.data(),
-                          .column_mass = r.mass.data(),
-                          .column_stride = problem.first + problem.rows});
+                                 .k = input.k.data(),
+                                 .v = input.v.data(),
+                                 .out = r.out.data(),
+                                 .top_k = input.top_k,
+                                 .prob = r.prob.data(),
+                                 .index = r.index.data(),
+                                 .lse = r.lse.data(),
+                                 .column_mass = r.mass.data(),
+                                 .column_stride = problem.first + problem.rows});
   return r;
 }
 
@@ -118,8 +117,8 @@ AttentionResult attend_on_device(const AttentionCase& input) {
   std::vector<CudaMemory> memory;
   const auto allocate = [&](std::size_t bytes) {
     return memory
-        .emplace_back(MemoryKind::device, static_cast<std::int64_t>(std::max<std::size_t>(bytes, 16)),
-                      "a test")
+        .emplace_back(MemoryKind::device,
+                      static_cast<std::int64_t>(std::max<std::size_t>(bytes, 16)), "a test")
         .as<std::byte>();
   };
   const auto upload = [&](const void* data, std::size_t bytes) {
@@ -177,7 +176,7 @@ std::string worst_difference(const AttentionCase& input, const AttentionResult& 
   std::string worst;
   double excess = 1;
   const auto compare = [&](const char* name, std::size_t i, double a, double b, double bound) {
-    const double times = a == b                  ? 0
+    const double times = a == b                 ? 0
                          : std::isfinite(a - b) ? std::abs(a - b) / bound
                                                 : std::numeric_limits<double>::infinity();
     if (times <= excess) return;

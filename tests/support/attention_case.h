@@ -13,9 +13,9 @@ namespace kvspan::tracegen::testing {
 
 struct AttentionCase {
   DeviceType type = DeviceType::f32;
-  AttentionProblem problem;     // visible points into `visible` of attend_on_*
+  AttentionProblem problem;  // visible points into `visible` of attend_on_*
   int top_k = 0;
-  std::vector<float> q, k, v;  // values of `type`
+  std::vector<float> q, k, v;         // values of `type`
   std::vector<std::uint8_t> visible;  // empty: all
 };
 

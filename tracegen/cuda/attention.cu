@@ -105,8 +105,7 @@ template <typename T, int kDim, typename Source>
 __device__ void load_rows(T* tile, int rows, int head_dim, const Source& source) {
   constexpr int kPerCopy = 16 / static_cast<int>(sizeof(T));
   constexpr int kCopies = kDim / kPerCopy;
-  for (int i = static_cast<int>(threadIdx.x); i < rows * kCopies;
-       i += Tiles<T, kDim>::kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < rows * kCopies; i += Tiles<T, kDim>::kThreads) {
     const int row = i / kCopies;
     const int column = i % kCopies * kPerCopy;
     const T* from = source(row);
@@ -311,8 +310,7 @@ __device__ void collect(const float (&scores)[kKeys / 8][4], std::int64_t tile_k
 #pragma unroll
   for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
-    for (int c = 0; c < 4; ++c)
-      mine += scores[j][c] >= rows.threshold[c / 2] ? 1 << c / 2 * 16 : 0;
+    for (int c = 0; c < 4; ++c) mine += scores[j][c] >= rows.threshold[c / 2] ? 1 << c / 2 * 16 : 0;
   if (!__any_sync(kWholeWarp, mine != 0)) return;
 
   int before = 0, total = 0;
@@ -519,8 +517,7 @@ __global__ void finish_top_k(std::int64_t rows, Candidates candidates, int padde
   }
   for (int i = lane; i < candidates.top_k; i += kWarp) {
     const std::int64_t at = row * candidates.top_k + i;
-    if (prob != nullptr)
-      prob[at] = i < kept ? exp2f(candidate_score(best[i]) - lse2[row]) : 0;
+    if (prob != nullptr) prob[at] = i < kept ? exp2f(candidate_score(best[i]) - lse2[row]) : 0;
     if (index != nullptr) index[at] = i < kept ? candidate_key(best[i]) : -1;
   }
 }
@@ -628,12 +625,11 @@ template <typename Kernel>
 void reserve_shared(Kernel* kernel, int bytes, int head_dim) {
   int device = 0, most = 0;
   KVSPAN_CUDA_CHECK(cudaGetDevice(&device));
-  KVSPAN_CUDA_CHECK(
-      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  KVSPAN_CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   if (bytes > most)
     throw DeviceError("attention with head_dim " + std::to_string(head_dim) + " needs " +
-                      std::to_string(bytes) + " bytes of shared memory a block; " +
-                      device_name() + " has " + std::to_string(most));
+                      std::to_string(bytes) + " bytes of shared memory a block; " + device_name() +
+                      " has " + std::to_string(most));
   KVSPAN_CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
@@ -719,9 +715,12 @@ void attention_cuda(const AttentionProblem& problem, const DeviceAttentionTensor
                       " probabilities a row, not " + std::to_string(tensors.top_k));
   if (problem.rows == 0) return;
   switch (tensors.type) {
-    case DeviceType::f32: return launch_for_dim<float>(problem, tensors, stream);
-    case DeviceType::f16: return launch_for_dim<__half>(problem, tensors, stream);
-    case DeviceType::bf16: return launch_for_dim<__nv_bfloat16>(problem, tensors, stream);
+    case DeviceType::f32:
+      return launch_for_dim<float>(problem, tensors, stream);
+    case DeviceType::f16:
+      return launch_for_dim<__half>(problem, tensors, stream);
+    case DeviceType::bf16:
+      return launch_for_dim<__nv_bfloat16>(problem, tensors, stream);
   }
 }
 

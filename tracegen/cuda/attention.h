@@ -28,7 +28,7 @@ struct DeviceAttentionTensors {
   float* column_mass = nullptr;  // ADDED to; costs a second sweep over q and k
   std::int64_t column_stride = 0;
   std::int64_t visible_stride = 0;  // of problem.visible between KV heads; 0: first + rows
-  void* workspace = nullptr;  // attention_cuda_workspace() bytes, aligned to 16
+  void* workspace = nullptr;        // attention_cuda_workspace() bytes, aligned to 16
 };
 
 inline constexpr int kMostTopK = 1024;

@@ -16,9 +16,9 @@ double mib(std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); 
 
 void check_cuda(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
-  throw DeviceError(
-      fmt::format("CUDA: {} failed: {}", std::string(call).substr(0, std::string(call).find('(')),
-                  cudaGetErrorString(status)));
+  throw DeviceError(fmt::format("CUDA: {} failed: {}",
+                                std::string(call).substr(0, std::string(call).find('(')),
+                                cudaGetErrorString(status)));
 }
 
 std::string device_name() {
@@ -44,8 +44,9 @@ CudaMemory::CudaMemory(MemoryKind kind, std::int64_t bytes, const std::string& p
   std::string there = "the host has no more pinned memory";
   std::size_t free = 0, total = 0;
   if (kind == MemoryKind::device && cudaMemGetInfo(&free, &total) == cudaSuccess)
-    there = fmt::format("{} has {:.1f} MiB free of {:.1f} MiB", device_name(),
-                        mib(static_cast<std::int64_t>(free)), mib(static_cast<std::int64_t>(total)));
+    there =
+        fmt::format("{} has {:.1f} MiB free of {:.1f} MiB", device_name(),
+                    mib(static_cast<std::int64_t>(free)), mib(static_cast<std::int64_t>(total)));
   throw DeviceError(fmt::format("{:.1f} MiB are needed for {}, but {} ({})", mib(bytes), purpose,
                                 there, cudaGetErrorString(status)));
 }

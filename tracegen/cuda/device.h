@@ -2,10 +2,9 @@
 // Owners of what a GPU lends: memory, streams, events. Private to tracegen/cuda.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstddef>
 #include <cstdint>
+#include <cuda_runtime.h>
 #include <string>
 
 namespace kvspan::tracegen {
@@ -64,7 +63,7 @@ class CudaEvent {
   CudaEvent& operator=(const CudaEvent&) = delete;
   ~CudaEvent();
   void record(const CudaStream& stream);
-  void wait() const;                           // the host waits
+  void wait() const;                          // the host waits
   void hold(const CudaStream& stream) const;  // what `stream` is given from now on waits
 
  private:

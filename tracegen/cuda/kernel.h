@@ -5,11 +5,10 @@
 // Source: PTX ISA, "Matrix fragments for mma.m16n8k16", "ldmatrix", "cp.async".
 #pragma once
 
+#include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-
-#include <cstdint>
 #include <type_traits>
 
 #include "tracegen/cuda/device.h"
@@ -140,8 +139,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t s
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  KVSPAN_CUDA_CHECK(
-      cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  KVSPAN_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
 }  // namespace kvspan::tracegen

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Element-wise parts of a layer: each reads its input once or twice and is bound by memory. A warp
 // takes a row (or a head of it), so that sums need no shared memory and one fixed order.
-#include "tracegen/cuda/layer.h"
-
 #include <cmath>
 
 #include "tracegen/cuda/kernel.h"
+#include "tracegen/cuda/layer.h"
 
 namespace kvspan::tracegen {
 namespace {
@@ -112,9 +111,12 @@ dim3 blocks_of(std::int64_t items, std::int64_t per_block) {
 template <typename Use>
 void with_type(DeviceType type, const Use& use) {
   switch (type) {
-    case DeviceType::f32: return use(float{});
-    case DeviceType::f16: return use(__half{});
-    case DeviceType::bf16: return use(__nv_bfloat16{});
+    case DeviceType::f32:
+      return use(float{});
+    case DeviceType::f16:
+      return use(__half{});
+    case DeviceType::bf16:
+      return use(__nv_bfloat16{});
   }
 }
 

@@ -10,32 +10,32 @@
 //
 // Weights are widened on the host and uploaded a layer at a time; all layers stay on the device if
 // generation is to come (keep_kv) and they fit, else one place is used for each layer in turn.
-#include <cublas_v2.h>
-#include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
+#include "tracegen/runner.h"
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <cublas_v2.h>
 #include <optional>
 #include <vector>
 
 #include <fmt/format.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
 
 #include "sim/error.h"
 #include "tracegen/cuda/attention.h"
 #include "tracegen/cuda/device.h"
 #include "tracegen/cuda/layer.h"
 #include "tracegen/rope_table.h"
-#include "tracegen/runner.h"
 #include "tracegen/runner_common.h"
 
 namespace kvspan::tracegen {
 namespace {
 
 constexpr std::int64_t kFloat = sizeof(float);
-constexpr std::int64_t kStagingBytes = std::int64_t{32} << 20;  // twice, for weights
+constexpr std::int64_t kStagingBytes = std::int64_t{32} << 20;   // twice, for weights
 constexpr std::int64_t kReserveBytes = std::int64_t{512} << 20;  // left to cuBLAS and the context
 
 std::int64_t element_bytes(DeviceType type) { return type == DeviceType::f32 ? 4 : 2; }
@@ -77,7 +77,7 @@ struct Slot {
 // Parts of a layer's weights in one allocation; a null pointer: the model has none.
 struct LayerOnDevice {
   CudaMemory memory;
-  int layer = -1;  // that is loaded
+  int layer = -1;                                                               // that is loaded
   std::byte *qkv = nullptr, *o = nullptr, *gate_up = nullptr, *down = nullptr;  // dense type
   float *attention_norm = nullptr, *mlp_norm = nullptr, *q_norm = nullptr, *k_norm = nullptr;
   float *qkv_bias = nullptr, *o_bias = nullptr, *gate_up_bias = nullptr, *down_bias = nullptr;
@@ -97,10 +97,10 @@ class CudaRunner final : public Runner {
         cublas_(compute_) {
     const std::int64_t layers = options.keep_kv ? spec_.layers : 1;
     const std::string rows = fmt::format("{} rows", options.tokens);
-    kv_ = allocate(MemoryKind::device,
-                   2 * layers * options.tokens * kv_width() * element_bytes(attention_type_),
-                   fmt::format("keys and values of {} in {} layer{}", rows, layers,
-                               layers == 1 ? "" : "s"));
+    kv_ = allocate(
+        MemoryKind::device,
+        2 * layers * options.tokens * kv_width() * element_bytes(attention_type_),
+        fmt::format("keys and values of {} in {} layer{}", rows, layers, layers == 1 ? "" : "s"));
     allocate_wave();
     for (CudaMemory& staging : staging_)
       staging = allocate(MemoryKind::pinned, kStagingBytes, "weights on their way");
@@ -137,8 +137,8 @@ class CudaRunner final : public Runner {
     if (pass.emit.column_mass) {
       const std::int64_t bytes = spec_.query_heads * keys * kFloat;
       reserve(mass_, bytes, "column masses");
-      KVSPAN_CUDA_CHECK(cudaMemsetAsync(mass_.as<void>(), 0, static_cast<std::size_t>(bytes),
-                                        compute_.get()));
+      KVSPAN_CUDA_CHECK(
+          cudaMemsetAsync(mass_.as<void>(), 0, static_cast<std::size_t>(bytes), compute_.get()));
     }
     reserve_scores(pass.emit);
 
@@ -296,8 +296,9 @@ class CudaRunner final : public Runner {
       reserve(slot.index, heads * emit.top_k, purpose);
       reserve(slot.lse, emit.lse ? heads : 0, purpose);
     }
-    reserve(workspace_, static_cast<std::int64_t>(attention_cuda_workspace(
-                            {.query_heads = spec_.query_heads, .rows = wave_}, emit.top_k)),
+    reserve(workspace_,
+            static_cast<std::int64_t>(attention_cuda_workspace(
+                {.query_heads = spec_.query_heads, .rows = wave_}, emit.top_k)),
             purpose);
   }
 
@@ -465,13 +466,12 @@ class CudaRunner final : public Runner {
              std::int64_t inputs, float beta, float* y) {
     const float alpha = 1;
     const cudaDataType_t type = dense_type_ == DeviceType::f32 ? CUDA_R_32F : CUDA_R_16BF;
-    check_cublas(
-        cublasGemmEx(cublas_.get(), CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(outputs),
-                     static_cast<int>(rows), static_cast<int>(inputs), &alpha, w, type,
-                     static_cast<int>(inputs), x, type, static_cast<int>(inputs), &beta, y,
-                     CUDA_R_32F, static_cast<int>(outputs), CUBLAS_COMPUTE_32F,
-                     CUBLAS_GEMM_DEFAULT),
-        "cublasGemmEx");
+    check_cublas(cublasGemmEx(cublas_.get(), CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(outputs),
+                              static_cast<int>(rows), static_cast<int>(inputs), &alpha, w, type,
+                              static_cast<int>(inputs), x, type, static_cast<int>(inputs), &beta, y,
+                              CUDA_R_32F, static_cast<int>(outputs), CUBLAS_COMPUTE_32F,
+                              CUBLAS_GEMM_DEFAULT),
+                 "cublasGemmEx");
   }
 
   [[nodiscard]] Slot& slot_of(std::int64_t wave) {
@@ -605,15 +605,13 @@ class CudaRunner final : public Runner {
   // Hands over what a wave gave, and frees its slot.
   void deliver(const Pass& pass, std::int64_t wave, AttentionHook& hook) {
     const std::int64_t rows = rows_of(pass, wave);
-    if (rows <= 0) return;
     const Slot& slot = slot_of(wave);
     slot.downloaded.wait();
     const std::int64_t row = pass.first + wave * wave_;
     const std::int64_t count = rows * spec_.hidden;
     require_finite(slot.hidden.on_host(), count,
                    fmt::format("layer {}: hidden states", pass.layer));
-    std::copy_n(slot.hidden.on_host(), count,
-                pass.hidden.data() + wave * wave_ * spec_.hidden);
+    std::copy_n(slot.hidden.on_host(), count, pass.hidden.data() + wave * wave_ * spec_.hidden);
     if (pass.emit.qkv)
       hook.on_qkv({pass.layer, row, rows, slot.q.on_host(), slot.k.on_host(), slot.v.on_host()});
     if (pass.emit.top_k > 0 || pass.emit.lse)

@@ -12,8 +12,6 @@
 // Tensor-core fragments follow the PTX ISA (kernel.h).
 #pragma once
 
-#include <Eigen/Core>
-
 #include <array>
 #include <bit>
 #include <cmath>
@@ -22,6 +20,8 @@
 #include <cstring>
 #include <functional>
 #include <tuple>
+
+#include <Eigen/Core>
 
 #define __global__
 #define __device__
@@ -264,9 +264,10 @@ void enqueue_cuda(cudaStream_t stream, std::function<void()> work);
 template <typename... Parameters>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Parameters... arguments) {
-  enqueue_cuda(config->stream, [c = *config, kernel, all = std::tuple<Parameters...>(arguments...)] {
-    kvspan::cuda_on_cpu::run_grid(c.gridDim, c.blockDim, c.dynamicSmemBytes,
-                                  [&] { std::apply(kernel, all); });
-  });
+  enqueue_cuda(config->stream,
+               [c = *config, kernel, all = std::tuple<Parameters...>(arguments...)] {
+                 kvspan::cuda_on_cpu::run_grid(c.gridDim, c.blockDim, c.dynamicSmemBytes,
+                                               [&] { std::apply(kernel, all); });
+               });
   return cudaSuccess;
 }
