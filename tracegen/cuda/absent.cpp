@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stands for tracegen/cuda in a build without a CUDA compiler.
+#include "sim/error.h"
+#include "tracegen/runner.h"
+
+namespace kvspan::tracegen {
+
+std::unique_ptr<Runner> make_cuda_runner(const Checkpoint& /*checkpoint*/,
+                                         const RunnerOptions& /*options*/) {
+  throw DeviceError(
+      "this build has no CUDA (no nvcc was found, or KVSPAN_CUDA=OFF); --device cpu needs none");
+}
+
+}  // namespace kvspan::tracegen
