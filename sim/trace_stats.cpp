@@ -21,7 +21,6 @@ namespace {
 
 constexpr std::size_t kWindows = 4;  // of the prompt's rows, for persistence
 constexpr double kMajority = 0.5;
-constexpr double kSpanShare = 0.05;
 
 // Sums over the rows of one phase of one query head.
 class RowSums {
@@ -49,9 +48,8 @@ class RowSums {
         continue;
       }
       entropy -= x * std::log(x);
-      if (j < sinks) sums_.sink += x;
       if (j >= local) sums_.local += x;
-      sums_.distance[distance_bin(row - j)] += x;
+      (j < sinks ? sums_.sink : sums_.distance[distance_bin(row - j)]) += x;
     }
     for (std::size_t s = 0; s < stats_.spans.size(); ++s) {
       const RowIndex end = std::min(stats_.spans[s].end, row + 1);
@@ -179,15 +177,12 @@ class Persistence {
   RowIndex begin_before_ = -1, begin_ = -1;
 };
 
-HeadClass classify(const HeadStats& head, const TraceStats& stats, RowIndex first_decode) {
-  for (std::size_t s = 0; head.decode.rows > 0 && s < stats.spans.size(); ++s) {
-    const Span& span = stats.spans[s];
-    const bool apart = span.begin >= stats.options.sinks &&
-                       span.end <= first_decode - stats.options.window &&
-                       static_cast<double>(span.end - span.begin) <=
-                           kSpanShare * static_cast<double>(first_decode);
-    if (apart && head.decode.spans[s] >= kMajority) return HeadClass::retrieval;
+HeadClass classify(const HeadStats& head, const TraceStats& stats) {
+  double needles = 0;
+  for (std::size_t s = 0; s < stats.spans.size(); ++s) {
+    if (stats.spans[s].name.starts_with("needle")) needles += head.decode.spans[s];
   }
+  if (needles >= kMajority) return HeadClass::retrieval;
   if (head.prompt.sink >= kMajority) return HeadClass::sink;
   if (head.prompt.local >= kMajority) return HeadClass::local;
   if (head.persistence.value_or(0) >= kMajority) return HeadClass::heavy_hitter;
@@ -267,7 +262,7 @@ void kv_head_stats(const LayerScores& scores, const TraceMeta& meta, const Trace
     if (!sample.decode.empty()) out[g].into_decode = persistence[g].finish();
     out[g].prompt = prompt[g].means();
     out[g].decode = decode[g].means();
-    out[g].head_class = classify(out[g], stats, meta.prompt_tokens);
+    out[g].head_class = classify(out[g], stats);
   }
 }
 

@@ -23,21 +23,22 @@ struct TraceStatsOptions {
   std::int64_t window = 64;  // "local": the newest keys of a row, its own included
   std::int64_t rows = 0;     // of the prompt, and as many of the decode rows; 0: see sampled_rows
   RowIndex from = -1;        // first row of the prompt to look at; -1: the middle of the prompt
-  std::vector<int> layers;   // of the MODEL; empty: all that are stored
+  std::vector<int> layers = {};  // of the MODEL; empty: all that are stored
 };
 
 // Mean over rows. Shares of a row's probability; what a sink logit takes (gpt-oss) is nobody's.
 struct RowStats {
-  std::int64_t rows = 0;         // 0: there are none, and the rest means nothing
-  double sink = 0;               // on the first `sinks` keys
-  double local = 0;              // on the newest `window` keys that are no sinks
-  double entropy = 0;            // -sum p ln p, nats; a score trace: lower bound
-  double entropy_max = 0;        // the same, unless the trace hides a residual: upper bound
-  double support = 0;            // exp(entropy), mean of the rows' values
-  double sink_logit = 0;         // taken by the model's own sink logit
-  double residual = 0;           // hidden by a score trace: every share is too low by at most this
-  std::vector<double> distance;  // [bins] on keys at distance [bins[b], bins[b + 1])
-  std::vector<double> top;       // [kTopKeys] on the k largest
+  std::int64_t rows = 0;   // 0: there are none, and the rest means nothing
+  double sink = 0;         // on the first `sinks` keys
+  double local = 0;        // on the newest `window` keys that are no sinks
+  double entropy = 0;      // -sum p ln p, nats; a score trace: lower bound
+  double entropy_max = 0;  // the same, unless the trace hides a residual: upper bound
+  double support = 0;      // exp(entropy), mean of the rows' values
+  double sink_logit = 0;   // taken by the model's own sink logit
+  double residual = 0;     // hidden by a score trace: every share is too low by at most this
+  std::vector<double>
+      distance;             // [bins] on keys that are no sinks at distance [bins[b], bins[b + 1])
+  std::vector<double> top;  // [kTopKeys] on the k largest
   std::vector<double> top_shares;  // [kTopShares] on the ceil(share * readable keys) largest
   std::vector<double> spans;       // [spans] on the keys of a named span
 };
@@ -47,8 +48,7 @@ inline constexpr double kTopShares[] = {0.01, 0.05, 0.2};
 inline constexpr double kHitterShare = 0.1;  // of the keys, for persistence
 
 // Of several classes that apply, the first:
-//   retrieval     decode rows put >= 0.5 on one named span that lies between the sinks and the
-//                 window of the first decode row and covers <= 5 % of its keys
+//   retrieval     decode rows put >= 0.5 on the spans whose names begin with "needle", together
 //   sink          prompt rows put >= 0.5 on the sinks
 //   local         prompt rows put >= 0.5 on the window (without sinks)
 //   heavy_hitter  persistence >= 0.5

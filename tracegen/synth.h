@@ -81,7 +81,7 @@ struct SynthOptions {
   std::int64_t prompt_tokens = 0;  // 0: 15/16 of the tokens
   int layers = 4;
   std::vector<int> layer_ids = {};  // default 0, 1, ...
-  int model_layers = 0;        // 0: layers
+  int model_layers = 0;             // 0: layers
   int query_heads = 8, kv_heads = 2, head_dim = 64;
   bool values = true;
   std::uint64_t seed = 1;

@@ -11,6 +11,7 @@
 #include "sim/safetensors.h"
 #include "sim/terminal_chart.h"
 #include "tracegen/synth.h"
+#include "tracegen/synth_fit.h"
 
 namespace kvspan::cli {
 namespace {
@@ -45,6 +46,57 @@ void synth(Settings s) {
   fmt::print(stderr, "kvspan: wrote {}, {}: {} tokens, synthetic, profile {}, seed {}\n", s.out,
              human_bytes(static_cast<std::int64_t>(std::filesystem::file_size(s.out))),
              options.tokens, profile.name, options.seed);
+}
+
+struct FitSettings {
+  std::string trace, out, json, synthetic;
+  std::uint64_t seed = 1;
+  bool quiet = false;
+};
+
+void synth_fit(const FitSettings& s) {
+  const Trace trace = Trace::open(s.trace);
+  (void)interrupted();
+  const std::string stem = std::filesystem::path(s.trace).stem().string();
+  const tracegen::SynthFit fit = [&] {
+    Progress progress("fitting", s.quiet);
+    return tracegen::fit_synth(trace, stem, s.seed, [&](double done) {
+      if (interrupted()) throw Interrupted();
+      progress(done);
+    });
+  }();
+  if (!s.synthetic.empty()) tracegen::write_synth(fit.options, fit.plan, fit.profile, s.synthetic);
+  if (!s.json.empty()) write_file_atomically(s.json, to_json(fit).dump(1) + "\n");
+  if (!s.out.empty()) write_file_atomically(s.out, to_json(fit.profile).dump(1) + "\n");
+
+  fmt::print("{}: real / synthetic, and the mean over heads of their absolute difference\n\n",
+             s.trace);
+  std::vector<std::vector<std::string>> rows = {{""}};
+  std::vector<std::vector<tracegen::FitLine>> layers;
+  for (std::size_t l = 0; l < fit.real.layers.size(); ++l) {
+    layers.push_back(fit_lines(fit, l));
+    rows[0].push_back(fmt::format("layer {}", fit.real.layers[l].layer));
+  }
+  for (std::size_t i = 0; i < layers[0].size(); ++i) {
+    rows.push_back({(layers[0][i].fitted ? "* " : "  ") + layers[0][i].what});
+    for (const auto& lines : layers) {
+      const tracegen::FitLine& line = lines[i];
+      rows.back().push_back(
+          line.real == 0 && line.synthetic == 0
+              ? fmt::format("{:.2f}", line.difference)
+              : fmt::format("{:.2f} / {:.2f}  {:.2f}", line.real, line.synthetic, line.difference));
+    }
+  }
+  fmt::print(
+      "{}\n* fitted; the others show what is not. Prompt rows where nothing else is said.\n"
+      "Not followed at all: which keys are important (the text), values, how heads of a group "
+      "or layers\ndepend on each other, changes over the sequence beyond needles and "
+      "questions.\n",
+      align(rows));
+  std::fflush(stdout);
+  for (const std::string& path : {s.out, s.json, s.synthetic}) {
+    if (!path.empty() && !s.quiet) fmt::print(stderr, "kvspan: wrote {}\n", path);
+  }
 }
 
 }  // namespace
@@ -105,6 +157,20 @@ Examples:
   kvspan synth --profile streaming --show-profile > mine.json
   kvspan synth --profile mine.json --tokens 1048576 --layers 1 --no-values --out long.safetensors
   kvspan synth fit traces/smollm2-passkey.safetensors --out fitted.json)help");
+
+  auto f = std::make_shared<FitSettings>();
+  CLI::App* fit = sub->add_subcommand(
+      "fit", "Follow a real trace's statistics, head by head; report real against synthetic");
+  fit->add_option("trace", f->trace, "Real trace with q and k")->required();
+  fit->add_option("--out", f->out, "The profile, for kvspan synth --profile")->type_name("FILE");
+  fit->add_option("--trace-out", f->synthetic, "The synthetic trace of the same shape and spans")
+      ->type_name("TRACE");
+  fit->add_option("--json", f->json, "Profile, both statistics and differences, as JSON")
+      ->type_name("FILE");
+  fit->add_option("--seed", f->seed, "Seed")->capture_default_str()->type_name("S");
+  fit->add_flag("--quiet", f->quiet, "No progress on stderr");
+  fit->callback([f] { synth_fit(*f); });
+
   sub->callback([s, sub] {
     if (sub->get_subcommands().empty()) synth(*s);
   });

@@ -161,7 +161,8 @@ void print_stats(const std::string& path, const StatsSettings& s) {
         "lower bound.\n");
   }
 
-  fmt::print("\nMass by distance in percent, mean over heads (0 is the row's own token)\n");
+  fmt::print(
+      "\nMass by distance without sinks, percent, mean over heads (0: the row's own token)\n");
   rows = {{"layer", "rows"}};
   for (std::size_t b = 0; b < stats.bins.size(); ++b) {
     rows[0].push_back(b < 2 ? std::to_string(stats.bins[b]) : fmt::format("{}-", stats.bins[b]));
