@@ -226,7 +226,7 @@ run_test() {
     targets=(kvspan kvspan_tests kvspan_capture_tests kvspan_cli_tests kvspan_twin_selfcheck)
     build dev
     run_tests dev -LE input
-    targets=(kvspan_input_tests kvspan_fuzz_replay)
+    targets=(kvspan_input_tests kvspan_tracegen_input_tests kvspan_fuzz_replay kvspan_gguf_fuzz_replay)
     build asan
     unset targets
     run_tests asan -L input

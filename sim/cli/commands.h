@@ -21,6 +21,8 @@ void add_predict(CLI::App& app, const Context& context);
 void add_policies(CLI::App& app);
 void add_trace(CLI::App& app);
 void add_fit(CLI::App& app);
+void add_synth(CLI::App& app);
+void add_tokenize(CLI::App& app);
 
 // ---- Terminal ------------------------------------------------------------------------------------
 

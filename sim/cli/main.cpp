@@ -24,7 +24,9 @@ Examples:
   kvspan predict --model Llama-3.1-8B --prompt 131072 --gen 128 --chunk 32768 --policy full --policy "duoattention(sparsity=0.7)"
   kvspan policies snapkv
   kvspan trace info TRACE
+  kvspan synth --tokens 4096 --needles 3 --out synthetic.safetensors
   kvspan fit foresightkv --train TRACE --out weights.safetensors
+  kvspan tokenize --model DIR --text FILE
 
 Exit codes: 0 ok, 1 internal, 2 wrong arguments, 3 wrong input data, 4 a policy broke its contract.)help";
 
@@ -85,6 +87,8 @@ int main(int argc, char** argv) {
     kvspan::cli::add_policies(app);
     kvspan::cli::add_trace(app);
     kvspan::cli::add_fit(app);
+    kvspan::cli::add_tokenize(app);
+    kvspan::cli::add_synth(app);
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& request) {  // --help, --version
