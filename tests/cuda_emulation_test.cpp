@@ -28,7 +28,7 @@ TEST_CASE("the attention kernel's bits do not depend on the order of threads", "
                   4, 4, 0, 3);
   set_schedule(0);
   const AttentionResult ascending = attend_on_device(input);
-  for (const std::uint64_t seed : {1U, 2U, 3U}) {
+  for (const std::uint64_t seed : {1U, 2U}) {
     set_schedule(seed);
     CHECK(same_bits(attend_on_device(input), ascending));
   }
@@ -38,11 +38,11 @@ TEST_CASE("the CUDA runner keeps keys, hides keys and takes layers in turn", "[c
   const Checkpoint checkpoint = tiny_checkpoint("qwen3");
   RunnerCase input = tiny_case();
   input.by_layer = false;
-  input.hide = GENERATE(false, true);
   // The device holds all layers, or the weights of one at a time.
   const bool all_layers = GENERATE(false, true);
-  set_device_memory(std::size_t{all_layers ? 1024U : 64U} << 20);
-  const RunnerOptions options = {.tokens = 40, .keep_kv = true, .wave = 16};
+  input.hide = all_layers;
+  set_device_memory(std::size_t{all_layers ? 1024U : 16U} << 20);
+  const RunnerOptions options = {.tokens = 24, .keep_kv = true, .wave = 16};
   const auto cpu = make_cpu_runner(checkpoint, options);
   const auto cuda = make_cuda_runner(checkpoint, options);
   CHECK_THAT(cuda->description(), Contains(all_layers ? "all layers" : "one layer"));
@@ -54,16 +54,16 @@ TEST_CASE("the CUDA runner keeps keys, hides keys and takes layers in turn", "[c
   const std::int64_t width = checkpoint.spec().kv_heads * checkpoint.spec().head_dim;
   for (int l = 0; l < checkpoint.spec().layers; ++l) {
     const auto& layer = want.layers[static_cast<std::size_t>(l)];
-    REQUIRE(layer.k.size() == static_cast<std::size_t>(40 * width));
-    fresh->restore({.layer = l, .first = 0, .rows = 39, .k = layer.k.data(), .v = layer.v.data()});
+    REQUIRE(layer.k.size() == static_cast<std::size_t>(24 * width));
+    fresh->restore({.layer = l, .first = 0, .rows = 23, .k = layer.k.data(), .v = layer.v.data()});
   }
   std::vector<float> hidden(static_cast<std::size_t>(checkpoint.spec().hidden));
   fresh->embed(std::span(input.ids).last(1), hidden);
   kvspan::tracegen::AttentionHook sees_all;
-  for (int l = 0; l < checkpoint.spec().layers; ++l) fresh->layer(l, 39, hidden, sees_all);
+  for (int l = 0; l < checkpoint.spec().layers; ++l) fresh->layer(l, 23, hidden, sees_all);
   if (!input.hide)
     for (std::size_t i = 0; i < hidden.size(); ++i)
-      CHECK(hidden[i] == Approx(want.hidden[39 * hidden.size() + i]).margin(1e-4));
+      CHECK(hidden[i] == Approx(want.hidden[23 * hidden.size() + i]).margin(1e-4));
   set_device_memory(std::size_t{1} << 30);
 }
 

@@ -30,13 +30,13 @@ struct RunnerOutput {
 
 // Of tests/data/tracegen/checkpoints.
 [[nodiscard]] Checkpoint tiny_checkpoint(const std::string& name);
-// Two passes over a prompt, three decoded tokens, everything emitted.
+// Two passes over a prompt, two decoded tokens, everything emitted.
 [[nodiscard]] RunnerCase tiny_case();
 
 [[nodiscard]] RunnerOutput run_case(Runner& runner, const ModelSpec& spec, const RunnerCase& input);
 
 // Empty if no element differs by more than `tolerance` times the largest of its tensor; else the
-// worst. Indices may differ where probabilities are that close.
+// worst. Indices may differ where probabilities are that close (with lse emitted).
 [[nodiscard]] std::string worst_difference(const RunnerOutput& want, const RunnerOutput& got,
                                            double tolerance);
 

@@ -104,7 +104,8 @@ class CudaRunner final : public Runner {
     allocate_wave();
     for (CudaMemory& staging : staging_)
       staging = allocate(MemoryKind::pinned, kStagingBytes, "weights on their way");
-    staged_ = allocate(MemoryKind::device, kStagingBytes, "weights on their way");
+    if (dense_type_ != DeviceType::f32)
+      staged_ = allocate(MemoryKind::device, kStagingBytes, "weights on their way");
     const std::int64_t all = spec_.layers * layer_bytes() + head_bytes();
     layers_.resize(options.keep_kv && all + kReserveBytes <= free_bytes()
                        ? static_cast<std::size_t>(spec_.layers)
