@@ -22,6 +22,7 @@ void add_policies(CLI::App& app);
 void add_trace(CLI::App& app);
 void add_fit(CLI::App& app);
 void add_synth(CLI::App& app);
+void add_capture(CLI::App& app, const Context& context);
 void add_tokenize(CLI::App& app);
 
 // ---- Terminal ------------------------------------------------------------------------------------
