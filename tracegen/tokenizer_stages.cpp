@@ -86,10 +86,12 @@ void flatten(const json& spec, const char* members, const std::string& where, in
 
 // ---- Normalizers ---------------------------------------------------------------------------------
 
-std::string replaced(std::string_view text, const Pattern& pattern, std::string_view content) {
+std::string replaced(std::string_view text, const Pattern& pattern, std::string_view content,
+                     const std::function<void(std::size_t begin)>& on_match = {}) {
   std::string out;
   std::size_t from = 0;
   pattern.find(text, [&](std::size_t begin, std::size_t end) {
+    if (on_match) on_match(begin);
     out.append(text.substr(from, begin - from)).append(content);
     from = end;
   });
@@ -157,7 +159,11 @@ Normalizer make_normalizer(const json& spec, const std::string& type, const std:
   }
   if (type == "Replace") {
     return [pattern = pattern_of(spec, where), content = text_of(spec, "content", where)](
-               std::string& text, bool&) { text = replaced(text, pattern, content); };
+               std::string& text, bool& first) {
+      text = replaced(text, pattern, content, [&](std::size_t begin) {
+        first = first && begin > 0;  // what is put there does not come from there
+      });
+    };
   }
   fail(where, fmt::format("normalizer '{}' is not supported; supported: Sequence, NFC, NFD, NFKC, "
                           "NFKD, Strip, Prepend, Replace",

@@ -62,7 +62,7 @@ def string(rng, characters):
         elif kind == 4:
             out.append("".join(chr(rng.randrange(0x21, 0x7F)) for _ in range(rng.randrange(1, 6))))
         elif kind == 5:
-            out.append(chr(rng.randrange(0x80, 0x800)) * rng.randrange(1, 3))
+            out.append(rng.choice(characters[:1500]) * rng.randrange(1, 3))
         else:
             out.append("".join(rng.choice("etaoin shrdlu ETA") for _ in range(rng.randrange(1, 12))))
     return "".join(out)
