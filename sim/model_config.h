@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Internal to the reader of config.json (model_config.cpp, model_weights.cpp): families, typed access
-// to the fields, and the layers that they describe.
+// Internal to the reader of config.json (model_config.cpp, model_weights.cpp): families, typed
+// access to the fields, and the layers that they describe.
 #pragma once
 
 #include <algorithm>
@@ -165,11 +165,11 @@ struct Layers {
   [[nodiscard]] Count of(Block b) const { return std::count(blocks.begin(), blocks.end(), b); }
 };
 
-// ---- Of model_weights.cpp ------------------------------------------------------------------------
+// ---- Of model_weights.cpp -----------------------------------------------------------------------
 
 // Bytes of the recurrent states of one request, in all layers without KV.
 [[nodiscard]] Count state_bytes(const Fields& c, const Family& family, const Layers& layers);
-// The dtype that the checkpoint's matrices are stored in; empty where the config leaves it open.
+// The dtype that the checkpoint's matrices are stored in; empty where the file leaves it open.
 [[nodiscard]] std::string checkpoint_dtype(const Fields& c);
 void count_weights(const Fields& c, const Family& family, const Layers& layers,
                    const ModelGeometry& model, ModelWeights& out);

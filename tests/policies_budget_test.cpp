@@ -503,6 +503,12 @@ TEST_CASE("what is fitted may be fitted on another trace than the replayed one",
     CHECK_THAT(made.notes.front(), Contains("on '" + file + "'") && !Contains("future"));
   }
 
+  // The replayed trace under its own name is no other trace.
+  const Trace itself = Trace::open(file);
+  const std::string again = fmt::format("prulong(sparsity=0.5,heads=\"{}\")", file);
+  CHECK_THAT(make_policy(again, geometry_of(itself, {})).notes.front(),
+             Contains("on '" + file + "' (reads the future)"));
+
   // baklava looks at the first half of the replayed prompt, and at all of another trace's.
   test::TraceSpec half = spec(1);
   half.meta.prompt_tokens = 15;

@@ -14,8 +14,8 @@
 //                scaled to the calibration's length (in place of the perplexity that the authors
 //                search with)
 //
-// The calibration is the first half of the replayed prompt, or the whole prompt of another trace that
-// profile= names: at most 256 rows of it, evenly spaced.
+// The calibration is the first half of the replayed prompt, or the whole prompt of another trace
+// that profile= names: at most 256 rows of it, evenly spaced.
 // Source: Gulhan et al., arXiv 2502.13176. No code was published.
 #include <algorithm>
 #include <array>
@@ -289,7 +289,7 @@ PolicyEntry baklava() {
       importance = calibration->importance;
       recipe.notes.push_back(fmt::format(
           "baklava-like stand-in: {} calibrated on the {}{}", source.fitted() ? "budgets" : "power",
-          source.other ? fmt::format("prompt of '{}'", base->name()) : "first half of this prompt",
+          source.other ? "prompt of " + source.fitted_on() : "first half of this prompt",
           !source.fitted() || base->has_v() ? "" : " by self mass, for lack of values"));
     } else {
       recipe.notes.emplace_back("baklava-like stand-in");

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <sstream>
+#include <system_error>
 #include <tuple>
 
 #include <fmt/format.h>
@@ -94,7 +96,8 @@ Gates read_gates(const std::string& policy, const std::string& file, const Geome
 }
 
 std::string HeadSource::fitted_on() const {
-  return other ? fmt::format("'{}'", other->name()) : "this trace (reads the future)";
+  return (other ? fmt::format("'{}'", other->name()) : "this trace") +
+         (future ? " (reads the future)" : "");
 }
 
 HeadSource head_source(const Arguments& arguments, const std::string& parameter,
@@ -102,6 +105,7 @@ HeadSource head_source(const Arguments& arguments, const std::string& parameter,
   HeadSource out;
   if (!arguments.has(parameter)) {
     out.trace = geometry.trace;
+    out.future = true;
     return out;
   }
   const std::string& file = arguments.text(parameter);
@@ -111,6 +115,9 @@ HeadSource head_source(const Arguments& arguments, const std::string& parameter,
   }
   out.other = std::make_shared<const Trace>(Trace::open(file));
   out.trace = out.other.get();
+  std::error_code none;  // a trace in memory has no file
+  out.future =
+      geometry.trace != nullptr && std::filesystem::equivalent(file, geometry.trace->name(), none);
   const TraceMeta& m = out.trace->meta();
   if ((m.layer_ids != geometry.layer_ids && m.layers != geometry.model_layers) ||
       m.query_heads != geometry.query_heads || m.kv_heads != geometry.kv_heads) {

@@ -22,8 +22,9 @@ struct HeadSource {
   std::string file;                    // of numbers; empty: fitted
   std::shared_ptr<const Trace> other;  // named in place of a file
   const Trace* trace = nullptr;        // to fit on; null: a file, or none (the analytic model)
+  bool future = false;                 // it is the replayed one, whose later rows are looked at
   [[nodiscard]] bool fitted() const { return file.empty(); }
-  // "this trace (reads the future)", or the other trace's name.
+  // "this trace (reads the future)", or the other trace's name with the same warning if it is due.
   [[nodiscard]] std::string fitted_on() const;
 };
 // Errors: TraceError naming the policy when the other trace is of another model.
