@@ -28,7 +28,7 @@ TEST_CASE("text becomes a trace that the reader checks and the simulator replays
   const std::string out = folder / "t.safetensors";
   const Outcome made =
       program(capture(fmt::format("--text {} --bos 1 --prompt 512 --generate 8 --out {} --json {} "
-                                  "--span 'title=SCANDAL IN BOHEMIA' --span sinks=0:4",
+                                  "--span 'name=Irene Adler' --span sinks=0:4 --licence Apache-2.0",
                                   text("sherlock-excerpt.txt"), out, folder / "t.json")));
   INFO(made.text);
   REQUIRE(made.code == 0);
@@ -41,12 +41,12 @@ TEST_CASE("text becomes a trace that the reader checks and the simulator replays
   CHECK(json["generated"]["ids"].size() == 8);
   CHECK(json["bytes"] == std::filesystem::file_size(out));
   const kvspan::Trace trace = kvspan::Trace::open(out);
-  CHECK(trace.meta().licence != "");
+  CHECK(trace.meta().licence == "Apache-2.0");
   CHECK(trace.meta().spans.at(1).end == 4);
-  const kvspan::Span title = trace.meta().spans.at(0);
+  const kvspan::Span name = trace.meta().spans.at(0);
   std::string spanned;
-  for (std::int64_t i = title.begin; i < title.end; ++i) spanned += trace.token_text(i);
-  CHECK_THAT(spanned, Contains("SCANDAL IN BOHEMIA"));
+  for (std::int64_t i = name.begin; i < name.end; ++i) spanned += trace.token_text(i);
+  CHECK_THAT(spanned, Contains("Irene Adler"));
   const Outcome checked = program("trace check " + out);
   INFO(checked.text);
   CHECK(checked.code == 0);
@@ -73,7 +73,7 @@ TEST_CASE("a killed capture goes on after its last complete layer", "[cli]") {
   const Folder folder;
   const auto arguments = [&](const char* name) {
     return capture(
-        fmt::format("--text {} --bos 1 --prompt 1200 --generate 4 --emit both "
+        fmt::format("--text {} --bos 1 --prompt 800 --generate 4 --emit both "
                     "--keys 8 --shards layers --threads 1 --out {}",
                     text("pride-excerpt.txt"), folder / name));
   };
@@ -81,8 +81,8 @@ TEST_CASE("a killed capture goes on after its last complete layer", "[cli]") {
   INFO(whole.text);
   REQUIRE(whole.code == 0);
   const std::string journal = folder / "killed.safetensors.partial/journal.json";
-  FILE* pipe = popen(fmt::format("{} {} --quiet >/dev/null 2>&1 & echo $!; wait $!", KVSPAN_PROGRAM,
-                                 arguments("killed.safetensors"))
+  FILE* pipe = popen(fmt::format("exec 2>/dev/null; {} {} --quiet >/dev/null & echo $!; wait $!",
+                                 KVSPAN_PROGRAM, arguments("killed.safetensors"))
                          .c_str(),
                      "r");
   REQUIRE(pipe != nullptr);
@@ -163,6 +163,8 @@ TEST_CASE("wrong input of a capture is one line", "[cli]") {
   wrong(sherlock + " --prompt 5 --bos first" + out, 2, "--bos: found 'first'");
   wrong(sherlock + " --prompt 5 --bos 9999" + out, 3, "token 0 has id 9999");
   wrong(sherlock + " --prompt 5 --emit scores --rows last=0" + out, 2, "--rows: found 'last=0'");
+  wrong(sherlock + " --prompt 5 --rows last=4" + out, 2, "need --emit scores");
+  wrong(sherlock + " --prompt 5 --json " + (folder / "no/x.json") + out, 2, "--json: there is no");
   wrong(sherlock + " --prompt 5 --layers 8" + out, 2, "layers 0 to 7");
   wrong(sherlock + " --prompt 5 --memory 1MiB" + out, 2, "--memory 1MiB");
   fails("capture --model " + (folder / "nothing") + " " + sherlock + out, 3, "nothing");

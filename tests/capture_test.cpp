@@ -545,7 +545,7 @@ EngineOptions chunked() {
 TEST_CASE("the simulator recomputes the attention of the forward pass from its trace",
           "[capture]") {
   const RealTraces& t = real_traces();
-  const Trace& scores = *GENERATE_COPY(&*t.all, &*t.some);
+  const Trace& scores = GENERATE(true, false) ? *t.all : *t.some;
   CHECK_NOTHROW(check_trace(*t.qkv));
   CHECK_NOTHROW(check_trace(scores));
   double worst_prob = 0, worst_lse = 0, worst_mass = 0;
@@ -625,12 +625,14 @@ TEST_CASE("for the same deaths the residual of a score trace bounds its retained
 TEST_CASE("where a score trace leaves nothing undecided, its deaths are the qkv trace's",
           "[capture]") {
   const RealTraces& t = real_traces();
-  const Trace& scores = *GENERATE_COPY(&*t.all, &*t.some);
+  const Trace& scores = GENERATE(true, false) ? *t.all : *t.some;
   EngineOptions options = chunked();
   options.fidelity = false;
   std::vector<RecipeSpec> served;
   const Geometry geometry = geometry_of(scores, options);
   for (const RecipeSpec& spec : expand_policies({"all"}, {"25%"})) {
+    // Without values it is calibrated by another figure, as its documentation says.
+    if (spec[0].name == "baklava") continue;
     try {
       check_policy(scores, make_policy(spec, geometry), options);
       served.push_back(spec);
@@ -649,7 +651,8 @@ TEST_CASE("where a score trace leaves nothing undecided, its deaths are the qkv 
       continue;
     }
     ++decided;
-    CHECK(bounded[p].ledger.death == exact[p].ledger.death);
+    const bool same_deaths = bounded[p].ledger.death == exact[p].ledger.death;
+    CHECK(same_deaths);
   }
   CHECK(decided >= 5);
   CHECK(undecided >= 1);

@@ -53,14 +53,14 @@ std::string_view without_brackets(std::string_view text) {
 }  // namespace
 
 std::string read_text(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
   std::error_code ignored;
-  if (!file.is_open() || file.bad() || fs::is_directory(path, ignored)) {
+  if (fs::is_directory(path, ignored)) throw CheckpointError(path.string() + ": is a folder");
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
     throw CheckpointError(
-        fmt::format("{}: cannot be read ({})", path.string(),
-                    fs::is_directory(path, ignored) ? "a folder" : std::strerror(errno)));
+        fmt::format("{}: cannot be read ({})", path.string(), std::strerror(errno)));
   }
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
   if (text.empty()) throw CheckpointError(path.string() + ": is empty");
   return text;
 }

@@ -82,7 +82,9 @@ std::optional<nlohmann::json> WorkFolder::journal() const {
 }
 
 void WorkFolder::write_journal(const nlohmann::json& journal) {
-  write_file_atomically(path_ / kJournal, journal.dump(1) + "\n");
+  write_file_atomically(
+      path_ / kJournal,
+      journal.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
 void WorkFolder::reserve(const std::string& name, std::int64_t bytes) {

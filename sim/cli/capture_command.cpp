@@ -29,6 +29,8 @@ using tracegen::CaptureResult;
 using tracegen::Checkpoint;
 using tracegen::Tokenizer;
 
+constexpr std::int64_t kMostTokens = 1'000'000'000;
+
 struct Settings {
   std::string model, text, tokens, out, scores_out;
   std::string bos = "auto", emit = "qkv", dtype = "f16", rows = "all", shards = "auto";
@@ -169,7 +171,8 @@ std::string identity(const Checkpoint& checkpoint, bool cuda) {
     files.push_back({fs::weakly_canonical(file).string(), fs::file_size(file),
                      fs::last_write_time(file).time_since_epoch().count()});
   }
-  return nlohmann::json{{"checkpoint", files}, {"--device", cuda ? "cuda" : "cpu"}}.dump();
+  return nlohmann::json{{"checkpoint", files}, {"--device", cuda ? "cuda" : "cpu"}}.dump(
+      -1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 CaptureOptions make_options(const Settings& s, const Checkpoint& checkpoint,
@@ -179,6 +182,8 @@ CaptureOptions make_options(const Settings& s, const Checkpoint& checkpoint,
   o.out = s.out;
   o.scores_out = s.scores_out;
   o.qkv = s.emit != "scores";
+  if (s.emit == "qkv" && (s.rows != "all" || s.column_mass || !s.scores_out.empty()))
+    throw ConfigError("--rows, --column-mass and --scores-out need --emit scores or both");
   if (s.emit != "qkv") o.scores = tracegen::ScoreOptions{s.keys, parse_rows(s.rows), s.column_mass};
   if (o.qkv && o.scores && o.scores_out.empty()) {
     o.scores_out = o.out;
@@ -299,6 +304,8 @@ nlohmann::json to_json(const CaptureResult& r, const std::string& generated,
 
 void run(const Settings& s, const Context& context) {
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error of write(), as a full disk is
+  if (!s.json.empty() && !fs::is_directory(fs::absolute(s.json).parent_path()))
+    throw ConfigError(fmt::format("--json: there is no folder for '{}'", s.json));
   const Checkpoint checkpoint = Checkpoint::open(s.model);
   const tracegen::ModelSpec& spec = checkpoint.spec();
   check_not_input(s, checkpoint);
@@ -381,11 +388,11 @@ void add_capture(CLI::App& app, const Context& context) {
 
   const char* reading = "What the model reads";
   sub->add_option("--prompt", s->prompt, "Tokens of the prompt; default: all of the text")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(std::int64_t{1}, kMostTokens))
       ->type_name("n")
       ->group(reading);
   sub->add_option("--generate", s->generate, "Tokens after the prompt; default: 0")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(std::int64_t{0}, kMostTokens))
       ->type_name("m")
       ->group(reading);
   sub->add_flag("--teacher", s->teacher,
