@@ -74,8 +74,8 @@ struct Tiles {
   static constexpr int bytes(int rows) { return rows * kStride * static_cast<int>(sizeof(T)); }
 };
 
-// What all kernels know of the problem. Packed row p of head `h0` is row p / pack of query head
-// h0 + p % pack.
+// What all kernels know of the problem. Packed row p of head `h` is row p / pack of query head
+// h + p % pack.
 struct Shape {
   int query_heads = 0, kv_heads = 0, head_dim = 0;
   int pack = 0;
@@ -84,6 +84,10 @@ struct Shape {
   const std::uint8_t* visible = nullptr;
   std::int64_t visible_stride = 0;
 
+  __device__ std::int64_t row_of(std::int64_t p) const { return pack == 1 ? p : p / pack; }
+  __device__ std::int64_t slot_of(std::int64_t p, int head) const {  // in [rows, query_heads]
+    return row_of(p) * query_heads + head + (p - row_of(p) * pack);
+  }
   __device__ std::int64_t lowest_key(std::int64_t row) const {
     return window > 0 && row >= window ? row - window + 1 : 0;
   }
@@ -121,7 +125,7 @@ __device__ void load_queries(T* tile, const Shape& shape, const T* __restrict__ 
   load_rows<T, kDim>(tile, Tiles<T, kDim>::kRows, shape.head_dim, [&](int i) -> const T* {
     const std::int64_t p = packed_row + i;
     if (p >= shape.rows * shape.pack) return nullptr;
-    return q + (p / shape.pack * shape.query_heads + head + p % shape.pack) * shape.head_dim;
+    return q + shape.slot_of(p, head) * shape.head_dim;
   });
 }
 
@@ -373,8 +377,8 @@ __global__ void __launch_bounds__(Tiles<T, kDim>::kThreads)
   // The last rows have the most keys: they start first, so that no block is late at the end.
   const std::int64_t begin = std::int64_t{gridDim.x - 1 - blockIdx.x} * Tile::kRows;
   const std::int64_t end = min(begin + Tile::kRows, shape.rows * shape.pack);
-  const std::int64_t first_row = shape.first + begin / shape.pack;
-  const std::int64_t last_row = shape.first + (end - 1) / shape.pack;
+  const std::int64_t first_row = shape.first + shape.row_of(begin);
+  const std::int64_t last_row = shape.first + shape.row_of(end - 1);
 
   std::int64_t row[2];
   bool there[2];
@@ -384,8 +388,8 @@ __global__ void __launch_bounds__(Tiles<T, kDim>::kThreads)
   for (int half = 0; half < 2; ++half) {
     const std::int64_t p = begin + warp * kWarpRows + lane / 4 + half * 8;
     there[half] = p < end;
-    row[half] = shape.first + p / shape.pack;
-    slot[half] = p / shape.pack * shape.query_heads + head + p % shape.pack;
+    row[half] = shape.first + shape.row_of(p);
+    slot[half] = shape.slot_of(p, head);
     if constexpr (kCapture) {
       collected.list[half] = candidates.list + slot[half] * candidates.capacity;
       collected.count[half] = 0;

@@ -8,7 +8,7 @@
 // shows as a result that depends on it, a warp that diverges at an operation, or a barrier that not
 // all reach, as an exception. Streams are lazy: nothing runs before the host, or a stream that the
 // host waits for, waits for it, so that a missing wait shows as a result that is not there. cp.async
-// likewise delivers when it is waited for and no sooner. Fresh memory, shared memory too, is NaN.
+// delivers at once or when it is waited for, by the seed. Fresh memory, shared memory too, is NaN.
 // Tensor-core fragments follow the PTX ISA (kernel.h).
 #pragma once
 
@@ -55,7 +55,8 @@ namespace kvspan::cuda_on_cpu {
 inline constexpr int kLanes = 32;
 using Lanes = std::array<void*, kLanes>;
 
-// The order in which threads run between barriers: 0 ascending, 1 descending, else drawn.
+// The order in which threads run between barriers: 0 ascending, 1 descending, else drawn; cp.async
+// delivers at once (even) or when it is waited for (odd).
 void set_schedule(std::uint64_t seed);
 // Bytes of device memory from now on; cudaMalloc fails beyond.
 void set_device_memory(std::size_t bytes);
