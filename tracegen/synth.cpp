@@ -354,7 +354,7 @@ struct SynthLayer::Impl {
       return static_cast<int>((row - options.prompt_tokens) * needles /
                               (options.tokens - options.prompt_tokens));
     }
-    for (std::size_t i = 0; i < plan.questions.size(); ++i) {
+    for (std::size_t i = 0; i < std::min(plan.questions.size(), plan.needles.size()); ++i) {
       if (row >= plan.questions[i].begin && row < plan.questions[i].end) return static_cast<int>(i);
     }
     return -1;

@@ -32,6 +32,9 @@ void add_tokenize(CLI::App& app);
 // Aligned columns; the first is left-aligned, the others right-aligned.
 [[nodiscard]] std::string align(const std::vector<std::vector<std::string>>& rows);
 
+// Errors: ConfigError when the folder of an output file does not exist: told before long work.
+void check_writable(const std::string& option, const std::string& path);
+
 // Progress of long work on stderr: a bar on a terminal, one line per 10 % otherwise.
 class Progress {
  public:
