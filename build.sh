@@ -223,10 +223,10 @@ run_test() {
     build dev
     run_tests dev
   else  # each test once: those that read or decide under the sanitizers, below
-    targets=(kvspan kvspan_tests kvspan_cli_tests kvspan_twin_selfcheck)
+    targets=(kvspan kvspan_tests kvspan_capture_tests kvspan_cli_tests kvspan_twin_selfcheck)
     build dev
     run_tests dev -LE input
-    targets=(kvspan_input_tests kvspan_fuzz_replay)
+    targets=(kvspan_input_tests kvspan_tracegen_input_tests kvspan_fuzz_replay kvspan_gguf_fuzz_replay)
     build asan
     unset targets
     run_tests asan -L input

@@ -842,6 +842,10 @@ TEST_CASE("each defect of the metadata is refused, naming its key", "[trace][met
       {"rope_scaling", R"({"rope_type":"llama3","factor":8,"low_freq_factor":4,
         "high_freq_factor":1,"original_max_position_embeddings":8192})"},
       {"rope_scaling", R"({"rope_type":"yarn","factor":4})"},
+      {"rope_scaling", R"({"rope_type":"factors"})"},
+      {"rope_scaling", R"({"rope_type":"factors","factors":[0]})"},
+      {"rope_scaling", R"({"rope_type":"factors","factors":[1,1,1]})"},
+      {"rope_scaling", R"({"rope_type":"factors","factors":"1"})"},
       {"rope_scaling", R"({"rope_type":"yarn","factor":4,"truncate":1,
         "original_max_position_embeddings":4096})"},
   };
@@ -851,7 +855,7 @@ TEST_CASE("each defect of the metadata is refused, naming its key", "[trace][met
                                         Contains("; expected "));
   }
   CHECK_THAT(message("rope_scaling", R"({"rope_type":"longrope"})"),
-             Contains("has type 'longrope'; expected default, linear, llama3 or yarn"));
+             Contains("has type 'longrope'; expected default, linear, llama3, yarn or factors"));
   CHECK_THAT(message("kv_heads", "4"),
              Contains("'query_heads' is 2; expected a multiple of kv_heads"));
   TraceSpec spec = full_spec();
@@ -914,6 +918,7 @@ TEST_CASE("rope frequencies follow the scaling of the model's config", "[trace][
   check(frequencies(yarn + R"(,"beta_fast":null,"beta_slow":1})"), {1, 0.1, 0.00625, 0.00025});
   // Without rounding: (2 - 1.30903) / (2.81418 - 1.30903) = 0.459.
   check(frequencies(yarn + R"(,"truncate":false})"), {1, 0.1, 0.00655697152113, 0.00025});
+  check(frequencies(R"({"rope_type":"factors","factors":[1,2,4,8]})"), {1, 0.05, 0.0025, 0.000125});
 }
 
 TEST_CASE("tensors that are missing or of the wrong shape or dtype are refused by name",

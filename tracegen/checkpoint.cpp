@@ -133,8 +133,8 @@ class Loader {
 
   [[noreturn]] void fail(const std::string& tensor, const std::string& found,
                          const std::string& expected) const {
-    throw CheckpointError(
-        fmt::format("{}: tensor {} {}; expected {}", where_, in_quotes(tensor), found, expected));
+    throw CheckpointError(fmt::format("{}: tensor {} {}; expected {}", where_,
+                                      in_quotes(valid_utf8(tensor)), found, expected));
   }
 
  private:
@@ -439,10 +439,14 @@ ModelSpec read_spec(Config& config, const Family& family, const fs::path& folder
       config.find("num_attention_heads") != nullptr) {
     object["num_key_value_heads"] = object["num_attention_heads"];
   }
+  if (const json* types = config.find("layer_types"); types != nullptr && types->is_array()) {
+    for (const json& type : *types) {
+      if (type != "full_attention" && type != "sliding_attention")
+        config.fail("layer_types", type, "full_attention and sliding_attention only");
+    }
+  }
   const ModelGeometry geometry = read_model_config(object.dump(), config.file());
   if (!geometry.weights.refusal.empty()) throw CheckpointError(geometry.weights.refusal);
-  if (geometry.layer_ids.size() != static_cast<std::size_t>(geometry.layers))
-    config.fail("layer_types", object["layer_types"], "full_attention or sliding_attention only");
   const std::string activation = config.text("hidden_act");
   if (!activation.empty() && activation != "silu")
     fail_key(config.file(), "hidden_act", "is " + in_quotes(activation), "'silu'");
@@ -594,7 +598,7 @@ class GgufKeys {
 // multiplies cos and sin by 0.1 ln(factor) + 1, and by attn_factor.
 json scaling_of(const Gguf& file, const GgufKeys& keys, const ModelSpec& spec) {
   const double factor = keys.real("rope.scaling.factor", keys.real("rope.scale_linear", 1.0));
-  const std::string type(
+  const std::string type = valid_utf8(
       file.text(keys.key("rope.scaling.type")).value_or(factor == 1 ? "none" : "linear"));
   if (const auto found = file.tensors().find("rope_freqs.weight"); found != file.tensors().end()) {
     const Gguf::Tensor& factors = found->second;
@@ -633,9 +637,10 @@ ModelSpec read_spec(const Gguf& file, const fs::path& path) {
   spec.architecture = file.text("general.architecture").value_or("");
   if (spec.architecture != "llama" && spec.architecture != "qwen2" &&
       spec.architecture != "qwen3") {
-    file.fail("general.architecture",
-              spec.architecture.empty() ? "is missing" : "is " + in_quotes(spec.architecture),
-              "llama, qwen2 or qwen3");
+    file.fail(
+        "general.architecture",
+        spec.architecture.empty() ? "is missing" : "is " + in_quotes(valid_utf8(spec.architecture)),
+        "llama, qwen2 or qwen3");
   }
   const auto text = [&](const char* key) {
     return one_line(valid_utf8(file.text(key).value_or("").substr(0, 200)));

@@ -28,6 +28,9 @@ constexpr std::uint64_t kLargest = std::numeric_limits<std::int64_t>::max();
 constexpr std::uint64_t kLeastKeyBytes = 8 + 4 + 1;
 constexpr std::uint64_t kLeastTensorBytes = 8 + 4 + 4 + 8;
 
+// A name from the file, which may be any bytes, in a message.
+std::string quoted(std::string_view name) { return in_quotes(valid_utf8(name)); }
+
 struct TypeInfo {
   std::string_view name;
   std::uint64_t bytes;  // 0: of no fixed size
@@ -168,7 +171,7 @@ struct PlacedTensor {
 PlacedTensor read_tensor(Cursor& in, std::uint64_t alignment) {
   PlacedTensor placed;
   placed.name = in.name("a tensor");
-  const std::string what = "tensor " + in_quotes(placed.name);
+  const std::string what = "tensor " + quoted(placed.name);
   const auto dimensions = in.number<std::uint32_t>(what);
   if (dimensions == 0 || dimensions > kMaxDimensions) {
     in.fail(
@@ -210,7 +213,7 @@ void place_tensors(Cursor& in, std::span<const std::byte> data, std::vector<Plac
             [](const PlacedTensor& a, const PlacedTensor& b) { return a.offset < b.offset; });
   std::uint64_t free = 0;
   for (PlacedTensor& p : placed) {
-    const std::string what = "tensor " + in_quotes(p.name);
+    const std::string what = "tensor " + quoted(p.name);
     if (p.offset > data.size() || p.bytes > data.size() - p.offset) {
       in.fail(
           fmt::format("{} has {} bytes at byte {} of the data, which has {}: the file is cut off",
@@ -293,7 +296,7 @@ Gguf Gguf::from_bytes(std::span<const std::byte> bytes, const std::string& name)
   if (std::memcmp(magic.data(), "GGUF", 4) != 0) {
     in.fail(fmt::format(
         "begins with {}; expected a GGUF file, or a folder with config.json and safetensors",
-        in_quotes(valid_utf8({reinterpret_cast<const char*>(magic.data()), magic.size()}))));
+        quoted({reinterpret_cast<const char*>(magic.data()), magic.size()})));
   }
   const auto version = in.number<std::uint32_t>("the version");
   if (version != 2 && version != 3) {
@@ -305,7 +308,7 @@ Gguf Gguf::from_bytes(std::span<const std::byte> bytes, const std::string& name)
   const std::uint64_t keys = in.count(kLeastKeyBytes, "metadata keys");
   for (std::uint64_t i = 0; i < keys; ++i) {
     const std::string_view key = in.name("a metadata key");
-    const std::string what = "metadata key " + in_quotes(key);
+    const std::string what = "metadata key " + quoted(key);
     const Value value = read_value(in, bytes, what);
     if (!gguf.metadata_.try_emplace(std::string(key), value).second)
       in.fail(what + " appears twice");
@@ -325,7 +328,7 @@ Gguf Gguf::from_bytes(std::span<const std::byte> bytes, const std::string& name)
   place_tensors(in, bytes.subspan(in.at() + std::min(padding, in.left())), placed);
   for (PlacedTensor& p : placed) {
     if (!gguf.tensors_.try_emplace(std::string(p.name), std::move(p.tensor)).second)
-      in.fail("tensor " + in_quotes(p.name) + " appears twice");
+      in.fail("tensor " + quoted(p.name) + " appears twice");
   }
   return gguf;
 }
@@ -337,7 +340,7 @@ const Gguf::Value* Gguf::find(std::string_view key) const {
 
 void Gguf::fail(std::string_view key, const std::string& found, const std::string& expected) const {
   throw CheckpointError(
-      fmt::format("{}: metadata key {} {}; expected {}", name_, in_quotes(key), found, expected));
+      fmt::format("{}: metadata key {} {}; expected {}", name_, quoted(key), found, expected));
 }
 
 std::optional<std::string_view> Gguf::text(std::string_view key) const {

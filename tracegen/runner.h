@@ -66,10 +66,14 @@ class AttentionHook {
 };
 
 struct RunnerOptions {
-  std::int64_t tokens = 0;        // most rows of a sequence: n + m
-  bool keep_kv = false;           // keys and values of all layers stay (generation), else of one
-  std::filesystem::path scratch;  // folder for what is larger than memory should hold
-  int threads = 0;                // 0: all
+  std::int64_t tokens = 0;  // most rows of a sequence: n + m
+  bool keep_kv = false;     // keys and values of all layers stay (generation), else of one
+  std::filesystem::path scratch = {};  // folder for what is larger than memory should hold
+  int threads = 0;                     // 0: all
+  // On a GPU: dense products of BF16 and attention of F16 (what a F16 trace stores), sums in fp32.
+  // Otherwise all is fp32, without TF32, as on a CPU.
+  bool half_precision = false;
+  std::int64_t wave = 1024;  // rows that go through a layer together, on a GPU
 };
 
 class Runner {

@@ -17,20 +17,18 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
-#include "sim/error.h"
 #include "tracegen/attention.h"
 #include "tracegen/kernels.h"
 #include "tracegen/rope_table.h"
 #include "tracegen/runner.h"
+#include "tracegen/runner_common.h"
 #include "tracegen/scratch.h"
 
 namespace kvspan::tracegen {
 namespace {
 
-constexpr std::int64_t kWave = 1024;     // rows
 constexpr std::int64_t kTileRows = 512;  // of a wave in one product
 constexpr std::int64_t kTileOutputs = 256;
-constexpr std::int64_t kLogitBytes = std::int64_t{128} << 20;  // of one block of head()
 
 class CpuRunner final : public Runner {
  public:
@@ -48,17 +46,7 @@ class CpuRunner final : public Runner {
   }
 
   void embed(std::span<const std::int32_t> ids, std::span<float> hidden) override {
-    const WeightMatrix& embedding = checkpoint_.embedding();
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      if (ids[i] < 0 || ids[i] >= embedding.rows) {
-        throw CheckpointError(
-            fmt::format("token id {} at position {}; the model's vocabulary is [0, {})", ids[i], i,
-                        embedding.rows));
-      }
-      float* out = hidden.data() + static_cast<std::int64_t>(i) * spec_.hidden;
-      widen_rows(embedding, ids[i], 1, out);
-      require_finite(out, spec_.hidden, embedding.name);
-    }
+    embed_rows(checkpoint_, ids, hidden);
   }
 
   void layer(int layer, RowIndex first, std::span<float> hidden, AttentionHook& hook,
@@ -106,7 +94,7 @@ class CpuRunner final : public Runner {
             const std::function<void(std::int64_t, std::int64_t, const float*)>& use) override {
     const std::int64_t rows = static_cast<std::int64_t>(hidden.size()) / spec_.hidden;
     const WeightMatrix& head = checkpoint_.head();
-    const std::int64_t block = head_rows();
+    const std::int64_t block = head_block_rows(spec_);
     std::vector<float> normed(static_cast<std::size_t>(std::min(rows, block) * spec_.hidden));
     std::vector<float> logits(static_cast<std::size_t>(std::min(rows, block) * head.rows));
     for (std::int64_t begin = 0; begin < rows; begin += block) {
@@ -131,7 +119,8 @@ class CpuRunner final : public Runner {
     const std::int64_t wave = std::min(kWave, options_.tokens);
     const std::int64_t width =
         2 * q_width() + 2 * spec_.hidden + 2 * std::int64_t{spec_.intermediate};
-    bytes += wave * width * 4 + std::min(head_rows(), options_.tokens) * spec_.vocabulary * 4;
+    bytes +=
+        wave * width * 4 + std::min(head_block_rows(spec_), options_.tokens) * spec_.vocabulary * 4;
     // A thread's widened tile, logits of a tile of attention rows, and their queries and outputs.
     const std::int64_t widest =
         std::max({std::int64_t{spec_.hidden}, std::int64_t{spec_.intermediate}, q_width()});
@@ -158,22 +147,9 @@ class CpuRunner final : public Runner {
   [[nodiscard]] std::int64_t kv_width() const {
     return std::int64_t{spec_.kv_heads} * spec_.head_dim;
   }
-  [[nodiscard]] std::int64_t head_rows() const {
-    return std::clamp<std::int64_t>(kLogitBytes / (4 * spec_.vocabulary), 16, kWave);
-  }
   [[nodiscard]] Kv kv_of(int layer) const {
     const std::size_t i = options_.keep_kv ? static_cast<std::size_t>(layer) : 0;
     return {keys_[i].data(), values_[i].data()};
-  }
-
-  static void require_finite(const float* x, std::int64_t count, const std::string& what) {
-    // One pass without branches: a sum of zeros is NaN if any element is not finite.
-    float zero = 0;
-    for (std::int64_t i = 0; i < count; ++i) zero += x[i] * 0.0F;
-    if (zero != 0.0F || std::isnan(zero)) {
-      throw CheckpointError(
-          fmt::format("{}: not finite (NaN or infinity); the weights, or an overflow", what));
-    }
   }
 
   // y [rows, ldy] = x [rows, columns] W^T + bias.

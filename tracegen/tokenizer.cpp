@@ -40,9 +40,8 @@ std::vector<AddedToken> chosen(const std::vector<AddedToken>& all, bool normaliz
   return out;
 }
 
-std::string normalize(const std::vector<Normalizer>& normalizers, std::string text) {
-  for (const Normalizer& n : normalizers) text = n(std::move(text));
-  return text;
+void normalize(const std::vector<Normalizer>& normalizers, std::string& text, bool& first) {
+  for (const Normalizer& n : normalizers) n(text, first);
 }
 
 }  // namespace
@@ -51,7 +50,8 @@ struct Tokenizer::Impl {
   explicit Impl(TokenizerParts tokenizer)
       : parts(std::move(tokenizer)), verbatim(chosen(parts.added, false)), normalized([&] {
           std::vector<AddedToken> tokens = chosen(parts.added, true);
-          for (AddedToken& t : tokens) t.content = normalize(parts.normalizers, t.content);
+          bool first = true;
+          for (AddedToken& t : tokens) normalize(parts.normalizers, t.content, first);
           return tokens;
         }()) {
     for (const AddedToken& t : parts.added) {
@@ -140,25 +140,24 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool parse_sp
   const TokenizerParts& parts = impl_->parts;
   std::vector<std::int32_t> ids;
   Encoder encoder(parts, ids);
-  impl_->verbatim.split(
-      text, parse_special, [&](const AddedToken* token, std::string_view section) {
-        if (token != nullptr) return ids.push_back(token->id);
-        bool first = section.data() == text.data();
-        const auto add = [&](const AddedToken* inner, std::string_view rest) {
-          if (inner != nullptr) {
-            ids.push_back(inner->id);
-          } else {
-            encoder.add_section(rest, first);
-          }
-          first = false;
-        };
-        if (parts.normalizers.empty()) {
-          impl_->normalized.split(section, parse_special, add);
-        } else {
-          impl_->normalized.split(normalize(parts.normalizers, std::string(section)), parse_special,
-                                  add);
-        }
-      });
+  impl_->verbatim.split(text, parse_special,
+                        [&](const AddedToken* token, std::string_view section) {
+                          if (token != nullptr) return ids.push_back(token->id);
+                          bool first = section.data() == text.data();
+                          const auto add = [&](const AddedToken* inner, std::string_view rest) {
+                            if (inner != nullptr) {
+                              ids.push_back(inner->id);
+                            } else {
+                              encoder.add_section(rest, first);
+                            }
+                            first = false;
+                          };
+                          if (parts.normalizers.empty())
+                            return impl_->normalized.split(section, parse_special, add);
+                          std::string text_now(section);
+                          normalize(parts.normalizers, text_now, first);
+                          impl_->normalized.split(text_now, parse_special, add);
+                        });
   return ids;
 }
 

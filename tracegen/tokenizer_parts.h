@@ -47,8 +47,8 @@ class Pattern {
   std::shared_ptr<const void> code_;
 };
 
-using Normalizer = std::function<std::string(std::string)>;
-// `first`: the piece begins where the whole text begins.
+// `first`, here and below: what is handed over begins where the whole text begins.
+using Normalizer = std::function<void(std::string& text, bool& first)>;
 using PieceSink = std::function<void(std::string_view piece, bool first)>;
 using PreTokenizer = std::function<void(std::string_view piece, bool first, const PieceSink& next)>;
 

@@ -24,6 +24,7 @@ Examples:
   kvspan predict --model Llama-3.1-8B --prompt 131072 --gen 128 --chunk 32768 --policy full --policy "duoattention(sparsity=0.7)"
   kvspan policies snapkv
   kvspan trace info TRACE
+  kvspan synth --tokens 4096 --needles 3 --out synthetic.safetensors
   kvspan fit foresightkv --train TRACE --out weights.safetensors
   kvspan capture --model DIR --text FILE --prompt 1792 --generate 256 --out TRACE.safetensors
   kvspan tokenize --model DIR --text FILE
@@ -90,6 +91,7 @@ int main(int argc, char** argv) {
     kvspan::cli::add_fit(app);
     kvspan::cli::add_capture(app, context);
     kvspan::cli::add_tokenize(app);
+    kvspan::cli::add_synth(app);
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& request) {  // --help, --version

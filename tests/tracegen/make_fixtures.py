@@ -177,7 +177,7 @@ def reference(model, token_ids, **overrides):
 
     def spy(attention, query, key, value, *args, **kwargs):
         for name, rows in (("q", query), ("k", key), ("v", value)):
-            # [1, heads, tokens, head_dim]
+            # query, key and value are [1, heads, tokens, head_dim]
             out[f"layers.{attention.layer_idx}.{name}"] = rows[0].transpose(0, 1).contiguous()
         return eager(attention, query, key, value, *args, **kwargs)
 
@@ -240,6 +240,13 @@ def write_folder(folder, name, model, dtype):
     edit_config(folder, older_keys)
 
 
+GGUF_MODELS = ("llama", "qwen2", "qwen3")  # their names are those of GGUF's architectures
+
+
+def without_window(layers):
+    return dict(use_sliding_window=False, layer_types=["full_attention"] * layers)
+
+
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -292,13 +299,13 @@ def rope_factors(rope, head_dim):
     return np.array(factors, dtype=np.float32)
 
 
-def write_gguf(path, architecture, model, matrix_type, licence):
+def write_gguf(path, architecture, model, matrix_type):
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(f"Tiny random {architecture}")
-    writer.add_license(licence)
+    writer.add_license("apache-2.0")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -338,7 +345,7 @@ def finish(writer):
     writer.close()
 
 
-# Bytes before, of, and after the fp16 scales of a block of the types that the package cannot quantise.
+# Of the types that the package cannot quantise: bytes before, of, and after a block's fp16 scales.
 K_BLOCKS = {"Q4_K": (0, 4, 140), "Q5_K": (0, 4, 172), "Q6_K": (208, 2, 0)}
 
 
@@ -390,13 +397,11 @@ def main():
         expected = reference(out / name, token_ids)
         assert torch.equal(expected["logits"], reference(model, token_ids)["logits"]), name
         save_file(expected, out / name / "expected.safetensors")
-        kind = {torch.bfloat16: "BF16", torch.float16: "F16"}.get(dtype)
-        if name in ("llama", "qwen2", "qwen3"):
-            number = gguf.GGMLQuantizationType[kind]
-            write_gguf(out / f"{name}.gguf", name, model, number, "apache-2.0")
+        if name in GGUF_MODELS:
+            kind = {torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
+            write_gguf(out / f"{name}.gguf", name, model, gguf.GGMLQuantizationType[kind])
         if name == "qwen2":
-            full = reference(out / name, token_ids, use_sliding_window=False,
-                             layer_types=["full_attention"] * 3)
+            full = reference(out / name, token_ids, **without_window(config["num_hidden_layers"]))
             assert not torch.equal(full["logits"], expected["logits"])
             save_file(full, out / "qwen2.gguf.expected.safetensors")
     write_types(out)
