@@ -61,7 +61,7 @@ struct SynthProfile {
 };
 
 // Errors: ConfigError naming the key, what was found and what was expected.
-[[nodiscard]] SynthProfile parse_profile(std::string_view json, const std::string& name);
+[[nodiscard]] SynthProfile parse_profile(std::string_view text, const std::string& name);
 [[nodiscard]] nlohmann::json to_json(const SynthProfile& profile);
 [[nodiscard]] const std::vector<SynthProfile>& built_in_profiles();
 // A built-in name, or a path that ends in .json. Errors: ConfigError.
