@@ -15,6 +15,7 @@
 #include "sim/build_info.h"
 #include "sim/error.h"
 #include "sim/terminal_chart.h"
+#include "tracegen/runner_common.h"
 #include "tracegen/sampling.h"
 
 namespace kvspan::tracegen {
@@ -734,6 +735,12 @@ CapturePlan plan_capture(const ModelSpec& model, const CaptureOptions& options) 
   // Ids, nll and offsets; logits of a row, twice and sorted; one block of rows in the trace's type.
   out.memory_bytes = tokens * 32 + model.vocabulary * 24 + 3 * 4 * kPieceFloats +
                      2 * kRestoreRows * model.kv_heads * model.head_dim * 4;
+  if (options.scores) {
+    // Of a wave: probabilities and keys, and the candidates among which they are found; column masses.
+    const std::int64_t rows = std::min(kWave, tokens) * model.query_heads;
+    out.memory_bytes += rows * (16 * std::int64_t{options.scores->top_k} + 4);
+    if (options.scores->column_mass) out.memory_bytes += tokens * model.query_heads * 8;
+  }
   return out;
 }
 

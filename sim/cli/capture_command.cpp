@@ -41,7 +41,7 @@ struct Settings {
   std::vector<std::string> spans;
   tracegen::Sampling sampling;
   bool teacher = false, chat = false, stop_at_eos = false, column_mass = false, wo = false;
-  bool quiet = false;
+  bool half = false, quiet = false;
 
   void say(const std::string& line) const {
     if (!quiet) fmt::print(stderr, "kvspan: {}\n", line);
@@ -165,14 +165,15 @@ void check_not_input(const Settings& s, const Checkpoint& checkpoint) {
 }
 
 // What the result depends on beside the options.
-std::string identity(const Checkpoint& checkpoint, bool cuda) {
+std::string identity(const Checkpoint& checkpoint, bool cuda, bool half) {
   nlohmann::json files = nlohmann::json::array();
   for (const fs::path& file : checkpoint.files()) {
     files.push_back({fs::weakly_canonical(file).string(), fs::file_size(file),
                      fs::last_write_time(file).time_since_epoch().count()});
   }
-  return nlohmann::json{{"checkpoint", files}, {"--device", cuda ? "cuda" : "cpu"}}.dump(
-      -1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return nlohmann::json{
+      {"checkpoint", files}, {"--device", cuda ? "cuda" : "cpu"}, {"--half", half}}
+      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 CaptureOptions make_options(const Settings& s, const Checkpoint& checkpoint,
@@ -228,7 +229,11 @@ struct Device {
 };
 
 Device make_device(const Settings& s, const Checkpoint& checkpoint,
-                   const tracegen::RunnerOptions& options) {
+                   tracegen::RunnerOptions options) {
+  options.half_precision = s.half;
+  if (s.half && s.device != "cuda") {
+    throw ConfigError("--half is for --device cuda; a CPU computes in fp32");
+  }
   if (s.device != "cpu") {
     try {
       return {make_cuda_runner(checkpoint, options), true};
@@ -328,7 +333,7 @@ void run(const Settings& s, const Context& context) {
 
   tracegen::WorkFolder work(options.out);
   const auto [runner, cuda] = make_device(s, checkpoint, runner_options(options, work, s.threads));
-  options.identity = identity(checkpoint, cuda);
+  options.identity = identity(checkpoint, cuda, s.half);
   const tracegen::CapturePlan plan = plan_capture(spec, options);
   const std::int64_t memory = plan.memory_bytes + runner->memory_bytes();
   s.say(fmt::format("{}, {} layers, {} weights: {}", spec.name, spec.layers, spec.weights,
@@ -472,6 +477,9 @@ void add_capture(CLI::App& app, const Context& context) {
   sub->add_option("--device", s->device, "Where the model runs; auto: a GPU if there is one")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->type_name("auto|cpu|cuda")
+      ->group(machine);
+  sub->add_flag("--half", s->half,
+                "On a GPU: products in BF16, attention in F16, sums in fp32; default: all fp32")
       ->group(machine);
   sub->add_option("--threads", s->threads, "Threads; 0: all cores. The trace does not depend on it")
       ->check(CLI::Range(0, 4096))
