@@ -8,7 +8,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <span>
 #include <string>
@@ -162,6 +164,22 @@ Ids numbers(int count) {
 }
 
 }  // namespace
+
+TEST_CASE("everything bundled is listed with its checksum", "[bundled]") {
+  const std::filesystem::path folder = KVSPAN_TRACES_DIR;
+  std::ifstream file(folder / "README.md");
+  const std::string listed((std::istreambuf_iterator<char>(file)), {});
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    const std::string name = std::filesystem::relative(entry.path(), folder).string();
+    if (!entry.is_regular_file() || name == "README.md") continue;
+    INFO(name);
+    CHECK(listed.find('`' + name + '`') != std::string::npos);
+    // Programs and pictures follow from the repository itself.
+    const std::string kind = entry.path().extension().string();
+    if (kind == ".py" || kind == ".svg" || name == "CMakeLists.txt") continue;
+    CHECK(listed.find(sha256_of_files({entry.path()})) != std::string::npos);
+  }
+}
 
 TEST_CASE("MiniMind2's logits, perplexity, q, k and v equal the references", "[reference]") {
   const std::string folder = reference_folder();
