@@ -23,6 +23,7 @@
 
 #include <Eigen/Core>
 
+// NOLINTBEGIN: the names are CUDA's.
 #define __global__
 #define __device__
 #define __host__
@@ -272,3 +273,4 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                });
   return cudaSuccess;
 }
+// NOLINTEND
