@@ -4,13 +4,17 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-# What the demo does: one real trace, fourteen of the policies, twice; and where the files go.
+# What the demo does: one bundled trace, fourteen of the policies, twice; then three texts through the
+# bundled model, from text to picture; and where the files go.
 demo_trace=traces/smollm2-passkey.safetensors
 demo_dir=build/demo
 demo_policies=(--policy full --policy streaming_llm --policy h2o --policy tova --policy r_kv --policy snapkv
   --policy chunkkv --policy duoattention --policy write_gate --policy quest --policy clusterkv --policy kivi
   --policy "chunked(snapkv)" --policy "chunked(h2o)" --budget 20% --chunk 512 --chart)
+capture_policies=(--policy full --policy streaming_llm --policy h2o --policy tova --policy snapkv
+  --policy "chunked(snapkv)" --policy quest --policy kivi --budget 20% --chunk 256)
 kvspan=build/release/sim/kvspan
+model=build/release/models/minimind2-small
 
 # Debian and Ubuntu packages, by what needs them.
 headless_packages=(g++ cmake ninja-build libeigen3-dev libfmt-dev libtbb-dev libhwy-dev libssl-dev
@@ -178,34 +182,59 @@ build_release() {
   install_packages "${headless_packages[@]}"
   check_tools
   say "building the release program: a few minutes on 2 cores"
-  targets=(kvspan)
+  targets=(kvspan kvspan_bundled_model)
   build release
   unset targets
+}
+
+# show COMMAND...: as a user would type it, then its output.
+show() {
+  say "\$$(printf ' %q' "$@")"
+  say
+  "$@"
+  say
 }
 
 # demo_run NAME TITLE ARGUMENT...
 demo_run() {
   local name=$1 title=$2
   shift 2
-  local arguments=("${demo_policies[@]}" "$@" --svg "$demo_dir/$name.svg" --out "$demo_dir/$name.json")
   say
   say "== $title =="
-  say "\$ $kvspan run $demo_trace$(printf ' %q' "${arguments[@]}")"
-  say
-  "$kvspan" run "$demo_trace" "${arguments[@]}"
+  show "$kvspan" run "$demo_trace" "${demo_policies[@]}" "$@" \
+    --svg "$demo_dir/$name.svg" --out "$demo_dir/$name.json"
+}
+
+# demo_capture NAME TITLE ARGUMENT...: text -> trace -> table and picture. MiniMind2's bos token is 1.
+demo_capture() {
+  local name=$1 title=$2
+  shift 2
+  say "== $title =="
+  show "$kvspan" capture --model "$model" --bos 1 "$@" --out "$demo_dir/$name.safetensors"
+  show "$kvspan" run "$demo_dir/$name.safetensors" "${capture_policies[@]}" \
+    --svg "$demo_dir/$name.svg" --out "$demo_dir/$name.json"
 }
 
 run_demo() {
   mkdir -p "$demo_dir"
   demo_run long-prompt 'long prompt, short output: the prompt as it is'
   demo_run short-prompt 'short prompt, long output: what follows token 512 is treated as decoding' --prompt 512
-  say
+  demo_capture prose 'prose, captured from the bundled model: 1,024 tokens read, 128 written' \
+    --text traces/texts/sherlock-excerpt.txt --prompt 1024 --generate 128 --temperature 0.8 --seed 1
+  demo_capture code 'code, captured likewise' \
+    --text traces/texts/code-excerpt.c --prompt 1024 --generate 128 --temperature 0.8 --seed 1
+  demo_capture passkey 'a pass key hidden in a novel; a model of 26 M parameters does not find it' \
+    --text traces/texts/passkey.txt --generate 16 \
+    --span 'needle=The pass key is 71432. Remember it. 71432 is the pass key.' \
+    --span 'question=What is the pass key? The pass key is'
   say "pictures: $demo_dir/*.svg (any browser shows them); results: $demo_dir/*.json"
   say
   say "next:"
   say "  $kvspan run $demo_trace --policy snapkv --policy tova --policy h2o --prompt 512 --match footprint=40%"
   say "  $kvspan predict --model Llama-3.1-8B --prompt 131072 --gen 128 --chunk 32768"
   say "  $kvspan policies snapkv"
+  say "  $kvspan trace stats $demo_dir/prose.safetensors"
+  say "  $kvspan capture --model FOLDER_OR_GGUF --text YOUR_TEXT --generate 64 --out trace.safetensors"
 }
 
 run_viewer() {

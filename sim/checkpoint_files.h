@@ -25,7 +25,7 @@ struct MappedFile {
 // Tells the kernel that the pages which lie wholly inside mapped bytes are not needed for now.
 void release_pages(std::span<const std::byte> mapped);
 
-// What a TensorSet is for traces, under the rules of checkpoints: other programs write them, so that
+// What a TensorSet is for traces, under the rules of checkpoints: other programs write them, so
 // metadata may hold numbers and differ between index and shards, and tensors that nobody reads may
 // have any dtype.
 struct CheckpointTensors {

@@ -602,22 +602,11 @@ void Lane::finish_altered(int query_head, RowIndex row, std::span<const float> q
 // Copies the layer's keys and values when something first differs from them.
 void Lane::hold_altered(const std::vector<Rewrite>& rewrites) {
   const TraceMeta& m = trace_.meta();
-  const std::int64_t key_stride = std::int64_t{m.kv_heads} * m.head_dim;
   const std::int64_t panel_stride = padded(m.tokens) * m.head_dim;
   if (altered_.panels.empty()) {
     altered_.heads.assign(static_cast<std::size_t>(m.kv_heads), 0);
-    altered_.panels.assign(static_cast<std::size_t>(panel_stride * m.kv_heads), 0.0F);
-    constexpr std::int64_t kPiece = 1024;
-    std::vector<float> piece;
-    for (std::int64_t t = 0; t < m.tokens; t += kPiece) {
-      const std::int64_t count = std::min(kPiece, m.tokens - t);
-      piece.resize(static_cast<std::size_t>(count * key_stride));
-      widen(*trace_.k(shape_.layer), t * key_stride, piece, "k");
-      for (int h = 0; h < m.kv_heads; ++h) {
-        kernels::pack_keys(piece.data() + std::int64_t{h} * m.head_dim, count, key_stride,
-                           m.head_dim, altered_.panels.data() + h * panel_stride + t * m.head_dim);
-      }
-    }
+    const std::span<const float> panels = block_->scores->key_panels();
+    altered_.panels.assign(panels.begin(), panels.end());
     const float* values = block_->scores->values();
     altered_.values.assign(values, values + m.tokens * m.kv_heads * m.v_head_dim);
   }

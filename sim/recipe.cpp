@@ -46,22 +46,11 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
   const RowIndex prompt = geometry.evict_at;
   if (!recipe.size) return [prompt](const Pass&) { return Sizing{kAll, prompt}; };
   const Amount amount = recipe.size.value;
-  TokenCount total = amount.mantissa;
-  if (amount.kind == Amount::Kind::share) total = amount.share_of(prompt);
-  if (amount.kind == Amount::Kind::bytes) {
-    const std::int64_t held = recipe.store ? recipe.store.value.entry_bytes : 0;
-    const std::int64_t entry = held > 0 ? held : geometry.entry_bytes();
-    total = amount.mantissa / (geometry.layers() * heads * entry);
-    if (total < 1) {
-      throw ConfigError(
-          fmt::format("{}: budget={} is less than one entry a head: {} layers x {} heads x {} "
-                      "bytes need at least {} B",
-                      recipe.name, amount.text, geometry.layers(), heads, entry,
-                      geometry.layers() * heads * entry));
-    }
-  } else if (recipe.size_factor != 1) {
+  const std::int64_t held = recipe.store ? recipe.store.value.entry_bytes : 0;
+  TokenCount total = budget_tokens(
+      amount, geometry, heads, held > 0 ? held : geometry.entry_bytes(), recipe.name + ": budget");
+  if (amount.kind != Amount::Kind::bytes && recipe.size_factor != 1)
     total = static_cast<TokenCount>(static_cast<double>(total) * recipe.size_factor);
-  }
   const RowIndex of_rows = recipe.competing ? kCompeting : prompt;
   if (!recipe.chunked) return [total, of_rows](const Pass&) { return Sizing{total, of_rows}; };
   if (recipe.size_factor != 1) {
@@ -229,6 +218,20 @@ LayerShape Geometry::shape(int layer, bool per_query_head) const {
 }
 
 std::shared_ptr<const Budget> uniform_budget() { return std::make_shared<Uniform>(); }
+
+TokenCount budget_tokens(const Amount& amount, const Geometry& geometry, int heads,
+                         std::int64_t entry_bytes, const std::string& what) {
+  if (amount.kind == Amount::Kind::tokens) return amount.mantissa;
+  if (amount.kind == Amount::Kind::share) return amount.share_of(geometry.evict_at);
+  const std::int64_t one = geometry.layers() * heads * entry_bytes;
+  if (amount.mantissa < one) {
+    throw ConfigError(
+        fmt::format("{}={} is less than one entry a head: {} layers x {} heads x {} bytes need at "
+                    "least {} B",
+                    what, amount.text, geometry.layers(), heads, entry_bytes, one));
+  }
+  return amount.mantissa / one;
+}
 
 Recipe merge(const Recipe& a, const Recipe& b) {
   // Chunks ask the scorer and the size of their own policy only.

@@ -208,6 +208,13 @@ void apply_budget(RecipeSpec& spec, const std::string& budget);
 
 // ---- Shared budgets ------------------------------------------------------------------------------
 
+// Entries of one stored head that an amount stands for: tokens, a share of the first n' rows, or
+// bytes over all stored layers and `heads` heads of `entry_bytes` an entry.
+//   what   "policy: parameter", for the message
+// Errors: ConfigError when the bytes are less than one entry a head.
+[[nodiscard]] TokenCount budget_tokens(const Amount& amount, const Geometry& geometry, int heads,
+                                       std::int64_t entry_bytes, const std::string& what);
+
 // The same number of entries for every layer and head.
 [[nodiscard]] std::shared_ptr<const Budget> uniform_budget();
 

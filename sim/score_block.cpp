@@ -174,6 +174,7 @@ bool LayerScores::has_row(RowIndex row) const {
 }
 bool LayerScores::is_qkv() const { return impl_->scores == nullptr; }
 RowIndex LayerScores::window() const { return impl_->window; }
+std::span<const float> LayerScores::key_panels() const { return impl_->panels; }
 const float* LayerScores::values() const { return impl_->values.data(); }
 
 void LayerScores::compute(int kv_head, const Block& block, std::span<float* const> out,

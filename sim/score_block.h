@@ -67,6 +67,8 @@ class LayerScores {
   [[nodiscard]] RowTerms probe(int query_head, RowIndex row, RowIndex position, RowIndex first,
                                RowIndex end, std::span<float> out) const;
 
+  // Keys in panels [kv_heads][padded(tokens) / kPanel, head_dim, kPanel]. REQUIRES: is_qkv().
+  [[nodiscard]] std::span<const float> key_panels() const;
   // Values [tokens, kv_heads, v_dim] in fp32. REQUIRES: with_values.
   [[nodiscard]] const float* values() const;
   // Column mass of prefill pass `pass` [tokens], or empty when the trace has none.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Internal to the trace reader (safetensors.cpp, trace.cpp, trace_tools.cpp).
+// Internal to the trace reader (safetensors.cpp, trace.cpp, trace_meta.cpp, trace_tools.cpp).
 #pragma once
 
 #include <cstddef>
@@ -29,6 +29,13 @@ namespace kvspan {
 // Errors: returns false on overflow or a negative dimension.
 [[nodiscard]] bool tensor_size(Dtype dtype, const std::vector<std::int64_t>& shape,
                                std::int64_t* size_bytes);
+
+// All metadata of a trace, validated.
+//   tensor_count  tensors that the trace holds: more layers than that are refused before anything
+//                 is allocated for them
+// Errors: TraceError naming `file` and the key.
+[[nodiscard]] TraceMeta parse_trace_meta(const Metadata& metadata, std::size_t tensor_count,
+                                         const std::string& file);
 
 // JSON of at most 16 MiB that is nested at most eight deep and repeats no key: a tree of small
 // values takes twenty times its text, which must not be a way to exhaust memory.

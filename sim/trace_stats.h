@@ -92,7 +92,7 @@ struct TraceStats {
 
 // Deterministic: the bits do not depend on the number of threads. Rows: options.rows, or 2^23 /
 // tokens, at least 16 and at most 512. `tick` (may be empty) is told the share that is done and may
-// throw. Memory: keys of one layer in fp32, and 12 bytes per token and query head in work.
+// throw. Memory: keys of one layer in fp32, and about 20 bytes per token and query head.
 // Errors: ConfigError on a layer that the trace does not store, or options outside their ranges;
 // TraceError on values that are not numbers, or when a score trace holds no row of the sample.
 [[nodiscard]] TraceStats trace_stats(const Trace& trace, const TraceStatsOptions& options,

@@ -25,6 +25,7 @@
 
 using Catch::Contains;
 using kvspan::CheckpointError;
+using kvspan::SafetensorsWriter;
 using kvspan::TensorSet;
 using kvspan::TensorView;
 using kvspan::tracegen::Checkpoint;
@@ -441,6 +442,21 @@ TEST_CASE("a required tensor of a type that is not read is refused by its name",
   CHECK_THAT(open_error(folder), Contains("has type I16; expected F32, F16, BF16"));
 }
 
+TEST_CASE("a checkpoint of the bare decoder has no prefix", "[checkpoint]") {
+  const TempDir dir;
+  const fs::path folder = dir.copy("llama-yarn");
+  const TensorSet tensors = TensorSet::open(kFixtures / "llama-yarn" / "model.safetensors");
+  std::vector<SafetensorsWriter::Entry> entries;
+  for (const auto& [name, tensor] : tensors.tensors())
+    entries.push_back({name.substr(name.find('.') + 1), tensor.dtype, tensor.shape});
+  SafetensorsWriter writer(folder / "model.safetensors", {}, entries);
+  for (const auto& [name, tensor] : tensors.tensors())
+    writer.write(name.substr(name.find('.') + 1), 0, tensor.bytes);
+  writer.finish();
+  CHECK(Checkpoint::open(folder).embedding().name == "embed_tokens.weight");
+  CHECK(Checkpoint::open(folder).bytes() == Checkpoint::open(kFixtures / "llama-yarn").bytes());
+}
+
 // ---- GGUF files that are refused ----------------------------------------------------------------
 
 namespace {
@@ -591,6 +607,57 @@ TEST_CASE("a GGUF model that the forward pass does not cover is refused by name"
   const TempDir dir;
   write_bytes(dir / "x.gguf", bytes);
   CHECK_THAT(open_error(dir / "x.gguf"), Contains(c.message));
+}
+
+namespace {
+
+// A fixture with `count` more metadata keys, in front of the others. The data keep their alignment.
+std::string with_keys(const char* fixture, GgufBytes keys, std::uint64_t count) {
+  std::string file = read_bytes(kFixtures / fixture);
+  std::string added = keys.bytes.substr(4);  // without the magic number
+  GgufBytes padding;
+  padding.text("padding").u32(kString);
+  const std::size_t size = added.size() + padding.bytes.size() - 4 + 8;
+  padding.text(std::string((32 - size % 32) % 32, '.'));
+  added += padding.bytes.substr(4);
+  std::uint64_t keys_before = 0;
+  std::memcpy(&keys_before, file.data() + 16, 8);
+  keys_before += count + 1;
+  std::memcpy(file.data() + 16, &keys_before, 8);
+  return file.insert(24, added);
+}
+
+}  // namespace
+
+TEST_CASE("a GGUF file's window and linear scaling are read", "[checkpoint][gguf]") {
+  const TempDir dir;
+  GgufBytes keys;
+  keys.text("qwen2.attention.sliding_window").u32(kU32).u32(5);
+  keys.text("qwen2.rope.scaling.type").u32(kString).text("linear");
+  keys.text("qwen2.rope.scaling.factor").u32(kF64).number(4.0);
+  write_bytes(dir / "x.gguf", with_keys("qwen2.gguf", keys, 3));
+  const ModelSpec spec = Checkpoint::open(dir / "x.gguf").spec();
+  CHECK(spec.sliding_window == std::vector<std::int64_t>{5, 5, 5});
+  CHECK(spec.rope_scaling == R"({"factor":4.0,"rope_type":"linear"})");
+  CHECK(spec.rope.inverse_frequencies[1] == Approx(0.1 / 4));
+
+  const auto error_with = [&](GgufBytes more, std::uint64_t count) {
+    write_bytes(dir / "x.gguf", with_keys("qwen2.gguf", std::move(more), count));
+    return open_error(dir / "x.gguf");
+  };
+  CHECK_THAT(error_with(GgufBytes().text("qwen2.expert_count").u32(kU32).u32(8), 1),
+             Contains("'qwen2.expert_count' is there; expected no experts"));
+  CHECK_THAT(error_with(GgufBytes()
+                            .text("qwen2.rope.scaling.type")
+                            .u32(kString)
+                            .text("longrope")
+                            .text("qwen2.rope.scaling.factor")
+                            .u32(kU32)
+                            .u32(2),
+                        2),
+             Contains("is 'longrope'; expected none, linear or yarn"));
+  CHECK_THAT(error_with(GgufBytes().text("qwen2.block_count").u32(kU32).u32(3), 1),
+             Contains("'qwen2.block_count' appears twice"));
 }
 
 // ---- Damaged files ------------------------------------------------------------------------------

@@ -1,70 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // The real program, as a user runs it: output, files, error lines and exit codes.
-#include <algorithm>
-#include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <random>
-#include <sstream>
-#include <sys/wait.h>
-
-#include <catch2/catch.hpp>
-#include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
 #include "sim/policies_doc.h"
 #include "sim/run.h"
 #include "sim/safetensors.h"
+#include "tests/support/program.h"
 
+using namespace kvspan::test;
 using Catch::Matchers::Contains;
 
 namespace {
 
-struct Outcome {
-  int code = 0;
-  std::string text;  // stdout and stderr
-};
-
-Outcome program(const std::string& arguments) {
-  const std::string command = std::string(KVSPAN_PROGRAM) + " " + arguments + " 2>&1";
-  Outcome out;
-  FILE* pipe = popen(command.c_str(), "r");
-  REQUIRE(pipe != nullptr);
-  char buffer[4096];
-  for (std::size_t n = 0; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;)
-    out.text.append(buffer, n);
-  out.code = WEXITSTATUS(pclose(pipe));
-  return out;
-}
-
 std::string trace(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/" + name; }
-
-struct Folder {
-  std::filesystem::path path =
-      std::filesystem::temp_directory_path() / fmt::format("kvspan_cli_{}", std::random_device{}());
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
-  std::string operator/(const char* name) const { return (path / name).string(); }
-};
-
-nlohmann::json read_json(const std::string& path) {
-  return nlohmann::json::parse(std::ifstream(path));
-}
-
-std::string read_text(const std::string& path) {
-  std::stringstream text;
-  text << std::ifstream(path).rdbuf();
-  return text.str();
-}
-
-// One line on stderr, and nothing else.
-void fails(const std::string& arguments, int code, const std::string& why) {
-  INFO(arguments);
-  const Outcome out = program(arguments);
-  CHECK(out.code == code);
-  CHECK_THAT(out.text, Contains(why));
-  CHECK(std::count(out.text.begin(), out.text.end(), '\n') == 1);
-}
 
 }  // namespace
 

@@ -119,6 +119,11 @@ class Folder {
     std::ofstream(name) << text;
     return name;
   }
+  [[nodiscard]] std::string write(const test::TraceSpec& spec) const {
+    const auto name = path_ / fmt::format("{}.safetensors", spec.name);
+    test::write_trace(name, spec);
+    return name.string();
+  }
 
  private:
   std::filesystem::path path_;
@@ -456,6 +461,76 @@ TEST_CASE("baklava fills budgets in proportion to importance, between bounds",
                     Contains("expected none below 0"));
   CHECK_THROWS_WITH(make_policy("baklava+snapkv(budget=9)", g),
                     Contains("both bring their own scorer"));
+}
+
+TEST_CASE("what is fitted may be fitted on another trace than the replayed one",
+          "[policy][duoattention][prulong][headkv][baklava]") {
+  const Folder folder;
+  // Random vectors; the keys of one head are so long that each row attends to one of them.
+  const auto spec = [](std::size_t head) {
+    test::TraceSpec out = test::random_spec({.layers = 2,
+                                             .tokens = 40,
+                                             .prompt_tokens = 30,
+                                             .query_heads = 8,
+                                             .kv_heads = 4,
+                                             .head_dim = 4,
+                                             .seed = head});
+    for (test::LayerSpec& layer : out.layers) {
+      for (std::size_t i = 0; i < layer.k.size(); ++i) layer.k[i] *= i / 4 % 4 == head ? 20 : 1;
+    }
+    return out;
+  };
+  const Trace here = test::make_trace(spec(1));
+  const Trace there = test::make_trace(spec(2));
+  test::TraceSpec named = spec(2);
+  named.name = "other";
+  const std::string file = folder.write(named);
+  const auto budgets = [](const Geometry& g, const std::string& policy) {
+    return capacities(make_policy(policy, g), g);
+  };
+  Geometry blind = geometry_of(here, {});
+  blind.trace = nullptr;
+  for (const std::string policy :
+       {"duoattention(sparsity=0.5,sinks=1,window=4,", "prulong(sparsity=0.5,sinks=1,window=4,",
+        "headkv(budget=20,window=2,temp=4,"}) {
+    INFO(policy);
+    const std::string from_file = fmt::format("{}heads=\"{}\")", policy, file);
+    const auto expected = budgets(geometry_of(there, {}), policy + "heads=auto)");
+    CHECK(expected != budgets(geometry_of(here, {}), policy + "heads=auto)"));
+    CHECK(budgets(geometry_of(here, {}), from_file) == expected);
+    CHECK(budgets(blind, from_file) == expected);
+    const Policy made = make_policy(from_file, blind);
+    CHECK_THAT(made.notes.front(), Contains("on '" + file + "'") && !Contains("future"));
+  }
+
+  // The replayed trace under its own name is no other trace.
+  const Trace itself = Trace::open(file);
+  const std::string again = fmt::format("prulong(sparsity=0.5,heads=\"{}\")", file);
+  CHECK_THAT(make_policy(again, geometry_of(itself, {})).notes.front(),
+             Contains("on '" + file + "' (reads the future)"));
+
+  // baklava looks at the first half of the replayed prompt, and at all of another trace's.
+  test::TraceSpec half = spec(1);
+  half.meta.prompt_tokens = 15;
+  half.name = "half";
+  const std::string baklava =
+      fmt::format("baklava(budget=12,power=4,profile=\"{}\")", folder.write(half));
+  const auto own = budgets(geometry_of(here, {}), "baklava(budget=12,power=4)");
+  CHECK(std::count(own.begin(), own.end(), 12) < 8);
+  CHECK(budgets(geometry_of(here, {}), baklava) == own);
+  CHECK(budgets(blind, baklava) == own);
+  CHECK(make_policy(baklava, blind).closed_form);
+  CHECK_THAT(make_policy(baklava, blind).notes.front(), Contains("half.safetensors"));
+
+  // A trace of all layers serves a replay of some of them; of other heads it serves none.
+  Geometry second = blind;
+  second.layer_ids = {1};
+  const std::string headkv = fmt::format("headkv(budget=20,window=2,temp=4,heads=\"{}\")", file);
+  const auto all = budgets(blind, headkv);
+  CHECK(budgets(second, headkv) == std::vector<TokenCount>(all.begin() + 4, all.end()));
+  CHECK_THROWS_WITH(make_policy(baklava, geometry(2, 4, 2, 30)),
+                    Contains("8 query heads and 4 KV heads, expected"));
+  CHECK_THROWS_WITH(make_policy(baklava, geometry(3, 8, 4, 30)), Contains("the same 3 layers"));
 }
 
 TEST_CASE("baklava counts a head as important that changes the values it reads",

@@ -10,32 +10,20 @@
 #include "sim/analytic.h"
 #include "sim/error.h"
 #include "sim/policies/helpers.h"
+#include "tests/support/cases.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
 using policies::index;
+using test::deaths;
+using test::weights;
+using test::weights_spec;
 
 namespace {
 
 using Rows = std::vector<int>;
-
-// One layer, one head, head_dim 1, scale 1: key j has weight exp(keys[j]) in every row.
-test::TraceSpec weights_spec(const std::vector<double>& keys, int prompt) {
-  test::TraceSpec spec;
-  spec.meta.query_heads = spec.meta.kv_heads = spec.meta.head_dim = 1;
-  spec.meta.tokens = static_cast<std::int64_t>(keys.size());
-  spec.meta.prompt_tokens = prompt;
-  spec.meta.score_scale = 1;
-  spec.layers.push_back({});
-  spec.layers[0].q.assign(keys.size(), 1.0);
-  spec.layers[0].k = keys;
-  return spec;
-}
-Trace weights(const std::vector<double>& keys, int prompt) {
-  return test::make_trace(weights_spec(keys, prompt));
-}
 
 // One layer; keys are unit vectors of their own, so that q[row][head] holds the logits of a row.
 Trace logits_trace(const std::vector<std::vector<std::vector<double>>>& q, int prompt) {
@@ -54,25 +42,6 @@ Trace logits_trace(const std::vector<std::vector<std::vector<double>>>& q, int p
     for (std::int64_t d = 0; d < tokens; ++d) spec.layers[0].k.push_back(d == t ? 1 : 0);
   }
   return test::make_trace(spec);
-}
-
-Rows deaths(const Trace& trace, const std::string& policy, int layer = 0, int head = 0) {
-  const RunResult run = test::run_one(trace, policy, {});
-  const auto d = run.ledger.deaths(layer, head);
-  return {d.begin(), d.end()};
-}
-
-// Llama-3.1-8B.
-Geometry llama(std::int64_t prompt, std::int64_t generated) {
-  Geometry g;
-  g.model_layers = 32;
-  for (int l = 0; l < 32; ++l) g.layer_ids.push_back(l);
-  g.query_heads = 32;
-  g.kv_heads = 8;
-  g.k_dim = g.v_dim = 128;
-  g.tokens = prompt + generated;
-  g.prompt = g.evict_at = prompt;
-  return g;
 }
 
 }  // namespace
@@ -158,7 +127,7 @@ TEST_CASE("h2o with variant=ratio takes both parts as shares of the prompt", "[p
   CHECK(deaths(trace, "h2o(variant=ratio,heavy_share=10,recent_share=20)") ==
         deaths(trace, "h2o(heavy=1,recent=2)"));
   // 3276 + 3276 of 32,768: 6,552 entries in 32 layers x 8 heads, 512 bytes each, 4 for the score.
-  const Geometry g = llama(32768, 1);
+  const Geometry g = test::llama_8b(32768, 1);
   const Policy policy = make_policy("h2o(variant=ratio)", g);
   const Sizing sizing = policy.rules[0].sizing({0, 32768, 32768, 32768, {}});
   CHECK(sizing.tokens * 256 * g.entry_bytes() == 858783744);
@@ -220,8 +189,8 @@ TEST_CASE("scissorhands' released code keeps what any recent row ranks in its to
   expected[3] = 124;
   for (int t = 110; t < 124; ++t) expected[index(t)] = std::min(124, t + 11);
   expected[110] = 121;
-  CHECK(deaths(trace, "scissorhands(mode=eval_code)", 1) == expected);
-  CHECK(deaths(trace, "scissorhands(mode=eval_code)", 0) == Rows(124, 124));
+  CHECK(deaths(trace, "scissorhands(mode=eval_code)", {}, 1) == expected);
+  CHECK(deaths(trace, "scissorhands(mode=eval_code)", {}, 0) == Rows(124, 124));
   CHECK_THROWS_WITH(deaths(trace, "scissorhands(mode=eval_code,window=5)"), Contains("window"));
 }
 
@@ -360,14 +329,14 @@ TEST_CASE("r_kv equals its definition with the whole matrix of cosines", "[polic
     std::sort(order.begin(), order.end());
     Rows expected(n + 1, n + 1);
     for (std::size_t i = 12 - window; i < order.size(); ++i) expected[index(order[i].second)] = n;
-    CHECK(deaths(trace, "r_kv(budget=12,window=3,kernel=3,lambda=0.6)", 0, h) == expected);
+    CHECK(deaths(trace, "r_kv(budget=12,window=3,kernel=3,lambda=0.6)", {}, 0, h) == expected);
   }
 }
 
 TEST_CASE("r_kv saves 1 - B / T, and pays for a ring of queries and a similarity matrix",
           "[policy][r_kv]") {
   // The authors' table: a budget of 1024 at 16 Ki generated tokens saves 93.75 %.
-  Geometry g = llama(128, 16384 - 128 + 1);
+  Geometry g = test::llama_8b(128, 16384 - 128 + 1);
   const Policy policy = make_policy("r_kv(budget=1024)", g);
   const Prediction p = predict(policy, g, {});
   const std::int64_t held = p.after[0] / 8 - 1;  // without the last row, after which nothing leaves
@@ -415,7 +384,7 @@ TEST_CASE("sagekv leaves a prompt within its budget alone, and slides behind the
 
 TEST_CASE("sagekv divides its budget as the paper does", "[policy][sagekv]") {
   const auto sizes = [](int query_heads, int kv_heads, const std::string& policy) {
-    Geometry g = llama(32768, 8);
+    Geometry g = test::llama_8b(32768, 8);
     g.query_heads = query_heads;
     g.kv_heads = kv_heads;
     const Policy p = make_policy(policy, g);
@@ -431,7 +400,7 @@ TEST_CASE("sagekv divides its budget as the paper does", "[policy][sagekv]") {
 }
 
 TEST_CASE("sagekv refuses what cannot be divided", "[policy][sagekv]") {
-  const Geometry g = llama(100, 8);
+  const Geometry g = test::llama_8b(100, 8);
   CHECK_THROWS_WITH(make_policy("sagekv(budget=40,k=8)", g), Contains("at most 7"));
   CHECK_THROWS_WITH(make_policy("sagekv(sinks=60,recent=50)", g), Contains("nearest: recent=40"));
   CHECK_THROWS_WITH(make_policy("sagekv(agg=sum,dup=union)", g), Contains("dup=fill"));
@@ -511,7 +480,7 @@ TEST_CASE("fastgen knows special tokens by their ids and punctuation by its text
   CHECK(run.metrics.peak_bytes.overhead == 10 * 2 + 1);
   CHECK_THROWS_WITH(deaths(trace, "chunked(fastgen)"), Contains("no budget"));
   CHECK_THROWS_WITH(deaths(trace, "pyramid+fastgen"), Contains("budget shape"));
-  CHECK_NOTHROW(make_policy("fastgen", llama(100, 10)));
+  CHECK_NOTHROW(make_policy("fastgen", test::llama_8b(100, 10)));
 }
 
 TEST_CASE("variants of the decode-time classics equal their closed forms", "[policy][analytic]") {
@@ -519,16 +488,10 @@ TEST_CASE("variants of the decode-time classics equal their closed forms", "[pol
   for (int round = 0; round < 20; ++round) {
     const int prompt = test::pick(random, 1, 50);
     const int generated = test::pick(random, 0, 25);
-    const Trace trace = test::make_trace(test::random_spec({.layers = 2,
-                                                            .tokens = prompt + generated,
-                                                            .prompt_tokens = prompt,
-                                                            .query_heads = 4,
-                                                            .kv_heads = 2,
-                                                            .seed = random()}));
+    const Trace trace = test::random_trace(prompt + generated, prompt, random());
     EngineOptions options;
     options.fidelity = false;
     if (test::pick(random, 0, 2) == 0) options.evict_at = test::pick(random, 1, prompt);
-    const Geometry geometry = geometry_of(trace, options);
     for (const char* text :
          {"scissorhands(budget=9,window=3,recent=2,drop=30)", "scissorhands(budget=2,drop=100)",
           "keyformer(budget=7,every=3)", "r_kv(budget=6,buffer=4,window=2,kernel=3)",
@@ -536,14 +499,8 @@ TEST_CASE("variants of the decode-time classics equal their closed forms", "[pol
           "sagekv(budget=9,agg=sum)", "sagekv(budget=8,sinks=50,recent=0)",
           "h2o(variant=flexgen,budget=7)", "h2o(variant=ratio)", "h2o(budget=5,normalise=true)",
           "lambda(budget=6,sinks=1)"}) {
-      INFO(text << " n=" << prompt << " m=" << generated << " n'=" << geometry.evict_at);
-      const Policy policy = make_policy(text, geometry);
-      CHECK(policy.closed_form);
-      const Prediction expected = predict(policy, geometry, {});
-      const RunResult run = test::run_one(trace, text, options);
-      CHECK(run.metrics.entry_rows == expected.entry_rows);
-      CHECK(run.metrics.peak_bytes == expected.peak_bytes);
-      CHECK(run.metrics.byte_rows == expected.byte_rows.value());
+      INFO(text << " n=" << prompt << " m=" << generated << " n'=" << options.evict_at);
+      CHECK(test::off_closed_form(trace, text, options) == "");
     }
   }
 }
@@ -579,7 +536,8 @@ TEST_CASE("scores that need no vectors run on probabilities alone", "[policy][sc
         "sagekv(budget=9,dup=union)", "fastgen(recovery=0.6,recent=20,frequent=20)",
         "h2o(variant=flexgen,budget=8)", "h2o(budget=6,normalise=true)"}) {
     INFO(policy);
-    for (int h = 0; h < 2; ++h) CHECK(deaths(scores, policy, 0, h) == deaths(trace, policy, 0, h));
+    for (int h = 0; h < 2; ++h)
+      CHECK(deaths(scores, policy, {}, 0, h) == deaths(trace, policy, {}, 0, h));
   }
   for (const char* policy : {"keyformer(budget=8)", "r_kv(budget=8)", "sagekv(budget=9,agg=sum)"})
     CHECK_THROWS_AS(deaths(scores, policy), TraceError);

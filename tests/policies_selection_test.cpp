@@ -12,6 +12,7 @@
 #include "sim/error.h"
 #include "sim/policies/selection.h"
 #include "sim/score_block.h"
+#include "tests/support/cases.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"
 
@@ -174,30 +175,8 @@ Vectors random_vectors(int tokens, int prompt, int query_heads, int kv_heads, in
   return {make(query_heads), make(kv_heads), prompt};
 }
 
-// Llama-3.1-8B in fp16.
-Geometry llama(std::int64_t prompt, std::int64_t tokens) {
-  Geometry g;
-  g.model_layers = 32;
-  for (int l = 0; l < 32; ++l) g.layer_ids.push_back(l);
-  g.query_heads = 32;
-  g.kv_heads = 8;
-  g.k_dim = g.v_dim = 128;
-  g.tokens = tokens;
-  g.prompt = g.evict_at = prompt;
-  return g;
-}
 std::int64_t full_bytes(const Geometry& g, std::int64_t tokens) {
   return g.layers() * g.kv_heads * tokens * g.entry_bytes();
-}
-
-Trace random_trace(int tokens, int prompt, std::uint64_t seed) {
-  return test::make_trace(test::random_spec({.layers = 3,
-                                             .tokens = tokens,
-                                             .prompt_tokens = prompt,
-                                             .query_heads = 4,
-                                             .kv_heads = 2,
-                                             .head_dim = 4,
-                                             .seed = seed}));
 }
 
 }  // namespace
@@ -242,7 +221,8 @@ TEST_CASE("quest reads the first layers and the prompt in full", "[policy][quest
   v.layer = 1;
   CHECK(Bench(v, "quest(budget=1,page=2)").next()[0].size() == 9);
   CHECK(Bench(v, "quest(budget=1,page=2,skip=1)").next()[0].size() == 5);
-  const RunResult run = test::run_one(random_trace(40, 40, 1), "quest(budget=1,page=2,skip=0)", {});
+  const RunResult run =
+      test::run_one(test::random_trace(40, 40, 1, 3), "quest(budget=1,page=2,skip=0)", {});
   CHECK(run.fidelity->all->mass_min == 1.0);
 }
 
@@ -276,7 +256,7 @@ TEST_CASE("a page bound is at least every score in its page", "[policy][quest]")
 
 TEST_CASE("quest's bounds come on top of the full cache", "[policy][quest][bytes]") {
   // T = 8704, page 16: 544 pages of 2 x 128 fp16 in 32 x 8 heads, 1088 + 68 MiB.
-  const Geometry g = llama(8192, 8704);
+  const Geometry g = test::llama_8b(8192, 512);
   const Policy policy = make_policy("quest", g);
   CHECK(full_bytes(g, 8704) + policy.charge.at(8703) == 1212153856);
   CHECK(policy.charge.at(0) == 32 * 8 * 512);
@@ -285,7 +265,7 @@ TEST_CASE("quest's bounds come on top of the full cache", "[policy][quest][bytes
 }
 
 TEST_CASE("quest evicts nothing and reads less", "[policy][quest]") {
-  const Trace trace = random_trace(80, 60, 4);
+  const Trace trace = test::random_trace(80, 60, 4, 3);
   const RunResult run = test::run_one(trace, "quest(budget=8,page=4,skip=1,least=2)", {});
   const RunResult full = test::run_one(trace, "full", {});
   CHECK(run.metrics.footprint == 1.0);
@@ -344,7 +324,7 @@ TEST_CASE("retroattention's exposure grows with its window, and is bounded by it
 
 TEST_CASE("retroattention keeps outputs, normalisers and a mask beside quest's bounds",
           "[policy][retroattention][bytes]") {
-  const Geometry g = llama(8192, 8704);
+  const Geometry g = test::llama_8b(8192, 512);
   const std::int64_t quest = make_policy("quest", g).charge.at(8703);
   const auto extra = [&](int window) {
     return make_policy(fmt::format("retroattention(window={})", window), g).charge.at(8703) - quest;
@@ -403,7 +383,7 @@ TEST_CASE("infinigen's partial columns are those that the prompt's queries use",
 
 TEST_CASE("infinigen keeps partial keys and copies in flight on the device",
           "[policy][infinigen][bytes]") {
-  const Geometry g = llama(8192, 8704);
+  const Geometry g = test::llama_8b(8192, 512);
   const Policy policy = make_policy("infinigen(cap=100,partial=38)", g);
   // 38 of 128 columns of 32 x 8 heads; 100 entries of 32 query heads for one layer, and the first
   // layer in full: 8 heads x 8704 entries.
@@ -417,7 +397,7 @@ TEST_CASE("infinigen keeps partial keys and copies in flight on the device",
 }
 
 TEST_CASE("offloaded entries lie on the host once, all of them", "[policy][infinigen][clusterkv]") {
-  const Trace trace = random_trace(60, 40, 9);
+  const Trace trace = test::random_trace(60, 40, 9, 3);
   for (const char* spec : {"infinigen(cap=5)", "clusterkv(budget=8,sinks=2,skip=0,every=7)"}) {
     INFO(spec);
     const RunResult run = test::run_one(trace, spec, {});
@@ -437,7 +417,7 @@ TEST_CASE("bytes of offloaded entries follow the closed form", "[policy][infinig
   test::Random random(21);
   for (int round = 0; round < 12; ++round) {
     const int prompt = test::pick(random, 1, 60);
-    const Trace trace = random_trace(prompt + test::pick(random, 0, 20), prompt, random());
+    const Trace trace = test::random_trace(prompt + test::pick(random, 0, 20), prompt, random(), 3);
     EngineOptions options;
     options.chunk = test::pick(random, 0, 1) == 0 ? 0 : test::pick(random, 1, 30);
     options.fidelity = false;
@@ -523,7 +503,7 @@ TEST_CASE("clusterkv copies what the previous row did not select", "[policy][clu
 }
 
 TEST_CASE("clusterkv's device bytes are buffers and cluster lists", "[policy][clusterkv][bytes]") {
-  const Geometry g = llama(8192, 8704);
+  const Geometry g = test::llama_8b(8192, 512);
   // Layers 0 and 1 in full, 30 layers of buffers (16 + 1024 + 320 entries a head) in which the row's
   // own entry lies; 102 + 4 clusters.
   const std::int64_t metadata = 15056640;
@@ -592,20 +572,20 @@ TEST_CASE("refreshkv takes the maximum over a group of heads", "[policy][refresh
 }
 
 TEST_CASE("refreshkv's copies come on top of the full cache", "[policy][refreshkv][bytes]") {
-  const Geometry g = llama(32768, 33792);
+  const Geometry g = test::llama_8b(32768, 1024);
   const Policy policy = make_policy("refreshkv(budget=4096)", g);
   // 33792 + 4096 tokens of 128 KiB, and a query of 128 fp16 in each of 32 layers.
   CHECK(full_bytes(g, 33792) + policy.charge.at(33791) == 4966055936 + 32 * 128 * 2);
   CHECK(policy.charge.at(32767) == 32 * 128 * 2);
   CHECK(make_policy("refreshkv", g).charge.at(33791) == policy.charge.at(33791));  // n / 8
-  CHECK_THROWS_WITH(make_policy("refreshkv(kernel=4)", g), Contains("odd number such as 5"));
+  CHECK_THROWS_WITH(make_policy("refreshkv(kernel=4)", g), Contains("nearest: 5"));
   CHECK_THROWS_WITH(make_policy("refreshkv(budget=0)", g), Contains("at least 1"));
 }
 
 TEST_CASE("probabilities suffice for what never looks at a query",
           "[policy][refreshkv][infinigen]") {
   // The same rows as a qkv trace, and as a score trace of the prompt's last and all later rows.
-  const Trace qkv = random_trace(30, 20, 11);
+  const Trace qkv = test::random_trace(30, 20, 11, 3);
   test::TraceSpec spec;
   spec.meta = qkv.meta();
   const auto& m = spec.meta;
@@ -667,7 +647,7 @@ TEST_CASE("minference reads at least the authors' minima", "[policy][minference]
 }
 
 TEST_CASE("minference leaves the cache whole and generated rows alone", "[policy][minference]") {
-  const Trace trace = random_trace(60, 50, 13);
+  const Trace trace = test::random_trace(60, 50, 13, 3);
   const std::string spec = "minference(verticals=4,slashes=6,first=2,forced_slash=3,last=8)";
   for (const RowIndex chunk : {0, 13}) {
     EngineOptions options;
@@ -709,7 +689,7 @@ TEST_CASE("scores behind a sparse prompt come from the masked rows", "[policy][m
 }
 
 TEST_CASE("a selector reads what an eviction policy has left", "[policy][quest]") {
-  const Trace trace = random_trace(80, 60, 14);
+  const Trace trace = test::random_trace(80, 60, 14, 3);
   for (const char* selector :
        {"quest(budget=8,page=4,least=1)", "retroattention(budget=8,page=4,least=1)",
         "infinigen(cap=4)", "clusterkv(budget=12,sinks=2,skip=0)", "refreshkv(budget=6)"}) {
@@ -728,7 +708,7 @@ TEST_CASE("a selector reads what an eviction policy has left", "[policy][quest]"
 }
 
 TEST_CASE("combinations of two selectors and chunks of none are refused", "[policy][quest]") {
-  const Geometry g = llama(8192, 8704);
+  const Geometry g = test::llama_8b(8192, 512);
   CHECK_THROWS_WITH(make_policy("quest+clusterkv", g), Contains("both bring their own selector"));
   CHECK_THROWS_WITH(make_policy("infinigen+refreshkv", g),
                     Contains("both bring their own selector"));
@@ -737,7 +717,7 @@ TEST_CASE("combinations of two selectors and chunks of none are refused", "[poli
 }
 
 TEST_CASE("what is read grows with the budget", "[policy][quest][refreshkv]") {
-  const Trace trace = random_trace(120, 100, 15);
+  const Trace trace = test::random_trace(120, 100, 15, 3);
   for (const char* spec :
        {"quest(page=4,least=1,budget={})", "retroattention(page=4,least=1,budget={})",
         "infinigen(alpha=9,cap={})", "clusterkv(sinks=2,skip=0,budget={})", "refreshkv(budget={})",

@@ -9,36 +9,16 @@
 #include <fmt/format.h>
 
 #include "sim/error.h"
+#include "tests/support/cases.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
+using test::deaths;
+using test::weights;
 
 namespace {
-
-// One layer, one head, head_dim 1, scale 1: the logit of row i at key j is q[i] * k[j]. Keys are
-// logits, and q is 1 unless given, so key j has weight exp(k[j]) in every row.
-Trace weights(const std::vector<double>& keys, int prompt, std::vector<double> queries = {}) {
-  test::TraceSpec spec;
-  spec.meta.query_heads = spec.meta.kv_heads = spec.meta.head_dim = 1;
-  spec.meta.tokens = static_cast<std::int64_t>(keys.size());
-  spec.meta.prompt_tokens = prompt;
-  spec.meta.score_scale = 1;
-  if (queries.empty()) queries.assign(keys.size(), 1.0);
-  spec.layers.push_back({});
-  spec.layers[0].q = queries;
-  spec.layers[0].k = keys;
-  return test::make_trace(spec);
-}
-
-// Death rows of one (layer, head).
-std::vector<int> deaths(const Trace& trace, const std::string& policy, EngineOptions options = {},
-                        int layer = 0, int head = 0) {
-  const RunResult run = test::run_one(trace, policy, options);
-  const auto d = run.ledger.deaths(layer, head);
-  return {d.begin(), d.end()};
-}
 
 EngineOptions chunk(RowIndex c) {
   EngineOptions options;

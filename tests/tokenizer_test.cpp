@@ -172,10 +172,11 @@ TEST_CASE("a leading bos follows the tokenizer's own settings", "[tokenizer]") {
   CHECK(llama3.bos_setting().adds);
   CHECK_THAT(llama3.bos_setting().why, Contains("post-processor"));
   CHECK(llama3.bos() == llama3.id_of("<|begin_of_text|>"));
-  const auto off = changed("llama3", {}, {{"add_bos_token", false}});
+  const auto off = changed("llama3", json::object(), {{"add_bos_token", false}});
   CHECK_FALSE(off.bos_setting().adds);
   CHECK_THAT(off.bos_setting().why, Contains("add_bos_token"));
-  const auto on = changed("gpt2", {}, {{"add_bos_token", true}, {"bos_token", "<|end|>"}});
+  const auto on =
+      changed("gpt2", json::object(), {{"add_bos_token", true}, {"bos_token", "<|end|>"}});
   CHECK(on.bos_setting().adds);
   CHECK(on.bos() == on.id_of("<|end|>"));
   const auto none = Tokenizer::open(kFixtures / "gpt2");
@@ -187,7 +188,8 @@ TEST_CASE("a leading bos follows the tokenizer's own settings", "[tokenizer]") {
   CHECK(gguf.eos() == 2);
   CHECK(Tokenizer::open(kFixtures / "llama3.gguf").bos_setting().adds);
   CHECK_FALSE(Tokenizer::open(kFixtures / "smollm.gguf").bos_setting().adds);
-  CHECK_THROWS_WITH(changed("gpt2", {}, {{"add_bos_token", true}}), Contains("bos_token is null"));
+  CHECK_THROWS_WITH(changed("gpt2", json::object(), {{"add_bos_token", true}}),
+                    Contains("bos_token is null"));
 }
 
 TEST_CASE("conversations are written as transformers writes them", "[tokenizer][chat]") {
@@ -198,7 +200,7 @@ TEST_CASE("conversations are written as transformers writes them", "[tokenizer][
   for (const json& chat : fixture["chats"]) {
     const auto form = chat["form"].get<std::string>();
     INFO(form << " " << chat["turns"]);
-    const Tokenizer tokenizer = changed("sentencepiece", {},
+    const Tokenizer tokenizer = changed("sentencepiece", json::object(),
                                         {{"chat_template", templates[form]},
                                          {"bos_token", "<s>"},
                                          {"eos_token", {{"content", "</s>"}}}});
@@ -213,7 +215,7 @@ TEST_CASE("conversations are written as transformers writes them", "[tokenizer][
   CHECK_THROWS_WITH(chat({{"user", "a"}, {"tool", "b"}}), Contains("role 'tool'"));
   const std::vector<ChatTurn> hello = {{"user", "Hello"}};
   CHECK_THROWS_WITH(Tokenizer::open(kFixtures / "gpt2").chat(hello), Contains("no chat template"));
-  CHECK_THROWS_WITH(changed("gpt2", {}, {{"chat_template", "{{ other }}"}}).chat(hello),
+  CHECK_THROWS_WITH(changed("gpt2", json::object(), {{"chat_template", "{{ other }}"}}).chat(hello),
                     Contains("no known form") && Contains("ChatML"));
 }
 
@@ -286,12 +288,12 @@ TEST_CASE("a pattern that backtracks without end is given up", "[tokenizer][malf
   const Tokenizer tokenizer = changed(
       "gpt2",
       {{"pre_tokenizer",
-        {{"type", "Split"}, {"pattern", {{"Regex", "(x+x+)+y"}}}, {"behavior", "Isolated"}}}});
+        {{"type", "Split"}, {"pattern", {{"Regex", "(x+x+)+[yz]"}}}, {"behavior", "Isolated"}}}});
   CHECK_THROWS_WITH(tokenizer.encode(std::string(100, 'x')), Contains("could not be matched"));
 }
 
-TEST_CASE("a word of a megabyte takes no quadratic time", "[tokenizer]") {
-  constexpr std::size_t kSize = 1 << 20;
+TEST_CASE("a long word takes no quadratic time", "[tokenizer]") {
+  constexpr std::size_t kSize = 1 << 18;
   for (const char* name : {"gpt2", "llama3", "sentencepiece", "metaspace", "sentencepiece.gguf"}) {
     const Tokenizer tokenizer = Tokenizer::open(kFixtures / name);
     for (const char c : {'a', ' ', '\n'}) {

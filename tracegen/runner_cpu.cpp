@@ -82,6 +82,7 @@ class CpuRunner final : public Runner {
       if (progress) progress(static_cast<double>(begin + count) / static_cast<double>(rows));
     }
     if (emit.column_mass) hook.on_column_mass(layer, first + rows, mass_);
+    if (rows > 1) checkpoint_.release(layer);  // a prompt comes once; generation comes again
   }
 
   void restore(const RowsQkv& rows) override {

@@ -354,7 +354,7 @@ struct SynthLayer::Impl {
       return static_cast<int>((row - options.prompt_tokens) * needles /
                               (options.tokens - options.prompt_tokens));
     }
-    for (std::size_t i = 0; i < plan.questions.size(); ++i) {
+    for (std::size_t i = 0; i < std::min(plan.questions.size(), plan.needles.size()); ++i) {
       if (row >= plan.questions[i].begin && row < plan.questions[i].end) return static_cast<int>(i);
     }
     return -1;
@@ -434,7 +434,7 @@ struct SynthLayer::Impl {
     const int needle = needle_of(token);
     if (needle < 0) return;
     for (int i = 0; i < channels.needles; ++i) {
-      k[static_cast<std::size_t>(channels.needle + i)] =
+      k[static_cast<std::size_t>(channels.needle) + static_cast<std::size_t>(i)] =
           static_cast<float>(kNeedleNorm) * needle_code(needle)[static_cast<std::size_t>(i)];
     }
   }
@@ -465,10 +465,16 @@ struct SynthLayer::Impl {
     const int needle = asked(row);
     if (needle < 0 || g.needle == 0) return;
     for (int i = 0; i < channels.needles; ++i) {
-      q[static_cast<std::size_t>(channels.needle + i)] =
+      q[static_cast<std::size_t>(channels.needle) + static_cast<std::size_t>(i)] =
           static_cast<float>(g.needle / kNeedleNorm * root) *
           needle_code(needle)[static_cast<std::size_t>(i)];
     }
+  }
+
+  [[nodiscard]] std::size_t head_index(int kv_head, int of_group) const {
+    return static_cast<std::size_t>(kv_head) *
+               static_cast<std::size_t>(options.query_heads / options.kv_heads) +
+           static_cast<std::size_t>(of_group);
   }
 
   // ---- Calibration -------------------------------------------------------------------------------
@@ -564,7 +570,7 @@ struct SynthLayer::Impl {
     const auto dim = static_cast<std::size_t>(options.head_dim);
     std::vector<std::vector<double>> locality;
     for (int g = 0; g < group; ++g) {
-      const Gains& own = gains[static_cast<std::size_t>(kv_head * group + g)];
+      const Gains& own = gains[head_index(kv_head, g)];
       std::vector<double>& out = locality.emplace_back(grid.distance.size());
       for (std::size_t i = 0; i < out.size(); ++i) {
         const double* wave = waves.data() + i * frequency.size() * 2;
@@ -591,7 +597,7 @@ struct SynthLayer::Impl {
         const bool needle = looks_for >= 0 && needle_of(token) == looks_for;
         for (int g = 0; g < group; ++g) {
           const auto s = static_cast<std::size_t>(g);
-          const HeadProfile& head = profile.heads[static_cast<std::size_t>(kv_head * group + g)];
+          const HeadProfile& head = profile.heads[head_index(kv_head, g)];
           // Logits are measured without the key's common component, as sinks' are.
           const double z = dot(std::span(queries).subspan(s * dim, dim), key) / root +
                            head.hitters * profile.key_common + locality[s][i];
@@ -606,10 +612,11 @@ struct SynthLayer::Impl {
       return sinks + gain + m.sink_shift - portable::log(std::max(m.rest + m.needle, 1e-300));
     };
     for (int g = 0; g < group; ++g) {
-      const auto head = static_cast<std::size_t>(kv_head * group + g);
-      if (!profile.heads[head].sink) continue;
+      const auto head = head_index(kv_head, g);
+      const std::optional<double>& wanted = profile.heads[head].sink;
+      if (!wanted) continue;
       const std::vector<Masses>& seen = masses[static_cast<std::size_t>(g)];
-      gains[head].sink = bisect(*profile.heads[head].sink, [&](double gain) {
+      gains[head].sink = bisect(*wanted, [&](double gain) {
         double sum = 0;
         for (const Masses& m : seen) sum += sigmoid(of_sinks(m, gain));
         return sum / static_cast<double>(seen.size());
@@ -619,10 +626,11 @@ struct SynthLayer::Impl {
     masses.assign(static_cast<std::size_t>(group), {});
     for (const std::int64_t row : answers) measure(row, masses);
     for (int g = 0; g < group; ++g) {
-      const auto head = static_cast<std::size_t>(kv_head * group + g);
-      if (!profile.heads[head].needle) continue;
+      const auto head = head_index(kv_head, g);
+      const std::optional<double>& wanted = profile.heads[head].needle;
+      if (!wanted) continue;
       const std::vector<Masses>& seen = masses[static_cast<std::size_t>(g)];
-      gains[head].needle = bisect(*profile.heads[head].needle, [&](double gain) {
+      gains[head].needle = bisect(*wanted, [&](double gain) {
         double sum = 0;
         for (const Masses& m : seen) {
           const double rest = m.rest + portable::exp(sinks + gains[head].sink + m.sink_shift);
@@ -724,8 +732,9 @@ struct Block {
 
 Block make_block(const SynthLayer& layer, const SynthOptions& o, std::int64_t first,
                  std::int64_t count) {
-  const auto q_size = static_cast<std::size_t>(o.query_heads * o.head_dim);
-  const auto k_size = static_cast<std::size_t>(o.kv_heads * o.head_dim);
+  const auto q_size =
+      static_cast<std::size_t>(o.query_heads) * static_cast<std::size_t>(o.head_dim);
+  const auto k_size = static_cast<std::size_t>(o.kv_heads) * static_cast<std::size_t>(o.head_dim);
   const auto tokens = static_cast<std::size_t>(count);
   Block out;
   out.q.resize(tokens * q_size);

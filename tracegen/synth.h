@@ -25,14 +25,16 @@ inline constexpr std::int64_t kSynthSinks = 4;  // the first keys
 
 // What one query head does. Strengths are standard deviations of a logit, in nats.
 struct HeadProfile {
-  std::optional<double> sink;    // mass on the first four keys; none: their logit is 0
-  std::vector<double> locality;  // logit at distances 0, 1, 2, 4, 8, ...: linear in log2 between,
-                                 // constant beyond; empty: none
-  double hitters = 0;            // of a key, for all rows
-  double content = 0;            // of a (row, key) pair: what this row looks for
-  double topics = 0;             // logit of a key of the row's own topic
-  double spread = 0;             // of the sink's logit from row to row
-  std::optional<double> needle;  // mass on a needle while it is asked for; none: not looked for
+  std::optional<double> sink = {};  // mass on the first four keys; none: their logit is 0
+  std::vector<double> locality =
+      {};              // logit at distances 0, 1, 2, 4, 8, ...: linear in log2 between,
+                       // constant beyond; empty: none
+  double hitters = 0;  // of a key, for all rows
+  double content = 0;  // of a (row, key) pair: what this row looks for
+  double topics = 0;   // logit of a key of the row's own topic
+  double spread = 0;   // of the sink's logit from row to row
+  std::optional<double> needle =
+      {};  // mass on a needle while it is asked for; none: not looked for
 };
 
 struct LayerProfile {
@@ -59,7 +61,7 @@ struct SynthProfile {
 };
 
 // Errors: ConfigError naming the key, what was found and what was expected.
-[[nodiscard]] SynthProfile parse_profile(std::string_view json, const std::string& name);
+[[nodiscard]] SynthProfile parse_profile(std::string_view text, const std::string& name);
 [[nodiscard]] nlohmann::json to_json(const SynthProfile& profile);
 [[nodiscard]] const std::vector<SynthProfile>& built_in_profiles();
 // A built-in name, or a path that ends in .json. Errors: ConfigError.

@@ -124,7 +124,7 @@ struct HeadFit {
       best = now;
     }
     const auto share = [](double x) { return std::clamp(x, 0.0, 1.0); };
-    now.sink = share(*now.sink + 0.5 * (real.prompt.sink - got.prompt.sink));
+    now.sink = share(now.sink.value_or(0) + 0.5 * (real.prompt.sink - got.prompt.sink));
     if (now.needle) now.needle = share(*now.needle + 0.5 * needle);
     for (std::size_t b = 0; b < now.locality.size(); ++b) {
       now.locality[b] += 0.6 * std::log((real.prompt.distance[b] + kLeastMass) /

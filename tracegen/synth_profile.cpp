@@ -97,7 +97,7 @@ class Reader {
   [[nodiscard]] double checked_number(const json& value, const std::string& key, double low,
                                       double high) const {
     const double x = value.is_number() ? value.get<double>() : NAN;
-    if (!(x >= low && x <= high)) {
+    if (std::isnan(x) || x < low || x > high) {
       fail(key,
            fmt::format("a number from {} to {}, not {}", low, high, value.dump().substr(0, 40)));
     }

@@ -43,7 +43,7 @@ Bpe::Bpe(std::unordered_map<std::string, std::int32_t> tokens, std::vector<Merge
     bytes_[b] = found == tokens_.end() ? -1 : found->second;
   }
 
-  // A merge crosses the beginning of a run where a merged token has a marker behind another character.
+  // A merge crosses the beginning of a run where a token has a marker behind another character.
   const auto crossed = [](std::string_view text) {
     for (std::size_t at = text.find(kMarker, 1); at != std::string_view::npos;
          at = text.find(kMarker, at + 1)) {

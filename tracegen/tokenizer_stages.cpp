@@ -17,7 +17,7 @@ using nlohmann::json;
 
 constexpr int kMostNesting = 16;
 
-// ---- Fields of a JSON object ---------------------------------------------------------------------
+// ---- Fields of a JSON object --------------------------------------------------------------------
 
 [[noreturn]] void fail(const std::string& where, const std::string& what) {
   throw CheckpointError(where + ": " + one_line(what));
@@ -56,7 +56,8 @@ std::string type_of(const json& spec, const std::string& where) {
 Pattern pattern_of(const json& spec, const std::string& where) {
   const auto found = spec.find("pattern");
   if (found != spec.end() && found->is_object() && found->size() == 1) {
-    const auto& [kind, value] = *found->items().begin();
+    const std::string kind = found->begin().key();
+    const json& value = found->begin().value();
     if (value.is_string() && kind == "String") return Pattern::literal(value.get<std::string>());
     if (value.is_string() && kind == "Regex")
       return Pattern::regex(value.get<std::string>(), where);
@@ -84,20 +85,22 @@ void flatten(const json& spec, const char* members, const std::string& where, in
   }
 }
 
-// ---- Normalizers ---------------------------------------------------------------------------------
+// ---- Normalizers --------------------------------------------------------------------------------
 
-std::string replaced(std::string_view text, const Pattern& pattern, std::string_view content) {
+std::string replaced(std::string_view text, const Pattern& pattern, std::string_view content,
+                     const std::function<void(std::size_t begin)>& on_match = {}) {
   std::string out;
   std::size_t from = 0;
   pattern.find(text, [&](std::size_t begin, std::size_t end) {
+    if (on_match) on_match(begin);
     out.append(text.substr(from, begin - from)).append(content);
     from = end;
   });
   return out.append(text.substr(from));
 }
 
-// In parts, because utf8proc needs many times the text's size. Nothing composes across the beginning
-// of an ASCII character.
+// In parts, because utf8proc needs many times the text's size. Nothing composes across the
+// beginning of an ASCII character.
 std::string unicode_form(std::string_view text, utf8proc_option_t options) {
   constexpr std::size_t kPart = 1 << 16;
   const auto ascii = [](char c) { return static_cast<unsigned char>(c) < 0x80; };
@@ -157,14 +160,18 @@ Normalizer make_normalizer(const json& spec, const std::string& type, const std:
   }
   if (type == "Replace") {
     return [pattern = pattern_of(spec, where), content = text_of(spec, "content", where)](
-               std::string& text, bool&) { text = replaced(text, pattern, content); };
+               std::string& text, bool& first) {
+      text = replaced(text, pattern, content, [&](std::size_t begin) {
+        first = first && begin > 0;  // what is put there does not come from there
+      });
+    };
   }
   fail(where, fmt::format("normalizer '{}' is not supported; supported: Sequence, NFC, NFD, NFKC, "
                           "NFKD, Strip, Prepend, Replace",
                           type));
 }
 
-// ---- Pre-tokenizers ------------------------------------------------------------------------------
+// ---- Pre-tokenizers -----------------------------------------------------------------------------
 
 // What becomes of the matches of a pattern; the text between them is a piece in any case.
 enum class Behavior : std::uint8_t {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights as they are stored, and their values in fp32. Each block format is a packed struct of bytes
-// and one decode(); sums and products are formed in the order of the gguf package, so that the
-// values are the same bit for bit.
+// Weights as they are stored, and their values in fp32. Each block format is a packed struct of
+// bytes and one decode(); sums and products are formed in the order of the gguf package, so that
+// the values are the same bit for bit.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -22,7 +22,7 @@ using Bytes2 = std::array<std::uint8_t, 2>;
 inline float half_to_float(std::uint32_t half) {
   const std::uint32_t exponent = half & 0x7C00U;
   const std::uint32_t sign = (half & 0x8000U) << 16U;
-  // Normal: move the fields and rebias the exponent from 15 to 127; from 31 to 255 where all are set.
+  // Normal: move the fields and rebias the exponent from 15 to 127, or where it is 31, to 255.
   const std::uint32_t top = 0U - ((exponent + 0x0400U) >> 15U);
   const std::uint32_t normal = ((half & 0x7FFFU) << 13U) + (112U << 23U) + (top & (112U << 23U));
   // Subnormal: m * 2^-24 = 2^-14 (1 + m / 1024) - 2^-14, exact and free of slow subnormal floats.
@@ -36,7 +36,7 @@ inline float half_of(const Bytes2& bytes) {
   return half_to_float(static_cast<std::uint32_t>(bytes[0] | (bytes[1] << 8)));
 }
 
-// ---- 32 weights: scale d, and minimum m or an offset ---------------------------------------------
+// ---- 32 weights: scale d, and minimum m or an offset --------------------------------------------
 
 struct Q8_0 {
   Bytes2 d;
@@ -103,7 +103,7 @@ struct Q5_1 {
   }
 };
 
-// ---- 256 weights: groups with their own quantised scales -----------------------------------------
+// ---- 256 weights: groups with their own quantised scales ----------------------------------------
 
 // Scale and minimum of 8 groups of 32 weights, 6 bits each in 12 bytes: the first four of each kind
 // in the low bits of bytes 0 to 7, the others in the halves of bytes 8 to 11 with their upper two
@@ -185,7 +185,7 @@ struct Q6K {
   }
 };
 
-// ---- The same for types without blocks: 32 at a time, so that the loop has a known length ---------
+// ---- The same for types without blocks: 32 at a time, so that the loop has a known length -------
 
 struct F16 {
   std::array<std::uint16_t, 32> bits;

@@ -22,6 +22,7 @@ void add_policies(CLI::App& app);
 void add_trace(CLI::App& app);
 void add_fit(CLI::App& app);
 void add_synth(CLI::App& app);
+void add_capture(CLI::App& app, const Context& context);
 void add_tokenize(CLI::App& app);
 
 // ---- Terminal ------------------------------------------------------------------------------------
@@ -30,6 +31,9 @@ void add_tokenize(CLI::App& app);
 [[nodiscard]] bool terminal_is_utf8();  // of the locale
 // Aligned columns; the first is left-aligned, the others right-aligned.
 [[nodiscard]] std::string align(const std::vector<std::vector<std::string>>& rows);
+
+// Errors: ConfigError when the folder of an output file does not exist: told before long work.
+void check_writable(const std::string& option, const std::string& path);
 
 // Progress of long work on stderr: a bar on a terminal, one line per 10 % otherwise.
 class Progress {

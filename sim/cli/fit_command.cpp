@@ -25,14 +25,6 @@ struct Settings {
   bool quiet = false;
 };
 
-void check_writable(const std::string& option, const std::string& path) {
-  if (path.empty()) return;
-  const auto folder = std::filesystem::absolute(path).parent_path();
-  if (!std::filesystem::is_directory(folder)) {
-    throw ConfigError(fmt::format("{}: there is no folder '{}'", option, folder.string()));
-  }
-}
-
 nlohmann::json to_json(const policies::FitOutcome& outcome) {
   nlohmann::json out;
   out["scorer"] = outcome.set.scorer;

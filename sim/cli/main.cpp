@@ -26,9 +26,11 @@ Examples:
   kvspan trace info TRACE
   kvspan synth --tokens 4096 --needles 3 --out synthetic.safetensors
   kvspan fit foresightkv --train TRACE --out weights.safetensors
+  kvspan capture --model DIR --text FILE --prompt 1792 --generate 256 --out TRACE.safetensors
   kvspan tokenize --model DIR --text FILE
 
-Exit codes: 0 ok, 1 internal, 2 wrong arguments, 3 wrong input data, 4 a policy broke its contract.)help";
+Exit codes: 0 ok, 1 internal, 2 wrong arguments, 3 wrong input data, 4 a policy broke its contract,
+5 no usable device.)help";
 
 // The command that the user meant, for hints: the chosen subcommand, as deep as it goes.
 const CLI::App* chosen(const CLI::App* app) {
@@ -87,6 +89,7 @@ int main(int argc, char** argv) {
     kvspan::cli::add_policies(app);
     kvspan::cli::add_trace(app);
     kvspan::cli::add_fit(app);
+    kvspan::cli::add_capture(app, context);
     kvspan::cli::add_tokenize(app);
     kvspan::cli::add_synth(app);
     try {

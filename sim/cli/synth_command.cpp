@@ -55,6 +55,9 @@ struct FitSettings {
 };
 
 void synth_fit(const FitSettings& s) {
+  check_writable("--out", s.out);
+  check_writable("--trace-out", s.synthetic);
+  check_writable("--json", s.json);
   const Trace trace = Trace::open(s.trace);
   (void)interrupted();
   const std::string stem = std::filesystem::path(s.trace).stem().string();
@@ -134,7 +137,7 @@ void add_synth(CLI::App& app) {
       ->type_name("S");
   sub->add_option("--needles", s->options.needles,
                   "Needles in the prompt, asked for at its end and by the decode rows")
-      ->check(CLI::Range(0, 10000))
+      ->check(CLI::Range(0, 1000))
       ->capture_default_str()
       ->type_name("K");
   sub->add_option("--turns", s->options.turns, "Turns of a conversation")

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <mutex>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -11,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "sim/cli/commands.h"
+#include "sim/error.h"
 
 namespace kvspan::cli {
 namespace {
@@ -67,6 +69,14 @@ std::string align(const std::vector<std::vector<std::string>>& rows) {
     out += line + "\n";
   }
   return out;
+}
+
+void check_writable(const std::string& option, const std::string& path) {
+  if (path.empty()) return;
+  const auto folder = std::filesystem::absolute(path).parent_path();
+  if (!std::filesystem::is_directory(folder)) {
+    throw ConfigError(fmt::format("{}: there is no folder '{}'", option, folder.string()));
+  }
 }
 
 Progress::Progress(std::string what, bool quiet)

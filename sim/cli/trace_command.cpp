@@ -106,6 +106,7 @@ struct StatsSettings {
 };
 
 void print_stats(const std::string& path, const StatsSettings& s) {
+  check_writable("--json", s.json);
   const Trace trace = Trace::open(path);
   (void)interrupted();
   const TraceStats stats = [&] {

@@ -164,14 +164,11 @@ PolicyEntry adakv() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const bool normalize = arguments.is("normalize", "true");
     const Scoring votes = votes_scoring(arguments);
-    Recipe recipe;
+    Recipe recipe = budgeted(arguments, geometry, by_default(votes));
     recipe.shape =
         own<std::shared_ptr<const Budget>>(std::make_shared<AcrossHeads>(AcrossHeads::Settings{
             arguments.real("alpha"), normalize, arguments.is("form", "kvpress"),
             static_cast<int>(arguments.count("skip")), geometry.trace == nullptr}));
-    recipe.scorer = by_default(votes);
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end());
     recipe.protect = by_default(protect_recent(arguments.count("window")));
     recipe.closed_form = false;
     if (geometry.trace == nullptr) {
@@ -182,7 +179,6 @@ PolicyEntry adakv() {
     }
     // The length of every head.
     recipe.charge.once = 4LL * geometry.layers() * geometry.shape(0, votes.per_query_head).heads;
-    recipe.knob = budget_knob(geometry);
     recipe.knob->monotone = !normalize;
     return recipe;
   };

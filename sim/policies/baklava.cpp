@@ -14,7 +14,8 @@
 //                scaled to the calibration's length (in place of the perplexity that the authors
 //                search with)
 //
-// The calibration is the first half of the replayed prompt, at most 256 rows of it, evenly spaced.
+// The calibration is the first half of the replayed prompt, or the whole prompt of another trace
+// that profile= names: at most 256 rows of it, evenly spaced.
 // Source: Gulhan et al., arXiv 2502.13176. No code was published.
 #include <algorithm>
 #include <array>
@@ -71,8 +72,8 @@ void calibrate_layer(const Trace& trace, int layer, TokenCount sinks, Calibratio
   }
   if (rows.empty()) {
     throw TraceError(fmt::format(
-        "{}: baklava needs rows of the prompt's first half, and layers.{}.scores.rows has none",
-        trace.name(), layer));
+        "{}: baklava needs rows of the prompt before row {}, and layers.{}.scores.rows has none",
+        trace.name(), out.rows, layer));
   }
   const auto count = std::min<std::int64_t>(kCalibrationRows, std::ssize(rows));
   const int group = meta.query_heads / meta.kv_heads;
@@ -112,15 +113,17 @@ void calibrate_layer(const Trace& trace, int layer, TokenCount sinks, Calibratio
   }
 }
 
-Calibration calibrate(const Geometry& geometry, TokenCount sinks) {
+// On rows [0, end) of a trace of the same heads.
+Calibration calibrate(const Trace& trace, RowIndex end, TokenCount sinks,
+                      const Geometry& geometry) {
+  const int layers = trace.meta().layers;
   Calibration out;
-  out.rows = std::max<RowIndex>(1, geometry.evict_at / 2);
-  out.importance.assign(index(geometry.layers()),
-                        std::vector<double>(index(geometry.kv_heads), 0.0));
-  out.lost.assign(index(geometry.layers()),
-                  std::vector<std::vector<double>>(index(geometry.kv_heads)));
-  tbb::parallel_for(0, geometry.layers(),
-                    [&](int layer) { calibrate_layer(*geometry.trace, layer, sinks, out); });
+  out.rows = std::max<RowIndex>(1, end);
+  out.importance.assign(index(layers), std::vector<double>(index(geometry.kv_heads), 0.0));
+  out.lost.assign(index(layers), std::vector<std::vector<double>>(index(geometry.kv_heads)));
+  tbb::parallel_for(0, layers, [&](int layer) { calibrate_layer(trace, layer, sinks, out); });
+  out.importance = stored_layers(out.importance, geometry);
+  out.lost = stored_layers(out.lost, geometry);
   return out;
 }
 
@@ -250,15 +253,15 @@ PolicyEntry baklava() {
   entry.source = "Gulhan et al. 2025, arXiv 2502.13176";
   entry.evidence = "secondary";
   entry.needs =
-      "nothing with profile=FILE and power; else q, k and v, or probabilities of the prompt's "
-      "first "
-      "half";
+      "nothing with profile=TRACE, or profile=FILE and power; else q, k and v, or probabilities of "
+      "the prompt's first half";
   entry.parameters = {budget_parameter(),
                       {"profile",
                        Kind::text,
                        "auto",
                        "",
-                       "file of importance, [layers][kv_heads], JSON or TSV; auto: from this trace",
+                       "file of importance, [layers][kv_heads], JSON or TSV, or a trace to "
+                       "calibrate on; auto: this trace",
                        {}},
                       {"power",
                        Kind::real,
@@ -271,60 +274,56 @@ PolicyEntry baklava() {
                       {"sinks", Kind::count, "4", "tokens", "first tokens, always kept", {}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const TokenCount sinks = arguments.count("sinks");
-    const bool from_file = arguments.has("profile");
+    const HeadSource source = head_source(arguments, "profile", geometry);
+    const Trace* base = source.other ? source.other.get() : geometry.trace;
     const std::optional<double> power =
         arguments.has("power") ? std::optional(arguments.real("power")) : std::nullopt;
-    Recipe recipe;
+    Recipe recipe =
+        budgeted(arguments, geometry, own(position_scoring()), own(Schedule::every_pass()));
     Gates importance(index(geometry.layers()), std::vector<double>(index(geometry.kv_heads), 1.0));
     std::shared_ptr<const Calibration> calibration;
-    if (geometry.trace != nullptr && !(from_file && power)) {
-      calibration = std::make_shared<Calibration>(calibrate(geometry, sinks));
+    const bool known = !source.fitted() && power;  // nothing to calibrate
+    if (base != nullptr && !known) {
+      const RowIndex end = source.other ? base->meta().prompt_tokens : geometry.evict_at / 2;
+      calibration = std::make_shared<Calibration>(calibrate(*base, end, sinks, geometry));
       importance = calibration->importance;
       recipe.notes.push_back(fmt::format(
-          "baklava-like stand-in: {} calibrated on the first half of this prompt{}",
-          from_file ? "power" : "budgets",
-          from_file || geometry.trace->has_v() ? "" : " by self mass, for lack of values"));
+          "baklava-like stand-in: {} calibrated on the {}{}", source.fitted() ? "budgets" : "power",
+          source.other ? "prompt of " + source.fitted_on() : "first half of this prompt",
+          !source.fitted() || base->has_v() ? "" : " by self mass, for lack of values"));
     } else {
       recipe.notes.emplace_back("baklava-like stand-in");
     }
-    if (from_file) {
-      importance =
-          stored_layers(read_gates("baklava", arguments.text("profile"), geometry), geometry);
+    if (!source.fitted()) {
+      importance = stored_layers(read_gates("baklava", source.file, geometry), geometry);
       for (const auto& layer : importance) {
         for (const double i : layer) {
           if (i < 0) {
             throw TraceError(
                 fmt::format("baklava: '{}' holds the importance {:g}, expected none "
                             "below 0",
-                            arguments.text("profile"), i));
+                            source.file, i));
           }
         }
       }
     }
-    if (geometry.trace == nullptr && !(from_file && power)) {
+    if (base == nullptr && !known) {
       recipe.closed_form = false;
-      recipe.notes.emplace_back(from_file ? "the power is fitted on a trace; 1 here"
-                                          : "importance is fitted on a trace; equal here");
+      recipe.notes.emplace_back(source.fitted() ? "importance is fitted on a trace; equal here"
+                                                : "the power is fitted on a trace; 1 here");
     }
     const auto allocation = std::make_shared<Allocation>(std::move(importance), calibration, sinks,
                                                          power, geometry.evict_at);
-    const Amount size = arguments.amount("budget");
-    if (calibration != nullptr && !power && size.kind != Amount::Kind::bytes) {
-      const bool share = size.kind == Amount::Kind::share;
+    if (calibration != nullptr && !power) {
       recipe.notes.back() += fmt::format(
-          ", power {:g}",
-          allocation->power_of(share ? size.share_of(geometry.evict_at) : size.mantissa));
+          ", power {:g}", allocation->power_of(entries_of(arguments, "budget", geometry)));
     }
-    recipe.scorer = own(position_scoring());
-    recipe.size = size_of(arguments);
     recipe.shape = own<std::shared_ptr<const Budget>>(allocation);
-    recipe.schedule = own(Schedule::every_pass());
     recipe.protect = own(ProtectRule([sinks](TokenCount budget) {
       const TokenCount first = std::min(sinks, budget);
       return Protect{first, budget - first};
     }));
     recipe.charge.once = 4LL * geometry.layers() * geometry.kv_heads;  // the length of every head
-    recipe.knob = budget_knob(geometry);
     recipe.knob->monotone = power.has_value();
     return recipe;
   };

@@ -231,13 +231,6 @@ PolicyEntry chunkkv() {
     int lacking = 0;
     const Settings settings{kvpress, arguments.count("length"),         arguments.count("window"),
                             reuse,   leaders(geometry, reuse, lacking), arguments.amount("budget")};
-    Recipe recipe;
-    if (lacking > 0) {
-      recipe.notes.push_back(
-          fmt::format("{} stored layers lack the first layer of their {}: the lowest stored one "
-                      "decides for them",
-                      lacking, reuse));
-    }
     Scoring scoring;
     scoring.make = [settings](const LayerShape&) {
       return std::make_unique<ChunkScores>(settings);
@@ -246,10 +239,14 @@ PolicyEntry chunkkv() {
     // kvpress's window competes with the rest, so chunked() adds nothing to a count.
     scoring.window = kvpress ? 0 : settings.window;
     const auto chunks = std::make_shared<Chunks>(settings);
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
+    Recipe recipe = budgeted(arguments, geometry, own(scoring));
+    if (lacking > 0) {
+      recipe.notes.push_back(
+          fmt::format("{} stored layers lack the first layer of their {}: the lowest stored one "
+                      "decides for them",
+                      lacking, reuse));
+    }
     recipe.shape = own<std::shared_ptr<const Budget>>(chunks);
-    recipe.schedule = by_default(Schedule::prompt_end());
     recipe.protect = own(protect_recent(kvpress ? 0 : settings.window));
     recipe.pick = own(Pick(
         [settings](const View& view, int head, std::span<const TokenIndex> entries,
@@ -262,7 +259,6 @@ PolicyEntry chunkkv() {
       recipe.notes.emplace_back(
           "an upper bound: the last chunk is short, and the prompt decides whether it stays");
     }
-    recipe.knob = budget_knob(geometry);
     return recipe;
   };
   return entry;

@@ -310,9 +310,7 @@ PolicyEntry clusterkv() {
     s.added = arguments.count("added");
     s.offload = arguments.is("offload", "on");
     s.shared_buffer = arguments.is("buffers", "kv");
-    s.seed =
-        arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
-    arguments.set("seed", std::to_string(s.seed));
+    s.seed = seed_of(arguments, geometry);
     Recipe recipe;
     recipe.full_layers = static_cast<int>(arguments.count("skip"));
     recipe.selector = own(SelectorFactory(

@@ -56,11 +56,7 @@ class Cur final : public Scorer {
   [[nodiscard]] std::vector<double> local(std::span<const TokenIndex> entries,
                                           const Get& get) const {
     std::vector<double> out;
-    for (const TokenIndex t : entries) {
-      double sum = 0;
-      for (const float x : get(t)) sum += static_cast<double>(x) * static_cast<double>(x);
-      out.push_back(sum);
-    }
+    for (const TokenIndex t : entries) out.push_back(squared_norm(get(t)));
     for (std::size_t begin = 0; begin < out.size(); begin += index(window_)) {
       const std::size_t end = std::min(out.size(), begin + index(window_));
       double sum = 0;
@@ -103,17 +99,12 @@ PolicyEntry cur() {
        "what is ranked",
        {"kv_product", "key", "value", "kv_avg"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Recipe recipe;
     Scoring scoring;
     scoring.make = [sinks = arguments.count("sinks"), window = arguments.count("window"),
                     leverage = parse_leverage(arguments.text("leverage"))](const LayerShape&) {
       return std::make_unique<Cur>(sinks, window, leverage);
     };
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end());
-    recipe.knob = budget_knob(geometry);
-    return recipe;
+    return budgeted(arguments, geometry, own(scoring));
   };
   return entry;
 }

@@ -34,7 +34,8 @@ struct Settings {
   bool sinks_in_norm;
 };
 
-// First the sinks, from the first on, then the newest.
+// First the sinks, from the first on, then the newest. That order is certain, but how far the budget
+// cuts into it rests on attention: where a score trace hides some, no cut is decided.
 class SinksThenNewest final : public Scorer {
  public:
   SinksThenNewest(TokenCount sinks, RowIndex rows) : sinks_(sinks), rows_(rows) {}
@@ -46,7 +47,12 @@ class SinksThenNewest final : public Scorer {
       const TokenIndex t = entries[i];
       out[i] = t < sinks_ ? newest + static_cast<double>(sinks_ - t) : static_cast<double>(t);
     }
-    return 0;
+    std::vector<double> attention(entries.size());
+    double slack = 0;
+    for (int q = 0; q < view.shape().query_heads; ++q) {
+      slack = std::max(slack, view.votes(q, std::min(rows_, view.pass().end), entries, attention));
+    }
+    return slack > 0 ? newest + static_cast<double>(sinks_) : 0;  // beyond any difference of scores
   }
 
  private:

@@ -2,9 +2,9 @@
 // DuoAttention: retrieval heads keep everything, streaming heads keep sinks and a recent window.
 // Source: Xiao et al., arXiv 2410.10819; code mit-han-lab/duo-attention. heads=FILE holds gates per
 // (layer, KV head), [layers][kv_heads] as JSON or TSV: with sparsity they are cut at that quantile as
-// in the authors' code, without it a gate above 0.5 is a full head. With sparsity and no file the
-// streaming heads are chosen on the replayed trace itself (rows [N/2, N), mean mass outside sinks and
-// window, maximum over the group): a stand-in that reads the future, and is printed as one.
+// in the authors' code, without it a gate above 0.5 is a full head. Without a file the streaming heads
+// are chosen on a trace (rows [N/2, N), mean mass outside sinks and window, maximum over the group):
+// a stand-in, printed as one, and one that reads the future where no other trace is named.
 #include <cmath>
 
 #include <fmt/format.h>
@@ -32,14 +32,21 @@ PolicyEntry duoattention() {
   entry.source = "Xiao et al. 2024, arXiv 2410.10819";
   entry.evidence = "code read";
   entry.needs =
-      "nothing with heads=FILE; else q and k, or probabilities of the last half of the rows";
+      "nothing with heads=FILE or TRACE; else q and k, or probabilities of the last half of the "
+      "rows";
   entry.parameters = {
-      {"heads", Kind::text, "auto", "", "file of gates, [layers][kv_heads], JSON or TSV", {}},
+      {"heads",
+       Kind::text,
+       "auto",
+       "",
+       "file of gates, [layers][kv_heads], JSON or TSV, or a trace to fit them on; auto: this "
+       "trace",
+       {}},
       {"sparsity",
        Kind::real,
        "auto",
        "",
-       "share of streaming heads; auto: 0.5 without a file",
+       "share of streaming heads; auto: 0.5 without a file of gates",
        {},
        0,
        1},
@@ -47,11 +54,12 @@ PolicyEntry duoattention() {
       {"window", Kind::count, "1024", "tokens", "newest kept by streaming heads", {}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Protect protect{arguments.count("sinks"), arguments.count("window")};
+    const HeadSource source = head_source(arguments, "heads", geometry);
     const std::int64_t heads = static_cast<std::int64_t>(geometry.layers()) * geometry.kv_heads;
     std::vector<std::string> notes;
     Mask mask;
-    if (arguments.has("heads")) {
-      const Gates all = read_gates("duoattention", arguments.text("heads"), geometry);
+    if (!source.fitted()) {
+      const Gates all = read_gates("duoattention", source.file, geometry);
       const auto gates_total = static_cast<std::int64_t>(all.size()) * geometry.kv_heads;
       Mask full;
       if (arguments.has("sparsity")) {
@@ -69,10 +77,10 @@ PolicyEntry duoattention() {
           std::llrint(arguments.real("sparsity") * static_cast<double>(heads));
       Gates gates(static_cast<std::size_t>(geometry.layers()),
                   std::vector<double>(static_cast<std::size_t>(geometry.kv_heads), 0.0));
-      if (geometry.trace != nullptr && streaming > 0 && streaming < heads) {
-        gates = fitted_gates(geometry, protect);
-        notes.emplace_back("stand-in: streaming heads fitted on this trace (reads the future)");
-      } else if (geometry.trace == nullptr) {
+      if (source.trace != nullptr && streaming > 0 && streaming < heads) {
+        gates = stored_layers(fitted_gates(*source.trace, protect), geometry);
+        notes.push_back("stand-in: streaming heads fitted on " + source.fitted_on());
+      } else if (source.trace == nullptr) {
         notes.emplace_back(
             "which heads stream is fitted on a trace; only their number matters here");
       }
@@ -80,7 +88,7 @@ PolicyEntry duoattention() {
     }
     Recipe recipe = streaming_heads(std::move(mask), protect, geometry);
     recipe.notes = std::move(notes);
-    if (!arguments.has("heads")) {
+    if (source.fitted()) {
       recipe.knob = Knob{"sparsity", 0, heads, true, [heads](TokenCount full) {
                            return fmt::format("{:.12g}", static_cast<double>(heads - full) /
                                                              static_cast<double>(heads));

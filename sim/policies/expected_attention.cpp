@@ -51,11 +51,7 @@ class Expected final : public Scorer {
     });
     for (std::size_t i = 0; i < entries.size(); ++i) {
       out[i] += settings_.epsilon;
-      if (!settings_.by_value) continue;
-      double sum = 0;
-      for (const float x : view.value(kv_head, entries[i]))
-        sum += static_cast<double>(x) * static_cast<double>(x);
-      out[i] *= std::sqrt(sum);
+      if (settings_.by_value) out[i] *= std::sqrt(squared_norm(view.value(kv_head, entries[i])));
     }
     round_sums(out);
     return 0;
@@ -193,14 +189,11 @@ PolicyEntry expected_attention() {
     const Settings settings{arguments.count("sinks"), arguments.count("future"),
                             arguments.is("covariance", "true"), arguments.is("vnorm", "true"),
                             arguments.real("epsilon")};
-    Recipe recipe;
     Scoring scoring;
     scoring.make = [settings](const LayerShape& shape) {
       return std::make_unique<Expected>(settings, shape);
     };
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end());
+    Recipe recipe = budgeted(arguments, geometry, own(scoring));
     recipe.protect = own(ProtectRule([sinks = settings.sinks](TokenCount) {
       return Protect{sinks, 0};
     }));
@@ -213,7 +206,6 @@ PolicyEntry expected_attention() {
     };
     if (geometry.trace != nullptr && geometry.trace->is_qkv() && !geometry.trace->meta().rope)
       recipe.notes.emplace_back("the trace has no rope_* fields: queries are taken as unrotated");
-    recipe.knob = budget_knob(geometry);
     return recipe;
   };
   return entry;

@@ -475,15 +475,13 @@ PolicyEntry foresightkv() {
     const bool golden = scorer == "golden";
     const bool attention_only = scorer == "attn";
     // Published with budgets of 1,024 and more: under a small one the newest 128 would be all of it.
-    const TokenCount budget = tokens_of(arguments.amount("budget"), geometry, geometry.kv_heads);
+    const TokenCount budget = entries_of(arguments, "budget", geometry);
     if (!arguments.has("interval")) {
       arguments.set("interval",
                     std::to_string(std::clamp<TokenCount>(budget / 4, 1, kPublishedInterval)));
     }
     const RowIndex interval = arguments.count("interval");
-    const std::uint64_t seed =
-        arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
-    arguments.set("seed", std::to_string(seed));
+    const std::uint64_t seed = seed_of(arguments, geometry);
     if (!arguments.has("select")) arguments.set("select", golden ? "topk" : "sample");
     if (scorer == "file" && arguments.is("weights", "self")) {
       throw ConfigError(
@@ -495,16 +493,14 @@ PolicyEntry foresightkv() {
     const std::string method = attention_only ? "ridge" : scorer == "file" ? "" : scorer;
     const auto weights = golden ? nullptr : load_weights(arguments, method);
 
-    Recipe recipe;
     const Schedule schedule{false, true, interval};
     Scoring scoring;
     scoring.evicts_in_decode = true;
+    std::string note = "bound: reads the future";
     if (golden) {
       scoring.make = [geometry, interval](const LayerShape& shape) {
         return std::make_unique<Golden>(geometry, shape.layer, interval);
       };
-      recipe.bound = true;
-      recipe.notes.emplace_back("bound: reads the future");
     } else {
       Foresight::Settings settings;
       settings.schedule = schedule;
@@ -514,22 +510,20 @@ PolicyEntry foresightkv() {
       settings.fit.method = method;
       settings.fit.seed = seed;
       settings.fit.interval = interval;
-      settings.fit.budget = budget_tokens(arguments.amount("budget"), geometry);
+      settings.fit.budget = budget;
       settings.fit.attention_only = attention_only;
       settings.fit_end = geometry.evict_at / 2;
       settings.trace = geometry.trace;
       scoring.make = [settings](const LayerShape& shape) {
         return std::make_unique<Foresight>(shape, settings);
       };
-      recipe.notes.push_back(
-          fitted_note(arguments, attention_only ? "ridge without k and v" : scorer, geometry));
+      note = fitted_note(arguments, attention_only ? "ridge without k and v" : scorer, geometry);
     }
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = own(schedule);
+    Recipe recipe = budgeted(arguments, geometry, own(scoring), own(schedule));
+    recipe.bound = golden;
+    recipe.notes.push_back(note);
     recipe.protect = own(protect_recent(interval));
     if (arguments.is("select", "sample")) recipe.pick = own(sampled(seed));
-    recipe.knob = budget_knob(geometry);
     // Both running sums of every query head of the group.
     recipe.charge.entry = 2 * (geometry.query_heads / geometry.kv_heads) * geometry.kv_bytes;
     // The network, and the queries of an interval.

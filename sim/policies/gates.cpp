@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <sstream>
+#include <system_error>
 #include <tuple>
 
 #include <fmt/format.h>
@@ -93,13 +95,49 @@ Gates read_gates(const std::string& policy, const std::string& file, const Geome
   return gates;
 }
 
-Gates fitted_gates(const Geometry& geometry, const Protect& protect) {
-  const auto outside = mean_mass_outside(*geometry.trace, protect.sinks, protect.recent);
-  const int group = geometry.query_heads / geometry.kv_heads;
+std::string HeadSource::fitted_on() const {
+  return (other ? fmt::format("'{}'", other->name()) : "this trace") +
+         (future ? " (reads the future)" : "");
+}
+
+HeadSource head_source(const Arguments& arguments, const std::string& parameter,
+                       const Geometry& geometry) {
+  HeadSource out;
+  if (!arguments.has(parameter)) {
+    out.trace = geometry.trace;
+    out.future = true;
+    return out;
+  }
+  const std::string& file = arguments.text(parameter);
+  if (!file.ends_with(".safetensors") && !file.ends_with(".safetensors.index.json")) {
+    out.file = file;
+    return out;
+  }
+  out.other = std::make_shared<const Trace>(Trace::open(file));
+  out.trace = out.other.get();
+  std::error_code none;  // a trace in memory has no file
+  out.future =
+      geometry.trace != nullptr && std::filesystem::equivalent(file, geometry.trace->name(), none);
+  const TraceMeta& m = out.trace->meta();
+  if ((m.layer_ids != geometry.layer_ids && m.layers != geometry.model_layers) ||
+      m.query_heads != geometry.query_heads || m.kv_heads != geometry.kv_heads) {
+    throw TraceError(fmt::format(
+        "{}({}): '{}' has {} layers, {} query heads and {} KV heads, expected the same {} layers "
+        "as here (or all {}), {} and {}",
+        arguments.policy(), parameter, file, m.layers, m.query_heads, m.kv_heads, geometry.layers(),
+        geometry.model_layers, geometry.query_heads, geometry.kv_heads));
+  }
+  return out;
+}
+
+Gates fitted_gates(const Trace& trace, const Protect& protect) {
+  const auto outside = mean_mass_outside(trace, protect.sinks, protect.recent);
+  const int kv_heads = trace.meta().kv_heads;
+  const int group = trace.meta().query_heads / kv_heads;
   Gates gates;
   for (const auto& layer : outside) {
     gates.emplace_back();
-    for (int h = 0; h < geometry.kv_heads; ++h) {
+    for (int h = 0; h < kv_heads; ++h) {
       gates.back().push_back(
           *std::max_element(layer.begin() + h * group, layer.begin() + (h + 1) * group));
     }

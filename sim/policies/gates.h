@@ -9,11 +9,27 @@
 #include <vector>
 
 #include "sim/recipe.h"
+#include "sim/trace.h"
 
 namespace kvspan::policies {
 
 using Gates = std::vector<std::vector<double>>;  // [layers][heads]
 using Mask = std::vector<std::vector<bool>>;     // [layers][kv_heads] true: full head
+
+// Where numbers per head come from: a parameter names a file of them, or a trace (*.safetensors) to
+// fit them on; auto: the replayed trace.
+struct HeadSource {
+  std::string file;                    // of numbers; empty: fitted
+  std::shared_ptr<const Trace> other;  // named in place of a file
+  const Trace* trace = nullptr;        // to fit on; null: a file, or none (the analytic model)
+  bool future = false;                 // it is the replayed one, whose later rows are looked at
+  [[nodiscard]] bool fitted() const { return file.empty(); }
+  // "this trace (reads the future)", or the other trace's name with the same warning if it is due.
+  [[nodiscard]] std::string fitted_on() const;
+};
+// Errors: TraceError naming the policy when the other trace is of another model.
+[[nodiscard]] HeadSource head_source(const Arguments& arguments, const std::string& parameter,
+                                     const Geometry& geometry);
 
 // Reads [layers][heads] as JSON or TSV; the file holds the stored layers, or all of the model's.
 //   query_heads  a layer may hold one number per query head instead of one per KV head
@@ -32,8 +48,8 @@ template <class Row>
 }
 
 // Mean mass outside sinks and recent window over rows [N/2, N), maximum over the group.
-//   returns [stored layers][kv_heads]. Reads the future. REQUIRES: geometry.trace.
-[[nodiscard]] Gates fitted_gates(const Geometry& geometry, const Protect& protect);
+//   returns [layers of the trace][kv_heads]. Of the replayed trace it reads the future.
+[[nodiscard]] Gates fitted_gates(const Trace& trace, const Protect& protect);
 
 // Exactly `streaming` heads stream, the lowest gates; ties go to the lower (layer, head).
 [[nodiscard]] Mask cut_lowest(const Gates& gates, std::int64_t streaming);

@@ -37,7 +37,8 @@ class OneFree final : public Budget {
 // A decode rule of its own, because the newest h are protected there, and h - 1 after the prompt.
 void flexgen(Recipe& recipe, const Geometry& geometry, bool normalise) {
   const int heads = geometry.shape(0, recipe.scorer.value.per_query_head).heads;
-  const TokenCount tokens = tokens_of(recipe.size.value, geometry, heads);
+  const TokenCount tokens =
+      budget_tokens(recipe.size.value, geometry, heads, geometry.entry_bytes(), "h2o: budget");
   recipe.shape = own<std::shared_ptr<const Budget>>(std::make_shared<OneFree>());
   recipe.schedule = own(Schedule::prompt_end());
   recipe.protect = own(ProtectRule([](TokenCount held) { return Protect{0, held / 2}; }));

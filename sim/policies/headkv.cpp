@@ -9,8 +9,8 @@
 //
 // The sum over heads is that of b, up to rounding. heads=FILE holds scores [layers][query or KV
 // heads]; of a file with query heads each KV head takes its group's mean (group=none, as in the
-// authors' code: one set per query head). heads=auto: a stand-in, the mean attention of a head
-// outside the first 4 and the newest `window` tokens, over rows [N/2, N) of the replayed trace;
+// authors' code: one set per query head). heads=TRACE, and auto, the replayed one: a stand-in, the
+// mean attention of a head outside the first 4 and the newest `window` tokens, over rows [N/2, N);
 // not the authors' scores, which come from needle prompts.
 // Source: Fu et al., arXiv 2410.19258; code FYYFU/HeadKV (window 8, kernel 7, max in its runners).
 #include <cmath>
@@ -86,8 +86,8 @@ PolicyEntry headkv() {
   entry.source = "Fu et al. 2024, arXiv 2410.19258";
   entry.evidence = "code read";
   entry.needs =
-      "q and k, or probabilities of the last `window` prompt rows; without heads=FILE of the last "
-      "half of the rows";
+      "q and k, or probabilities of the last `window` prompt rows; without heads=FILE or TRACE of "
+      "the last half of the rows";
   entry.parameters = votes_parameters(8, 7);
   entry.parameters.insert(
       entry.parameters.begin(),
@@ -96,7 +96,8 @@ PolicyEntry headkv() {
         Kind::text,
         "auto",
         "",
-        "file of scores, [layers][query or KV heads], JSON or TSV; auto: from this trace",
+        "file of scores, [layers][query or KV heads], JSON or TSV, or a trace to take them from; "
+        "auto: this trace",
         {}},
        {"beta", Kind::real, "1.2", "", "the pool is 1 / beta of the budget", {}, 1, 1e6},
        {"temp", Kind::real, "1", "", "exponent of the scores", {}, 0, 100}});
@@ -104,11 +105,11 @@ PolicyEntry headkv() {
     const TokenCount window = arguments.count("window");
     const Scoring votes = votes_scoring(arguments);
     const int heads = geometry.shape(0, votes.per_query_head).heads;
-    Recipe recipe;
+    Recipe recipe = budgeted(arguments, geometry, by_default(votes));
     Gates scores(index(geometry.layers()), std::vector<double>(index(heads), 1.0));
-    std::string from = "this trace";
-    if (arguments.has("heads")) {
-      from = arguments.text("heads");
+    const HeadSource source = head_source(arguments, "heads", geometry);
+    const std::string from = source.fitted() ? source.fitted_on() : source.file;
+    if (!source.fitted()) {
       scores = read_gates("headkv", from, geometry, true);
       if (votes.per_query_head && scores.front().size() != index(geometry.query_heads)) {
         throw ConfigError(fmt::format(
@@ -116,11 +117,12 @@ PolicyEntry headkv() {
             "group=mean",
             from, scores.front().size(), geometry.query_heads));
       }
-    } else if (geometry.trace != nullptr) {
-      scores = mean_mass_outside(*geometry.trace, 4, window);
-      recipe.notes.emplace_back(
-          "stand-in: head scores are the attention outside sinks and window on this trace (reads "
-          "the future), not the authors'");
+    } else if (source.trace != nullptr) {
+      scores = mean_mass_outside(*source.trace, 4, window);
+      recipe.notes.push_back(
+          fmt::format("stand-in: head scores are the attention outside sinks and window on {}, not "
+                      "the authors'",
+                      from));
     } else {
       recipe.closed_form = false;
       recipe.notes.emplace_back("head scores are fitted on a trace; equal here");
@@ -130,12 +132,8 @@ PolicyEntry headkv() {
             shares(std::move(scores), arguments.real("temp"), geometry, votes.per_query_head, from),
             geometry),
         arguments.real("beta"), window));
-    recipe.scorer = by_default(votes);
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end());
     recipe.protect = by_default(protect_recent(window));
     recipe.charge.once = 4LL * geometry.layers() * heads;  // the length of every head
-    recipe.knob = budget_knob(geometry);
     return recipe;
   };
   return entry;

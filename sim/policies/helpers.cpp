@@ -171,6 +171,12 @@ void round_sums(std::span<double> scores) {
   for (double& score : scores) score = static_cast<double>(static_cast<float>(score));
 }
 
+double squared_norm(std::span<const float> x) {
+  double sum = 0;
+  for (const float value : x) sum += static_cast<double>(value) * static_cast<double>(value);
+  return sum;
+}
+
 void pool(Pool kind, int kernel, std::span<double> values) {
   if (kernel == 1) return;
   const std::vector<double> in(values.begin(), values.end());
@@ -202,9 +208,41 @@ Slot<Amount> size_of(const Arguments& arguments, const std::string& parameter) {
   return arguments.given(parameter) ? own(amount) : by_default(amount);
 }
 
+TokenCount entries_of(const Arguments& arguments, const std::string& parameter,
+                      const Geometry& geometry) {
+  return budget_tokens(arguments.amount(parameter), geometry, geometry.kv_heads,
+                       geometry.entry_bytes(), arguments.policy() + ": " + parameter);
+}
+
 Knob budget_knob(const Geometry& geometry) {
   return {"budget", 1, geometry.tokens, true,
           [](TokenCount tokens) { return std::to_string(tokens); }};
+}
+
+Recipe budgeted(const Arguments& arguments, const Geometry& geometry, Slot<Scoring> scorer,
+                const Slot<Schedule>& schedule) {
+  Recipe recipe;
+  recipe.scorer = std::move(scorer);
+  recipe.size = size_of(arguments);
+  recipe.schedule = schedule;
+  recipe.knob = budget_knob(geometry);
+  return recipe;
+}
+
+std::uint64_t seed_of(Arguments& arguments, const Geometry& geometry) {
+  const std::uint64_t seed =
+      arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
+  arguments.set("seed", std::to_string(seed));
+  return seed;
+}
+
+int odd_count(const Arguments& arguments, const std::string& parameter) {
+  const std::int64_t count = arguments.count(parameter);
+  if (count % 2 == 0) {
+    throw ConfigError(fmt::format("{}({}): found {}, expected an odd number; nearest: {}",
+                                  arguments.policy(), parameter, count, count + 1));
+  }
+  return static_cast<int>(count);
 }
 
 double tokens_before_rounding(const std::optional<Amount>& size, const Sizing& sizing) {
@@ -241,12 +279,7 @@ std::vector<Parameter> votes_parameters(int window, int kernel) {
 }
 
 Scoring votes_scoring(const Arguments& arguments) {
-  const std::int64_t kernel = arguments.count("kernel");
-  if (kernel % 2 == 0) {
-    throw ConfigError(fmt::format("{}(kernel): found {}, expected an odd number; nearest: {}",
-                                  arguments.policy(), kernel, kernel + 1));
-  }
-  const Votes::Settings settings{arguments.count("window"), static_cast<int>(kernel),
+  const Votes::Settings settings{arguments.count("window"), odd_count(arguments, "kernel"),
                                  arguments.is("pool", "max") ? Pool::max : Pool::avg,
                                  parse_group(arguments.text("group")),
                                  arguments.is("order", "pool_then_group")};
@@ -273,12 +306,6 @@ Scoring position_scoring() {
   scoring.make = [](const LayerShape&) { return std::make_unique<Position>(); };
   scoring.by_position = true;
   return scoring;
-}
-
-TokenCount tokens_of(const Amount& amount, const Geometry& geometry, int heads) {
-  if (amount.kind == Amount::Kind::tokens) return amount.mantissa;
-  if (amount.kind == Amount::Kind::share) return amount.share_of(geometry.evict_at);
-  return amount.mantissa / (geometry.layers() * heads * geometry.entry_bytes());
 }
 
 std::shared_ptr<const Budget> keep_positive() { return std::make_shared<Positive>(); }

@@ -36,6 +36,8 @@ double reduce_group(const LayerShape& shape, int head, Group group, std::span<do
 // order (1/3 + 1/6 against 1/2) then tie, as they do on paper, and ties go to the lower token index.
 void round_sums(std::span<double> scores);
 
+[[nodiscard]] double squared_norm(std::span<const float> x);
+
 // One-dimensional pooling with stride 1 and kernel/2 padding: maximum ignores the padding, average
 // counts it as zeros and divides by the kernel, as torch does. REQUIRES: kernel odd.
 enum class Pool : std::uint8_t { max, avg };
@@ -46,6 +48,19 @@ void pool(Pool kind, int kernel, std::span<double> values);
 [[nodiscard]] Slot<Amount> size_of(const Arguments& arguments,
                                    const std::string& parameter = "budget");
 [[nodiscard]] Knob budget_knob(const Geometry& geometry);
+// Entries of one KV head that a parameter stands for, as bind() counts them. See budget_tokens().
+[[nodiscard]] TokenCount entries_of(const Arguments& arguments, const std::string& parameter,
+                                    const Geometry& geometry);
+
+// What most evictions start from: a scorer, the size and the knob of `budget`, and when to act.
+[[nodiscard]] Recipe budgeted(const Arguments& arguments, const Geometry& geometry,
+                              Slot<Scoring> scorer,
+                              const Slot<Schedule>& schedule = by_default(Schedule::prompt_end()));
+
+// The parameter `seed`, --seed where it is not given; the canonical text then says which.
+[[nodiscard]] std::uint64_t seed_of(Arguments& arguments, const Geometry& geometry);
+// Errors: ConfigError when the number is even.
+[[nodiscard]] int odd_count(const Arguments& arguments, const std::string& parameter);
 
 // The budget as the real number from which tokens are rounded down: rows * share where the sizing is
 // that share of its rows, formed in doubles as Python forms n * (1 - compression_ratio); else tokens.
@@ -77,9 +92,6 @@ using BirthValues = std::function<void(const View& view, int head, TokenIndex be
 [[nodiscard]] double uniform(std::uint64_t seed, std::initializer_list<std::int64_t> keys);
 
 [[nodiscard]] inline std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-// Entries per head that an amount stands for, as bind() counts them.
-[[nodiscard]] TokenCount tokens_of(const Amount& amount, const Geometry& geometry, int heads);
 
 // For policies that choose a set, not a number: what is protected, and whoever scores above zero.
 [[nodiscard]] std::shared_ptr<const Budget> keep_positive();

@@ -15,7 +15,6 @@
 #include <cmath>
 
 #include <Eigen/Core>
-#include <fmt/format.h>
 
 #include "sim/attention_stats.h"
 #include "sim/error.h"
@@ -343,18 +342,12 @@ PolicyEntry judgeq() {
     s->scorer = arguments.text("scorer");
     s->geometry = geometry;
     s->group = parse_group(arguments.text("group"));
-    s->kernel = static_cast<int>(arguments.count("pool"));
-    if (s->kernel % 2 == 0) {
-      throw ConfigError(fmt::format("judgeq(pool): found {}, expected an odd number; nearest: {}",
-                                    s->kernel, s->kernel + 1));
-    }
+    s->kernel = odd_count(arguments, "pool");
     s->fit.method = s->scorer == "ridge" ? "ridge" : "centres";
     s->fit.queries = static_cast<int>(arguments.count("m"));
-    s->fit.seed =
-        arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
-    arguments.set("seed", std::to_string(s->fit.seed));
+    s->fit.seed = seed_of(arguments, geometry);
     s->fit_end = geometry.evict_at / 2;
-    Recipe recipe;
+    Recipe recipe = budgeted(arguments, geometry, {});
     Scoring scoring;
     if (s->scorer == "file") {
       if (arguments.is("weights", "self")) {
@@ -382,10 +375,7 @@ PolicyEntry judgeq() {
       return std::make_unique<JudgeQ>(settings);
     };
     recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end());
     recipe.protect = own(protect_recent(arguments.count("window")));
-    recipe.knob = budget_knob(geometry);
     // Embeddings of the soft tokens; query heads x head_dim stands for the hidden size.
     const std::int64_t m = s->fit.queries;
     recipe.charge.once = m * geometry.query_heads * geometry.k_dim * geometry.kv_bytes;

@@ -25,7 +25,7 @@ class Distinct final : public Scorer {
     std::vector<double> anchor(dim, 0.0);
     for (const TokenIndex t : entries) {
       keys.push_back(view.key(kv_head, t));
-      norms.push_back(norm(keys.back()));
+      norms.push_back(std::sqrt(squared_norm(keys.back())));
       const double divisor = std::max(norms.back(), 1e-12);
       for (std::size_t d = 0; d < dim; ++d)
         anchor[d] += static_cast<double>(keys.back()[d]) / divisor;
@@ -44,13 +44,6 @@ class Distinct final : public Scorer {
     round_sums(out);
     return 0;
   }
-
- private:
-  static double norm(const std::vector<float>& k) {
-    double sum = 0;
-    for (const float x : k) sum += static_cast<double>(x) * static_cast<double>(x);
-    return std::sqrt(sum);
-  }
 };
 
 }  // namespace
@@ -65,16 +58,12 @@ PolicyEntry keydiff() {
   entry.needs = "k";
   entry.parameters = {budget_parameter()};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Recipe recipe;
     Scoring scoring;
     scoring.make = [](const LayerShape&) { return std::make_unique<Distinct>(); };
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end());
+    Recipe recipe = budgeted(arguments, geometry, own(scoring));
     // One anchor, fp32, per layer and head.
     recipe.charge.once =
         std::int64_t{geometry.layers()} * geometry.kv_heads * std::int64_t{geometry.k_dim} * 4;
-    recipe.knob = budget_knob(geometry);
     return recipe;
   };
   return entry;

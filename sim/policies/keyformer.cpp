@@ -109,26 +109,21 @@ PolicyEntry keyformer() {
       {"every", Kind::count, "1", "rows", "acts after every k-th decode row", {}, 1, 1e6},
       {"seed", Kind::count, "auto", "", "of the noise; auto: --seed", {}, 0, 9e15}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    const std::uint64_t seed =
-        arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
-    arguments.set("seed", std::to_string(seed));
+    const std::uint64_t seed = seed_of(arguments, geometry);
     const Settings settings{arguments.real("tau_start"), arguments.real("tau_end"), seed,
                             geometry.evict_at, geometry.tokens};
-    Recipe recipe;
     Scoring scoring;
     scoring.make = [settings](const LayerShape& shape) {
       return std::make_unique<NoisySoftmax>(settings, shape);
     };
     scoring.evicts_in_decode = true;
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = own(Schedule{false, true, arguments.count("every")});
+    Recipe recipe = budgeted(arguments, geometry, own(scoring),
+                             own(Schedule{false, true, arguments.count("every")}));
     recipe.protect = own(ProtectRule([recent = arguments.real("recent")](TokenCount budget) {
       return Protect{0, static_cast<TokenCount>(
                             std::floor(recent / 100 * static_cast<double>(budget) + 1e-9))};
     }));
     recipe.charge.entry = 4;  // one fp32 sum per entry of a stored head
-    recipe.knob = budget_knob(geometry);
     return recipe;
   };
   return entry;

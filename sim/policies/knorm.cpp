@@ -28,26 +28,18 @@ PolicyEntry knorm() {
                        0,
                        1e6}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Recipe recipe;
     Scoring scoring;
     scoring.make = birth_scorer({.k = true}, [](const LayerShape& shape) -> BirthValues {
       return [group = shape.heads / shape.kv_heads](const View& view, int head, TokenIndex begin,
                                                     TokenIndex end, std::span<double> out) {
-        for (TokenIndex t = begin; t < end; ++t) {
-          double sum = 0;
-          for (const float x : view.key(head / group, t))
-            sum += static_cast<double>(x) * static_cast<double>(x);
-          out[index(t - begin)] = -std::sqrt(sum);
-        }
+        for (TokenIndex t = begin; t < end; ++t)
+          out[index(t - begin)] = -std::sqrt(squared_norm(view.key(head / group, t)));
         round_sums(out);
       };
     });
     scoring.at_birth = true;
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end());
+    Recipe recipe = budgeted(arguments, geometry, own(scoring));
     recipe.full_layers = static_cast<int>(arguments.count("skip"));
-    recipe.knob = budget_knob(geometry);
     return recipe;
   };
   return entry;

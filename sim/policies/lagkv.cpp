@@ -126,17 +126,12 @@ PolicyEntry lagkv() {
        "compares scores across partitions, in place of ranks",
        {"false", "true"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Recipe recipe;
     Scoring scoring;
     scoring.make = [sinks = arguments.count("sinks"), lag = arguments.count("lag"),
                     cross = arguments.is("cross", "true")](const LayerShape&) {
       return std::make_unique<Lag>(sinks, lag, cross);
     };
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end());
-    recipe.knob = budget_knob(geometry);
-    return recipe;
+    return budgeted(arguments, geometry, own(scoring));
   };
   return entry;
 }

@@ -270,13 +270,6 @@ std::string fitted_note(const Arguments& arguments, const std::string& method,
                      arguments.text("weights"));
 }
 
-TokenCount budget_tokens(const Amount& amount, const Geometry& geometry) {
-  if (amount.kind == Amount::Kind::share) return amount.share_of(geometry.evict_at);
-  if (amount.kind == Amount::Kind::tokens) return amount.mantissa;
-  const std::int64_t entries = geometry.entry_bytes() * geometry.layers() * geometry.kv_heads;
-  return std::max<TokenCount>(1, amount.mantissa / entries);
-}
-
 double agreement(const Model& model, const Samples& samples) {
   const std::size_t rows = samples.rows();
   std::vector<double> out(rows);

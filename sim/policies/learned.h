@@ -100,9 +100,6 @@ struct FitOutcome {
 [[nodiscard]] std::string fitted_note(const Arguments& arguments, const std::string& method,
                                       const Geometry& geometry);
 
-// Entries of a budget, as a share, a number or bytes of the whole model.
-[[nodiscard]] TokenCount budget_tokens(const Amount& amount, const Geometry& geometry);
-
 // Mean over decisions of Kendall's tau, or AUC of a logistic regression, of a model's outputs.
 [[nodiscard]] double agreement(const Model& model, const Samples& samples);
 

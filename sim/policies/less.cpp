@@ -491,15 +491,12 @@ PolicyEntry less() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const std::string variant = arguments.text("variant");
     const std::int64_t rank = arguments.count("rank");
-    Recipe recipe;
-    recipe.scorer = by_default(column_sum_scoring());
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end_and_decode());
+    Recipe recipe = budgeted(arguments, geometry, by_default(column_sum_scoring()),
+                             by_default(Schedule::prompt_end_and_decode()));
     recipe.protect = by_default(ProtectRule([](TokenCount budget) {
       return Protect{0, budget - budget / 2};
     }));
     recipe.charge.entry = 4;
-    recipe.knob = budget_knob(geometry);
     recipe.notes.emplace_back(note_of(variant));
     if (variant == "plus") {
       recipe.shape =
@@ -513,8 +510,7 @@ PolicyEntry less() {
                 : variant == "mean"  ? Variant::mean
                                      : Variant::oracle;
     s.rank = static_cast<int>(rank);
-    s.seed =
-        arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
+    s.seed = seed_of(arguments, geometry);
     s.tokens = geometry.tokens;
     Storing store;
     store.make = [s](const LayerShape& shape) { return std::make_unique<Folding>(s, shape); };

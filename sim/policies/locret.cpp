@@ -123,7 +123,7 @@ PolicyEntry locret() {
        {}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Amount budget = arguments.amount("budget");
-    const TokenCount total = budget_tokens(budget, geometry);
+    const TokenCount total = entries_of(arguments, "budget", geometry);
     if (!arguments.has("stabilizers"))
       arguments.set("stabilizers", std::to_string(std::min(kStabilizers, total / 2)));
     const TokenCount stabilizers = arguments.count("stabilizers");

@@ -35,18 +35,14 @@ PolicyEntry observed_attention() {
   entry.needs = "q and k, or probabilities of all prompt rows (or column_mass of the prompt)";
   entry.parameters = {budget_parameter()};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Recipe recipe;
     Scoring scoring;
     scoring.make = [](const LayerShape&) { return std::make_unique<Observed>(); };
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end());
+    Recipe recipe = budgeted(arguments, geometry, own(scoring));
     // One fp32 sum per prompt token so far of every layer and head, until the sums have been used.
     const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
     recipe.charge.during = [heads, prompt = geometry.evict_at](RowIndex row) {
       return row < prompt ? heads * (row + 1) * 4 : 0;
     };
-    recipe.knob = budget_knob(geometry);
     return recipe;
   };
   return entry;

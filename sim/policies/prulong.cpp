@@ -5,8 +5,8 @@
 // save_prulong_masks.py (numpy's quantile, which DuoAttention uses, may give one head more);
 // streaming heads hold 128 sinks and 1,024 recent tokens. heads=FILE holds gates or their log
 // alpha: the hard-concrete map is monotone, so only the order matters. The authors break ties at
-// random; here the lower (layer, head) is full. Without a file the gates are fitted on the
-// replayed trace as for duoattention: a stand-in, not the authors' weights.
+// random; here the lower (layer, head) is full. Without a file the gates are fitted on a
+// trace as for duoattention: a stand-in, not the authors' weights.
 // Source: Bhaskar et al., arXiv 2506.17121; code princeton-pli/PruLong.
 #include <algorithm>
 #include <cmath>
@@ -50,37 +50,39 @@ PolicyEntry prulong() {
   entry.source = "Bhaskar et al. 2025, arXiv 2506.17121";
   entry.evidence = "code read (save_prulong_masks.py)";
   entry.needs =
-      "nothing with heads=FILE; else q and k, or probabilities of the last half of the rows";
+      "nothing with heads=FILE or TRACE; else q and k, or probabilities of the last half of the "
+      "rows";
   entry.parameters = {
       {"sparsity", Kind::real, "0.7", "", "share of streaming heads", {}, 0, 1},
       {"heads",
        Kind::text,
        "auto",
        "",
-       "file of gates or log alpha, [layers][kv_heads], JSON or TSV; auto: fitted",
+       "file of gates or log alpha, [layers][kv_heads], JSON or TSV, or a trace to fit gates on; "
+       "auto: this trace",
        {}},
       {"sinks", Kind::count, "128", "tokens", "kept by streaming heads", {}},
       {"window", Kind::count, "1024", "tokens", "newest kept by streaming heads", {}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Protect protect{arguments.count("sinks"), arguments.count("window")};
+    const HeadSource source = head_source(arguments, "heads", geometry);
     const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
     const double sparsity = arguments.real("sparsity");
     std::vector<std::string> notes;
     Gates gates(index(geometry.layers()), std::vector<double>(index(geometry.kv_heads), 0.0));
     std::int64_t total = heads;
-    if (arguments.has("heads")) {
-      gates = read_gates("prulong", arguments.text("heads"), geometry);
+    if (!source.fitted()) {
+      gates = read_gates("prulong", source.file, geometry);
       total = static_cast<std::int64_t>(gates.size()) * geometry.kv_heads;
-    } else if (geometry.trace == nullptr) {
+    } else if (source.trace == nullptr) {
       notes.emplace_back("which heads stream is fitted on a trace; only their number matters here");
     } else if (const std::int64_t full = full_heads(heads, sparsity); full > 0 && full < heads) {
-      gates = fitted_gates(geometry, protect);
-      notes.emplace_back(
-          "stand-in: streaming heads fitted on this trace (reads the future), not the authors' "
-          "weights");
+      gates = stored_layers(fitted_gates(*source.trace, protect), geometry);
+      notes.push_back(fmt::format(
+          "stand-in: streaming heads fitted on {}, not the authors' weights", source.fitted_on()));
     }
     const Mask mask = cut_highest(gates, full_heads(total, sparsity));
-    if (arguments.has("heads") && cut_within_a_tie(gates, mask))
+    if (!source.fitted() && cut_within_a_tie(gates, mask))
       notes.emplace_back("equal gates at the cut: the lower (layer, head) is full");
     Recipe recipe = streaming_heads(stored_layers(mask, geometry), protect, geometry);
     recipe.notes = std::move(notes);

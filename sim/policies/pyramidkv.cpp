@@ -135,13 +135,9 @@ PolicyEntry pyramidkv() {
   for (const Parameter& p : shape_parameters()) entry.parameters.push_back(p);
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const TokenCount window = arguments.count("window");
-    Recipe recipe;
-    recipe.scorer = by_default(votes_scoring(arguments));
-    recipe.size = size_of(arguments);
+    Recipe recipe = budgeted(arguments, geometry, by_default(votes_scoring(arguments)));
     recipe.shape = shape_of(arguments, window, arguments.amount("budget"));
-    recipe.schedule = by_default(Schedule::prompt_end());
     recipe.protect = by_default(protect_recent(window));
-    recipe.knob = budget_knob(geometry);
     return recipe;
   };
   return entry;

@@ -94,13 +94,9 @@ PolicyEntry qpruningkv() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const int bits = std::stoi(arguments.text("bits"));
     const std::int64_t group = read_group(arguments, geometry);
-    Recipe recipe;
-    recipe.scorer = by_default(votes_scoring(arguments));
-    recipe.size = size_of(arguments);
+    Recipe recipe = budgeted(arguments, geometry, by_default(votes_scoring(arguments)));
     recipe.size_factor = 16.0 / bits;
-    recipe.schedule = by_default(Schedule::prompt_end());
     recipe.protect = by_default(protect_recent(arguments.count("window")));
-    recipe.knob = budget_knob(geometry);
     if (bits == 16) return recipe;  // its pruner
     Storing store;
     const std::int64_t full = geometry.entry_bytes();

@@ -17,9 +17,6 @@
 #include <cmath>
 #include <limits>
 
-#include <fmt/format.h>
-
-#include "sim/error.h"
 #include "sim/ledger.h"
 #include "sim/policies/helpers.h"
 
@@ -43,9 +40,7 @@ class UnitKeys {
     squares_.assign(count_, 0.0);
     for (std::size_t j = 0; j < count_; ++j) {
       const std::vector<float> k = view.key(kv_head, tokens[j]);
-      double norm = 0;
-      for (const float x : k) norm += static_cast<double>(x) * static_cast<double>(x);
-      norm = std::sqrt(norm) + 1e-8;
+      const double norm = std::sqrt(squared_norm(k)) + 1e-8;
       for (std::size_t d = 0; d < dim_; ++d) {
         const auto u = static_cast<float>(static_cast<double>(k[d]) / norm);
         at(j, d) = u;
@@ -194,35 +189,26 @@ PolicyEntry r_kv() {
       {"lambda", Kind::real, "0.1", "", "weight of importance against redundancy", {}, 0, 1},
       {"similarity", Kind::real, "0.5", "", "cosine of near-duplicates", {}, 0, 1}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    const std::int64_t kernel = arguments.count("kernel");
-    if (kernel % 2 == 0) {
-      throw ConfigError(fmt::format("r_kv(kernel): found {}, expected an odd number; nearest: {}",
-                                    kernel, kernel + 1));
-    }
-    const Settings settings{arguments.count("window"), static_cast<int>(kernel),
+    const Settings settings{arguments.count("window"), odd_count(arguments, "kernel"),
                             arguments.real("lambda"), arguments.real("similarity")};
     const RowIndex buffer = arguments.count("buffer");
-    Recipe recipe;
     Scoring scoring;
     scoring.make = [settings](const LayerShape&) { return std::make_unique<Redundancy>(settings); };
     scoring.window = settings.window;
     scoring.evicts_in_decode = true;
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = own(Schedule{false, true, buffer, geometry.evict_at % buffer});
+    const Schedule schedule{false, true, buffer, geometry.evict_at % buffer};
+    Recipe recipe = budgeted(arguments, geometry, own(scoring), own(schedule));
     recipe.protect = own(protect_recent(settings.window));
     // Beside the entries: queries of the last `window` rows in every layer, and in the rows after which
     // it acts one layer's fp32 similarities, KV heads x (budget + buffer)^2.
     recipe.charge.once = settings.window * geometry.layers() * geometry.query_heads *
                          geometry.k_dim * geometry.kv_bytes;
-    const TokenCount tokens = tokens_of(recipe.size.value, geometry, geometry.kv_heads);
-    recipe.charge.during =
-        [heads = geometry.kv_heads,
-         held = compared(tokens, recipe.schedule.value, buffer, geometry)](RowIndex row) {
-          const TokenCount n = held[index(row)];
-          return heads * n * n * 4;
-        };
-    recipe.knob = budget_knob(geometry);
+    const TokenCount tokens = entries_of(arguments, "budget", geometry);
+    recipe.charge.during = [heads = geometry.kv_heads,
+                            held = compared(tokens, schedule, buffer, geometry)](RowIndex row) {
+      const TokenCount n = held[index(row)];
+      return heads * n * n * 4;
+    };
     return recipe;
   };
   return entry;

@@ -37,10 +37,7 @@ PolicyEntry random() {
       budget_parameter(),
       {"seed", Parameter::Kind::count, "auto", "", "of the ranks; auto: --seed", {}, 0, 9e15}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    const std::uint64_t seed =
-        arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
-    arguments.set("seed", std::to_string(seed));
-    Recipe recipe;
+    const std::uint64_t seed = seed_of(arguments, geometry);
     Scoring scoring;
     scoring.make = [seed](const LayerShape& shape) {
       const std::uint64_t mixed = splitmix64(seed) ^ static_cast<std::uint64_t>(shape.model_layer);
@@ -49,11 +46,8 @@ PolicyEntry random() {
     scoring.by_position = true;
     scoring.at_birth = true;
     scoring.evicts_in_decode = true;
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end_and_decode());
-    recipe.knob = budget_knob(geometry);
-    return recipe;
+    return budgeted(arguments, geometry, own(scoring),
+                    by_default(Schedule::prompt_end_and_decode()));
   };
   return entry;
 }

@@ -17,9 +17,6 @@
 #include <deque>
 #include <numeric>
 
-#include <fmt/format.h>
-
-#include "sim/error.h"
 #include "sim/policies/selection.h"
 
 namespace kvspan::policies {
@@ -168,15 +165,9 @@ PolicyEntry refreshkv() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Settings s;
     s.copied = entries_of(arguments, "budget", geometry);
-    if (s.copied < 1) throw ConfigError("refreshkv(budget): found 0, expected at least 1 token");
     s.stride = arguments.count("stride");
     s.threshold = arguments.real("threshold");
-    s.kernel = static_cast<int>(arguments.count("kernel"));
-    if (s.kernel % 2 == 0) {
-      throw ConfigError(
-          fmt::format("refreshkv(kernel): found {}, expected an odd number such as {}", s.kernel,
-                      s.kernel + 1));
-    }
+    s.kernel = odd_count(arguments, "kernel");
     s.compare = arguments.is("schedule", "compare");
     Recipe recipe;
     recipe.selector = own(SelectorFactory(

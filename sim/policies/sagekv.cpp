@@ -236,7 +236,7 @@ PolicyEntry sagekv() {
     }
     Recipe recipe;
     recipe.size = size_of(arguments);
-    const TokenCount budget = tokens_of(recipe.size.value, geometry, geometry.kv_heads);
+    const TokenCount budget = entries_of(arguments, "budget", geometry);
     if (arguments.has("k")) {
       shares.each = arguments.count("k");
       const TokenCount most = (budget - shares.of(budget).sinks) / shares.group;

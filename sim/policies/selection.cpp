@@ -5,10 +5,6 @@
 #include <limits>
 #include <numeric>
 
-#include <fmt/format.h>
-
-#include "sim/error.h"
-
 namespace kvspan::policies {
 namespace {
 
@@ -39,23 +35,6 @@ class HostStore final : public Store {
 };
 
 }  // namespace
-
-TokenCount entries_of(const Arguments& arguments, const std::string& parameter,
-                      const Geometry& geometry) {
-  const Amount amount = arguments.amount(parameter);
-  if (amount.kind == Amount::Kind::share) return amount.share_of(geometry.evict_at);
-  if (amount.kind == Amount::Kind::tokens) return amount.mantissa;
-  const std::int64_t each =
-      std::int64_t{geometry.layers()} * geometry.kv_heads * geometry.entry_bytes();
-  if (amount.mantissa < each) {
-    throw ConfigError(
-        fmt::format("{}: {}={} is less than one entry a head: {} layers x {} heads x {} bytes need "
-                    "at least {} B",
-                    arguments.policy(), parameter, amount.text, geometry.layers(),
-                    geometry.kv_heads, geometry.entry_bytes(), each));
-  }
-  return amount.mantissa / each;
-}
 
 bool generates(const Pass& pass) { return pass.rows() == 1 && pass.end > pass.prompt_end; }
 

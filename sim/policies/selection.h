@@ -12,11 +12,6 @@
 
 namespace kvspan::policies {
 
-// An amount of entries that one head reads: tokens, a share of the prompt, or bytes over all stored
-// layers and KV heads. Errors: ConfigError when the bytes are less than one entry a head.
-[[nodiscard]] TokenCount entries_of(const Arguments& arguments, const std::string& parameter,
-                                    const Geometry& geometry);
-
 // True for a pass whose rows choose what they read: one generated token. Rows of the prompt after
 // --evict-at read everything.
 [[nodiscard]] bool generates(const Pass& pass);

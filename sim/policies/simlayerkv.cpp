@@ -41,14 +41,19 @@ class Watch final : public Scorer {
   RowIndex rows_;
 };
 
-class LazyLayers final : public Budget {
+// The trace decides: any layer may keep everything.
+class Undecided : public Budget {
  public:
-  explicit LazyLayers(const Settings& settings) : settings_(settings) {}
   TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
-                      const Sizing& /*sizing*/) const override {
+                      const Sizing& /*sizing*/) const final {
     return kAll;
   }
-  bool content_free() const override { return false; }
+  bool content_free() const final { return false; }
+};
+
+class LazyLayers final : public Undecided {
+ public:
+  explicit LazyLayers(const Settings& settings) : settings_(settings) {}
   void counts(const View& view, const Scores& /*scores*/, const Sizing& /*sizing*/,
               std::span<TokenCount> keep) const override {
     std::fill(keep.begin(), keep.end(), lazy(view) ? settings_.kept() : kAll);
@@ -79,14 +84,9 @@ class LazyLayers final : public Budget {
 };
 
 // In decode: a layer that has lost entries is a lazy one.
-class KeepStreaming final : public Budget {
+class KeepStreaming final : public Undecided {
  public:
   explicit KeepStreaming(TokenCount kept) : kept_(kept) {}
-  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
-                      const Sizing& /*sizing*/) const override {
-    return kAll;
-  }
-  bool content_free() const override { return false; }
   void counts(const View& view, const Scores& /*scores*/, const Sizing& /*sizing*/,
               std::span<TokenCount> keep) const override {
     for (std::size_t h = 0; h < keep.size(); ++h) {

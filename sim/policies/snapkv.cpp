@@ -19,12 +19,8 @@ PolicyEntry snapkv() {
   entry.parameters = votes_parameters(32, 7);
   entry.parameters.insert(entry.parameters.begin(), budget_parameter());
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Recipe recipe;
-    recipe.scorer = own(votes_scoring(arguments));
-    recipe.size = size_of(arguments);
-    recipe.schedule = by_default(Schedule::prompt_end());
+    Recipe recipe = budgeted(arguments, geometry, own(votes_scoring(arguments)));
     recipe.protect = own(protect_recent(arguments.count("window")));
-    recipe.knob = budget_knob(geometry);
     return recipe;
   };
   return entry;

@@ -81,15 +81,12 @@ PolicyEntry lambda() {
       budget_parameter(),
       {"sinks", Kind::count, "4", "tokens", "first tokens, inside the budget", {}, 0, 1e12}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Recipe recipe;
-    recipe.scorer = own(position_scoring());
-    recipe.schedule = own(Schedule::every_pass());
-    recipe.size = size_of(arguments);
+    Recipe recipe =
+        budgeted(arguments, geometry, own(position_scoring()), own(Schedule::every_pass()));
     recipe.protect = own(ProtectRule([sinks = arguments.count("sinks")](TokenCount budget) {
       const TokenCount first = std::min(sinks, budget);
       return Protect{first, budget - first};
     }));
-    recipe.knob = budget_knob(geometry);
     return recipe;
   };
   return entry;

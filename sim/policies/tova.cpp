@@ -34,16 +34,11 @@ PolicyEntry tova() {
   entry.needs = "q and k, or probabilities of the prompt's last row and of all decode rows";
   entry.parameters = {budget_parameter()};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Recipe recipe;
     Scoring scoring;
     scoring.make = [](const LayerShape&) { return std::make_unique<LastRow>(); };
     scoring.axis = Axis::layer;
     scoring.evicts_in_decode = true;
-    recipe.scorer = own(scoring);
-    recipe.size = size_of(arguments);
-    recipe.schedule = own(Schedule::prompt_end_and_decode());
-    recipe.knob = budget_knob(geometry);
-    return recipe;
+    return budgeted(arguments, geometry, own(scoring), own(Schedule::prompt_end_and_decode()));
   };
   return entry;
 }

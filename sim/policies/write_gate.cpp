@@ -530,9 +530,7 @@ PolicyEntry write_gate() {
     s.geometry = geometry;
     s.fit.method = gate;
     s.fit.window = window;
-    s.fit.seed =
-        arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
-    arguments.set("seed", std::to_string(s.fit.seed));
+    s.fit.seed = seed_of(arguments, geometry);
     if (arguments.given("tau") && arguments.given("rate"))
       throw ConfigError("write_gate: give either tau or rate");
     if (gate == "file" && !arguments.given("rate") && !arguments.given("tau"))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One fuzz input is the bytes of one GGUF file. What is accepted is read whole. Anything but success
-// or a CheckpointError of one short line is a defect. Run by replay_main.cpp.
+// One fuzz input is the bytes of one GGUF file. What is accepted is read whole. Anything but
+// success or a CheckpointError of one short line is a defect. Run by replay_main.cpp.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

@@ -3,10 +3,10 @@
 
     python compare_transformers.py [--kvspan PROGRAM] [--work FOLDER] [--tokens N] [--only NAME]
 
-Makes a randomly initialised model of every architecture of make_fixtures.py, four times as wide and
-longer, as a Hugging Face folder and, where GGUF has the architecture, as a GGUF file; captures random
-tokens from it; and compares q, k and v (after the rotation) of every layer and row, and nll, with
-what transformers computes in fp32. Prints one line a model; the exit code is 1 if any deviates.
+Makes a randomly initialised model of every architecture of make_fixtures.py, four times as wide, as
+a Hugging Face folder and, where GGUF has the architecture, as a GGUF file; captures random tokens
+from it; and compares q, k and v (after the rotation) of every layer and row, and nll, with what
+transformers computes in fp32. Prints one line a model; the exit code is 1 if any deviates.
 """
 
 import argparse
@@ -86,7 +86,8 @@ def main():
     work = options.work or pathlib.Path(tempfile.mkdtemp(prefix="kvspan-compare-"))
     work.mkdir(parents=True, exist_ok=True)
     good = True
-    for seed, (name, (config_class, config, dtype)) in enumerate(make_fixtures.models(SIZE).items()):
+    models = make_fixtures.models(SIZE)
+    for seed, (name, (config_class, config, dtype)) in enumerate(models.items()):
         if options.only not in (None, name):
             continue
         if "sliding_window" in config:

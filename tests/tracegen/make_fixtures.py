@@ -345,7 +345,7 @@ def finish(writer):
     writer.close()
 
 
-# Bytes before, of, and after the fp16 scales of a block of the types that the package cannot quantise.
+# Of the types that the package cannot quantise: bytes before, of, and after a block's fp16 scales.
 K_BLOCKS = {"Q4_K": (0, 4, 140), "Q5_K": (0, 4, 172), "Q6_K": (208, 2, 0)}
 
 

@@ -49,7 +49,7 @@ TORTURE = [
     "\u0928\u092e\u0938\u094d\u0924\u0947 \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
     "\ud7ff\ue000\uffff\U00010000\U0010ffff\u0000nul\u0000\u007f\u0080",
     "\ufeffBOM at the start",
-    "int main(void) {\n\tfor (int i = 0; i < n; ++i)\n\t\tprintf(\"%d\\n\", a[i]);\n}\n// ----",
+    'int main(void) {\n\tfor (int i = 0; i < n; ++i)\n\t\tprintf("%d\\n", a[i]);\n}\n// ----',
     "https://example.org/a?b=c&d=%20#e user@host $100 50% #tag @name __init__ snake_case CamelCase",
     "!!! ... ---- \u2014 \u201cquoted\u201d \u2018it\u2019s\u2019 \u00ab\u00bb \u20ac\u00a3 \u221e\u2260",
     "a<|end|>b <|end|> c  <|wide|>  d\n<|wide|>\ne <|end|><|end|>  <|end|>",
@@ -99,17 +99,21 @@ def byte_level(stage, normalizer=None, **model):
 
 
 def split(regex):
-    return pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(regex), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(regex), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def with_bos(tokenizer, bos):
     tokenizer.add_special_tokens([AddedToken(bos, special=True, normalized=False)])
     template = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B",
-        special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        single=f"{bos} $A",
+        pair=f"{bos} $A {bos} $B",
+        special_tokens=[(bos, tokenizer.token_to_id(bos))],
+    )
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), template])
     return tokenizer
 
@@ -134,15 +138,25 @@ def sentencepiece():
     pieces = pieces[: VOCABULARY - 150]
     vocab = {p: i for i, p in enumerate(special + pieces)}
     scores = {p: -float(i) for i, p in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocab, all_merges(vocab, scores), unk_token="<unk>",
-                                     fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab, all_merges(vocab, scores), unk_token="<unk>", fuse_unk=True, byte_fallback=True
+        )
+    )
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(MARKER), normalizers.Replace(" ", MARKER)])
+        [normalizers.Prepend(MARKER), normalizers.Replace(" ", MARKER)]
+    )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(MARKER, " "), decoders.ByteFallback(), decoders.Fuse(),
-         decoders.Strip(" ", 1, 0)])
+        [
+            decoders.Replace(MARKER, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in special[:3]])
+        [AddedToken(t, special=True, normalized=False) for t in special[:3]]
+    )
     tokenizer.add_tokens(added()[:1])
     return with_bos(tokenizer, "<s>")
 
@@ -153,9 +167,12 @@ def metaspace():
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
-    trained.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Metaspace(prepend_scheme="first", split=False),
-        pre_tokenizers.Split(Regex(r"[^\n]{1,24}"), "isolated")])
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(prepend_scheme="first", split=False),
+            pre_tokenizers.Split(Regex(r"[^\n]{1,24}"), "isolated"),
+        ]
+    )
     train(trained, False, special=["<unk>"], alphabet=MARKER)
     tokenizer.model = trained.model
     tokenizer.add_tokens(added())
@@ -169,7 +186,8 @@ def tokenizers():
         "llama3": with_bos(byte_level(split(LLAMA3), ignore_merges=True), "<|begin_of_text|>"),
         "qwen2": byte_level(split(QWEN2), normalizers.NFC()),
         "smollm": byte_level(
-            pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])),
+            pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
+        ),
         "sentencepiece": sentencepiece(),
         "metaspace": metaspace(),
     }
@@ -177,6 +195,7 @@ def tokenizers():
 
 def variations():
     """Of `base`: what is written over it."""
+
     def stage(*members):
         return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(members)}}
 
@@ -190,27 +209,77 @@ def variations():
         out.append(("metaspace", stage({"type": "Punctuation", "behavior": behavior})))
     for scheme in ("always", "first", "never"):
         for cuts in (True, False):
-            out.append(("metaspace", stage({"type": "Metaspace", "replacement": MARKER,
-                                            "prepend_scheme": scheme, "split": cuts})))
+            out.append(
+                (
+                    "metaspace",
+                    stage(
+                        {
+                            "type": "Metaspace",
+                            "replacement": MARKER,
+                            "prepend_scheme": scheme,
+                            "split": cuts,
+                        }
+                    ),
+                )
+            )
     out += [
         ("metaspace", stage({"type": "Whitespace"})),
         ("metaspace", stage({"type": "WhitespaceSplit"})),
         ("metaspace", stage({"type": "Digits", "individual_digits": False})),
         ("metaspace", stage({"type": "WhitespaceSplit"}, cut({"Regex": r"x*"}, "Isolated"))),
         ("metaspace", stage(cut({"Regex": r"\w+|[^\w\s]|\d"}, "MergedWithNext"))),
-        ("metaspace", {"normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "NFKC"}, {"type": "Strip", "strip_left": True, "strip_right": True},
-            {"type": "Replace", "pattern": {"Regex": "[aeiou]{2}"}, "content": "oo"}]}}),
+        (
+            "metaspace",
+            {
+                "normalizer": {
+                    "type": "Sequence",
+                    "normalizers": [
+                        {"type": "NFKC"},
+                        {"type": "Strip", "strip_left": True, "strip_right": True},
+                        {"type": "Replace", "pattern": {"Regex": "[aeiou]{2}"}, "content": "oo"},
+                    ],
+                }
+            },
+        ),
         ("metaspace", {"normalizer": {"type": "NFD"}}),
         ("metaspace", {"normalizer": {"type": "NFKD"}}),
-        ("sentencepiece", {"normalizer": None, "pre_tokenizer": {
-            "type": "Metaspace", "replacement": MARKER, "prepend_scheme": "always"}}),
-        ("sentencepiece", {"normalizer": {"type": "Strip", "strip_left": False,
-                                          "strip_right": True}}),
-        ("gpt2", {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True,
-                                    "trim_offsets": True, "use_regex": True}}),
-        ("gpt2", {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False,
-                                    "trim_offsets": True, "use_regex": False}}),
+        (
+            "sentencepiece",
+            {
+                "normalizer": None,
+                "pre_tokenizer": {
+                    "type": "Metaspace",
+                    "replacement": MARKER,
+                    "prepend_scheme": "always",
+                },
+            },
+        ),
+        (
+            "sentencepiece",
+            {"normalizer": {"type": "Strip", "strip_left": False, "strip_right": True}},
+        ),
+        (
+            "gpt2",
+            {
+                "pre_tokenizer": {
+                    "type": "ByteLevel",
+                    "add_prefix_space": True,
+                    "trim_offsets": True,
+                    "use_regex": True,
+                }
+            },
+        ),
+        (
+            "gpt2",
+            {
+                "pre_tokenizer": {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": True,
+                    "use_regex": False,
+                }
+            },
+        ),
         ("llama3", {"normalizer": {"type": "Prepend", "prepend": "norm "}}),
     ]
     return out
@@ -227,8 +296,11 @@ def write_gguf(name, tokenizer, path):
     kinds = []
     for token in listed:
         if token in by_content:
-            kinds.append(gguf.TokenType.CONTROL if by_content[token]["special"]
-                         else gguf.TokenType.USER_DEFINED)
+            kinds.append(
+                gguf.TokenType.CONTROL
+                if by_content[token]["special"]
+                else gguf.TokenType.USER_DEFINED
+            )
         elif token.startswith("<0x") and name == "sentencepiece":
             kinds.append(gguf.TokenType.BYTE)
         else:
@@ -285,7 +357,7 @@ CHAT_TEMPLATES = {
     "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
     "{% endfor %}",
     "chatml": "{% for m in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ \"<|im_start|>system\\nYou're \\\"helpful\\\"<|im_end|>\\n\" }}{% endif %}"
+    '{{ "<|im_start|>system\\nYou\'re \\"helpful\\"<|im_end|>\\n" }}{% endif %}'
     "{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     "chatml-bare": "{% for m in messages %}"
@@ -313,13 +385,19 @@ def chats(tokenizer):
     out = []
     for form, template in forms.items():
         fast = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template)
+            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
+        )
         for turns in TURNS:
             messages = [{"role": r, "content": c} for r, c in turns]
-            out.append({
-                "form": form, "turns": turns,
-                "text": fast.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True)})
+            out.append(
+                {
+                    "form": form,
+                    "turns": turns,
+                    "text": fast.apply_chat_template(
+                        messages, tokenize=False, add_generation_prompt=True
+                    ),
+                }
+            )
     return {"templates": CHAT_TEMPLATES, "chats": out}
 
 
@@ -337,20 +415,28 @@ def main():
         dump(OUT / name / "tokenizer.json", state)
         expected["ids"][name] = ids(tokenizer)
         expected["decoded"][name] = [
-            tokenizer.decode(i, skip_special_tokens=False) for i in expected["ids"][name][2:4]]
+            tokenizer.decode(i, skip_special_tokens=False) for i in expected["ids"][name][2:4]
+        ]
         if name != "metaspace":
             write_gguf(name, tokenizer, OUT / f"{name}.gguf")
             expected["gguf"][name] = ids(gguf_tokenizer(name, tokenizer))
     for base, change in variations():
         state = dict(json.loads(made[base].to_str()), **change)
         expected["variations"].append(
-            {"base": base, "change": change, "ids": ids(Tokenizer.from_str(json.dumps(state)))})
+            {"base": base, "change": change, "ids": ids(Tokenizer.from_str(json.dumps(state)))}
+        )
     dump(OUT / "expected.json", expected)
     dump(OUT / "chat.json", chats(made["sentencepiece"]))
     bundled = Tokenizer.from_file(str(ROOT / "traces/minimind2-small/tokenizer.json"))
-    dump(OUT / "bundled.json", {"ids": {
-        p.name: bundled.encode(p.read_bytes().decode(), add_special_tokens=False).ids[:500]
-        for p in sorted((ROOT / "traces/texts").iterdir())}})
+    dump(
+        OUT / "bundled.json",
+        {
+            "ids": {
+                p.name: bundled.encode(p.read_bytes().decode(), add_special_tokens=False).ids[:500]
+                for p in sorted((ROOT / "traces/texts").iterdir())
+            }
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -11,18 +11,12 @@
 #include <set>
 #include <stdexcept>
 
+#include "parts.h"
+
 namespace kvspan::twin::decode {
 namespace {
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNear = 1e-5;
-
-struct Pass {
-  int begin = 0, end = 0;
-};
-
-std::size_t at(int i) { return static_cast<std::size_t>(i); }
 
 double fp32(double x) { return static_cast<double>(static_cast<float>(x)); }
 
@@ -190,30 +184,10 @@ std::vector<int> World::best(const std::vector<int>& from, const std::vector<dou
   return {kept.begin(), kept.end()};
 }
 
-std::vector<double> max_pool(const std::vector<double>& x, int kernel) {
-  const int size = static_cast<int>(x.size());
-  std::vector<double> out;
-  for (int i = 0; i < size; ++i) {
-    double top = -kInfinity;
-    for (int j = std::max(0, i - kernel / 2); j <= std::min(size - 1, i + kernel / 2); ++j) {
-      top = std::max(top, x[at(j)]);
-    }
-    out.push_back(top);
-  }
-  return out;
-}
-
-std::uint64_t splitmix64(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15ULL;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
-
 // splitmix64, chained over the keys.
 std::uint64_t chain(std::uint64_t seed, std::initializer_list<std::int64_t> keys) {
-  std::uint64_t x = splitmix64(seed);
-  for (const std::int64_t key : keys) x = splitmix64(x ^ static_cast<std::uint64_t>(key));
+  std::uint64_t x = mix(seed);
+  for (const std::int64_t key : keys) x = mix(x ^ static_cast<std::uint64_t>(key));
   return x;
 }
 
@@ -482,7 +456,7 @@ struct Rkv : Policy {
         z = w.softmax(l, -1, z);
         for (std::size_t e = 0; e < z.size(); ++e) importance[e] += z[e] / window;
       }
-      importance = max_pool(importance, w.count("kernel", 7));
+      importance = pool(importance, w.count("kernel", 7), true);
       // redundancy
       bool near = false;
       std::vector<std::vector<double>> c(at(size), std::vector<double>(at(size), 0.0));
@@ -932,7 +906,7 @@ struct RefreshKv : Policy {
         const std::vector<double> p = w.attention(l, g, row, all);
         for (std::size_t e = 0; e < p.size(); ++e) top[e] = std::max(top[e], p[e]);
       }
-      top = max_pool(top, w.count("kernel", 7));
+      top = pool(top, w.count("kernel", 7), true);
       bool near = false;
       const std::vector<int> chosen = w.best(all, top, true, w.amount("budget"), near);
       std::vector<double> scores;
@@ -1199,8 +1173,7 @@ struct ClusterKv : Policy {
     const auto head = static_cast<std::uint64_t>(w.t.layers[at(l)].model_layer * 65536 + h);
     std::vector<double> draws;
     for (const int j : tokens) {
-      draws.push_back(
-          fp32(uniform(splitmix64(seed) ^ splitmix64(head), {tokens[0], j - tokens[0]})));
+      draws.push_back(fp32(uniform(mix(seed) ^ mix(head), {tokens[0], j - tokens[0]})));
     }
     std::vector<int> order = ranking(tokens, draws);
     order.resize(at(count));
@@ -1262,16 +1235,7 @@ struct ClusterKv : Policy {
 // ---- measures -------------------------------------------------------------------------------
 
 std::vector<double> rotate(const World& w, std::vector<double> x, int shift) {
-  const Rope& rope = w.t.rope;
-  const int dim = rope.dim > 0 ? rope.dim : w.d;
-  for (int i = 0; i < dim / 2; ++i) {
-    const double angle = shift * std::pow(rope.theta, -2.0 * i / dim);
-    double& re = x[at(rope.interleaved ? 2 * i : i)];
-    double& im = x[at(rope.interleaved ? 2 * i + 1 : i + dim / 2)];
-    const double turned = re * std::cos(angle) - im * std::sin(angle);
-    im = im * std::cos(angle) + re * std::sin(angle);
-    re = turned;
-  }
+  turn(w.t.rope, w.d, shift, x);
   return x;
 }
 

@@ -7,22 +7,12 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "parts.h"
+
 namespace kvspan::twin::stores {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kElement = 2;  // bytes of an element as it is born
-
-std::size_t at(int i) { return static_cast<std::size_t>(i); }
-
-void require(bool ok, const char* what) {
-  if (!ok) throw std::invalid_argument(what);
-}
-
-// Rows [begin, end) of one forward call.
-struct Pass {
-  int begin = 0, end = 0;
-};
 
 // ---- parameters -----------------------------------------------------------------------------
 
@@ -279,39 +269,6 @@ Row attend(const Setup& u, const LayerState& s, int g, int i) {
 }
 
 // ---- eviction -------------------------------------------------------------------------------
-
-bool near_tie(double a, double b) {
-  return a != b && std::abs(a - b) <= 1e-5 * std::max(std::abs(a), std::abs(b));
-}
-
-// Indices of all but the best `top`; ties keep the lower index.
-std::vector<std::size_t> losers(const std::vector<double>& scores, int top, bool& near) {
-  std::vector<std::size_t> order(scores.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
-  const std::size_t cut = std::min(at(std::max(top, 0)), order.size());
-  for (std::size_t i = 0; i < cut; ++i) {
-    for (std::size_t j = cut; j < order.size(); ++j) {
-      near |= near_tie(scores[order[i]], scores[order[j]]);
-    }
-  }
-  return {order.begin() + static_cast<std::ptrdiff_t>(cut), order.end()};
-}
-
-std::vector<double> pool(const std::vector<double>& x, int kernel, bool max) {
-  const int size = static_cast<int>(x.size());
-  std::vector<double> out;
-  for (int i = 0; i < size; ++i) {
-    double sum = 0, top = -kInfinity;
-    for (int j = std::max(0, i - kernel / 2); j <= std::min(size - 1, i + kernel / 2); ++j) {
-      sum += x[at(j)];
-      top = std::max(top, x[at(j)]);
-    }
-    out.push_back(max ? top : sum / kernel);
-  }
-  return out;
-}
 
 // Heavy hitters of the first entries of `domain` and the newest `recent`: what goes.
 std::vector<int> h2o_victims(const Setup& u, const LayerState& s, int h, int b, int heavy,
@@ -607,19 +564,6 @@ void age_less(const Setup& u, LayerState& s, const std::vector<std::vector<int>>
       for (std::size_t c = 0; c < f.v.size(); ++c) f.v[c] += e.v[c];
       out.folded[at(s.index * u.heads + h)].push_back(j);
     }
-  }
-}
-
-void turn(const Rope& rope, int head_dim, double positions, std::vector<double>& x) {
-  if (!rope.present) return;
-  const int dim = rope.dim > 0 ? rope.dim : head_dim;
-  for (int i = 0; i < dim / 2; ++i) {
-    const double angle = positions * std::pow(rope.theta, -2.0 * i / dim);
-    double& re = x[at(rope.interleaved ? 2 * i : i)];
-    double& im = x[at(rope.interleaved ? 2 * i + 1 : i + dim / 2)];
-    const double turned = re * std::cos(angle) - im * std::sin(angle);
-    im = im * std::cos(angle) + re * std::sin(angle);
-    re = turned;
   }
 }
 
