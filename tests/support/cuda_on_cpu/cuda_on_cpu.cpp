@@ -186,7 +186,7 @@ void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes,
 }  // namespace kvspan::cuda_on_cpu
 
 // NOLINTBEGIN: the names are CUDA's.
-// ---- Streams, events, memory ----------------------------------------------------------------------
+// ---- Streams, events, memory --------------------------------------------------------------------
 
 struct CUstream_st {
   std::deque<std::function<void()>> queue;
@@ -315,7 +315,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t
   return cudaSuccess;
 }
 
-// ---- cuBLAS ---------------------------------------------------------------------------------------
+// ---- cuBLAS -------------------------------------------------------------------------------------
 
 struct cublasContext {
   cudaStream_t stream = nullptr;
