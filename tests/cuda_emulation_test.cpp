@@ -12,6 +12,7 @@
 #include "tracegen/runner.h"
 
 using Catch::Matchers::Contains;
+using Catch::Matchers::Equals;
 using kvspan::cuda_on_cpu::set_device_memory;
 using kvspan::cuda_on_cpu::set_schedule;
 using kvspan::tracegen::Checkpoint;
@@ -47,11 +48,11 @@ TEST_CASE("the CUDA runner keeps keys, hides keys and takes layers in turn", "[c
   const auto cuda = make_cuda_runner(checkpoint, options);
   CHECK_THAT(cuda->description(), Contains(all_layers ? "all layers" : "one layer"));
   const auto want = run_case(*cpu, checkpoint.spec(), input);
-  CHECK(worst_difference(want, run_case(*cuda, checkpoint.spec(), input), 2e-5) == "");
+  CHECK_THAT(worst_difference(want, run_case(*cuda, checkpoint.spec(), input), 2e-5), Equals(""));
 
   // Another process: keys and values are restored, and the last row runs again.
   const auto fresh = make_cuda_runner(checkpoint, options);
-  const std::int64_t width = checkpoint.spec().kv_heads * checkpoint.spec().head_dim;
+  const std::int64_t width = std::int64_t{checkpoint.spec().kv_heads} * checkpoint.spec().head_dim;
   for (int l = 0; l < checkpoint.spec().layers; ++l) {
     const auto& layer = want.layers[static_cast<std::size_t>(l)];
     REQUIRE(layer.k.size() == static_cast<std::size_t>(24 * width));

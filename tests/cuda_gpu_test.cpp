@@ -8,6 +8,7 @@
 #include "tests/support/runner_case.h"
 #include "tracegen/runner.h"
 
+using Catch::Matchers::Equals;
 using kvspan::tracegen::Checkpoint;
 using kvspan::tracegen::DeviceType;
 using kvspan::tracegen::make_cpu_runner;
@@ -20,7 +21,7 @@ TEST_CASE("the attention kernel agrees with the fp64 reference over 8,192 keys",
   const AttentionCase input = random_case(
       type, {.query_heads = 8, .kv_heads = 2, .head_dim = head_dim, .first = 8192 - 48, .rows = 48},
       64, 4, 0, 7);
-  CHECK(worst_difference(input, attend_on_host(input), attend_on_device(input)) == "");
+  CHECK_THAT(worst_difference(input, attend_on_host(input), attend_on_device(input)), Equals(""));
 }
 
 TEST_CASE("the bundled model's logits, q, k, v and scores are the CPU's", "[cuda]") {
@@ -34,7 +35,8 @@ TEST_CASE("the bundled model's logits, q, k, v and scores are the CPU's", "[cuda
   const auto cpu = make_cpu_runner(checkpoint, {.tokens = 1500});
   const auto cuda =
       make_cuda_runner(checkpoint, {.tokens = 1500, .half_precision = half_precision, .wave = 512});
-  CHECK(worst_difference(run_case(*cpu, checkpoint.spec(), input),
-                         run_case(*cuda, checkpoint.spec(), input),
-                         half_precision ? 0.1 : 1e-3) == "");
+  CHECK_THAT(
+      worst_difference(run_case(*cpu, checkpoint.spec(), input),
+                       run_case(*cuda, checkpoint.spec(), input), half_precision ? 0.1 : 1e-3),
+      Equals(""));
 }

@@ -15,6 +15,7 @@
 #include "tracegen/cuda/attention.h"
 #include "tracegen/runner.h"
 
+using Catch::Matchers::Equals;
 using kvspan::tracegen::AttentionProblem;
 using kvspan::tracegen::Checkpoint;
 using kvspan::tracegen::DeviceType;
@@ -142,7 +143,7 @@ TEST_CASE("the attention kernel agrees with the fp64 reference in every shape", 
   const AttentionCase input = random_case(c.type, c.problem, c.top_k, c.spread, c.hidden, 1);
   INFO(c.name);
   const AttentionResult got = attend_on_device(input);
-  CHECK(worst_difference(input, attend_on_host(input), got) == "");
+  CHECK_THAT(worst_difference(input, attend_on_host(input), got), Equals(""));
 }
 
 TEST_CASE("equal scores keep the lower keys, however many there are", "[cuda]") {
@@ -155,7 +156,7 @@ TEST_CASE("equal scores keep the lower keys, however many there are", "[cuda]") 
   round_to_integers(input, variety);
   const AttentionResult got = attend_on_device(input);
   const AttentionResult want = attend_on_host(input);
-  CHECK(worst_difference(input, want, got) == "");
+  CHECK_THAT(worst_difference(input, want, got), Equals(""));
   CHECK(got.index == want.index);
 }
 
@@ -190,9 +191,10 @@ TEST_CASE("the CUDA runner computes what the CPU runner computes", "[cuda]") {
   // A pass of three waves: a slot is used again.
   const auto cuda =
       make_cuda_runner(checkpoint, {.tokens = 24, .half_precision = half_precision, .wave = 5});
-  CHECK(worst_difference(run_case(*cpu, checkpoint.spec(), input),
-                         run_case(*cuda, checkpoint.spec(), input),
-                         half_precision ? 0.03 : 2e-5) == "");
+  CHECK_THAT(
+      worst_difference(run_case(*cpu, checkpoint.spec(), input),
+                       run_case(*cuda, checkpoint.spec(), input), half_precision ? 0.03 : 2e-5),
+      Equals(""));
 }
 
 TEST_CASE("an exception of the hook leaves a CUDA runner usable", "[cuda]") {
@@ -204,6 +206,7 @@ TEST_CASE("an exception of the hook leaves a CUDA runner usable", "[cuda]") {
   CHECK_THROWS_AS(cuda->layer(0, 0, hidden, none, [](double) { throw kvspan::Interrupted(); }),
                   kvspan::Interrupted);
   const auto cpu = make_cpu_runner(checkpoint, {.tokens = 24});
-  CHECK(worst_difference(run_case(*cpu, checkpoint.spec(), input),
-                         run_case(*cuda, checkpoint.spec(), input), 2e-5) == "");
+  CHECK_THAT(worst_difference(run_case(*cpu, checkpoint.spec(), input),
+                              run_case(*cuda, checkpoint.spec(), input), 2e-5),
+             Equals(""));
 }

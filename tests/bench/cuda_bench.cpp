@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The attention kernel against what the card can do, measured in the same run: bytes a second of a
-// copy of device memory, FLOP/s of a cuBLAS product; and capture against the same attention without.
+// copy of device memory, FLOP/s of a cuBLAS product; and capture against the same attention
+// without.
 //   cmake --build --preset release --target kvspan_cuda_bench && kvspan_cuda_bench
 // Counters: TFLOP/s of q.k and p.v over the keys that causality lets a row read; `of_gemm`, their
 // share of the cuBLAS figure for the type; `over_plain`, time over that without capture, minus 1.

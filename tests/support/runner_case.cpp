@@ -128,8 +128,8 @@ std::string worst_difference(const RunnerOutput& want, const RunnerOutput& got, 
     compare(name("prob"), a.prob, b.prob);
     compare(name("lse"), a.lse, b.lse);
     compare(name("mass"), a.mass, b.mass);
-    // Where another key stands, the reference's probability of that key must be as large; a key that
-    // it does not list is less than its last.
+    // Where another key stands, the reference's probability of that key must be as large; a key
+    // that it does not list is less than its last.
     const std::size_t rows = a.lse.size(), top_k = rows == 0 ? 0 : a.index.size() / rows;
     for (std::size_t i = 0; i < std::min(a.index.size(), b.index.size()); ++i) {
       if (a.index[i] == b.index[i]) continue;

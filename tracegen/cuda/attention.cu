@@ -2,8 +2,8 @@
 // Attention that emits, beside its output, the log-sum-exp and the largest probabilities of each
 // row, and the mass that each key received; no more than one tile of scores exists at a time.
 //
-// A block owns a tile of rows of one KV head: rows r of all query heads that read it, so that a tile
-// is full even when one token is decoded and K and V are read once a group (GQA):
+// A block owns a tile of rows of one KV head: rows r of all query heads that read it, so that a
+// tile is full even when one token is decoded and K and V are read once a group (GQA):
 //
 //     packed row   0        1        ..  group    group+1        K, V tiles, last to first
 //     is           r0 head0 r0 head1 ..  r1 head0 r1 head1       [ ... ][ ... ][ ..\]  diagonal
@@ -14,8 +14,8 @@
 // product is one text. Scores are kept in units of log2: exp2(z), one instruction, is exp.
 //
 // Largest probabilities. A softmax is monotonic, so they are the largest scores, and the final sum
-// is not needed to select them. Each row has a threshold, at first none, and a list of candidates in
-// device memory, longer than K by kSlack:
+// is not needed to select them. Each row has a threshold, at first none, and a list of candidates
+// in device memory, longer than K by kSlack:
 //
 //     score >= threshold?  -- no -->  forgotten: one comparison, the common case
 //            | yes
@@ -25,11 +25,11 @@
 //
 // Keys come last to first, nearest first, which by locality raises the threshold early; on equal
 // scores the key that comes later is lower and belongs before those seen, hence >= and no special
-// rule. Of n keys in random order about K ln(n / K) become candidates (310 of 8,192 for K = 64): one
-// or two cuts a row, each of about ten passes over some 300 candidates by a warp. In the worst order
-// (scores falling with the key, or all equal) each key is one, and a cut comes every kSlack / 2 keys
-// or so. A second kernel, a warp a row, takes the exact K of what is left, sorts them, and knows by
-// then the sum: p = exp2(z - lse).
+// rule. Of n keys in random order about K ln(n / K) become candidates (310 of 8,192 for K = 64):
+// one or two cuts a row, each of about ten passes over some 300 candidates by a warp. In the worst
+// order (scores falling with the key, or all equal) each key is one, and a cut comes every kSlack /
+// 2 keys or so. A second kernel, a warp a row, takes the exact K of what is left, sorts them, and
+// knows by then the sum: p = exp2(z - lse).
 //
 // Column masses need that sum as well, for each score: they cost a second sweep that recomputes q.k
 // (half of the products) and is launched only when they are asked for. A block owns a tile of keys
@@ -281,7 +281,8 @@ __device__ Candidate find_cut(const Candidate* list, int count, int least, int m
   return low;
 }
 
-// Moves the candidates that reach `cut` to the front of `to`, which may be `list`; returns how many.
+// Moves the candidates that reach `cut` to the front of `to`, which may be `list`; returns how
+// many.
 __device__ int keep_candidates(const Candidate* list, int count, Candidate cut, Candidate* to) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   int kept = 0;
@@ -304,8 +305,8 @@ struct RowCandidates {
   float threshold[2];
 };
 
-// Appends the scores of a tile that reach the threshold of their row; cuts lists that could not take
-// another tile.
+// Appends the scores of a tile that reach the threshold of their row; cuts lists that could not
+// take another tile.
 template <int kKeys>
 __device__ void collect(const float (&scores)[kKeys / 8][4], std::int64_t tile_key, int capacity,
                         int top_k, RowCandidates& rows) {
@@ -598,7 +599,7 @@ __global__ void __launch_bounds__(Tiles<T, kDim>::kThreads)
   }
 }
 
-// ---- Launchers ------------------------------------------------------------------------------------
+// ---- Launchers ----------------------------------------------------------------------------------
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -624,7 +625,8 @@ Workspace workspace_of(const AttentionProblem& p, int top_k) {
   return w;
 }
 
-// More than 48 KiB of shared memory are to be asked for. Errors: DeviceError if there are not so many.
+// More than 48 KiB of shared memory are to be asked for. Errors: DeviceError if there are not so
+// many.
 template <typename Kernel>
 void reserve_shared(Kernel* kernel, int bytes, int head_dim) {
   int device = 0, most = 0;

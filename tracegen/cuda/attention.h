@@ -39,8 +39,8 @@ inline constexpr int kMostTopK = 1024;
 // Launches on `stream` and returns. problem.visible is device memory. With tensors.top_k = 0 and no
 // lse and column_mass the same kernel runs without its capture part.
 // REQUIRES: head_dim is a multiple of 8 and at most 256. The bits depend on nothing but the input.
-// Errors: DeviceError on a head_dim or top_k out of range, on a device with too little shared memory
-// for the head size, and on whatever CUDA reports.
+// Errors: DeviceError on a head_dim or top_k out of range, on a device with too little shared
+// memory for the head size, and on whatever CUDA reports.
 void attention_cuda(const AttentionProblem& problem, const DeviceAttentionTensors& tensors,
                     CUstream_st* stream);
 

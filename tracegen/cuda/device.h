@@ -14,7 +14,8 @@ void check_cuda(cudaError_t status, const char* call);
 
 #define KVSPAN_CUDA_CHECK(call) ::kvspan::tracegen::check_cuda((call), #call)
 
-// "NVIDIA H200"; what is free and what there is, for messages. Errors: DeviceError without a device.
+// "NVIDIA H200"; what is free and what there is, for messages. Errors: DeviceError without a
+// device.
 [[nodiscard]] std::string device_name();
 
 enum class MemoryKind : std::uint8_t { device, pinned };
@@ -23,8 +24,8 @@ enum class MemoryKind : std::uint8_t { device, pinned };
 class CudaMemory {
  public:
   CudaMemory() = default;
-  // `purpose` completes "for ..." in the message. Errors: DeviceError with the sizes when it does not
-  // fit.
+  // `purpose` completes "for ..." in the message. Errors: DeviceError with the sizes when it does
+  // not fit.
   CudaMemory(MemoryKind kind, std::int64_t bytes, const std::string& purpose);
   CudaMemory(CudaMemory&& other) noexcept { *this = std::move(other); }
   CudaMemory& operator=(CudaMemory&& other) noexcept;

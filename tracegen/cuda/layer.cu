@@ -101,7 +101,7 @@ __global__ void widen_all(const T* __restrict__ x, std::int64_t count, float* __
   if (at < count) out[at] = widen(x[at]);
 }
 
-// ---- Launchers ------------------------------------------------------------------------------------
+// ---- Launchers ----------------------------------------------------------------------------------
 
 dim3 blocks_of(std::int64_t items, std::int64_t per_block) {
   return {static_cast<unsigned>((items + per_block - 1) / per_block)};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a layer does between its dense products and its attention, on a GPU. Everything is fp32 but
-// what says `type`. No CUDA syntax; each call launches on `stream` and returns. Errors: DeviceError.
+// what says `type`. No CUDA syntax; each call launches on `stream` and returns. Errors:
+// DeviceError.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ struct DeviceHeads {
 // out [rows, heads, head_dim], in `type`
 void finish_heads_cuda(const DeviceHeads& heads, DeviceType type, void* out, CUstream_st* stream);
 
-// out [rows, width], in `type`, = silu(gate) * up of gate_up [rows, 2, width] + bias [2, width] (null:
-// none)
+// out [rows, width], in `type`, = silu(gate) * up of gate_up [rows, 2, width] + bias [2, width]
+// (null: none)
 void gate_rows_cuda(const float* gate_up, const float* bias, std::int64_t rows, std::int64_t width,
                     DeviceType type, void* out, CUstream_st* stream);
 

@@ -237,7 +237,7 @@ class CudaRunner final : public Runner {
     return keys_of(layer) + options_.tokens * kv_width() * element_bytes(attention_type_);
   }
 
-  // ---- Memory -------------------------------------------------------------------------------------
+  // ---- Memory -----------------------------------------------------------------------------------
 
   CudaMemory allocate(MemoryKind kind, std::int64_t bytes, const std::string& purpose) {
     CudaMemory memory(kind, bytes, purpose);
@@ -303,7 +303,7 @@ class CudaRunner final : public Runner {
             purpose);
   }
 
-  // ---- Weights ------------------------------------------------------------------------------------
+  // ---- Weights ----------------------------------------------------------------------------------
 
   // Calls use(part, bytes) for each part of a layer; parts start at multiples of 256 bytes.
   template <typename Use>
@@ -443,7 +443,7 @@ class CudaRunner final : public Runner {
     }
   }
 
-  // ---- Waves --------------------------------------------------------------------------------------
+  // ---- Waves ------------------------------------------------------------------------------------
 
   // Waits for whatever was launched.
   void settle() const {
@@ -461,8 +461,8 @@ class CudaRunner final : public Runner {
                                       stream.get()));
   }
 
-  // y [rows, outputs] = x [rows, inputs] W^T + beta y, W [outputs, inputs]; x and W in the dense type.
-  // cuBLAS is column-major: it is told of y^T = W x^T.
+  // y [rows, outputs] = x [rows, inputs] W^T + beta y, W [outputs, inputs]; x and W in the dense
+  // type. cuBLAS is column-major: it is told of y^T = W x^T.
   void dense(const void* x, std::int64_t rows, const std::byte* w, std::int64_t outputs,
              std::int64_t inputs, float beta, float* y) {
     const float alpha = 1;

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+// NOLINTBEGIN: the names are CUDA's.
 struct cublasContext;
 using cublasHandle_t = cublasContext*;
 
@@ -22,3 +23,4 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cubla
                             cudaDataType_t a_type, int lda, const void* b, cudaDataType_t b_type,
                             int ldb, const void* beta, void* c, cudaDataType_t c_type, int ldc,
                             cublasComputeType_t compute, cublasGemmAlgo_t algorithm);
+// NOLINTEND

@@ -20,7 +20,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace kvspan::cuda_on_cpu {
 namespace {
 
-constexpr std::size_t kStackBytes = 256 * 1024;
+constexpr std::size_t kStackBytes = std::size_t{256} << 10;
 
 // Where threads meet: whoever waits goes on when `meetings` has grown.
 struct Meeting {
@@ -185,7 +185,8 @@ void run_grid(dim3 grid, dim3 block, std::size_t shared_bytes,
 
 }  // namespace kvspan::cuda_on_cpu
 
-// ---- Streams, events, memory ----------------------------------------------------------------------
+// NOLINTBEGIN: the names are CUDA's.
+// ---- Streams, events, memory --------------------------------------------------------------------
 
 struct CUstream_st {
   std::deque<std::function<void()>> queue;
@@ -314,7 +315,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t
   return cudaSuccess;
 }
 
-// ---- cuBLAS ---------------------------------------------------------------------------------------
+// ---- cuBLAS -------------------------------------------------------------------------------------
 
 struct cublasContext {
   cudaStream_t stream = nullptr;
@@ -359,3 +360,4 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cubla
   });
   return CUBLAS_STATUS_SUCCESS;
 }
+// NOLINTEND

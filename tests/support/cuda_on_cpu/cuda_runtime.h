@@ -3,13 +3,13 @@
 // run on the CPU: what is checked is their algorithm, their indexing and the order of what the host
 // launches, not the hardware, its memory model or its speed.
 //
-// The threads of a block are coroutines that run one at a time and change only where CUDA makes them
-// meet: at barriers and warp operations. The order in between is drawn from a seed: a missing barrier
-// shows as a result that depends on it, a warp that diverges at an operation, or a barrier that not
-// all reach, as an exception. Streams are lazy: nothing runs before the host, or a stream that the
-// host waits for, waits for it, so that a missing wait shows as a result that is not there. cp.async
-// delivers at once or when it is waited for, by the seed. Fresh memory, shared memory too, is NaN.
-// Tensor-core fragments follow the PTX ISA (kernel.h).
+// The threads of a block are coroutines that run one at a time and change only where CUDA makes
+// them meet: at barriers and warp operations. The order in between is drawn from a seed: a missing
+// barrier shows as a result that depends on it, a warp that diverges at an operation, or a barrier
+// that not all reach, as an exception. Streams are lazy: nothing runs before the host, or a stream
+// that the host waits for, waits for it, so that a missing wait shows as a result that is not
+// there. cp.async delivers at once or when it is waited for, by the seed. Fresh memory, shared
+// memory too, is NaN. Tensor-core fragments follow the PTX ISA (kernel.h).
 #pragma once
 
 #include <array>
@@ -23,6 +23,7 @@
 
 #include <Eigen/Core>
 
+// NOLINTBEGIN: the names are CUDA's.
 #define __global__
 #define __device__
 #define __host__
@@ -112,7 +113,7 @@ inline unsigned __ballot_sync(unsigned /*mask*/, bool vote) {
 }
 inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
 
-// ---- What kernel.h defines by PTX -----------------------------------------------------------------
+// ---- What kernel.h defines by PTX ---------------------------------------------------------------
 
 namespace kvspan::tracegen {
 
@@ -208,7 +209,7 @@ void wait_copies() {
 
 }  // namespace kvspan::tracegen
 
-// ---- The runtime's functions that tracegen/cuda calls ---------------------------------------------
+// ---- The runtime's functions that tracegen/cuda calls -------------------------------------------
 
 struct CUstream_st;
 struct CUevent_st;
@@ -272,3 +273,4 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                });
   return cudaSuccess;
 }
+// NOLINTEND
