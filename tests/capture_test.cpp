@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tracegen/capture.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -10,6 +11,7 @@
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <tbb/task_scheduler_observer.h>
 
 #include "sim/error.h"
 #include "sim/result_files.h"
@@ -167,6 +169,9 @@ TEST_CASE("an interrupted capture, resumed, is the uninterrupted one byte for by
     here.scores_out = folder / "s.safetensors";
     int reports = 0;
     here.progress = [&](std::string_view, double) {
+      // What a process leaves that dies here lies in the work folder.
+      for (const auto& entry : fs::directory_iterator(folder.path))
+        CHECK(entry.path().extension() != ".tmp");
       if (++reports == stop_at) throw Stop{};
     };
     run(here, fake_model(), calls);
@@ -336,6 +341,25 @@ TEST_CASE("only reserved files of a work folder can be written", "[capture]") {
   const Folder folder;
   WorkFolder work(folder / "t.safetensors");
   CHECK_THROWS_WITH(work.write("x", 0, {}), Contains("cannot be opened"));
+}
+
+TEST_CASE("a capture of one thread starts no other", "[capture]") {
+  // Threads that help the one that captures outside the arena that it was given.
+  struct Helpers : tbb::task_scheduler_observer {
+    std::atomic<int> seen = 0;
+    Helpers() { observe(true); }
+    ~Helpers() override { observe(false); }
+    void on_scheduler_entry(bool is_worker) override { seen += is_worker ? 1 : 0; }
+  };
+  const Folder folder;
+  CaptureOptions o = base(folder / "t.safetensors");
+  o.token_ids = ids_of(600);
+  o.prompt = 600;
+  o.generate = 0;
+  o.threads = 1;
+  const Helpers helpers;
+  run(o);
+  CHECK(helpers.seen == 0);
 }
 
 TEST_CASE("a plan counts as many probabilities as there are keys", "[capture]") {
