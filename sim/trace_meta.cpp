@@ -24,9 +24,6 @@ namespace {
 constexpr std::int64_t kMaxLayers = 1 << 16;
 constexpr std::int64_t kMaxHeads = 1 << 12;
 constexpr std::int64_t kMaxHeadDim = 1 << 13;
-constexpr std::int64_t kMaxTokens = std::numeric_limits<std::int32_t>::max();  // keys are I32
-constexpr int kMaxJsonDepth = 8;
-constexpr std::size_t kMaxJsonBytes = std::size_t{16} << 20U;
 constexpr const char* kRopeTypes = "default, linear, llama3, yarn or factors";
 constexpr std::string_view kFormat = "kvspan.trace";
 constexpr std::int64_t kVersion = 1;
@@ -415,16 +412,16 @@ std::optional<Rope> read_rope(const Metadata& metadata, int head_dim, const std:
   return parse_rope(MetaReader(metadata, file), head_dim);
 }
 
-json parse_json_strict(std::string_view text) {
-  if (text.size() > kMaxJsonBytes) {
+json parse_json_strict(std::string_view text, const JsonLimits& limits) {
+  if (text.size() > limits.bytes) {
     throw std::invalid_argument(
-        fmt::format("is {} bytes long, more than {}", text.size(), kMaxJsonBytes));
+        fmt::format("is {} bytes long, more than {}", text.size(), limits.bytes));
   }
   std::vector<std::set<std::string>> keys;
-  const auto watch = [&keys](int depth, json::parse_event_t event, json& parsed) {
+  const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
     using Event = json::parse_event_t;
-    if ((event == Event::object_start || event == Event::array_start) && depth >= kMaxJsonDepth) {
-      throw std::invalid_argument(fmt::format("is nested deeper than {}", kMaxJsonDepth));
+    if ((event == Event::object_start || event == Event::array_start) && depth >= limits.depth) {
+      throw std::invalid_argument(fmt::format("is nested deeper than {}", limits.depth));
     }
     if (event == Event::object_start) keys.emplace_back();
     if (event == Event::object_end) keys.pop_back();

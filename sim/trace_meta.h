@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,9 @@
 #include "sim/trace.h"
 
 namespace kvspan {
+
+// Most tokens of a trace: keys are I32.
+inline constexpr std::int64_t kMaxTokens = std::numeric_limits<std::int32_t>::max();
 
 // Text of unknown origin for a one-line message: 'text' with control characters escaped, cut to
 // about eighty characters.
@@ -37,10 +41,16 @@ namespace kvspan {
 [[nodiscard]] TraceMeta parse_trace_meta(const Metadata& metadata, std::size_t tensor_count,
                                          const std::string& file);
 
-// JSON of at most 16 MiB that is nested at most eight deep and repeats no key: a tree of small
-// values takes twenty times its text, which must not be a way to exhaust memory.
+// A tree of small values takes twenty times its text, which must not be a way to exhaust memory; and
+// who walks a tree may recurse.
+struct JsonLimits {
+  std::size_t bytes = std::size_t{16} << 20U;
+  int depth = 8;
+};
+// JSON within the limits that repeats no key.
 // Errors: std::invalid_argument with half a sentence that says what was found.
-[[nodiscard]] nlohmann::json parse_json_strict(std::string_view text);
+[[nodiscard]] nlohmann::json parse_json_strict(std::string_view text,
+                                               const JsonLimits& limits = {});
 
 // Element of an I32 or I64 tensor, not necessarily aligned.
 // REQUIRES: one of these dtypes, index inside the tensor.

@@ -47,7 +47,7 @@ inline constexpr std::int64_t kTopKeys[] = {1, 4, 16, 64, 256};
 inline constexpr double kTopShares[] = {0.01, 0.05, 0.2};
 inline constexpr double kHitterShare = 0.1;  // of the keys, for persistence
 
-// Of several classes that apply, the first:
+// Of several classes that apply, the first; by these names, a space for the underscore:
 //   retrieval     decode rows put >= 0.5 on the spans whose names begin with "needle", together
 //   sink          prompt rows put >= 0.5 on the sinks
 //   local         prompt rows put >= 0.5 on the window (without sinks)

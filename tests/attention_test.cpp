@@ -11,7 +11,9 @@
 #include <catch2/catch.hpp>
 #include <tbb/global_control.h>
 
+#include "sim/error.h"
 #include "tests/twin/attention.h"
+#include "tracegen/kernels.h"
 
 using kvspan::test::attention_twin;
 using kvspan::tracegen::attention_cpu;
@@ -130,4 +132,23 @@ TEST_CASE("equal logits are listed by key, and the bits do not depend on threads
   CHECK(many.lse == one.lse);
   CHECK(many.prob == one.prob);
   CHECK(many.mass == one.mass);
+}
+
+TEST_CASE("a product that the library refuses is one error line", "[attention]") {
+  const std::vector<float> a(4, 1.0F);
+  std::vector<float> c(4);
+  try {
+    kvspan::tracegen::kernels::gemm({.m = 2,
+                                     .n = 2,
+                                     .k = 2,
+                                     .a = a.data(),
+                                     .lda = 1,
+                                     .b = a.data(),
+                                     .ldb = 2,
+                                     .c = c.data(),
+                                     .ldc = 2});
+    FAIL("rows of two elements that lie one element apart");
+  } catch (const kvspan::Error& error) {
+    CHECK(error.exit_code() == 1);
+  }
 }

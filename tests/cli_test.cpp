@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The real program, as a user runs it: output, files, error lines and exit codes.
+#include <fmt/ranges.h>
+
 #include "sim/policies_doc.h"
 #include "sim/run.h"
 #include "sim/safetensors.h"
@@ -219,8 +221,58 @@ TEST_CASE("a fit says how good it is, and its weights run", "[cli]") {
   fails("fit judgeq --train " + trace("tiny-scores.safetensors") + " --out x", 3, "score trace");
 }
 
+TEST_CASE("outputs of one command are different files, and none is its input", "[cli]") {
+  const Folder folder;
+  const std::string t = folder / "t.safetensors";
+  std::filesystem::copy_file(trace("tiny-picture.safetensors"), t);
+  const std::string before = kvspan::sha256_of_files({t});
+  const std::string fit = "synth fit " + t + " --quiet";
+  const std::string x = folder / "x";
+  fails(fit + " --out " + x + " --json " + x, 2, "--json: '" + x + "' is also given to --out");
+  fails(fit + " --json " + x + " --trace-out " + (folder / "./x"), 2, "also given to --");
+  fails(fit + " --trace-out " + t, 2, "--trace-out: '" + t + "' is an input of this command");
+  CHECK(kvspan::sha256_of_files({t}) == before);
+  CHECK_FALSE(std::filesystem::exists(x));
+  fails("synth --tokens 2147483648 --out " + x, 2, "16 to 2147483647 are possible");
+}
+
+TEST_CASE("tokenize prints the ids that the tokenizers library gives", "[cli]") {
+  const Folder folder;
+  const std::string fixtures = std::string(KVSPAN_TESTS_DIR) + "/data/tracegen/tokenizers/";
+  const nlohmann::json expected = read_json(fixtures + "expected.json");
+  const std::string text = expected["texts"][2];
+  const auto ids = expected["ids"]["gpt2"][2].get<std::vector<int>>();
+  REQUIRE(ids.size() > 10);
+  std::ofstream(folder / "text") << text;
+  const std::string tokenize = "tokenize --model " + fixtures + "gpt2 ";
+  const std::string from = tokenize + "--text " + (folder / "text");
+  CHECK(program(from + " --ids").text == fmt::format("{}\n", fmt::join(ids, " ")));
+  CHECK(program(tokenize + "--ids < " + (folder / "text")).text == program(from + " --ids").text);
+  const nlohmann::json json = nlohmann::json::parse(program(from + " --json").text);
+  CHECK(json["ids"] == ids);
+  std::string pieces;
+  for (const nlohmann::json& piece : json["pieces"]) pieces += piece.get<std::string>();
+  CHECK(pieces == text);
+  const Outcome table = program(from);
+  CHECK(table.code == 0);
+  CHECK_THAT(table.text, Contains(fmt::format("\n 0  {:>3}  'H'\n", ids[0])) &&
+                             Contains(fmt::format("\n{} tokens of {} bytes; leading bos: none",
+                                                  ids.size(), text.size())));
+  // A chat's markers are single tokens, unless they are to be plain text.
+  const std::string chat =
+      "tokenize --model " + trace("minimind2-small") + " --chat --ids --text " + (folder / "text");
+  CHECK_THAT(program(chat).text, Catch::Matchers::StartsWith("1 "));
+  CHECK_THAT(program(chat + " --plain").text, !Catch::Matchers::StartsWith("1 "));
+  std::ofstream(folder / "text") << "abc\xFF";
+  fails(from, 3, "not UTF-8");
+  fails(tokenize + "--text " + (folder / "none"), 3, "cannot be read");
+  fails(tokenize + "--ids --json", 2, "--ids");
+  fails("tokenize --model " + (folder / "none"), 3, "none");
+}
+
 TEST_CASE("every help has examples, and every bundled trace passes its check", "[cli]") {
-  for (const char* command : {"", "run", "predict", "policies", "trace", "fit"}) {
+  for (const char* command :
+       {"", "run", "predict", "policies", "trace", "fit", "synth", "tokenize"}) {
     const Outcome out = program(std::string(command) + " --help");
     CHECK(out.code == 0);
     CHECK_THAT(out.text, Contains("Examples:"));

@@ -309,12 +309,17 @@ TEST_CASE("profiles are read strictly and written back", "[synth]") {
                            "{\"kinds\":[{\"share\":0}]}", "{\"name\":1,\"kinds\":[{}]}",
                            "{\"key_common\":1e999,\"kinds\":[{}]}"})
     CHECK_THAT(message(text), Catch::StartsWith("p.json"));
+  const std::string open(200'000, '[');
+  const std::string deep = R"({"key_common":)" + open + std::string(open.size(), ']') + "}";
+  CHECK_THAT(message(deep.c_str()), Catch::Contains("p.json is nested deeper than 8"));
+  CHECK_THAT(message(R"({"a\nb":0,"kinds":[{}]})"), Catch::Contains("unknown key 'a\\x0ab'"));
   CHECK_THROWS_WITH(find_profile("lama-like"), Catch::Contains("llama-like"));
   CHECK_THROWS_AS(find_profile("/nowhere/p.json"), ConfigError);
   for (const auto change :
        {+[](SynthOptions& o) { o.tokens = 5; }, +[](SynthOptions& o) { o.prompt_tokens = 5000; },
         +[](SynthOptions& o) { o.kv_heads = 3; }, +[](SynthOptions& o) { o.head_dim = 30; },
-        +[](SynthOptions& o) { o.layers = 0; }}) {
+        +[](SynthOptions& o) { o.layers = 0; },
+        +[](SynthOptions& o) { o.tokens = std::int64_t{1} << 31U; }}) {
     SynthOptions options;
     change(options);
     CHECK_THROWS_AS(checked(options), ConfigError);

@@ -233,7 +233,7 @@ TEST_CASE("what is not supported is refused by name", "[tokenizer][malformed]") 
                  {{"type", "Split"}, {"pattern", {{"Regex", regex}}}, {"behavior", "Isolated"}}}};
   };
   json deep = {{"type", "NFC"}};
-  for (int i = 0; i < 40; ++i) deep = {{"type", "Sequence"}, {"normalizers", {deep}}};
+  for (int i = 0; i < 20; ++i) deep = {{"type", "Sequence"}, {"normalizers", {deep}}};
   const std::vector<std::pair<json, std::string>> cases = {
       {{{"model", {{"type", "Unigram"}}}}, "model.type is \"Unigram\""},
       {{{"model", nullptr}}, "model is null"},
@@ -278,10 +278,24 @@ TEST_CASE("what is not supported is refused by name", "[tokenizer][malformed]") 
   (void)folder.write("tokenizer.json", "[1, 2]");
   CHECK_THROWS_WITH(Tokenizer::open(folder.path()), Contains("expected an object"));
   (void)folder.write("tokenizer.json", "{\"model\": ");
-  CHECK_THROWS_WITH(Tokenizer::open(folder.path()), Contains("is not JSON"));
+  CHECK_THROWS_WITH(Tokenizer::open(folder.path()), Contains("which is not valid JSON"));
+  const std::string open(200'000, '[');  // the stack of whoever walks such a tree ends
+  (void)folder.write("tokenizer.json", "{\"model\":" + open + std::string(open.size(), ']') + "}");
+  CHECK_THROWS_WITH(Tokenizer::open(folder.path()), Contains("is nested deeper than 64"));
   const fs::path big = folder.write("tokenizer.json", "{}");
   fs::resize_file(big, (std::uintmax_t{64} << 20) + 1);
   CHECK_THROWS_WITH(Tokenizer::open(folder.path()), Contains("at most 67108864"));
+}
+
+TEST_CASE("bytes of a GGUF file stand escaped in messages", "[tokenizer][gguf][malformed]") {
+  const Folder folder;
+  std::string bytes = read_bytes(kFixtures / "sentencepiece.gguf");
+  const std::string key = "tokenizer.ggml.model";
+  const std::size_t value = bytes.find(key) + key.size() + 4 + 8;  // behind type and length
+  REQUIRE(bytes.substr(value, 5) == "llama");
+  bytes.replace(value, 5, "\n\x1B\xFF\rz");
+  CHECK_THROWS_WITH(Tokenizer::open(folder.write("model.gguf", bytes)),
+                    Contains("tokenizer.ggml.model' is '??\xEF\xBF\xBD?z'; expected 'gpt2'"));
 }
 
 TEST_CASE("a pattern that backtracks without end is given up", "[tokenizer][malformed]") {
@@ -290,6 +304,24 @@ TEST_CASE("a pattern that backtracks without end is given up", "[tokenizer][malf
       {{"pre_tokenizer",
         {{"type", "Split"}, {"pattern", {{"Regex", "(x+x+)+[yz]"}}}, {"behavior", "Isolated"}}}});
   CHECK_THROWS_WITH(tokenizer.encode(std::string(100, 'x')), Contains("could not be matched"));
+}
+
+TEST_CASE("a group may repeat throughout a long word", "[tokenizer]") {
+  const Tokenizer tokenizer = changed(
+      "gpt2", {{"pre_tokenizer",
+                {{"type", "Sequence"},
+                 {"pretokenizers",
+                  {{{"type", "Split"},
+                    {"pattern", {{"Regex", "(?:\\p{L}\\p{M}?)+|-"}}},
+                    {"behavior", "Isolated"}},
+                   {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}}}});
+  const std::string word(100'000, 'a');
+  const Ids half = tokenizer.encode(word);
+  Ids whole = half;
+  whole.push_back(tokenizer.encode("-").at(0));
+  whole.insert(whole.end(), half.begin(), half.end());
+  CHECK(tokenizer.decode(half) == word);
+  CHECK(tokenizer.encode(word + "-" + word) == whole);
 }
 
 TEST_CASE("a long word takes no quadratic time", "[tokenizer]") {

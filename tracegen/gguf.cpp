@@ -339,8 +339,10 @@ const Gguf::Value* Gguf::find(std::string_view key) const {
 }
 
 void Gguf::fail(std::string_view key, const std::string& found, const std::string& expected) const {
+  constexpr std::size_t kMostFound = 300;  // it may hold any value of the file
   throw CheckpointError(
-      fmt::format("{}: metadata key {} {}; expected {}", name_, quoted(key), found, expected));
+      fmt::format("{}: metadata key {} {}; expected {}", name_, quoted(key),
+                  one_line(valid_utf8(std::string_view(found).substr(0, kMostFound))), expected));
 }
 
 std::optional<std::string_view> Gguf::text(std::string_view key) const {

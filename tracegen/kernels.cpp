@@ -212,8 +212,9 @@ void gemm(const Gemm& g) {
   const dnnl_status_t status = dnnl_sgemm('N', g.b_transposed ? 'T' : 'N', g.m, g.n, g.k, 1.0F, g.a,
                                           g.lda, g.b, g.ldb, g.beta, g.c, g.ldc);
   if (status != dnnl_success) {
-    throw std::runtime_error(fmt::format("oneDNN refused a product of [{}, {}] and [{}, {}]: {}",
-                                         g.m, g.k, g.k, g.n, static_cast<int>(status)));
+    throw Error(fmt::format("oneDNN refused a product of [{}, {}] and [{}, {}]: status {}", g.m,
+                            g.k, g.k, g.n, static_cast<int>(status)),
+                1);
   }
 }
 

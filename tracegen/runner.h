@@ -94,8 +94,7 @@ class Runner {
   virtual void head(std::span<const float> hidden,
                     const std::function<void(std::int64_t first, std::int64_t rows,
                                              const float* logits)>& use) = 0;
-  [[nodiscard]] virtual std::string description()
-      const = 0;  // "CPU, 2 threads, AVX3, OpenBLAS ..."
+  [[nodiscard]] virtual std::string description() const = 0;    // "CPU, 2 threads, AVX3, fp32"
   [[nodiscard]] virtual std::int64_t memory_bytes() const = 0;  // bound on what it allocates
 };
 

@@ -16,6 +16,7 @@
 
 #include "sim/error.h"
 #include "sim/safetensors.h"
+#include "sim/trace_meta.h"
 #include "tracegen/portable.h"
 
 namespace kvspan::tracegen {
@@ -210,7 +211,8 @@ SynthOptions checked(SynthOptions o) {
   const auto require = [](bool holds, const std::string& what) {
     if (!holds) throw ConfigError("synth: " + what);
   };
-  require(o.tokens >= 16, fmt::format("--tokens {}; at least 16 are needed", o.tokens));
+  require(o.tokens >= 16 && o.tokens <= kMaxTokens,
+          fmt::format("--tokens {}; 16 to {} are possible", o.tokens, kMaxTokens));
   if (o.prompt_tokens == 0) o.prompt_tokens = o.tokens - o.tokens / 16;
   require(o.prompt_tokens >= 8 && o.prompt_tokens <= o.tokens,
           fmt::format("--prompt {}; 8 to {} (--tokens) are possible", o.prompt_tokens, o.tokens));

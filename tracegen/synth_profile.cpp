@@ -10,6 +10,8 @@
 
 #include "sim/error.h"
 #include "sim/spec.h"
+#include "sim/terminal_chart.h"
+#include "sim/trace_meta.h"
 #include "tracegen/synth.h"
 
 namespace kvspan::tracegen {
@@ -98,8 +100,7 @@ class Reader {
                                       double high) const {
     const double x = value.is_number() ? value.get<double>() : NAN;
     if (std::isnan(x) || x < low || x > high) {
-      fail(key,
-           fmt::format("a number from {} to {}, not {}", low, high, value.dump().substr(0, 40)));
+      fail(key, fmt::format("a number from {} to {}, not {}", low, high, in_quotes(value.dump())));
     }
     return x;
   }
@@ -111,8 +112,8 @@ class Reader {
   void finish() const {
     for (const auto& [key, value] : object_.items()) {
       if (std::find(known_.begin(), known_.end(), key) == known_.end()) {
-        throw ConfigError(
-            fmt::format("{}: unknown key '{}'; {}", where_, key, nearest_hint(key, known_)));
+        throw ConfigError(fmt::format("{}: unknown key {}; {}", where_, in_quotes(key),
+                                      nearest_hint(key, known_)));
       }
     }
   }
@@ -200,9 +201,9 @@ json to_json(const HeadKind& kind) {
 SynthProfile parse_profile(std::string_view text, const std::string& name) {
   json document;
   try {
-    document = json::parse(text);
-  } catch (const json::exception& error) {
-    throw ConfigError(fmt::format("{}: not JSON: {}", name, error.what()));
+    document = parse_json_strict(text);
+  } catch (const std::invalid_argument& error) {
+    throw ConfigError(fmt::format("{} {}; expected a profile", name, valid_utf8(error.what())));
   }
   Reader in(document, name);
   SynthProfile profile;

@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/error.h"
+#include "sim/terminal_chart.h"
+#include "sim/trace_meta.h"
 #include "tracegen/tokenizer_parts.h"
 
 namespace kvspan::tracegen {
@@ -60,7 +62,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::uintmax_t kMostBytes = std::uintmax_t{64} << 20;
+// Sequences of Sequences of normalizers nest; those in use stay below ten.
+constexpr JsonLimits kLimits{.bytes = std::size_t{64} << 20U, .depth = 64};
 
 std::string shown(const json& value) {
   std::string text = value.dump(-1, ' ', true);
@@ -74,26 +77,26 @@ class JsonFile {
     std::error_code error;
     const std::uintmax_t size = std::filesystem::file_size(path_, error);
     if (error) fail("cannot be read: " + error.message());
-    if (size > kMostBytes) {
-      fail(fmt::format("has {} bytes; at most {} are read", size, kMostBytes));
+    if (size > kLimits.bytes) {
+      fail(fmt::format("has {} bytes; at most {} are read", size, kLimits.bytes));
     }
     std::ifstream in(path_, std::ios::binary);
     const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
     if (!in) fail("cannot be read");
     try {
-      root_ = json::parse(text);
-    } catch (const json::exception& e) {
-      fail(fmt::format("is not JSON: {}", e.what()));
+      root_ = parse_json_strict(text, kLimits);
+    } catch (const std::invalid_argument& wrong) {
+      fail(wrong.what());
     }
     if (!root_.is_object()) fail("holds " + shown(root_) + "; expected an object");
   }
 
   [[noreturn]] void fail(const std::string& what) const {
-    throw CheckpointError(path_.string() + ": " + one_line(what));
+    throw CheckpointError(at(one_line(valid_utf8(what))));
   }
   // "FILE: field" for those who complain themselves.
   [[nodiscard]] std::string at(const std::string& field) const {
-    return path_.string() + ": " + field;
+    return one_line(valid_utf8(path_.string())) + ": " + field;
   }
   [[nodiscard]] const json& root() const { return root_; }
   // Null where the key is absent.

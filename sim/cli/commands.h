@@ -2,8 +2,10 @@
 // The subcommands of the program `kvspan`. Each adds itself to the parser and runs when chosen.
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace CLI {
@@ -34,6 +36,11 @@ void add_tokenize(CLI::App& app);
 
 // Errors: ConfigError when the folder of an output file does not exist: told before long work.
 void check_writable(const std::string& option, const std::string& path);
+
+// Errors: ConfigError when a file of `outputs` (option and path, empty: not given) is one of
+// `inputs`, or another output.
+void check_separate(const std::vector<std::pair<std::string, std::string>>& outputs,
+                    const std::vector<std::filesystem::path>& inputs);
 
 // Progress of long work on stderr: a bar on a terminal, one line per 10 % otherwise.
 class Progress {

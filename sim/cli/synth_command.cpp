@@ -59,6 +59,8 @@ void synth_fit(const FitSettings& s) {
   check_writable("--trace-out", s.synthetic);
   check_writable("--json", s.json);
   const Trace trace = Trace::open(s.trace);
+  check_separate({{"--out", s.out}, {"--trace-out", s.synthetic}, {"--json", s.json}},
+                 trace.tensors().files());
   (void)interrupted();
   const std::string stem = std::filesystem::path(s.trace).stem().string();
   const tracegen::SynthFit fit = [&] {
@@ -111,13 +113,10 @@ void add_synth(CLI::App& app) {
   std::string names;
   for (const tracegen::SynthProfile& profile : tracegen::built_in_profiles())
     names += fmt::format("\n  {:<13} {}", profile.name, profile.description);
-  const auto whole = CLI::Range(std::int64_t{0}, std::int64_t{1} << 32);
   sub->add_option("--tokens", s->options.tokens, "Tokens, prompt and decode rows together")
-      ->check(whole)
       ->capture_default_str()
       ->type_name("N");
   sub->add_option("--prompt", s->options.prompt_tokens, "Where the prompt ends; default: 15/16 N")
-      ->check(whole)
       ->type_name("n");
   sub->add_option("--layers", s->options.layers, "Layers")->capture_default_str()->type_name("L");
   sub->add_option("--query-heads", s->options.query_heads, "Query heads")
