@@ -83,7 +83,7 @@ Metadata make_metadata(const ModelSpec& model, const CaptureOptions& options, st
                {"head_dim", std::to_string(model.head_dim)},
                {"tokens", std::to_string(tokens)},
                {"prompt_tokens", std::to_string(options.prompt)},
-               {"score_scale", number(1 / std::sqrt(static_cast<double>(model.head_dim)))},
+               {"score_scale", number(model.score_scale())},
                {"model", model.name},
                {"source", options.source},
                {"text", options.text},
@@ -101,10 +101,7 @@ Metadata make_metadata(const ModelSpec& model, const CaptureOptions& options, st
     if (!model.rope_scaling.empty()) out["rope_scaling"] = model.rope_scaling;
   }
   std::vector<std::int64_t> windows;
-  for (const int l : layers) {
-    windows.push_back(
-        model.sliding_window.empty() ? 0 : model.sliding_window[static_cast<std::size_t>(l)]);
-  }
+  for (const int l : layers) windows.push_back(model.window(l));
   if (std::any_of(windows.begin(), windows.end(), [](std::int64_t w) { return w > 0; }))
     out["sliding_window"] = json(windows).dump();
   if (scores && options.scores->column_mass) out["passes"] = json(prompt_passes(options)).dump();
@@ -781,7 +778,8 @@ RunnerOptions runner_options(const CaptureOptions& options, const WorkFolder& wo
   return {.tokens = most_tokens(options),
           .keep_kv = options.generate > 0,
           .scratch = work.scratch(),
-          .threads = options.threads};
+          .threads = options.threads,
+          .top_k = options.scores ? static_cast<int>(stored_top_k(options)) : 0};
 }
 
 CapturePlan plan_capture(const ModelSpec& model, const CaptureOptions& options) {

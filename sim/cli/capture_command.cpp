@@ -277,8 +277,9 @@ Device make_device(const Settings& s, const Checkpoint& checkpoint,
   if (s.device != "cpu") {
     try {
       return {make_cuda_runner(checkpoint, options), true};
-    } catch (const DeviceError&) {
+    } catch (const DeviceError& error) {
       if (s.device == "cuda") throw;
+      if (tracegen::has_cuda_device()) s.say(fmt::format("on the CPU, because {}", error.what()));
     }
   }
   return {make_cpu_runner(checkpoint, options), false};
