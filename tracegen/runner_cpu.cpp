@@ -258,10 +258,8 @@ class CpuRunner final : public Runner {
     problem.head_dim = spec_.head_dim;
     problem.first = wave.row;
     problem.rows = wave.count;
-    problem.window = spec_.sliding_window.empty()
-                         ? 0
-                         : spec_.sliding_window[static_cast<std::size_t>(wave.layer)];
-    problem.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(spec_.head_dim)));
+    problem.window = spec_.window(wave.layer);
+    problem.scale = static_cast<float>(spec_.score_scale());
     if (!visible.empty()) {  // [kv_heads, keys of the pass] to [kv_heads, keys of the wave]
       visible_.resize(static_cast<std::size_t>(spec_.kv_heads * keys));
       for (int h = 0; h < spec_.kv_heads; ++h) {

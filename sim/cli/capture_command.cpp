@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/cli/commands.h"
+#include "sim/cli/validators.h"
 #include "sim/error.h"
 #include "sim/safetensors.h"
 #include "sim/spec.h"
@@ -456,7 +457,7 @@ void add_capture(CLI::App& app, const Context& context) {
       ->allow_extra_args(false)
       ->group(reading);
   sub->add_option("--chunk", s->chunk, "Prefill pass, tokens; 0: the prompt is one pass")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->type_name("C")
       ->group(reading);
 
@@ -490,7 +491,7 @@ void add_capture(CLI::App& app, const Context& context) {
       ->type_name("f16|bf16|f32")
       ->group(writing);
   sub->add_option("--keys", s->keys, "Probabilities that a row of scores keeps; default: 64")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->type_name("K")
       ->group(writing);
   sub->add_option("--rows", s->rows,

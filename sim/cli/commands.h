@@ -34,13 +34,10 @@ void add_tokenize(CLI::App& app);
 // Aligned columns; the first is left-aligned, the others right-aligned.
 [[nodiscard]] std::string align(const std::vector<std::vector<std::string>>& rows);
 
-// Errors: ConfigError when the folder of an output file does not exist: told before long work.
-void check_writable(const std::string& option, const std::string& path);
-
-// Errors: ConfigError when a file of `outputs` (option and path, empty: not given) is one of
-// `inputs`, or another output.
-void check_separate(const std::vector<std::pair<std::string, std::string>>& outputs,
-                    const std::vector<std::filesystem::path>& inputs);
+// Told before long work. Errors: ConfigError when the folder of one of `outputs` (option and path;
+// empty: not given) does not exist, or when it is one of `inputs` or another output.
+void check_outputs(const std::vector<std::pair<std::string, std::string>>& outputs,
+                   const std::vector<std::filesystem::path>& inputs);
 
 // Progress of long work on stderr: a bar on a terminal, one line per 10 % otherwise.
 class Progress {

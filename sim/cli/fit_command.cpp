@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/cli/commands.h"
+#include "sim/cli/validators.h"
 #include "sim/error.h"
 #include "sim/policies/learned.h"
 #include "sim/trace.h"
@@ -46,12 +47,18 @@ void fit(Settings s) {
   s.options.method = s.method.empty() ? scorer.methods.front() : s.method;
   s.options.rate = s.rate / 100;
   if (!s.window_given) s.options.window = scorer.name == "locret" ? 100 : 256;
-  check_writable("--out", s.out);
-  check_writable("--json", s.json);
   std::vector<Trace> train;
   std::vector<Trace> test;
   for (const std::string& path : s.train) train.push_back(Trace::open(path));
   for (const std::string& path : s.test) test.push_back(Trace::open(path));
+  std::vector<std::filesystem::path> inputs;
+  for (const auto* traces : {&train, &test}) {
+    for (const Trace& trace : *traces) {
+      const auto& files = trace.tensors().files();
+      inputs.insert(inputs.end(), files.begin(), files.end());
+    }
+  }
+  check_outputs({{"--out", s.out}, {"--json", s.json}}, inputs);
   (void)interrupted();
   const policies::FitOutcome outcome = [&] {
     Progress progress("fitting", s.quiet);
@@ -106,7 +113,7 @@ void add_fit(CLI::App& app) {
                   "Model: ridge, logit, mlp or centres; default: the policy's first")
       ->type_name("METHOD");
   sub->add_option("--lambda", s->options.lambda, "Weight of the ridge, on standardised features")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->type_name("X");
   sub->add_option("--seed", s->options.seed, "Seed of networks and centres")->type_name("S");
   sub->add_option("--steps", s->options.steps, "Steps of a network's training")
@@ -114,14 +121,14 @@ void add_fit(CLI::App& app) {
       ->type_name("K");
   sub->add_option("--budget", s->options.budget,
                   "foresightkv: entries that golden evictions keep; 0: 20 % of the prompt")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->type_name("B");
   sub->add_option("--interval", s->options.interval, "foresightkv: rows between decisions")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->type_name("I");
   auto* window = sub->add_option("--window", s->options.window,
                                  "write_gate: local window (256); locret: local tokens (100)")
-                     ->check(CLI::PositiveNumber)
+                     ->check(at_least(1))
                      ->type_name("W");
   sub->add_option("--rate", s->rate, "write_gate: percent of the entries with label 1")
       ->check(CLI::Range(0.0, 100.0))

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cerrno>
 #include <csignal>
+#include <cstdio>
+#include <cstring>
 #include <exception>
 #include <iostream>
 
@@ -24,7 +27,8 @@ Examples:
   kvspan run TRACE --policy full --policy "snapkv(budget={128,512})" --policy "chunked(snapkv(budget=10%))" --chunk 512
   kvspan predict --model Llama-3.1-8B --prompt 131072 --gen 128 --chunk 32768 --policy full --policy "duoattention(sparsity=0.7)"
   kvspan policies snapkv
-  kvspan trace info TRACE
+  kvspan capture --model FOLDER_OR_GGUF --text prompt.txt --generate 64 --out trace.safetensors
+  kvspan trace info|stats TRACE
   kvspan synth --tokens 4096 --needles 3 --out synthetic.safetensors
   kvspan fit foresightkv --train TRACE --out weights.safetensors
   kvspan capture --model DIR --text FILE --prompt 1792 --generate 256 --out TRACE.safetensors
@@ -39,10 +43,18 @@ const CLI::App* chosen(const CLI::App* app) {
   return app;
 }
 
+// "trace stats", as a user types it; the program itself: "".
+std::string full_name(const CLI::App* app) {
+  if (app->get_parent() == nullptr) return "";
+  const std::string above = full_name(app->get_parent());
+  return above.empty() ? app->get_name() : above + " " + app->get_name();
+}
+
 // One line for a wrong command line; unknown options and commands get the nearest known one.
 std::string explain(const CLI::App& app, const CLI::ParseError& error,
                     const std::vector<std::string>& command) {
   const CLI::App* sub = chosen(&app);
+  const std::string name = full_name(sub);
   std::vector<std::string> options;
   for (const CLI::Option* option : sub->get_options())
     options.push_back(option->get_name(false, true));
@@ -59,7 +71,7 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error,
   for (std::size_t i = 1; i < command.size(); ++i) {
     const std::string word = command[i].substr(0, command[i].find('='));
     if (word.starts_with("--") && std::find(names.begin(), names.end(), word) == names.end()) {
-      return fmt::format("{}: unknown option '{}'; {}", sub->get_name(), word,
+      return fmt::format("{}: unknown option '{}'; {}", name, word,
                          kvspan::nearest_hint(word, names));
     }
     if (sub == &app && !word.starts_with('-') && !commands.empty()) {
@@ -70,8 +82,8 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error,
   for (char& c : text) {
     if (c == '\n') c = ' ';
   }
-  return fmt::format("{}{} (see {} --help)", sub == &app ? "" : sub->get_name() + ": ", text,
-                     sub == &app ? "kvspan" : "kvspan " + sub->get_name());
+  return fmt::format("{}{} (see kvspan{} --help)", name.empty() ? "" : name + ": ", text,
+                     name.empty() ? "" : " " + name);
 }
 
 }  // namespace
@@ -103,7 +115,8 @@ int main(int argc, char** argv) {
       return 2;
     }
     std::cout.flush();
-    return std::cout ? 0 : 1;
+    if (std::cout && std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
+    std::cerr << "kvspan: cannot write to standard output: " << std::strerror(errno) << "\n";
   } catch (const kvspan::Error& error) {
     std::cerr << "kvspan: " << error.what() << "\n";
     return error.exit_code();

@@ -11,6 +11,7 @@
 #include "sim/build_info.h"
 #include "sim/capacity.h"
 #include "sim/cli/commands.h"
+#include "sim/cli/validators.h"
 #include "sim/error.h"
 #include "sim/model_geometry.h"
 #include "sim/run.h"
@@ -309,11 +310,9 @@ void add_predict(CLI::App& app, const Context& context) {
       ->type_name("NAME|FILE");
   sub->add_option("--prompt", s->prompt, "Prompt tokens, n")
       ->required()
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->type_name("N");
-  sub->add_option("--gen", s->generated, "Generated tokens, m")
-      ->check(CLI::NonNegativeNumber)
-      ->type_name("M");
+  sub->add_option("--gen", s->generated, "Generated tokens, m")->check(at_least(0))->type_name("M");
   sub->add_option("--chunk", s->chunk, "Prefill chunk, tokens; 0: the prompt is one pass")
       ->type_name("C");
   sub->add_option("--policy", s->policies, "Policy specification or @file.json; may be repeated")
@@ -347,7 +346,7 @@ void add_predict(CLI::App& app, const Context& context) {
       ->type_name("SHARE");
   sub->add_option("--tp", s->deployment.tp, "GPUs that share every layer (tensor parallelism)")
       ->needs(memory)
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->type_name("K");
   sub->add_option("--batch", s->deployment.batch, "Requests at a time")
       ->needs(memory)

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/cli/commands.h"
+#include "sim/cli/validators.h"
 #include "sim/error.h"
 #include "sim/report.h"
 #include "sim/result_files.h"
@@ -59,14 +60,6 @@ void apply_fidelity(const std::string& text, EngineOptions& engine) {
   engine.fidelity_rows = std::stoll(digits);
 }
 
-void check_writable(const std::string& option, const std::string& path) {
-  if (path.empty()) return;
-  const auto folder = std::filesystem::absolute(path).parent_path();
-  if (!std::filesystem::is_directory(folder)) {
-    throw ConfigError(fmt::format("{}: there is no folder '{}'", option, folder.string()));
-  }
-}
-
 void run(const Settings& s, const Context& context) {
   EngineOptions options = s.engine;
   apply_fidelity(s.fidelity, options);
@@ -76,17 +69,15 @@ void run(const Settings& s, const Context& context) {
   accounting.layerwise = s.prefill == "layerwise";
   accounting.layout = s.layout;
   (void)parse_layout(s.layout);
-  for (const auto& [option, path] :
-       std::initializer_list<std::pair<std::string, std::string>>{{"--out", s.out},
-                                                                  {"--csv", s.csv},
-                                                                  {"--lifetimes", s.lifetimes},
-                                                                  {"--timeline", s.timeline},
-                                                                  {"--svg", s.svg}}) {
-    check_writable(option, path);
-  }
   std::vector<RecipeSpec> specs =
       expand_policies(s.policies.empty() ? std::vector<std::string>{"all"} : s.policies, s.budgets);
   const Trace trace = Trace::open(s.trace);
+  check_outputs({{"--out", s.out},
+                 {"--csv", s.csv},
+                 {"--lifetimes", s.lifetimes},
+                 {"--timeline", s.timeline},
+                 {"--svg", s.svg}},
+                trace.tensors().files());
   if (!s.evict_at.empty()) options.evict_at = evict_row(trace, s.evict_at);
   const Geometry geometry = geometry_of(trace, options);
   // Of "all", what this trace cannot serve is left out; who names such a policy is told why.
@@ -190,7 +181,7 @@ void add_run(CLI::App& app, const Context& context) {
   sub->add_option("--prompt", s->engine.prompt,
                   "Where the prompt ends; the rest is treated as decoding")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(1));
   sub->add_option("--evict-at", s->evict_at,
                   "Prompt-end rules act where this span begins; the rest of the prompt is one pass")
       ->type_name("SPAN");

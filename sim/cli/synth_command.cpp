@@ -31,6 +31,7 @@ void synth(Settings s) {
     return;
   }
   if (s.out.empty()) throw ConfigError("synth: --out FILE is required");
+  check_outputs({{"--out", s.out}}, {s.profile});
   s.options.values = !s.no_values;
   const SynthOptions options = tracegen::checked(s.options);
   const tracegen::SynthPlan plan = tracegen::draw_plan(options);
@@ -55,12 +56,9 @@ struct FitSettings {
 };
 
 void synth_fit(const FitSettings& s) {
-  check_writable("--out", s.out);
-  check_writable("--trace-out", s.synthetic);
-  check_writable("--json", s.json);
   const Trace trace = Trace::open(s.trace);
-  check_separate({{"--out", s.out}, {"--trace-out", s.synthetic}, {"--json", s.json}},
-                 trace.tensors().files());
+  check_outputs({{"--out", s.out}, {"--trace-out", s.synthetic}, {"--json", s.json}},
+                trace.tensors().files());
   (void)interrupted();
   const std::string stem = std::filesystem::path(s.trace).stem().string();
   const tracegen::SynthFit fit = [&] {

@@ -72,21 +72,16 @@ std::string align(const std::vector<std::vector<std::string>>& rows) {
   return out;
 }
 
-void check_writable(const std::string& option, const std::string& path) {
-  if (path.empty()) return;
-  const auto folder = std::filesystem::absolute(path).parent_path();
-  if (!std::filesystem::is_directory(folder)) {
-    throw ConfigError(fmt::format("{}: there is no folder '{}'", option, folder.string()));
-  }
-}
-
-void check_separate(const std::vector<std::pair<std::string, std::string>>& outputs,
-                    const std::vector<std::filesystem::path>& inputs) {
+void check_outputs(const std::vector<std::pair<std::string, std::string>>& outputs,
+                   const std::vector<std::filesystem::path>& inputs) {
   std::map<std::filesystem::path, std::string> taken;
   for (const std::filesystem::path& path : inputs)
     taken[std::filesystem::weakly_canonical(path)] = "an input of this command";
   for (const auto& [option, path] : outputs) {
     if (path.empty()) continue;
+    const auto folder = std::filesystem::absolute(path).parent_path();
+    if (!std::filesystem::is_directory(folder))
+      throw ConfigError(fmt::format("{}: there is no folder '{}'", option, folder.string()));
     const auto [at, free] =
         taken.emplace(std::filesystem::weakly_canonical(path), "also given to " + option);
     if (!free) throw ConfigError(fmt::format("{}: '{}' is {}", option, path, at->second));

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/cli/commands.h"
+#include "sim/cli/validators.h"
 #include "sim/error.h"
 #include "sim/safetensors.h"
 #include "sim/terminal_chart.h"
@@ -106,8 +107,8 @@ struct StatsSettings {
 };
 
 void print_stats(const std::string& path, const StatsSettings& s) {
-  check_writable("--json", s.json);
   const Trace trace = Trace::open(path);
+  check_outputs({{"--json", s.json}}, trace.tensors().files());
   (void)interrupted();
   const TraceStats stats = [&] {
     Progress progress("statistics", s.quiet);
@@ -252,7 +253,7 @@ void add_trace(CLI::App& app) {
   CLI::App* slice = sub->add_subcommand("slice", "Keep a prefix of the tokens and some layers");
   slice->add_option("trace", *path, "Trace")->required();
   slice->add_option("--tokens", s->tokens, "Tokens to keep, from the first; default: all")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->type_name("T");
   slice->add_option("--layers", s->layers, "Layers of the MODEL to keep; default: all stored")
       ->delimiter(',')
@@ -260,6 +261,7 @@ void add_trace(CLI::App& app) {
   slice->add_option("--out", s->out, "Where to write it")->required()->type_name("FILE");
   slice->callback([path, s] {
     const Trace trace = Trace::open(*path);
+    check_outputs({{"--out", s->out}}, trace.tensors().files());
     const std::int64_t tokens = s->tokens > 0 ? s->tokens : trace.meta().tokens;
     for (const std::string& line : slice_trace(trace, tokens, s->layers, s->out))
       fmt::print("{}\n", line);
@@ -271,21 +273,21 @@ void add_trace(CLI::App& app) {
       "stats", "Where the attention lies: sinks, distance, concentration, persistence, per head");
   stats->add_option("trace", *path, "Trace")->required();
   stats->add_option("--sinks", t->options.sinks, "First keys of the sequence that count as sinks")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str()
       ->type_name("S");
   stats->add_option("--window", t->options.window, "Newest keys that count as local")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str()
       ->type_name("W");
   stats
       ->add_option("--rows", t->options.rows,
                    "Rows of the prompt, sampled evenly, and at most as many decode rows; default: "
                    "2^23 / tokens, 16 to 512")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->type_name("K");
   stats->add_option("--from", t->options.from, "First row; default: the middle of the prompt")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->type_name("ROW");
   stats->add_option("--layers", t->options.layers, "Layers of the MODEL; default: all stored")
       ->delimiter(',')
