@@ -172,3 +172,50 @@ TEST_CASE("wrong input of a capture is one line", "[cli]") {
   for (const auto& entry : std::filesystem::directory_iterator(folder.path))
     CHECK(entry.path().extension() != ".partial");
 }
+
+TEST_CASE("a capture replaces and removes none of its inputs", "[cli]") {
+  const Folder folder;
+  namespace fs = std::filesystem;
+  const fs::path model = folder / "model";
+  fs::create_directory(model);
+  for (const auto& entry : fs::directory_iterator(kModel))
+    fs::create_symlink(fs::canonical(entry.path()), model / entry.path().filename());
+  // As a sharded model has it.
+  fs::rename(model / "model.safetensors", model / "part.safetensors");
+  nlohmann::json index{{"weight_map", nlohmann::json::object()}};
+  const auto weights = kvspan::TensorSet::open(model / "part.safetensors");
+  for (const auto& [name, view] : weights.tensors()) index["weight_map"][name] = "part.safetensors";
+  std::ofstream(model / "model.safetensors.index.json") << index;
+  const auto ids = [&](const std::string& path) {
+    kvspan::SafetensorsWriter writer(path, {}, {{"token_ids", kvspan::Dtype::i32, {2}}});
+    writer.finish();
+  };
+  ids(folder / "ids-00001-of-00001.safetensors");
+  std::ofstream(folder / "ids.safetensors.index.json")
+      << R"({"weight_map": {"token_ids": "ids-00001-of-00001.safetensors"}})";
+  std::ofstream(folder / "text.txt") << "One two three";
+  const auto refused = [&](const std::string& input, const std::string& outputs,
+                           const std::string& why) {
+    fails(fmt::format("capture --device cpu --model {} {} --quiet {}", model.string(), input,
+                      outputs),
+          2, why);
+  };
+  const std::string in = "--text " + (folder / "text.txt");
+  const std::string out = " --out " + (folder / "t.safetensors");
+  const std::string input = "is an input of this command", twice = "would be written twice";
+  refused(in, "--out " + (model / "model.safetensors").string(), input);
+  refused(in, out + " --json " + (model / "tokenizer.json").string(), input);
+  refused(in, out + " --json " + (folder / "text.txt"), input);
+  const std::string tokens = "--tokens " + (folder / "ids.safetensors.index.json");
+  refused(tokens, "--out " + (folder / "ids.safetensors"), input);
+  refused(tokens, out + " --json " + (folder / "ids-00001-of-00001.safetensors"), input);
+  refused(in, out + " --json " + (folder / "t.safetensors"), twice);
+  refused(in, out + " --emit both --json " + (folder / "t.scores.safetensors"), twice);
+  refused(in, out + " --json " + (folder / "t-00003-of-00008.safetensors"), twice);
+  refused(in, out + " --keys 8", "--keys, --rows");
+  fails(
+      fmt::format("capture --device cpu --model {} {} --prompt 9 {}", model.string(), tokens, out),
+      2, "the text has 2 tokens\n");
+  CHECK(fs::exists(model / "model.safetensors.index.json"));
+  CHECK(fs::exists(folder / "ids.safetensors.index.json"));
+}

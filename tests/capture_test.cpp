@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tracegen/capture.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -10,6 +11,7 @@
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <tbb/task_scheduler_observer.h>
 
 #include "sim/error.h"
 #include "sim/result_files.h"
@@ -22,6 +24,7 @@
 using namespace kvspan;
 using namespace kvspan::tracegen;
 using Catch::Matchers::Contains;
+using nlohmann::json;
 using test::fake_model, test::FakeRunner;
 
 namespace {
@@ -73,7 +76,7 @@ CaptureResult run(const CaptureOptions& options, const ModelSpec& model = fake_m
                   int* layer_calls = nullptr) {
   check_capture(model, options);
   WorkFolder work(options.out);
-  FakeRunner runner(model, runner_options(options, work, 1));
+  FakeRunner runner(model, runner_options(options, work));
   const auto finish = [&] {
     if (layer_calls != nullptr) *layer_calls = runner.layer_calls;
   };
@@ -166,6 +169,9 @@ TEST_CASE("an interrupted capture, resumed, is the uninterrupted one byte for by
     here.scores_out = folder / "s.safetensors";
     int reports = 0;
     here.progress = [&](std::string_view, double) {
+      // What a process leaves that dies here lies in the work folder.
+      for (const auto& entry : fs::directory_iterator(folder.path))
+        CHECK(entry.path().extension() != ".tmp");
       if (++reports == stop_at) throw Stop{};
     };
     run(here, fake_model(), calls);
@@ -179,8 +185,12 @@ TEST_CASE("an interrupted capture, resumed, is the uninterrupted one byte for by
     INFO("stopped at report " << stop_at);
     const Folder folder;
     CHECK_THROWS_AS(capture_in(folder, stop_at, nullptr), Stop);
-    CHECK(!fs::exists(folder / "t.safetensors"));
-    CHECK(!fs::exists(folder / "t.safetensors.index.json"));
+    // Whatever has its name is whole, and nothing else lies beside the work folder.
+    for (const auto& [name, content] : folder.files()) {
+      if (name.starts_with("t.safetensors.partial/")) continue;
+      CHECK(whole.files().contains(name));
+      CHECK(whole.files()[name] == content);
+    }
     const bool past_a_layer = stop_at > reports / 2;
     int calls = 0;
     capture_in(folder, -1, &calls);
@@ -247,12 +257,117 @@ TEST_CASE("other options start afresh, and say what changed", "[capture]") {
   }
   SECTION("a missing file") {
     for (const char* name : {"hidden.0", "hidden.1"})
-      fs::remove(folder / "t.safetensors.partial" / name);
+      fs::remove(folder / "t.safetensors.partial/data" / name);
     run(o);
     CHECK_THAT(said, Contains("is missing"));
   }
+  SECTION("a missing file of a complete layer") {
+    const std::string name = GENERATE("layers.0.q", "kv.1.v");
+    REQUIRE(fs::remove(folder / "t.safetensors.partial/data" / name));
+    CHECK(run(o).resumed_layers == 0);
+    CHECK_THAT(said, Contains(name + " is missing"));
+  }
+  SECTION("a file of a complete layer that lost its end") {
+    fs::resize_file(folder / "t.safetensors.partial/data/layers.0.k", 100);
+    CHECK(run(o).resumed_layers == 0);
+  }
+  SECTION("a journal of another shape") {
+    const fs::path path = folder / "t.safetensors.partial/journal.json";
+    json journal = json::parse(std::ifstream(path));
+    const auto [key, value] = GENERATE(table<std::string, json>({{"layers", -1},
+                                                                 {"layers", "x"},
+                                                                 {"layers", 7},
+                                                                 {"layers", nullptr},
+                                                                 {"prefill_seconds", "x"},
+                                                                 {"decode_seconds", -1},
+                                                                 {"tokens", 1},
+                                                                 {"tokens", 29},
+                                                                 {"tokens", "x"}}));
+    journal[key] = value;
+    std::ofstream(path) << journal;
+    run(o);
+    CHECK_THAT(said, Contains("its journal is damaged"));
+  }
   CHECK_NOTHROW(check_trace(Trace::open(o.out)));
   CHECK(!fs::exists(folder / "t.safetensors.partial"));
+}
+
+TEST_CASE("a part of a trace that is lost before it is written is computed again", "[capture]") {
+  const Folder whole, folder;
+  CaptureOptions o = base(whole / "t.safetensors");
+  o.generate = GENERATE(0, 3);
+  o.shards = GENERATE(Shards::one, Shards::layers);
+  run(o);
+  o.out = folder / "t.safetensors";
+  std::ofstream(o.out) << "an older trace";  // not to be taken for the one that is written
+  o.progress = [](std::string_view stage, double done) {
+    if (stage == "writing" && done > 0.3) throw Stop{};
+  };
+  CHECK_THROWS_AS(run(o), Stop);
+  const std::string name = GENERATE("layers.2.q", "layers.3.v", "nll", "token_text");
+  // The first shard, which held the text, may be complete.
+  REQUIRE(fs::remove(folder / "t.safetensors.partial/data" / name));
+  o.progress = {};
+  run(o);
+  CHECK(folder.files() == whole.files());
+}
+
+TEST_CASE("a folder that no capture made stays as it is", "[capture]") {
+  const Folder folder;
+  fs::create_directory(folder / "t.safetensors.partial");
+  std::ofstream(folder / "t.safetensors.partial/notes.txt") << "mine";
+  CHECK_THROWS_WITH(WorkFolder(folder / "t.safetensors"), Contains("not a folder of an inter"));
+  CHECK(folder.files().size() == 1);
+  // What is put into a work folder survives it.
+  {
+    const WorkFolder work(folder / "u.safetensors");
+    std::ofstream(folder / "u.safetensors.partial/notes.txt") << "mine";
+  }
+  CHECK(folder.files().size() == 2);
+  CHECK(folder.files().contains("u.safetensors.partial/notes.txt"));
+}
+
+TEST_CASE("a work folder that is removed can be another process's at once", "[capture]") {
+  const Folder folder;
+  std::optional<WorkFolder> first(std::in_place, folder / "t.safetensors");
+  first->remove();
+  WorkFolder second(folder / "t.safetensors");
+  second.reserve("x", 8);
+  first.reset();
+  CHECK(second.bytes("x") == 8);
+}
+
+TEST_CASE("only reserved files of a work folder can be written", "[capture]") {
+  const Folder folder;
+  WorkFolder work(folder / "t.safetensors");
+  CHECK_THROWS_WITH(work.write("x", 0, {}), Contains("cannot be opened"));
+}
+
+TEST_CASE("a capture of one thread starts no other", "[capture]") {
+  // Threads that help the one that captures outside the arena that it was given.
+  struct Helpers : tbb::task_scheduler_observer {
+    std::atomic<int> seen = 0;
+    Helpers() { observe(true); }
+    ~Helpers() override { observe(false); }
+    void on_scheduler_entry(bool is_worker) override { seen += is_worker ? 1 : 0; }
+  };
+  const Folder folder;
+  CaptureOptions o = base(folder / "t.safetensors");
+  o.token_ids = ids_of(600);
+  o.prompt = 600;
+  o.generate = 0;
+  o.threads = 1;
+  const Helpers helpers;
+  run(o);
+  CHECK(helpers.seen == 0);
+}
+
+TEST_CASE("a plan counts as many probabilities as there are keys", "[capture]") {
+  CaptureOptions o = base("t.safetensors");
+  o.scores = ScoreOptions{.top_k = 29, .rows = {}};
+  const std::int64_t all = plan_capture(fake_model(), o).memory_bytes;
+  o.scores->top_k = 100'000'000;
+  CHECK(plan_capture(fake_model(), o).memory_bytes == all);
 }
 
 TEST_CASE("two processes cannot write the same trace", "[capture]") {
@@ -469,8 +584,16 @@ TEST_CASE("a span is a range, or the tokens that cover a text", "[capture]") {
   CHECK(range("a= key") == std::pair<std::int64_t, std::int64_t>(3, 4));
   CHECK(range("a=s k") == std::pair<std::int64_t, std::int64_t>(2, 4));
   CHECK_THROWS_WITH(range("a=lock"), Contains("'lock' does not stand in the 8 tokens"));
+  CHECK_THROWS_WITH(range("a\xff=1:2"), Contains("is not valid UTF-8"));
   for (const char* wrong : {"a", "=x", "a="})
     CHECK_THROWS_WITH(parse_span(wrong, pieces), Contains("expected NAME=TEXT or NAME=BEGIN:END"));
+}
+
+TEST_CASE("a trace says in which precision it was computed", "[capture]") {
+  CHECK(provenance("BF16", false, false) == "kvspan capture, fp32 forward pass of BF16 weights");
+  CHECK(provenance("F16", true, false) ==
+        "kvspan capture, fp32 forward pass on a GPU of F16 weights");
+  CHECK_THAT(provenance("F16", true, true), !Contains("fp32"));
 }
 
 // ---- With the real forward pass ------------------------------------------------------------------
@@ -501,10 +624,10 @@ CaptureOptions real_options(const fs::path& out, std::size_t prompt, std::int64_
   return o;
 }
 
-CaptureResult run_real(const CaptureOptions& options, int threads = 0) {
+CaptureResult run_real(const CaptureOptions& options) {
   check_capture(minimind().spec(), options);
   WorkFolder work(options.out);
-  const auto runner = make_cpu_runner(minimind(), runner_options(options, work, threads));
+  const auto runner = make_cpu_runner(minimind(), runner_options(options, work));
   return capture(minimind().spec(), *runner, work, options);
 }
 
@@ -666,7 +789,8 @@ TEST_CASE("threads and interruptions change no byte of a real capture", "[captur
     o.progress = [&](std::string_view stage, double done) {
       if (stage == "prefill" && done > stop_at) throw Stop{};
     };
-    run_real(o, threads);
+    o.threads = threads;
+    run_real(o);
   };
   const Folder one, two, stopped;
   in(one, 1, 2);

@@ -5,12 +5,14 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
 
 #include "sim/build_info.h"
 #include "sim/error.h"
@@ -81,7 +83,7 @@ Metadata make_metadata(const ModelSpec& model, const CaptureOptions& options, st
                {"head_dim", std::to_string(model.head_dim)},
                {"tokens", std::to_string(tokens)},
                {"prompt_tokens", std::to_string(options.prompt)},
-               {"score_scale", number(1 / std::sqrt(static_cast<double>(model.head_dim)))},
+               {"score_scale", number(model.score_scale())},
                {"model", model.name},
                {"source", options.source},
                {"text", options.text},
@@ -99,10 +101,7 @@ Metadata make_metadata(const ModelSpec& model, const CaptureOptions& options, st
     if (!model.rope_scaling.empty()) out["rope_scaling"] = model.rope_scaling;
   }
   std::vector<std::int64_t> windows;
-  for (const int l : layers) {
-    windows.push_back(
-        model.sliding_window.empty() ? 0 : model.sliding_window[static_cast<std::size_t>(l)]);
-  }
+  for (const int l : layers) windows.push_back(model.window(l));
   if (std::any_of(windows.begin(), windows.end(), [](std::int64_t w) { return w > 0; }))
     out["sliding_window"] = json(windows).dump();
   if (scores && options.scores->column_mass) out["passes"] = json(prompt_passes(options)).dump();
@@ -111,8 +110,9 @@ Metadata make_metadata(const ModelSpec& model, const CaptureOptions& options, st
     json spans = json::array();
     for (const Span& span : options.spans)
       spans.push_back({{"name", span.name}, {"begin", span.begin}, {"end", span.end}});
-    out["spans"] = spans.dump();
+    out["spans"] = spans.dump(-1, ' ', false, json::error_handler_t::replace);
   }
+  for (auto& [key, value] : out) value = valid_utf8(value);
   return out;
 }
 
@@ -199,6 +199,14 @@ class Recorder : public AttentionHook {
       work_.write(tensor(at, "scores.rows"), 0, std::as_bytes(std::span(rows)));
     }
     if (options_.wo) record_wo(layer, at);
+  }
+
+  // A file of the layer that is not there as reserve() made it; empty: all are.
+  [[nodiscard]] std::string missing(int layer) const {
+    for (const auto& [name, bytes] : files(layer)) {
+      if (work_.bytes(name) < bytes) return name;
+    }
+    return "";
   }
 
   // Everything that the layer gave is on the disk.
@@ -367,7 +375,8 @@ json identity_of(const ModelSpec& model, const CaptureOptions& o) {
                        o.sampling.top_k, o.sampling.seed,        o.stop.value_or(-1)};
   out["--chunk"] = o.chunk;
   out["--dtype"] = dtype_name(o.dtype);
-  out["--emit"] = {o.qkv, o.scores.has_value(), static_cast<bool>(o.wo), o.scores_out.string()};
+  out["--emit"] = {o.qkv, o.scores.has_value(), static_cast<bool>(o.wo),
+                   valid_utf8(o.scores_out.string())};
   if (o.scores) {
     out["--rows"] = {o.scores->rows.last, o.scores->rows.every};
     out["--keys"] = o.scores->top_k;
@@ -386,6 +395,7 @@ class Job {
         work_(work),
         options_(options),
         recorder_(model, options, work),
+        arena_(options.threads > 0 ? options.threads : tbb::task_arena::automatic),
         ids_(options.token_ids) {
     journal_["identity"] = identity_of(model, options);
     journal_["layers"] = 0;
@@ -448,12 +458,61 @@ class Job {
         changed += (changed.empty() ? "" : ", ") + key;
     }
     if (!changed.empty()) return "these changed: " + changed;
-    if (found.contains("tokens")) return "";
+    const bool whole = found.contains("tokens");
+    if (!is_number(found, "layers", 0, model_.layers) || !is_seconds(found, "prefill_seconds") ||
+        !is_seconds(found, "decode_seconds") ||
+        (whole && (!is_number(found, "tokens", known_tokens(options_), most_tokens(options_)) ||
+                   !is_number(found, "text_bytes", -1, std::numeric_limits<std::int64_t>::max()) ||
+                   (found["text_bytes"] >= 0) != static_cast<bool>(options_.piece)))) {
+      return "its journal is damaged";
+    }
+    const std::string missing = whole ? missing_of_traces(found) : missing_of_layers(found);
+    return missing.empty() ? "" : missing + " is missing";
+  }
+
+  static bool is_number(const json& found, const char* key, std::int64_t least, std::int64_t most) {
+    if (!found.contains(key) || !found[key].is_number_integer()) return false;
+    const auto value = found[key].get<std::int64_t>();
+    return least <= value && value <= most;
+  }
+  static bool is_seconds(const json& found, const char* key) {
+    return found.contains(key) && found[key].is_number() && found[key] >= 0;
+  }
+
+  [[nodiscard]] std::string missing_of_layers(const json& found) const {
+    const int layers = found["layers"];
+    for (int l = 0; l < layers; ++l) {
+      if (const std::string name = recorder_.missing(l); !name.empty()) return name;
+    }
     const std::int64_t hidden_bytes = known_tokens(options_) * model_.hidden * 4;
-    const int layers = found.value("layers", 0);
-    if (layers > 0 && work_.bytes(hidden_name(layers)) != hidden_bytes)
-      return hidden_name(layers) + " is missing";
+    if (layers > 0 && work_.bytes(hidden_name(layers)) < hidden_bytes) return hidden_name(layers);
     return "";
+  }
+
+  [[nodiscard]] std::string missing_of_traces(const json& found) const {
+    for (const char* name : {"token_ids", "nll"}) {
+      if (work_.bytes(name) < found["tokens"].get<std::int64_t>() * 4) return name;
+    }
+    for (const Product& product : products(found)) {
+      const std::string name = missing_part(work_, product.parts, options_.shards, product.path);
+      if (!name.empty()) return name;
+    }
+    return "";
+  }
+
+  // A trace that is written at the end.
+  struct Product {
+    TraceParts parts;
+    fs::path path;
+  };
+  [[nodiscard]] std::vector<Product> products(const json& journal) const {
+    std::vector<Product> out;
+    for (const bool scores : {false, true}) {
+      if (scores ? !options_.scores.has_value() : !options_.qkv) continue;
+      out.push_back({make_parts(model_, options_, journal["tokens"], journal["text_bytes"], scores),
+                     scores && options_.qkv ? options_.scores_out : options_.out});
+    }
+    return out;
   }
 
   [[nodiscard]] int layers_done() const { return journal_["layers"].get<int>(); }
@@ -526,12 +585,14 @@ class Job {
     runner_.head(hidden_[static_cast<std::size_t>(model_.layers % 2)]->values(),
                  [&](std::int64_t first, std::int64_t rows, const float* logits) {
                    const auto vocabulary = static_cast<std::size_t>(model_.vocabulary);
-                   tbb::parallel_for(std::int64_t{0}, rows, [&](std::int64_t r) {
-                     const auto row = static_cast<std::size_t>(first + r);
-                     if (row + 1 == nll_.size()) return;
-                     nll_[row] =
-                         nll_of({logits + static_cast<std::size_t>(r) * vocabulary, vocabulary},
-                                ids_[row + 1]);
+                   arena_.execute([&] {
+                     tbb::parallel_for(std::int64_t{0}, rows, [&](std::int64_t r) {
+                       const auto row = static_cast<std::size_t>(first + r);
+                       if (row + 1 == nll_.size()) return;
+                       nll_[row] =
+                           nll_of({logits + static_cast<std::size_t>(r) * vocabulary, vocabulary},
+                                  ids_[row + 1]);
+                     });
                    });
                    if (first + rows == known) {
                      const float* last = logits + static_cast<std::size_t>(rows - 1) * vocabulary;
@@ -574,6 +635,7 @@ class Job {
   void finish() {
     write_common("token_ids", std::as_bytes(std::span(ids_)));
     write_common("nll", std::as_bytes(std::span(nll_)));
+    journal_["text_bytes"] = -1;
     if (options_.piece) {
       std::string text;
       std::vector<std::int64_t> offsets{0};
@@ -582,6 +644,7 @@ class Job {
         offsets.push_back(static_cast<std::int64_t>(text.size()));
       }
       write_common("token_text", std::as_bytes(std::span(text)));
+      journal_["text_bytes"] = text.size();
       write_common("token_text_offsets", std::as_bytes(std::span(offsets)));
     }
     for (int l = 0; options_.generate > 0 && l < model_.layers; ++l) recorder_.sync(l);
@@ -590,6 +653,7 @@ class Job {
   }
 
   void write_common(const std::string& name, std::span<const std::byte> bytes) {
+    work_.reserve(name, static_cast<std::int64_t>(bytes.size()));
     work_.write(name, 0, bytes);
     work_.sync(name);
   }
@@ -597,16 +661,19 @@ class Job {
   CaptureResult publish() {
     CaptureResult out;
     const auto tokens = journal_["tokens"].get<std::int64_t>();
-    const std::int64_t text_bytes = options_.piece ? work_.bytes("token_text") : -1;
-    for (const bool scores : {false, true}) {
-      if (scores ? !options_.scores.has_value() : !options_.qkv) continue;
-      const fs::path& path = scores && options_.qkv ? options_.scores_out : options_.out;
+    const std::vector<Product> all = products(journal_);
+    double begun = 0;  // traces
+    for (const Product& product : all) {
+      const auto progress = [&](double share) {
+        if (options_.progress)
+          options_.progress("writing", (begun + share) / static_cast<double>(all.size()));
+      };
       for (const fs::path& file :
-           publish_trace(work_, make_parts(model_, options_, tokens, text_bytes, scores),
-                         options_.shards, path)) {
+           publish_trace(work_, product.parts, options_.shards, product.path, progress)) {
         out.files.push_back(file);
         out.bytes += static_cast<std::int64_t>(fs::file_size(file));
       }
+      ++begun;
     }
     ids_.resize(static_cast<std::size_t>(tokens));
     nll_.resize(static_cast<std::size_t>(tokens));
@@ -639,6 +706,7 @@ class Job {
   WorkFolder& work_;
   const CaptureOptions& options_;
   Recorder recorder_;
+  tbb::task_arena arena_;
   json journal_;
   int resumed_ = 0;
   std::array<std::optional<MappedFloats>, 2> hidden_;  // [known tokens, hidden]
@@ -706,11 +774,12 @@ void check_capture(const ModelSpec& model, const CaptureOptions& o) {
   }
 }
 
-RunnerOptions runner_options(const CaptureOptions& options, const WorkFolder& work, int threads) {
+RunnerOptions runner_options(const CaptureOptions& options, const WorkFolder& work) {
   return {.tokens = most_tokens(options),
           .keep_kv = options.generate > 0,
           .scratch = work.scratch(),
-          .threads = threads};
+          .threads = options.threads,
+          .top_k = options.scores ? static_cast<int>(stored_top_k(options)) : 0};
 }
 
 CapturePlan plan_capture(const ModelSpec& model, const CaptureOptions& options) {
@@ -738,8 +807,18 @@ CapturePlan plan_capture(const ModelSpec& model, const CaptureOptions& options) 
   if (options.scores) {
     // Of a wave: probabilities and keys, and the candidates among which they are found; column masses.
     const std::int64_t rows = std::min(kWave, tokens) * model.query_heads;
-    out.memory_bytes += rows * (16 * std::int64_t{options.scores->top_k} + 4);
+    out.memory_bytes += rows * (16 * stored_top_k(options) + 4);
     if (options.scores->column_mass) out.memory_bytes += tokens * model.query_heads * 8;
+  }
+  return out;
+}
+
+std::vector<fs::path> capture_files(const ModelSpec& model, const CaptureOptions& options) {
+  const std::size_t layers = stored_layers(model, options).size();
+  std::vector<fs::path> out = trace_files(options.out, layers, options.shards);
+  if (options.qkv && options.scores) {
+    const std::vector<fs::path> more = trace_files(options.scores_out, layers, options.shards);
+    out.insert(out.end(), more.begin(), more.end());
   }
   return out;
 }

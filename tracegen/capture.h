@@ -59,6 +59,7 @@ struct CaptureOptions {
   Sampling sampling;
   std::optional<std::int32_t> stop;  // generation ends with this token
   std::int64_t chunk = 0;            // prefill pass, tokens; 0: one pass
+  int threads = 0;                   // 0: all; the traces do not depend on it
 
   std::function<std::string(std::int32_t)> piece;  // text of a token; empty: no token_text
   std::vector<std::int32_t> special_ids;
@@ -91,8 +92,11 @@ struct CaptureResult {
 // Errors: ConfigError, or CheckpointError on token ids, when the options do not fit the model.
 void check_capture(const ModelSpec& model, const CaptureOptions& options);
 
-[[nodiscard]] RunnerOptions runner_options(const CaptureOptions& options, const WorkFolder& work,
-                                           int threads);
+[[nodiscard]] RunnerOptions runner_options(const CaptureOptions& options, const WorkFolder& work);
+
+// Every file that the capture may write or remove, its work folder aside.
+[[nodiscard]] std::vector<std::filesystem::path> capture_files(const ModelSpec& model,
+                                                               const CaptureOptions& options);
 
 // Anonymous memory beside the runner's, and disk space while it works and afterwards, at most.
 struct CapturePlan {

@@ -13,6 +13,7 @@
 
 #include "sim/error.h"
 #include "sim/safetensors.h"
+#include "sim/terminal_chart.h"
 
 namespace kvspan::tracegen {
 namespace {
@@ -37,6 +38,11 @@ std::vector<std::int32_t> ids_of_tensors(const fs::path& path) {
     out[i] = static_cast<std::int32_t>(id);
   }
   return out;
+}
+
+bool holds_tensors(const fs::path& path) {
+  const std::string name = path.string();
+  return name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
 }
 
 constexpr std::string_view kBetween = " \t\r\n,";
@@ -65,10 +71,13 @@ std::string read_text(const fs::path& path) {
   return text;
 }
 
+std::vector<fs::path> token_id_files(const fs::path& path) {
+  return holds_tensors(path) ? TensorSet::open(path).files() : std::vector<fs::path>{path};
+}
+
 std::vector<std::int32_t> read_token_ids(const fs::path& path) {
+  if (holds_tensors(path)) return ids_of_tensors(path);
   const std::string name = path.string();
-  if (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
-    return ids_of_tensors(path);
   const std::string file = read_text(path);
   const std::string_view text = without_brackets(file);
   std::vector<std::int32_t> out;
@@ -94,6 +103,11 @@ std::vector<std::int32_t> read_token_ids(const fs::path& path) {
   return out;
 }
 
+std::string provenance(const std::string& weights, bool cuda, bool half) {
+  return fmt::format("kvspan capture, {} forward pass{} of {} weights",
+                     half ? "BF16 (attention F16)" : "fp32", cuda ? " on a GPU" : "", weights);
+}
+
 Span parse_span(const std::string& option, std::span<const std::string> pieces) {
   const std::size_t equals = option.find('=');
   if (equals == std::string::npos || equals == 0 || equals + 1 == option.size()) {
@@ -101,6 +115,8 @@ Span parse_span(const std::string& option, std::span<const std::string> pieces) 
         fmt::format("--span: found '{}', expected NAME=TEXT or NAME=BEGIN:END", option));
   }
   Span out{option.substr(0, equals), 0, 0};
+  if (const std::string shown = valid_utf8(out.name); shown != out.name)
+    throw ConfigError(fmt::format("--span: the name '{}' is not valid UTF-8", shown));
   const std::string value = option.substr(equals + 1);
   const char* end = value.data() + value.size();
   const auto begin = std::from_chars(value.data(), end, out.begin);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a capture is told to read: files of text or token ids, and named spans of them.
+// What a capture is told to read: files of text or token ids, and named spans of them; and what the
+// trace says of its making.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,14 @@ namespace kvspan::tracegen {
 // Token ids: `token_ids` of a trace or another safetensors file, a JSON list, or numbers with white
 // space or commas between. Errors: CheckpointError naming what is no token id, and where.
 [[nodiscard]] std::vector<std::int32_t> read_token_ids(const std::filesystem::path& path);
+
+// The files that read_token_ids(path) reads: shards, too.
+[[nodiscard]] std::vector<std::filesystem::path> token_id_files(const std::filesystem::path& path);
+
+// What a trace names as its source.
+//   weights   storage types, as ModelSpec::weights
+//   half      RunnerOptions::half_precision
+[[nodiscard]] std::string provenance(const std::string& weights, bool cuda, bool half);
 
 // NAME=BEGIN:END, in tokens, or NAME=TEXT: the tokens that cover the first occurrence of TEXT.
 //   pieces   text of each token; their concatenation is searched

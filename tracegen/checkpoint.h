@@ -4,6 +4,7 @@
 // rows are widened to fp32 as they are needed.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -74,6 +75,13 @@ struct ModelSpec {
   std::string rope_scaling;                  // JSON object for the trace's metadata; empty: none
   bool tied = false;                         // the head is the embedding
   std::string weights;                       // "BF16", "Q4_1 and F32", for messages and provenance
+
+  [[nodiscard]] double score_scale() const {  // on q.k before the softmax
+    return 1 / std::sqrt(static_cast<double>(head_dim));
+  }
+  [[nodiscard]] std::int64_t window(int layer) const {  // 0: none
+    return sliding_window[static_cast<std::size_t>(layer)];
+  }
 };
 
 // One layer. Empty matrices and vectors: the model has none. Vectors are fp32.

@@ -32,6 +32,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 using Floats = hn::ScalableTag<float>;
 using V = hn::Vec<Floats>;
 
+constexpr std::int64_t kBlock = 1024;  // sums: fp32 inside, fp64 across
+
 const char* name() { return hwy::TargetName(HWY_TARGET); }
 
 // Calls body(i, lanes) for whole vectors and once for the rest; both load and store through a tag
@@ -72,6 +74,38 @@ float exp_minus(float* x, std::int64_t count, float max) {
   return hn::GetLane(hn::SumOfLanes(d, sum)) + rest;
 }
 
+double sum_exp(const float* x, std::int64_t count, float max) {
+  const Floats d;
+  double total = 0;
+  for (std::int64_t begin = 0; begin < count; begin += kBlock) {
+    V sum = hn::Zero(d);
+    float rest = 0;
+    for_vectors(std::min(kBlock, count - begin), [&](std::int64_t i, auto tag) HWY_ATTR {
+      const auto term = hn::Exp(tag, hn::Sub(hn::LoadU(tag, x + begin + i), hn::Set(tag, max)));
+      if constexpr (std::is_same_v<decltype(tag), Floats>) {
+        sum = hn::Add(sum, term);
+      } else {
+        rest += hn::GetLane(term);
+      }
+    });
+    total += double{hn::GetLane(hn::SumOfLanes(d, sum))} + double{rest};
+  }
+  return total;
+}
+
+bool all_finite(const float* x, std::int64_t count) {
+  const Floats d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  V worst = hn::Zero(d);  // x * 0 is 0 for a number, NaN for everything else
+  std::int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    worst = hn::Add(worst, hn::Mul(hn::LoadU(d, x + i), hn::Zero(d)));
+  }
+  bool finite = hn::AllTrue(d, hn::Eq(worst, hn::Zero(d)));
+  for (; i < count; ++i) finite = finite && std::isfinite(x[i]);
+  return finite;
+}
+
 void scale(float* x, std::int64_t count, float factor) {
   for_vectors(count, [&](std::int64_t i, auto tag) HWY_ATTR {
     hn::StoreU(hn::Mul(hn::LoadU(tag, x + i), hn::Set(tag, factor)), tag, x + i);
@@ -100,7 +134,6 @@ void append_above(const float* x, std::int64_t count, float threshold, std::int3
 
 void rms_norm(const float* x, const float* weight, std::int64_t count, double eps, float* out) {
   const Floats d;
-  constexpr std::int64_t kBlock = 1024;  // fp32 inside, fp64 across
   double total = 0;
   for (std::int64_t begin = 0; begin < count; begin += kBlock) {
     V sum = hn::Zero(d);
@@ -160,6 +193,8 @@ namespace kvspan::tracegen::kernels {
 HWY_EXPORT(name);
 HWY_EXPORT(maximum);
 HWY_EXPORT(exp_minus);
+HWY_EXPORT(sum_exp);
+HWY_EXPORT(all_finite);
 HWY_EXPORT(scale);
 HWY_EXPORT(add_to);
 HWY_EXPORT(append_above);
@@ -188,6 +223,12 @@ float maximum(const float* x, std::int64_t count) {
 }
 float exp_minus(float* x, std::int64_t count, float max) {
   return HWY_DYNAMIC_DISPATCH(exp_minus)(x, count, max);
+}
+double sum_exp(const float* x, std::int64_t count, float max) {
+  return HWY_DYNAMIC_DISPATCH(sum_exp)(x, count, max);
+}
+bool all_finite(const float* x, std::int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(all_finite)(x, count);
 }
 void scale(float* x, std::int64_t count, float factor) {
   HWY_DYNAMIC_DISPATCH(scale)(x, count, factor);

@@ -31,6 +31,9 @@ void gemm(const Gemm& g);
 [[nodiscard]] float maximum(const float* x, std::int64_t count);  // -infinity for none
 // x = exp(x - max), in place; returns the sum. -infinity gives 0.
 [[nodiscard]] float exp_minus(float* x, std::int64_t count, float max);
+// Sum of exp(x - max): fp32 over 1,024 elements, fp64 across.
+[[nodiscard]] double sum_exp(const float* x, std::int64_t count, float max);
+[[nodiscard]] bool all_finite(const float* x, std::int64_t count);
 void scale(float* x, std::int64_t count, float factor);
 // sums[i] += x[i]
 void add_to(const float* x, std::int64_t count, double* sums);

@@ -70,6 +70,7 @@ struct RunnerOptions {
   bool keep_kv = false;     // keys and values of all layers stay (generation), else of one
   std::filesystem::path scratch = {};  // folder for what is larger than memory should hold
   int threads = 0;                     // 0: all
+  int top_k = 0;                       // most that an Emit will ask for
   // On a GPU: dense products of BF16 and attention of F16 (what a F16 trace stores), sums in fp32.
   // Otherwise all is fp32, without TF32, as on a CPU.
   bool half_precision = false;
@@ -94,15 +95,19 @@ class Runner {
   virtual void head(std::span<const float> hidden,
                     const std::function<void(std::int64_t first, std::int64_t rows,
                                              const float* logits)>& use) = 0;
-  [[nodiscard]] virtual std::string description() const = 0;    // "CPU, 2 threads, AVX3, fp32"
-  [[nodiscard]] virtual std::int64_t memory_bytes() const = 0;  // bound on what it allocates
+  [[nodiscard]] virtual std::string description() const = 0;  // "CPU, 2 threads, AVX3, fp32"
+  // Bound on what it allocates on the host.
+  [[nodiscard]] virtual std::int64_t memory_bytes() const = 0;
 };
 
 // Errors: CheckpointError on weights that are not numbers.
 [[nodiscard]] std::unique_ptr<Runner> make_cpu_runner(const Checkpoint& checkpoint,
                                                       const RunnerOptions& options);
-// Errors: DeviceError when this build has no CUDA, there is no device, or it lacks memory.
+// Errors: DeviceError when this build has no CUDA, there is no device, it lacks memory, or its
+// attention cannot take the model's head_dim or options.top_k.
 [[nodiscard]] std::unique_ptr<Runner> make_cuda_runner(const Checkpoint& checkpoint,
                                                        const RunnerOptions& options);
+// Whether this build has CUDA and there is a device: make_cuda_runner() may then still refuse.
+[[nodiscard]] bool has_cuda_device();
 
 }  // namespace kvspan::tracegen

@@ -2,11 +2,13 @@
 #include "tracegen/runner_common.h"
 
 #include <algorithm>
-#include <cmath>
+#include <atomic>
 
 #include <fmt/format.h>
+#include <tbb/parallel_for.h>
 
 #include "sim/error.h"
+#include "tracegen/kernels.h"
 
 namespace kvspan::tracegen {
 namespace {
@@ -36,10 +38,12 @@ void embed_rows(const Checkpoint& checkpoint, std::span<const std::int32_t> ids,
 }
 
 void require_finite(const float* x, std::int64_t count, const std::string& what) {
-  // One pass without branches: a sum of zeros is NaN if any element is not finite.
-  float zero = 0;
-  for (std::int64_t i = 0; i < count; ++i) zero += x[i] * 0.0F;
-  if (zero != 0.0F || std::isnan(zero)) {
+  constexpr std::int64_t kPiece = 1 << 16;
+  std::atomic<bool> finite = true;
+  tbb::parallel_for(std::int64_t{0}, (count + kPiece - 1) / kPiece, [&](std::int64_t i) {
+    if (!kernels::all_finite(x + i * kPiece, std::min(kPiece, count - i * kPiece))) finite = false;
+  });
+  if (!finite) {
     throw CheckpointError(
         fmt::format("{}: not finite (NaN or infinity); the weights, or an overflow", what));
   }

@@ -29,6 +29,7 @@ namespace {
 
 constexpr std::int64_t kTileRows = 512;  // of a wave in one product
 constexpr std::int64_t kTileOutputs = 256;
+constexpr std::int64_t kMostKvBytes = std::int64_t{1} << 30;  // in anonymous memory, all layers
 
 class CpuRunner final : public Runner {
  public:
@@ -39,9 +40,12 @@ class CpuRunner final : public Runner {
         arena_(options.threads > 0 ? options.threads : tbb::task_arena::automatic) {
     const std::size_t layers = options.keep_kv ? static_cast<std::size_t>(spec_.layers) : 1;
     keys_.reserve(layers);
+    const std::int64_t elements = options.tokens * kv_width();
+    const bool large = 8 * elements * static_cast<std::int64_t>(layers) > kMostKvBytes;
+    const std::filesystem::path folder = large ? options.scratch : std::filesystem::path();
     for (std::size_t l = 0; l < layers; ++l) {
-      keys_.emplace_back(options.tokens * kv_width(), options.scratch);
-      values_.emplace_back(options.tokens * kv_width(), options.scratch);
+      keys_.emplace_back(elements, folder);
+      values_.emplace_back(elements, folder);
     }
   }
 
@@ -103,8 +107,8 @@ class CpuRunner final : public Runner {
       arena_.execute([&] {
         norm_rows(hidden.data() + begin * spec_.hidden, checkpoint_.final_norm(), count, normed);
         dense(normed.data(), count, head, {}, logits.data(), head.rows);
+        require_finite(logits.data(), count * head.rows, "the logits");
       });
-      require_finite(logits.data(), count * head.rows, "the logits");
       use(begin, count, logits.data());
     }
   }

@@ -6,26 +6,17 @@
 #include <numeric>
 #include <vector>
 
-#include <Eigen/Core>
-
 #include "sim/error.h"
+#include "tracegen/kernels.h"
 
 namespace kvspan::tracegen {
 namespace {
 
 // ln of the sum of exp(logits).
 double log_sum_exp(std::span<const float> logits) {
-  // A copy with a known alignment: the order in which Eigen adds depends on it.
-  constexpr std::size_t kPiece = 1024;
-  Eigen::Array<float, kPiece, 1> piece;
-  const float max = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (std::size_t i = 0; i < logits.size(); i += kPiece) {
-    const std::size_t count = std::min(kPiece, logits.size() - i);
-    std::copy_n(logits.data() + i, count, piece.data());
-    sum += static_cast<double>((piece.head(static_cast<Eigen::Index>(count)) - max).exp().sum());
-  }
-  return static_cast<double>(max) + std::log(sum);
+  const auto count = static_cast<std::int64_t>(logits.size());
+  const float max = kernels::maximum(logits.data(), count);
+  return double{max} + std::log(kernels::sum_exp(logits.data(), count, max));
 }
 
 }  // namespace

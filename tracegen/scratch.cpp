@@ -39,8 +39,7 @@ int unnamed_file(const std::filesystem::path& folder, std::int64_t bytes) {
 }  // namespace
 
 Scratch::Scratch(std::int64_t elements, const std::filesystem::path& folder)
-    : bytes_(elements * static_cast<std::int64_t>(sizeof(float))),
-      in_file_(!folder.empty() && bytes_ > kLargeBytes) {
+    : bytes_(elements * static_cast<std::int64_t>(sizeof(float))), in_file_(!folder.empty()) {
   if (bytes_ == 0) return;
   const int file = in_file_ ? unnamed_file(folder, bytes_) : -1;
   void* mapped = mmap(nullptr, static_cast<std::size_t>(bytes_), PROT_READ | PROT_WRITE,

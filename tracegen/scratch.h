@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Zeroed fp32 memory that may be larger than RAM: small arrays live in anonymous memory, large ones
-// in an unlinked file that the kernel can write back.
+// Zeroed fp32 memory, anonymous or, where it may be larger than RAM, in an unlinked file that the
+// kernel can write back.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,8 @@ namespace kvspan::tracegen {
 
 class Scratch {
  public:
-  static constexpr std::int64_t kLargeBytes = std::int64_t{1} << 30;
   Scratch() = default;
-  // `folder` empty: always anonymous. Errors: Error naming the folder when the disk is too small.
+  // `folder` empty: anonymous. Errors: Error naming the folder when the disk is too small.
   Scratch(std::int64_t elements, const std::filesystem::path& folder);
   ~Scratch();
   Scratch(Scratch&& other) noexcept;

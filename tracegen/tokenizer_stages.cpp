@@ -198,7 +198,6 @@ class Joiner {
  public:
   Joiner(Behavior behavior, std::string_view text, bool first, const PieceSink& next)
       : behavior_(behavior), text_(text), first_(first), next_(next) {}
-  ~Joiner() = default;
 
   void add(std::size_t begin, std::size_t end, bool is_match) {
     const bool joins = (behavior_ == Behavior::contiguous && is_match == was_match_) ||

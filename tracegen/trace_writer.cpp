@@ -38,7 +38,9 @@ std::int64_t product(std::span<const std::int64_t> shape) {
   return out;
 }
 
-void copy(const WorkFolder& work, const StoredTensor& tensor, SafetensorsWriter& writer) {
+//   written   is told the bytes of each piece
+void copy(const WorkFolder& work, const StoredTensor& tensor, SafetensorsWriter& writer,
+          const std::function<void(std::int64_t)>& written) {
   const std::int64_t columns = tensor.entry.shape.back();
   const bool padded = tensor.stored_columns >= 0 && tensor.stored_columns != columns;
   const std::int64_t rows =
@@ -52,17 +54,9 @@ void copy(const WorkFolder& work, const StoredTensor& tensor, SafetensorsWriter&
       piece.resize(static_cast<std::size_t>(std::min(kPieceBytes, stored - at)));
       work.read(tensor.entry.name, row * stored + at, piece);
       writer.write(tensor.entry.name, row * stride + at, piece);
+      written(static_cast<std::int64_t>(piece.size()));
     }
   }
-}
-
-void write_file(const WorkFolder& work, const Metadata& metadata,
-                const std::vector<StoredTensor>& tensors, const fs::path& path) {
-  std::vector<SafetensorsWriter::Entry> entries;
-  for (const StoredTensor& tensor : tensors) entries.push_back(tensor.entry);
-  SafetensorsWriter writer(path, metadata, entries);
-  for (const StoredTensor& tensor : tensors) copy(work, tensor, writer);
-  writer.finish();
 }
 
 fs::path index_of(const fs::path& out) {
@@ -70,47 +64,61 @@ fs::path index_of(const fs::path& out) {
   return index += ".index.json";
 }
 
-// Erases in order: whoever finds the first of them knows that the shard is not complete.
-void erase(WorkFolder& work, const std::vector<StoredTensor>& tensors) {
-  for (const StoredTensor& tensor : tensors) work.erase(tensor.entry.name);
-}
-
-std::vector<fs::path> publish_shards(WorkFolder& work, const TraceParts& parts,
-                                     const fs::path& out) {
-  // A reader must not take an older trace's index or file for what is being written.
-  fs::remove(index_of(out));
-  fs::remove(out);
+std::vector<fs::path> shard_paths(const fs::path& out, std::size_t layers) {
   const std::string name = out.filename().string();
   const std::string stem = name.substr(0, name.size() - std::strlen(kSuffix));
-  nlohmann::json weight_map = nlohmann::json::object();
-  std::vector<fs::path> files{index_of(out)};
-  for (std::size_t l = 0; l < parts.layers.size(); ++l) {
-    std::vector<StoredTensor> tensors = parts.layers[l];
-    if (l == 0) tensors.insert(tensors.end(), parts.common.begin(), parts.common.end());
-    const std::string shard =
-        fmt::format("{}-{:05}-of-{:05}{}", stem, l + 1, parts.layers.size(), kSuffix);
-    files.push_back(out.parent_path() / shard);
-    for (const StoredTensor& tensor : tensors) weight_map[tensor.entry.name] = shard;
-    if (work.bytes(tensors.front().entry.name) < 0) continue;  // complete before an interruption
-    write_file(work, parts.metadata, tensors, files.back());
-    erase(work, parts.layers[l]);
+  std::vector<fs::path> paths;
+  for (std::size_t l = 1; l <= layers; ++l)
+    paths.push_back(out.parent_path() /
+                    fmt::format("{}-{:05}-of-{:05}{}", stem, l, layers, kSuffix));
+  return paths;
+}
+
+bool one_file(const TraceParts& parts, Shards shards) {
+  return shards == Shards::one || (shards == Shards::automatic && parts.bytes() < kOneFileBytes);
+}
+
+// A file of the trace.
+struct Shard {
+  fs::path path;
+  std::vector<StoredTensor> layers;  // whose raw files are erased when it is complete
+  std::vector<StoredTensor> tensors;
+  // A raw file that tells that it is complete.
+  [[nodiscard]] std::string mark() const { return "published." + layers.front().entry.name; }
+};
+
+std::vector<Shard> shards_of(const TraceParts& parts, Shards shards, const fs::path& out) {
+  std::vector<Shard> files;
+  if (one_file(parts, shards)) {
+    files.push_back({out, {}, {}});
+    for (const auto& layer : parts.layers)
+      files[0].layers.insert(files[0].layers.end(), layer.begin(), layer.end());
+  } else {
+    const std::vector<fs::path> paths = shard_paths(out, parts.layers.size());
+    for (std::size_t l = 0; l < paths.size(); ++l) files.push_back({paths[l], parts.layers[l], {}});
   }
-  const nlohmann::json index{{"metadata", parts.metadata}, {"weight_map", weight_map}};
-  write_file_atomically(files.front(),
-                        index.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  for (Shard& file : files) file.tensors = file.layers;
+  files[0].tensors.insert(files[0].tensors.end(), parts.common.begin(), parts.common.end());
   return files;
 }
 
-std::vector<fs::path> publish_one(WorkFolder& work, const TraceParts& parts, const fs::path& out) {
-  std::vector<StoredTensor> tensors;
-  for (const auto& layer : parts.layers) tensors.insert(tensors.end(), layer.begin(), layer.end());
-  tensors.insert(tensors.end(), parts.common.begin(), parts.common.end());
-  if (work.bytes(tensors.front().entry.name) >= 0) {
-    write_file(work, parts.metadata, tensors, out);
-    for (const auto& layer : parts.layers) erase(work, layer);
-  }
-  fs::remove(index_of(out));  // of an older, sharded trace
-  return {out};
+bool is_published(const WorkFolder& work, const Shard& shard) {
+  return work.bytes(shard.mark()) >= 0 && fs::exists(shard.path);
+}
+
+// What a process leaves that dies here lies in the work folder, where the next one removes it.
+void publish_shard(WorkFolder& work, const Metadata& metadata, const Shard& shard,
+                   const std::function<void(std::int64_t)>& written) {
+  const fs::path whole = work.staging(shard.path);
+  std::vector<SafetensorsWriter::Entry> entries;
+  for (const StoredTensor& tensor : shard.tensors) entries.push_back(tensor.entry);
+  SafetensorsWriter writer(whole, metadata, entries);
+  for (const StoredTensor& tensor : shard.tensors) copy(work, tensor, writer, written);
+  writer.finish();
+  rename_durably(whole, shard.path);
+  work.reserve(shard.mark(), 0);
+  work.sync(shard.mark());
+  for (const StoredTensor& tensor : shard.layers) work.erase(tensor.entry.name);
 }
 
 }  // namespace
@@ -150,11 +158,63 @@ std::int64_t TraceParts::bytes() const {
   return sum;
 }
 
+std::vector<fs::path> trace_files(const fs::path& out, std::size_t layers, Shards shards) {
+  std::vector<fs::path> paths{out, index_of(out)};
+  if (shards == Shards::one) return paths;
+  const std::vector<fs::path> more = shard_paths(out, layers);
+  paths.insert(paths.end(), more.begin(), more.end());
+  return paths;
+}
+
+std::string missing_part(const WorkFolder& work, const TraceParts& parts, Shards shards,
+                         const fs::path& out) {
+  for (const Shard& shard : shards_of(parts, shards, out)) {
+    if (is_published(work, shard)) continue;
+    for (const StoredTensor& tensor : shard.tensors) {
+      if (work.bytes(tensor.entry.name) < tensor.stored_bytes()) return tensor.entry.name;
+    }
+  }
+  return "";
+}
+
 std::vector<fs::path> publish_trace(WorkFolder& work, const TraceParts& parts, Shards shards,
-                                    const fs::path& out) {
-  const bool one =
-      shards == Shards::one || (shards == Shards::automatic && parts.bytes() < kOneFileBytes);
-  return one ? publish_one(work, parts, out) : publish_shards(work, parts, out);
+                                    const fs::path& out,
+                                    const std::function<void(double)>& progress) {
+  const std::vector<Shard> files = shards_of(parts, shards, out);
+  std::int64_t total = 0, done = 0;
+  for (const Shard& shard : files) {
+    if (is_published(work, shard)) continue;
+    for (const StoredTensor& tensor : shard.tensors) total += tensor.stored_bytes();
+  }
+  const auto written = [&](std::int64_t bytes) {
+    done += bytes;
+    if (progress) progress(static_cast<double>(done) / static_cast<double>(total));
+  };
+  const bool one = one_file(parts, shards);
+  if (!one) {
+    // A reader must not take an older trace's index or file for what is being written.
+    fs::remove(index_of(out));
+    fs::remove(out);
+  }
+  std::vector<fs::path> paths;
+  nlohmann::json weight_map = nlohmann::json::object();
+  for (const Shard& shard : files) {
+    if (!is_published(work, shard)) publish_shard(work, parts.metadata, shard, written);
+    paths.push_back(shard.path);
+    for (const StoredTensor& tensor : shard.tensors)
+      weight_map[tensor.entry.name] = shard.path.filename().string();
+  }
+  if (one) {
+    fs::remove(index_of(out));  // of an older, sharded trace
+    return paths;
+  }
+  const nlohmann::json index{{"metadata", parts.metadata}, {"weight_map", weight_map}};
+  const fs::path whole = work.staging(index_of(out));
+  write_file_atomically(whole,
+                        index.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  rename_durably(whole, index_of(out));
+  paths.insert(paths.begin(), index_of(out));
+  return paths;
 }
 
 }  // namespace kvspan::tracegen

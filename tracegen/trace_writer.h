@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -44,11 +45,21 @@ struct TraceParts {
 // One file below this; above it one shard a layer.
 inline constexpr std::int64_t kOneFileBytes = std::int64_t{1} << 30;
 
+// Every file that publishing a trace of `layers` layers as `out` may write or remove.
+std::vector<std::filesystem::path> trace_files(const std::filesystem::path& out, std::size_t layers,
+                                               Shards shards);
+
+// A raw file that is needed, and missing or too short; empty: the trace can be published.
+std::string missing_part(const WorkFolder& work, const TraceParts& parts, Shards shards,
+                         const std::filesystem::path& out);
+
 // Writes `out`, NAME.safetensors, or its shards NAME-00001-of-0000K.safetensors and, last of all,
 // NAME.safetensors.index.json. Whatever stood under these names is replaced; files of the layers
 // are erased as soon as their shard is complete. May be called again after an interruption.
-// Returns the files.
+//   progress   is told the share that is written, and may throw
+// REQUIRES: missing_part() is empty. Returns the files.
 std::vector<std::filesystem::path> publish_trace(WorkFolder& work, const TraceParts& parts,
-                                                 Shards shards, const std::filesystem::path& out);
+                                                 Shards shards, const std::filesystem::path& out,
+                                                 const std::function<void(double)>& progress);
 
 }  // namespace kvspan::tracegen

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 #include <memory>
+#include <set>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -36,7 +37,7 @@ struct Settings {
   std::string bos = "auto", emit = "qkv", dtype = "f16", rows = "all", shards = "auto";
   std::string device = "auto", memory, json, licence;
   std::int64_t prompt = 0, generate = -1, chunk = 0;  // prompt 0, generate -1: not given
-  int keys = 64, threads = 0;
+  int keys = 0, threads = 0;                          // keys 0: not given
   std::vector<int> layers;
   std::vector<std::string> spans;
   tracegen::Sampling sampling;
@@ -72,6 +73,7 @@ tracegen::RowChoice parse_rows(const std::string& text) {
 struct Input {
   std::vector<std::int32_t> ids;
   std::string what;  // for the trace's metadata
+  bool bos_put = false;
 };
 
 // Puts a bos first where that was asked for, and says what it did.
@@ -79,6 +81,7 @@ void add_bos(const Settings& s, const Tokenizer* tokenizer, bool from_text, Inpu
   const auto first = [&] { return input.ids.empty() ? -1 : input.ids.front(); };
   const auto put = [&](std::int32_t id) {
     input.ids.insert(input.ids.begin(), id);
+    input.bos_put = true;
     input.what += fmt::format(", token {} (bos) first", id);
   };
   if (s.bos == "none") return;
@@ -140,7 +143,7 @@ void divide(const Settings& s, Input input, CaptureOptions& o) {
     throw ConfigError(fmt::format(
         "--prompt {}{}: the text has {} tokens{}", o.prompt,
         s.teacher && s.generate > 0 ? fmt::format(" and {} teacher-forced ones", s.generate) : "",
-        tokens, s.bos == "none" ? "" : ", a bos included"));
+        tokens, input.bos_put ? ", a bos included" : ""));
   }
   input.ids.resize(static_cast<std::size_t>(known));
   o.token_ids = std::move(input.ids);
@@ -149,20 +152,6 @@ void divide(const Settings& s, Input input, CaptureOptions& o) {
 }
 
 // ---- What it is made of --------------------------------------------------------------------------
-
-void check_not_input(const Settings& s, const Checkpoint& checkpoint) {
-  std::vector<fs::path> inputs(checkpoint.files());
-  for (const std::string& path : {s.text, s.tokens}) {
-    if (!path.empty()) inputs.emplace_back(path);
-  }
-  for (const auto& [option, path] : std::initializer_list<std::pair<const char*, std::string>>{
-           {"--out", s.out}, {"--scores-out", s.scores_out}, {"--json", s.json}}) {
-    for (const fs::path& input : inputs) {
-      if (!path.empty() && fs::weakly_canonical(path) == fs::weakly_canonical(input))
-        throw ConfigError(fmt::format("{}: '{}' is an input of this command", option, path));
-    }
-  }
-}
 
 // What the result depends on beside the options.
 std::string identity(const Checkpoint& checkpoint, bool cuda, bool half) {
@@ -183,9 +172,14 @@ CaptureOptions make_options(const Settings& s, const Checkpoint& checkpoint,
   o.out = s.out;
   o.scores_out = s.scores_out;
   o.qkv = s.emit != "scores";
-  if (s.emit == "qkv" && (s.rows != "all" || s.column_mass || !s.scores_out.empty()))
-    throw ConfigError("--rows, --column-mass and --scores-out need --emit scores or both");
-  if (s.emit != "qkv") o.scores = tracegen::ScoreOptions{s.keys, parse_rows(s.rows), s.column_mass};
+  if (s.emit == "qkv" &&
+      (s.keys > 0 || s.rows != "all" || s.column_mass || !s.scores_out.empty())) {
+    throw ConfigError("--keys, --rows, --column-mass and --scores-out need --emit scores or both");
+  }
+  if (s.emit != "qkv") {
+    o.scores = tracegen::ScoreOptions{.rows = parse_rows(s.rows), .column_mass = s.column_mass};
+    if (s.keys > 0) o.scores->top_k = s.keys;
+  }
   if (o.qkv && o.scores && o.scores_out.empty()) {
     o.scores_out = o.out;
     o.scores_out.replace_extension("scores.safetensors");
@@ -207,6 +201,7 @@ CaptureOptions make_options(const Settings& s, const Checkpoint& checkpoint,
     o.stop = tokenizer->eos();
   }
   o.chunk = s.chunk;
+  o.threads = s.threads;
   std::vector<std::string> pieces;
   if (tokenizer != nullptr) {
     o.piece = [tokenizer](std::int32_t id) { return std::string(tokenizer->piece(id)); };
@@ -215,12 +210,57 @@ CaptureOptions make_options(const Settings& s, const Checkpoint& checkpoint,
   }
   for (const std::string& span : s.spans) o.spans.push_back(tracegen::parse_span(span, pieces));
   const tracegen::ModelSpec& spec = checkpoint.spec();
-  o.source = fmt::format("kvspan capture, fp32 forward pass of {} weights", spec.weights);
   o.licence = !s.licence.empty()     ? s.licence
               : spec.licence.empty() ? ""
                                      : "weights " + spec.licence;
   o.say = [&s](const std::string& line) { s.say(line); };
   return o;
+}
+
+// Files of a model's folder, beside its weights, that a program reads.
+constexpr std::array kModelFiles{"config.json",
+                                 "generation_config.json",
+                                 "model.safetensors.index.json",
+                                 "tokenizer.json",
+                                 "tokenizer_config.json",
+                                 "tokenizer.model",
+                                 "special_tokens_map.json",
+                                 "added_tokens.json",
+                                 "vocab.json",
+                                 "merges.txt",
+                                 "chat_template.jinja"};
+
+// Whatever is written or removed is no input, and only one thing.
+void check_outputs(const Settings& s, const Checkpoint& checkpoint, const CaptureOptions& options) {
+  std::vector<fs::path> inputs(checkpoint.files());
+  if (fs::is_directory(s.model)) {
+    for (const char* name : kModelFiles) inputs.push_back(fs::path(s.model) / name);
+  }
+  if (!s.text.empty()) inputs.emplace_back(s.text);
+  if (!s.tokens.empty()) {
+    inputs.emplace_back(s.tokens);
+    for (const fs::path& file : tracegen::token_id_files(s.tokens)) inputs.push_back(file);
+  }
+  std::set<fs::path> taken;
+  for (const fs::path& input : inputs) taken.insert(fs::weakly_canonical(input));
+  std::vector<fs::path> outputs = capture_files(checkpoint.spec(), options);
+  if (!s.json.empty()) outputs.emplace_back(s.json);
+  std::set<fs::path> written;
+  for (const fs::path& output : outputs) {
+    const fs::path path = fs::weakly_canonical(output);
+    if (taken.contains(path)) {
+      throw ConfigError(
+          fmt::format("'{}' is an input of this command, and would be replaced or removed; "
+                      "expected other names for --out, --scores-out and --json",
+                      output.string()));
+    }
+    if (!written.insert(path).second) {
+      throw ConfigError(
+          fmt::format("'{}' would be written twice; expected different names for --out, "
+                      "--scores-out and --json",
+                      output.string()));
+    }
+  }
 }
 
 struct Device {
@@ -237,8 +277,9 @@ Device make_device(const Settings& s, const Checkpoint& checkpoint,
   if (s.device != "cpu") {
     try {
       return {make_cuda_runner(checkpoint, options), true};
-    } catch (const DeviceError&) {
+    } catch (const DeviceError& error) {
       if (s.device == "cuda") throw;
+      if (tracegen::has_cuda_device()) s.say(fmt::format("on the CPU, because {}", error.what()));
     }
   }
   return {make_cpu_runner(checkpoint, options), false};
@@ -309,12 +350,10 @@ nlohmann::json to_json(const CaptureResult& r, const std::string& generated,
 }
 
 void run(const Settings& s, const Context& context) {
-  std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error of write(), as a full disk is
   if (!s.json.empty() && !fs::is_directory(fs::absolute(s.json).parent_path()))
     throw ConfigError(fmt::format("--json: there is no folder for '{}'", s.json));
   const Checkpoint checkpoint = Checkpoint::open(s.model);
   const tracegen::ModelSpec& spec = checkpoint.spec();
-  check_not_input(s, checkpoint);
   std::optional<Tokenizer> tokenizer;
   try {
     tokenizer = Tokenizer::open(s.model);
@@ -324,6 +363,7 @@ void run(const Settings& s, const Context& context) {
   }
   CaptureOptions options = make_options(s, checkpoint, tokenizer ? &*tokenizer : nullptr);
   check_capture(spec, options);
+  check_outputs(s, checkpoint, options);
   const std::int64_t tokens =
       static_cast<std::int64_t>(options.token_ids.size()) + options.generate;
   if (spec.context > 0 && tokens > spec.context) {
@@ -332,7 +372,8 @@ void run(const Settings& s, const Context& context) {
   }
 
   tracegen::WorkFolder work(options.out);
-  const auto [runner, cuda] = make_device(s, checkpoint, runner_options(options, work, s.threads));
+  const auto [runner, cuda] = make_device(s, checkpoint, runner_options(options, work));
+  options.source = tracegen::provenance(spec.weights, cuda, s.half);
   options.identity = identity(checkpoint, cuda, s.half);
   const tracegen::CapturePlan plan = plan_capture(spec, options);
   const std::int64_t memory = plan.memory_bytes + runner->memory_bytes();
@@ -448,7 +489,7 @@ void add_capture(CLI::App& app, const Context& context) {
       ->check(CLI::IsMember({"f16", "bf16", "f32"}))
       ->type_name("f16|bf16|f32")
       ->group(writing);
-  sub->add_option("--keys", s->keys, "Probabilities that a row of scores keeps")
+  sub->add_option("--keys", s->keys, "Probabilities that a row of scores keeps; default: 64")
       ->check(CLI::PositiveNumber)
       ->type_name("K")
       ->group(writing);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <csignal>
 #include <exception>
 #include <iostream>
 
@@ -76,6 +77,7 @@ std::string explain(const CLI::App& app, const CLI::ParseError& error,
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error of write(), as a full disk is
   kvspan::cli::Context context{{argv, argv + argc}};
   try {
     CLI::App app(
@@ -106,8 +108,7 @@ int main(int argc, char** argv) {
     std::cerr << "kvspan: " << error.what() << "\n";
     return error.exit_code();
   } catch (const std::bad_alloc&) {
-    std::cerr
-        << "kvspan: out of memory; fewer --policy, --threads or --fidelity rows=K need less\n";
+    std::cerr << "kvspan: out of memory; fewer tokens, policies or threads need less\n";
   } catch (const std::exception& error) {
     std::cerr << "kvspan: internal error: " << error.what() << "\n";
   }

@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include <tbb/task_arena.h>
+
 #include "tracegen/attention.h"
 #include "tracegen/runner.h"
 
@@ -35,7 +37,9 @@ inline tracegen::ModelSpec fake_model(int layers = 4) {
 class FakeRunner : public tracegen::Runner {
  public:
   FakeRunner(const tracegen::ModelSpec& spec, const tracegen::RunnerOptions& options)
-      : spec_(spec), options_(options) {}
+      : spec_(spec),
+        options_(options),
+        arena_(options.threads > 0 ? options.threads : tbb::task_arena::automatic) {}
 
   void embed(std::span<const std::int32_t> ids, std::span<float> hidden) override {
     for (std::size_t i = 0; i < hidden.size(); ++i) {
@@ -97,7 +101,7 @@ class FakeRunner : public tracegen::Runner {
       tensors.lse = lse.data();
       tensors.column_mass = emit.column_mass ? mass.data() : nullptr;
       tensors.column_stride = first + rows;
-      tracegen::attention_cpu(problem, tensors);
+      arena_.execute([&] { tracegen::attention_cpu(problem, tensors); });
       if (emit.top_k > 0 || emit.lse) {
         hook.on_scores(
             {layer, first + b, count, emit.top_k, prob.data(), index.data(), lse.data()});
@@ -165,6 +169,7 @@ class FakeRunner : public tracegen::Runner {
   }
   tracegen::ModelSpec spec_;
   tracegen::RunnerOptions options_;
+  tbb::task_arena arena_;
   std::map<int, Kv> kv_;
 };
 

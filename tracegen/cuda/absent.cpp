@@ -11,4 +11,6 @@ std::unique_ptr<Runner> make_cuda_runner(const Checkpoint& /*checkpoint*/,
       "this build has no CUDA (no nvcc was found, or KVSPAN_CUDA=OFF); --device cpu needs none");
 }
 
+bool has_cuda_device() { return false; }
+
 }  // namespace kvspan::tracegen

@@ -395,7 +395,7 @@ __global__ void __launch_bounds__(Tiles<T, kDim>::kThreads)
       collected.list[half] = candidates.list + slot[half] * candidates.capacity;
       collected.count[half] = 0;
       // Finite, so that a score of minus infinity, a key that is not read, never reaches it.
-      collected.threshold[half] = there[half] && candidates.top_k > 0 ? kLowest : -kNothing;
+      collected.threshold[half] = there[half] ? kLowest : -kNothing;
     }
   }
 
@@ -432,7 +432,7 @@ __global__ void __launch_bounds__(Tiles<T, kDim>::kThreads)
         if (!whole && !shape.reads(row[c / 2], tile_key + j * 8 + lane % 4 * 2 + c % 2, kv_head))
           scores[j][c] = kNothing;
       }
-    if constexpr (kCapture)
+    if (kCapture && candidates.top_k > 0)
       collect<kKeys>(scores, tile_key, candidates.capacity, candidates.top_k, collected);
 
     float rescale[2];
@@ -625,10 +625,22 @@ Workspace workspace_of(const AttentionProblem& p, int top_k) {
   return w;
 }
 
-// More than 48 KiB of shared memory are to be asked for. Errors: DeviceError if there are not so
-// many.
-template <typename Kernel>
-void reserve_shared(Kernel* kernel, int bytes, int head_dim) {
+template <typename T, int kDim>
+int attend_shared_bytes() {
+  using Tile = Tiles<T, kDim>;
+  return Tile::bytes(Tile::kRows + 2 * Tile::kKeys);
+}
+template <typename T, int kDim>
+int sum_columns_shared_bytes() {
+  using Tile = Tiles<T, kDim>;
+  return Tile::bytes(Tile::kRows + Tile::kKeys);
+}
+
+// More than 48 KiB of shared memory are to be asked for, once. Errors: DeviceError if there are not
+// so many, or no code for the device.
+template <typename T, int kDim>
+void reserve_shared(int head_dim) {
+  const int bytes = attend_shared_bytes<T, kDim>();
   int device = 0, most = 0;
   KVSPAN_CUDA_CHECK(cudaGetDevice(&device));
   KVSPAN_CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
@@ -636,8 +648,13 @@ void reserve_shared(Kernel* kernel, int bytes, int head_dim) {
     throw DeviceError("attention with head_dim " + std::to_string(head_dim) + " needs " +
                       std::to_string(bytes) + " bytes of shared memory a block; " + device_name() +
                       " has " + std::to_string(most));
-  KVSPAN_CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  const auto reserve = [](auto* kernel, int kernel_bytes) {
+    KVSPAN_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel_bytes));
+  };
+  reserve(attend<T, kDim, false>, bytes);
+  reserve(attend<T, kDim, true>, bytes);
+  reserve(sum_columns<T, kDim>, sum_columns_shared_bytes<T, kDim>());
 }
 
 template <typename T, int kDim>
@@ -669,11 +686,10 @@ void launch_attention(const AttentionProblem& p, const DeviceAttentionTensors& t
                   .capacity = candidate_capacity(t.top_k),
                   .top_k = t.top_k};
 
-  const int bytes = Tile::bytes(Tile::kRows + 2 * Tile::kKeys);
   auto* const kernel = capture ? attend<T, kDim, true> : attend<T, kDim, false>;
-  reserve_shared(kernel, bytes, p.head_dim);
   launch(kernel, grid_of(ceil_div(p.rows * shape.pack, Tile::kRows), p.kv_heads), Tile::kThreads,
-         static_cast<std::size_t>(bytes), stream, shape, q, k, v, t.out, lse2, candidates);
+         static_cast<std::size_t>(attend_shared_bytes<T, kDim>()), stream, shape, q, k, v, t.out,
+         lse2, candidates);
 
   const std::int64_t slots = p.rows * p.query_heads;
   if (t.lse != nullptr)
@@ -688,21 +704,29 @@ void launch_attention(const AttentionProblem& p, const DeviceAttentionTensors& t
   }
   if (t.column_mass != nullptr) {
     shape.pack = 1;
-    const int tile_bytes = Tile::bytes(Tile::kRows + Tile::kKeys);
-    reserve_shared(sum_columns<T, kDim>, tile_bytes, p.head_dim);
     launch(sum_columns<T, kDim>, grid_of(ceil_div(shape.keys, Tile::kKeys), p.query_heads),
-           Tile::kThreads, static_cast<std::size_t>(tile_bytes), stream, shape, q, k, lse2,
-           t.column_mass, t.column_stride);
+           Tile::kThreads, static_cast<std::size_t>(sum_columns_shared_bytes<T, kDim>()), stream,
+           shape, q, k, lse2, t.column_mass, t.column_stride);
   }
 }
 
-// Head sizes between are padded with zeros in shared memory only.
-template <typename T>
-void launch_for_dim(const AttentionProblem& p, const DeviceAttentionTensors& t,
-                    cudaStream_t stream) {
-  if (p.head_dim <= 64) return launch_attention<T, 64>(p, t, stream);
-  if (p.head_dim <= 128) return launch_attention<T, 128>(p, t, stream);
-  return launch_attention<T, 256>(p, t, stream);
+// Calls use.operator()<T, kDim>() as compiled for the type and the head size; head sizes between are
+// padded with zeros in shared memory only.
+template <typename Use>
+void with_kernels(DeviceType type, int head_dim, const Use& use) {
+  const auto with_dim = [&]<typename T>(T /*type*/) {
+    if (head_dim <= 64) return use.template operator()<T, 64>();
+    if (head_dim <= 128) return use.template operator()<T, 128>();
+    return use.template operator()<T, 256>();
+  };
+  switch (type) {
+    case DeviceType::f32:
+      return with_dim(float{});
+    case DeviceType::f16:
+      return with_dim(__half{});
+    case DeviceType::bf16:
+      return with_dim(__nv_bfloat16{});
+  }
 }
 
 }  // namespace
@@ -711,23 +735,23 @@ std::size_t attention_cuda_workspace(const AttentionProblem& problem, int top_k)
   return static_cast<std::size_t>(workspace_of(problem, top_k).bytes);
 }
 
+void check_attention_cuda(DeviceType type, int head_dim, int top_k) {
+  if (head_dim < 8 || head_dim > 256 || head_dim % 8 != 0)
+    throw DeviceError("attention on a GPU takes a head_dim up to 256 in steps of 8, not " +
+                      std::to_string(head_dim) + "; --device cpu takes it");
+  if (top_k < 0 || top_k > kMostTopK)
+    throw DeviceError("attention on a GPU emits up to " + std::to_string(kMostTopK) +
+                      " probabilities a row, not " + std::to_string(top_k));
+  with_kernels(type, head_dim, [&]<typename T, int kDim>() { reserve_shared<T, kDim>(head_dim); });
+}
+
 void attention_cuda(const AttentionProblem& problem, const DeviceAttentionTensors& tensors,
                     cudaStream_t stream) {
-  if (problem.head_dim < 8 || problem.head_dim > 256 || problem.head_dim % 8 != 0)
-    throw DeviceError("attention on a GPU takes a head_dim up to 256 in steps of 8, not " +
-                      std::to_string(problem.head_dim) + "; --device cpu takes it");
-  if (tensors.top_k < 0 || tensors.top_k > kMostTopK)
-    throw DeviceError("attention on a GPU emits up to " + std::to_string(kMostTopK) +
-                      " probabilities a row, not " + std::to_string(tensors.top_k));
+  check_attention_cuda(tensors.type, problem.head_dim, tensors.top_k);
   if (problem.rows == 0) return;
-  switch (tensors.type) {
-    case DeviceType::f32:
-      return launch_for_dim<float>(problem, tensors, stream);
-    case DeviceType::f16:
-      return launch_for_dim<__half>(problem, tensors, stream);
-    case DeviceType::bf16:
-      return launch_for_dim<__nv_bfloat16>(problem, tensors, stream);
-  }
+  with_kernels(tensors.type, problem.head_dim, [&]<typename T, int kDim>() {
+    launch_attention<T, kDim>(problem, tensors, stream);
+  });
 }
 
 }  // namespace kvspan::tracegen

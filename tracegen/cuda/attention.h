@@ -36,11 +36,14 @@ inline constexpr int kMostTopK = 1024;
 // Device memory that the launches below need beside the tensors: grows with rows, not with keys.
 [[nodiscard]] std::size_t attention_cuda_workspace(const AttentionProblem& problem, int top_k);
 
+// Errors: DeviceError on a head_dim or top_k out of range, and on a device that has too little shared
+// memory for the head size or that this build has no code for.
+void check_attention_cuda(DeviceType type, int head_dim, int top_k);
+
 // Launches on `stream` and returns. problem.visible is device memory. With tensors.top_k = 0 and no
 // lse and column_mass the same kernel runs without its capture part.
 // REQUIRES: head_dim is a multiple of 8 and at most 256. The bits depend on nothing but the input.
-// Errors: DeviceError on a head_dim or top_k out of range, on a device with too little shared
-// memory for the head size, and on whatever CUDA reports.
+// Errors: those of check_attention_cuda(), and DeviceError on whatever CUDA reports.
 void attention_cuda(const AttentionProblem& problem, const DeviceAttentionTensors& tensors,
                     CUstream_st* stream);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the kernels are written with: tensor-core products, tile loads and copies of one warp, as
-// functions, so that a host program can stand in for them (tests/support/cuda_on_cpu.h emulates
-// them, and the kernels' text is then plain C++). Included by .cu files only.
+// functions, so that a host program can stand in for them (tests/support/cuda_on_cpu emulates them,
+// and the kernels' text is then plain C++). Included by .cu files only.
 // Source: PTX ISA, "Matrix fragments for mma.m16n8k16", "ldmatrix", "cp.async".
 #pragma once
 
@@ -119,11 +119,11 @@ __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(__half x) { return __half2float(x); }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-// Nearest value of T; beyond its range the largest finite one.
+// Nearest value of T; beyond its range infinite.
 template <typename T>
 __device__ inline T narrow(float x) {
   if constexpr (std::is_same_v<T, __half>)
-    return __float2half(x != x ? x : fminf(fmaxf(x, -65504.0F), 65504.0F));
+    return __float2half(x);
   else if constexpr (std::is_same_v<T, __nv_bfloat16>)
     return __float2bfloat16(x);
   else

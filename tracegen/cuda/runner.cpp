@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <cublas_v2.h>
 #include <optional>
@@ -25,6 +24,7 @@
 #include <tbb/task_arena.h>
 
 #include "sim/error.h"
+#include "sim/terminal_chart.h"
 #include "tracegen/cuda/attention.h"
 #include "tracegen/cuda/device.h"
 #include "tracegen/cuda/layer.h"
@@ -95,6 +95,7 @@ class CudaRunner final : public Runner {
         wave_(std::min(options.wave, std::max<std::int64_t>(options.tokens, 1))),
         arena_(options.threads > 0 ? options.threads : tbb::task_arena::automatic),
         cublas_(compute_) {
+    check_attention_cuda(attention_type_, spec_.head_dim, options.top_k);
     const std::int64_t layers = options.keep_kv ? spec_.layers : 1;
     const std::string rows = fmt::format("{} rows", options.tokens);
     kv_ = allocate(
@@ -102,6 +103,7 @@ class CudaRunner final : public Runner {
         2 * layers * options.tokens * kv_width() * element_bytes(attention_type_),
         fmt::format("keys and values of {} in {} layer{}", rows, layers, layers == 1 ? "" : "s"));
     allocate_wave();
+    reserve_scores({.top_k = options.top_k, .lse = options.top_k > 0});
     for (CudaMemory& staging : staging_)
       staging = allocate(MemoryKind::pinned, kStagingBytes, "weights on their way");
     if (dense_type_ != DeviceType::f32)
@@ -203,13 +205,14 @@ class CudaRunner final : public Runner {
   }
 
   [[nodiscard]] std::string description() const override {
-    return fmt::format("CUDA, {}, {}; {} of weights on the device", name_,
+    return fmt::format("CUDA, {}, {}; {} of weights on the device, {} allocated there", name_,
                        options_.half_precision ? "BF16 products and F16 attention, sums in fp32"
                                                : "fp32 without TF32",
-                       layers_.size() == 1 ? "one layer" : "all layers");
+                       layers_.size() == 1 ? "one layer" : "all layers",
+                       human_bytes(device_bytes_));
   }
 
-  [[nodiscard]] std::int64_t memory_bytes() const override { return allocated_bytes_; }
+  [[nodiscard]] std::int64_t memory_bytes() const override { return pinned_bytes_; }
 
  private:
   struct Pass {
@@ -241,18 +244,22 @@ class CudaRunner final : public Runner {
 
   CudaMemory allocate(MemoryKind kind, std::int64_t bytes, const std::string& purpose) {
     CudaMemory memory(kind, bytes, purpose);
-    allocated_bytes_ += bytes;
+    allocated(kind) += bytes;
     return memory;
+  }
+  std::int64_t& allocated(MemoryKind kind) {
+    return kind == MemoryKind::device ? device_bytes_ : pinned_bytes_;
   }
   void reserve(CudaMemory& memory, std::int64_t bytes, const std::string& purpose) {
     if (memory.bytes() >= bytes) return;
-    allocated_bytes_ -= memory.bytes();
+    device_bytes_ -= memory.bytes();
     memory = {};
     memory = allocate(MemoryKind::device, bytes, purpose);
   }
   void reserve(Mirror& mirror, std::int64_t floats, const std::string& purpose) {
     if (mirror.device.bytes() >= floats * kFloat) return;
-    allocated_bytes_ -= mirror.device.bytes() + mirror.host.bytes();
+    device_bytes_ -= mirror.device.bytes();
+    pinned_bytes_ -= mirror.host.bytes();
     mirror = {};
     mirror.device = allocate(MemoryKind::device, floats * kFloat, purpose);
     mirror.host = allocate(MemoryKind::pinned, floats * kFloat, purpose);
@@ -554,17 +561,14 @@ class CudaRunner final : public Runner {
 
   void attend(const Pass& pass, const Slot& slot, std::int64_t row, std::int64_t rows) {
     const std::int64_t keys = pass.first + pass.rows;
-    const AttentionProblem problem = {
-        .query_heads = spec_.query_heads,
-        .kv_heads = spec_.kv_heads,
-        .head_dim = spec_.head_dim,
-        .first = row,
-        .rows = rows,
-        .window = spec_.sliding_window.empty()
-                      ? 0
-                      : spec_.sliding_window[static_cast<std::size_t>(pass.layer)],
-        .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(spec_.head_dim))),
-        .visible = pass.visible};
+    const AttentionProblem problem = {.query_heads = spec_.query_heads,
+                                      .kv_heads = spec_.kv_heads,
+                                      .head_dim = spec_.head_dim,
+                                      .first = row,
+                                      .rows = rows,
+                                      .window = spec_.window(pass.layer),
+                                      .scale = static_cast<float>(spec_.score_scale()),
+                                      .visible = pass.visible};
     const bool top_k = pass.emit.top_k > 0;
     attention_cuda(problem,
                    {.type = attention_type_,
@@ -609,6 +613,16 @@ class CudaRunner final : public Runner {
     const Slot& slot = slot_of(wave);
     slot.downloaded.wait();
     const std::int64_t row = pass.first + wave * wave_;
+    if (pass.emit.qkv) {
+      const auto check = [&](const Mirror& values, std::int64_t width, const char* name) {
+        require_finite(values.on_host(), rows * width,
+                       fmt::format("layer {}: {}{}", pass.layer, name,
+                                   attention_type_ == DeviceType::f16 ? " in F16" : ""));
+      };
+      check(slot.q, q_width(), "q");
+      check(slot.k, kv_width(), "k");
+      check(slot.v, kv_width(), "v");
+    }
     const std::int64_t count = rows * spec_.hidden;
     require_finite(slot.hidden.on_host(), count,
                    fmt::format("layer {}: hidden states", pass.layer));
@@ -632,7 +646,7 @@ class CudaRunner final : public Runner {
   DeviceType dense_type_, attention_type_;
   std::int64_t wave_ = 0;
   tbb::task_arena arena_;
-  std::int64_t allocated_bytes_ = 0;
+  std::int64_t device_bytes_ = 0, pinned_bytes_ = 0;
 
   CudaStream upload_, compute_, download_;
   CublasHandle cublas_;
@@ -655,6 +669,11 @@ class CudaRunner final : public Runner {
 std::unique_ptr<Runner> make_cuda_runner(const Checkpoint& checkpoint,
                                          const RunnerOptions& options) {
   return std::make_unique<CudaRunner>(checkpoint, options);
+}
+
+bool has_cuda_device() {
+  int device = 0;
+  return cudaGetDevice(&device) == cudaSuccess;
 }
 
 }  // namespace kvspan::tracegen

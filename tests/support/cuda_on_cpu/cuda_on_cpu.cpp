@@ -209,14 +209,26 @@ struct CUevent_st {
 namespace {
 
 std::set<CUstream_st*> streams;
-std::map<void*, std::size_t> allocations;
+std::map<void*, std::size_t> allocations, pinned;
+int shared_bytes = 163 * 1024;
 std::size_t device_bytes = std::size_t{1} << 30;
 std::size_t used_bytes = 0;
+
+void* fresh_memory(std::size_t bytes) {
+  void* const data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  std::memset(data, 0xff, bytes);
+  return data;
+}
 
 }  // namespace
 
 namespace kvspan::cuda_on_cpu {
 void set_device_memory(std::size_t bytes) { device_bytes = bytes; }
+void set_shared_memory(int bytes) { shared_bytes = bytes; }
+std::size_t pinned_memory() {
+  return std::accumulate(pinned.begin(), pinned.end(), std::size_t{0},
+                         [](std::size_t sum, const auto& entry) { return sum + entry.second; });
+}
 }  // namespace kvspan::cuda_on_cpu
 
 void enqueue_cuda(cudaStream_t stream, std::function<void()> work) {
@@ -239,7 +251,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int /*device*/) 
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr /*attribute*/, int /*device*/) {
-  *value = 163 * 1024;
+  *value = shared_bytes;
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
@@ -249,7 +261,7 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 }
 cudaError_t cudaMalloc(void** data, std::size_t bytes) {
   if (bytes > device_bytes - used_bytes) return cudaErrorMemoryAllocation;
-  cudaHostAlloc(data, bytes, 0);
+  *data = fresh_memory(bytes);
   allocations[*data] = bytes;
   used_bytes += bytes;
   return cudaSuccess;
@@ -258,14 +270,16 @@ cudaError_t cudaFree(void* data) {
   for (CUstream_st* stream : streams) stream->run_until(stream->given);
   used_bytes -= allocations.at(data);
   allocations.erase(data);
-  return cudaFreeHost(data);
+  std::free(data);
+  return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** data, std::size_t bytes, unsigned /*flags*/) {
-  *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  std::memset(*data, 0xff, bytes);
+  *data = fresh_memory(bytes);
+  pinned[*data] = bytes;
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* data) {
+  pinned.erase(data);
   std::free(data);
   return cudaSuccess;
 }

@@ -61,6 +61,10 @@ using Lanes = std::array<void*, kLanes>;
 void set_schedule(std::uint64_t seed);
 // Bytes of device memory from now on; cudaMalloc fails beyond.
 void set_device_memory(std::size_t bytes);
+// Bytes of shared memory that a block may ask for from now on.
+void set_shared_memory(int bytes);
+// Bytes of pinned host memory that are allocated.
+std::size_t pinned_memory();
 
 // Called by all lanes of a warp with what each brings; `all` sees them all, once.
 void meet_warp(void* mine, void (*all)(const Lanes&));
