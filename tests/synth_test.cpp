@@ -300,7 +300,7 @@ TEST_CASE("profiles are read strictly and written back", "[synth]") {
   CHECK(message(R"({"kinds":[{"sinc":0.5}]})") ==
         "p.json: kinds[0]: unknown key 'sinc'; did you mean 'sink'?");
   CHECK_THAT(message(R"({"kinds":[{"sink":[0.5,2]}]})"),
-             Catch::Contains("'sink'") && Catch::Contains("from 0 to 1, not 2"));
+             Catch::Contains("'sink'") && Catch::Contains("from 0 to 1, not '2'"));
   CHECK_THAT(message(R"({"kinds":[{"decay":[2,1]}]})"), Catch::Contains("smaller number first"));
   CHECK_THAT(message(R"({"layers":[{"heads":[{"locality":[1,"a"]}]}]})"),
              Catch::Contains("layers[0].heads[0]"));
