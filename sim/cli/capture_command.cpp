@@ -286,6 +286,17 @@ Device make_device(const Settings& s, const Checkpoint& checkpoint,
   return {make_cpu_runner(checkpoint, options), false};
 }
 
+// Where the tokens after the prompt come from, for the trace's metadata.
+std::string continuation(const CaptureOptions& o) {
+  const auto given = static_cast<std::int64_t>(o.token_ids.size());
+  const std::string forced = given > o.prompt ? "; teacher-forced after the prompt" : "";
+  if (o.generate == 0) return forced;
+  if (o.sampling.temperature == 0) return forced + "; generated greedily";
+  return forced + fmt::format("; sampled (temperature {}, top-p {}, top-k {}, seed {})",
+                              o.sampling.temperature, o.sampling.top_p, o.sampling.top_k,
+                              o.sampling.seed);
+}
+
 // ---- What is said --------------------------------------------------------------------------------
 
 std::string perplexity(const std::optional<tracegen::Nll>& nll) {
@@ -314,9 +325,13 @@ void print_result(const CaptureResult& r, const std::string& generated) {
   line("prefill", speed(r.prefill_tokens, r.prefill_seconds));
   if (!r.generated.empty())
     line("decode", speed(static_cast<std::int64_t>(r.generated.size()), r.decode_seconds));
-  if (!generated.empty())
-    line("generated",
-         nlohmann::json(generated).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  if (!generated.empty()) {
+    constexpr std::size_t kShown = 400;  // all of it: --json
+    const bool cut = generated.size() > kShown;
+    line("generated", nlohmann::json(generated.substr(0, kShown))
+                              .dump(-1, ' ', false, nlohmann::json::error_handler_t::ignore) +
+                          (cut ? " ..." : ""));
+  }
   const std::size_t more = r.files.size() - 1;
   line("wrote",
        fmt::format("{}{}, {}", r.files.front().string(),
@@ -374,7 +389,7 @@ void run(const Settings& s, const Context& context) {
 
   tracegen::WorkFolder work(options.out);
   const auto [runner, cuda] = make_device(s, checkpoint, runner_options(options, work));
-  options.source = tracegen::provenance(spec.weights, cuda, s.half);
+  options.source = tracegen::provenance(spec.weights, cuda, s.half) + continuation(options);
   options.identity = identity(checkpoint, cuda, s.half);
   const tracegen::CapturePlan plan = plan_capture(spec, options);
   const std::int64_t memory = plan.memory_bytes + runner->memory_bytes();
