@@ -255,6 +255,15 @@ TEST_CASE("other options start afresh, and say what changed", "[capture]") {
     std::ofstream(folder / "t.safetensors.partial/journal.json") << "{\"layers\": 3";
     CHECK(run(o).resumed_layers == 0);
   }
+  SECTION("a machine that lost power before a short layer was on the disk") {
+    const fs::path path = folder / "t.safetensors.partial/journal.json";
+    json journal = json::parse(std::ifstream(path));
+    CHECK(journal.at("boot") != "");
+    journal["boot"] = "another";
+    std::ofstream(path) << journal;
+    CHECK(run(o).resumed_layers == 0);
+    CHECK_THAT(said, Contains("the machine has been started since"));
+  }
   SECTION("a missing file") {
     for (const char* name : {"hidden.0", "hidden.1"})
       fs::remove(folder / "t.safetensors.partial/data" / name);

@@ -5,6 +5,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <fstream>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -365,6 +366,16 @@ std::uint64_t hash_of(std::span<const std::int32_t> ids) {
   return hash;
 }
 
+constexpr double kWorthSyncing = 5;  // seconds of work
+
+// Changes whenever the machine starts; "" where the system does not tell.
+std::string boot_id() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  file >> id;
+  return id;
+}
+
 // Everything that the result depends on.
 json identity_of(const ModelSpec& model, const CaptureOptions& o) {
   const BuildInfo info = build_info();
@@ -399,6 +410,7 @@ class Job {
         ids_(options.token_ids) {
     journal_["identity"] = identity_of(model, options);
     journal_["layers"] = 0;
+    journal_["boot"] = "";
     journal_["prefill_seconds"] = 0.0;
     journal_["decode_seconds"] = 0.0;
   }
@@ -458,6 +470,8 @@ class Job {
         changed += (changed.empty() ? "" : ", ") + key;
     }
     if (!changed.empty()) return "these changed: " + changed;
+    if (!found.contains("boot") || (found["boot"] != "" && found["boot"] != boot_id()))
+      return "the machine has been started since";
     const bool whole = found.contains("tokens");
     if (!is_number(found, "layers", 0, model_.layers) || !is_seconds(found, "prefill_seconds") ||
         !is_seconds(found, "decode_seconds") ||
@@ -548,11 +562,10 @@ class Job {
       });
       first += rows;
     }
-    recorder_.sync(layer);
-    to.sync();
     journal_["layers"] = layer + 1;
-    add_seconds("prefill_seconds", begin);
-    work_.write_journal(journal_);
+    const double seconds = add_seconds("prefill_seconds", begin);
+    if (seconds >= kWorthSyncing) to.sync();
+    save(seconds);
     report_prefill(layer + 1);
   }
 
@@ -647,8 +660,17 @@ class Job {
       journal_["text_bytes"] = text.size();
       write_common("token_text_offsets", std::as_bytes(std::span(offsets)));
     }
-    for (int l = 0; options_.generate > 0 && l < model_.layers; ++l) recorder_.sync(l);
+    if (options_.generate > 0) synced_ = 0;
     journal_["tokens"] = ids_.size();
+    save(journal_["prefill_seconds"].get<double>() + journal_["decode_seconds"].get<double>());
+  }
+
+  // Journals what is done. Waiting until it is on the disk is worth it only for work of some seconds:
+  // without, it survives every end of the process, but not one of the machine, and the journal says so.
+  void save(double seconds) {
+    const bool durable = seconds >= kWorthSyncing;
+    for (; durable && synced_ < layers_done(); ++synced_) recorder_.sync(synced_);
+    journal_["boot"] = durable ? "" : boot_id();
     work_.write_journal(journal_);
   }
 
@@ -696,9 +718,10 @@ class Job {
     return out;
   }
 
-  void add_seconds(const char* key, Clock::time_point begin) {
-    journal_[key] =
-        journal_[key].get<double>() + std::chrono::duration<double>(Clock::now() - begin).count();
+  double add_seconds(const char* key, Clock::time_point begin) {
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    journal_[key] = journal_[key].get<double>() + seconds;
+    return seconds;
   }
 
   const ModelSpec& model_;
@@ -708,6 +731,7 @@ class Job {
   Recorder recorder_;
   tbb::task_arena arena_;
   json journal_;
+  int synced_ = 0;  // layers that are on the disk
   int resumed_ = 0;
   std::array<std::optional<MappedFloats>, 2> hidden_;  // [known tokens, hidden]
   std::vector<std::int32_t> ids_;
