@@ -4,7 +4,7 @@
 
     bench_transformers.py --kvspan build/release/sim/kvspan --gguf SmolLM2-135M-Instruct.Q4_1.gguf
                           [--text traces/texts/pride-excerpt.txt] [--tokens 2048,8192]
-                          [--threads 2] [--turns 3]
+                          [--threads 2] [--turns 3] [--attention eager,sdpa]
 
 Same machine, same weights (dequantised to fp32), same tokens, same number of threads, in turns; the
 best of the turns counts, because other work on the machine only ever slows a turn down. transformers
@@ -43,8 +43,10 @@ def main() -> None:
     parser.add_argument("--tokens", default="2048,8192")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--attention", default="eager,sdpa")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    transformers.utils.logging.disable_progress_bar()
 
     def load(attention: str):
         return transformers.AutoModelForCausalLM.from_pretrained(
@@ -54,7 +56,7 @@ def main() -> None:
             attn_implementation=attention,
         ).eval()
 
-    models = {name: load(name) for name in ("eager", "sdpa")}
+    models = {name: load(name) for name in options.attention.split(",")}
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         str(options.gguf.parent), gguf_file=options.gguf.name
     )
@@ -65,7 +67,9 @@ def main() -> None:
             logits = model(tokens, use_cache=False).logits[0]
             torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:]).item()
 
-    print(f"{'tokens':>7}  {'program':<20} {'wall s':>8} {'CPU s':>8} {'tokens/s':>9}  times kvspan")
+    print(
+        f"{'tokens':>7}  {'program':<20} {'wall s':>8} {'CPU s':>8} {'tokens/s':>9}  times kvspan"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for count in map(int, options.tokens.split(",")):
             id_file = pathlib.Path(folder) / "ids.txt"
