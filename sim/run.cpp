@@ -195,6 +195,11 @@ std::vector<RunResult> run_policies(const Trace& trace, const std::vector<Recipe
       run.notes.push_back(
           fmt::format("bytes of {} of {} layers", trace.meta().layers, trace.meta().model_layers));
     }
+    const bool budgets_follow_content =
+        std::any_of(policies[p].rules.begin(), policies[p].rules.end(),
+                    [](const Rule& rule) { return rule.budget && !rule.budget->content_free(); });
+    if (!trace.is_qkv() && budgets_follow_content)
+      run.notes.emplace_back("budgets rest on truncated attention: undecided counts rankings");
     run.ledger = std::move(replays[p].ledger);
     run.metrics = compute_metrics(run.ledger, accounting);
     run.fidelity = std::move(replays[p].fidelity);

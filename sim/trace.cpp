@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 
 #include "sim/error.h"
+#include "sim/half.h"
 #include "sim/trace_meta.h"
 
 namespace kvspan {
@@ -302,17 +303,8 @@ bool f16_block(const std::array<std::uint16_t, kWidenBlock>& in,
   std::uint32_t bad = 0;
   for (std::size_t i = 0; i < kWidenBlock; ++i) {
     const std::uint32_t half = in[i];
-    const std::uint32_t exponent = half & 0x7C00U;
-    const std::uint32_t sign = (half & 0x8000U) << 16U;
-    // Normal: move the fields and rebias the exponent from 15 to 127.
-    const std::uint32_t normal = ((half & 0x7FFFU) << 13U) + (112U << 23U);
-    // Subnormal: m * 2^-24 = 2^-14 (1 + m / 1024) - 2^-14, exact and free of slow subnormal floats.
-    const float small = std::bit_cast<float>(((half & 0x03FFU) << 13U) | (113U << 23U)) - 0x1p-14F;
-    const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(small);
-    // Arithmetic, not a comparison: gcc 12 makes a branch of (exponent == 0 ? ~0U : 0U).
-    const std::uint32_t is_subnormal = 0U - ((exponent - 1U) >> 31U);
-    (*out)[i] = std::bit_cast<float>(sign | (subnormal & is_subnormal) | (normal & ~is_subnormal));
-    bad |= exponent + 0x0400U;  // reaches bit 15 for infinity and NaN only
+    (*out)[i] = half_to_float(half);
+    bad |= (half & 0x7C00U) + 0x0400U;  // reaches bit 15 for infinity and NaN only
   }
   return (bad & 0x8000U) == 0;
 }

@@ -773,11 +773,21 @@ TEST_CASE("where a score trace leaves nothing undecided, its deaths are the qkv 
   }
   const auto exact = run_policies(*t.qkv, served, options, {});
   const auto bounded = run_policies(scores, served, options, {});
-  int decided = 0, undecided = 0;
+  int decided = 0, undecided = 0, said = 0;
   for (std::size_t p = 0; p < served.size(); ++p) {
     INFO(exact[p].spec);
     CHECK(!exact[p].undecided);
     REQUIRE(bounded[p].undecided);
+    // What `undecided` does not count is said: budgets and heads that follow truncated attention.
+    const std::string& name = served[p][0].name;
+    if (name == "simlayerkv" || name == "adakv" || name == "duoattention" || name == "prulong") {
+      ++said;
+      const auto of_truncation = [](const std::string& note) {
+        return note.find("truncated attention") != std::string::npos;
+      };
+      CHECK(std::any_of(bounded[p].notes.begin(), bounded[p].notes.end(), of_truncation));
+      CHECK(std::none_of(exact[p].notes.begin(), exact[p].notes.end(), of_truncation));
+    }
     if (*bounded[p].undecided > 0) {
       ++undecided;
       continue;
@@ -788,6 +798,7 @@ TEST_CASE("where a score trace leaves nothing undecided, its deaths are the qkv 
   }
   CHECK(decided >= 5);
   CHECK(undecided >= 1);
+  CHECK(said >= 3);
 }
 
 TEST_CASE("threads and interruptions change no byte of a real capture", "[capture]") {

@@ -289,7 +289,8 @@ PolicyEntry baklava() {
       importance = calibration->importance;
       recipe.notes.push_back(fmt::format(
           "baklava-like stand-in: {} calibrated on the {}{}", source.fitted() ? "budgets" : "power",
-          source.other ? "prompt of " + source.fitted_on() : "first half of this prompt",
+          source.other ? "prompt of " + source.fitted_on()
+                       : "first half of this prompt" + truncation(base),
           !source.fitted() || base->has_v() ? "" : " by self mass, for lack of values"));
     } else {
       recipe.notes.emplace_back("baklava-like stand-in");

@@ -95,9 +95,13 @@ Gates read_gates(const std::string& policy, const std::string& file, const Geome
   return gates;
 }
 
+std::string truncation(const Trace* trace) {
+  return trace == nullptr || trace->is_qkv() ? "" : ", truncated attention, not in undecided";
+}
+
 std::string HeadSource::fitted_on() const {
   return (other ? fmt::format("'{}'", other->name()) : "this trace") +
-         (future ? " (reads the future)" : "");
+         (future ? " (reads the future)" : "") + truncation(trace);
 }
 
 HeadSource head_source(const Arguments& arguments, const std::string& parameter,

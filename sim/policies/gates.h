@@ -16,6 +16,9 @@ namespace kvspan::policies {
 using Gates = std::vector<std::vector<double>>;  // [layers][heads]
 using Mask = std::vector<std::vector<bool>>;     // [layers][kv_heads] true: full head
 
+// For notes: "" unless what is fitted on the trace rests on attention that the trace cut off.
+[[nodiscard]] std::string truncation(const Trace* trace);
+
 // Where numbers per head come from: a parameter names a file of them, or a trace (*.safetensors) to
 // fit them on; auto: the replayed trace.
 struct HeadSource {
