@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tests of the viewer with Qt's own library: one class a file, all in one program, which is told the
+// class to run. See main.cpp.
+#pragma once
+
+#include <QDir>
+#include <QObject>
+#include <QTemporaryDir>
+#include <QtTest>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gui/document.h"
+
+namespace kvspan::gui::test {
+
+struct TestClass {
+  std::string name;
+  std::function<std::unique_ptr<QObject>()> make;
+};
+std::vector<TestClass>& test_classes();
+
+template <class T>
+bool add_test_class(const std::string& name) {
+  test_classes().push_back({name, [] { return std::make_unique<T>(); }});
+  return true;
+}
+
+// A result of the bundled trace with its timeline and lifetimes, made once for all tests of the
+// process: 512 tokens as the prompt, `full`, a few that evict, one that selects and one that
+// quantises, at 20 %.
+[[nodiscard]] QString bundled_result();
+// A folder of this process, removed at its end.
+[[nodiscard]] QDir work_folder();
+// Where pictures that a person looks at are left: a folder of the build.
+[[nodiscard]] QDir picture_folder();
+
+}  // namespace kvspan::gui::test
+
+// Behind a class `T : public QObject` with Q_OBJECT in NAME_test.cpp: makes it a test of that name.
+#define KVSPAN_GUI_TEST(T, name) \
+  static const bool added_##T = kvspan::gui::test::add_test_class<T>(name)

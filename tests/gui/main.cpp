@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <QApplication>
+#include <QStandardPaths>
+#include <cstdio>
+
+#include <nlohmann/json.hpp>
+
+#include "gui_test.h"
+
+#include "sim/report.h"
+#include "sim/result_files.h"
+#include "sim/run.h"
+
+namespace kvspan::gui::test {
+
+std::vector<TestClass>& test_classes() {
+  static std::vector<TestClass> classes;
+  return classes;
+}
+
+QDir work_folder() {
+  static const QTemporaryDir folder;
+  return {folder.path()};
+}
+
+QDir picture_folder() {
+  QDir().mkpath(KVSPAN_PICTURES_DIR);
+  return {KVSPAN_PICTURES_DIR};
+}
+
+QString bundled_result() {
+  static const QString path = [] {
+    RunReport report;
+    report.trace_path = KVSPAN_TRACES_DIR "/smollm2-passkey.safetensors";
+    const Trace trace = Trace::open(report.trace_path);
+    EngineOptions options;
+    options.prompt = 512;
+    options.chunk = 128;
+    options.keep_scores = true;
+    options.fidelity_rows = 64;
+    const std::vector<RecipeSpec> specs = expand_policies(
+        {"full", "streaming_llm", "h2o", "chunked(snapkv)", "quest", "kivi"}, {"20%"});
+    report.runs = run_policies(trace, specs, options, report.accounting);
+    report.trace = trace.meta();
+    report.trace.prompt_tokens = options.prompt;
+    report.chunk = options.chunk;
+    report.trace_sha256 = trace.sha256();
+    report.timeline_path = work_folder().filePath("bundled.timeline.safetensors").toStdString();
+    report.lifetimes_path = work_folder().filePath("bundled.lifetimes.safetensors").toStdString();
+    write_timeline(report, report.timeline_path);
+    write_lifetimes(report, report.lifetimes_path);
+    const QString json = work_folder().filePath("bundled.json");
+    write_file_atomically(json.toStdString(), to_json(report).dump(1));
+    return json;
+  }();
+  return path;
+}
+
+}  // namespace kvspan::gui::test
+
+// kvspan_gui_tests CLASS [QTEST_ARGUMENT...]
+int main(int argc, char** argv) {
+  QStandardPaths::setTestModeEnabled(true);
+  QApplication app(argc, argv);
+  QApplication::setApplicationName("kvspan-viewer-test");
+  for (const auto& [name, make] : kvspan::gui::test::test_classes()) {
+    if (argc < 2 || name != argv[1]) continue;
+    argv[1] = argv[0];
+    const auto object = make();
+    return QTest::qExec(object.get(), argc - 1, argv + 1);
+  }
+  std::fprintf(stderr, "usage: kvspan_gui_tests CLASS [QTEST_ARGUMENT...]; classes:");
+  for (const auto& test : kvspan::gui::test::test_classes()) {
+    std::fprintf(stderr, " %s", test.name.c_str());
+  }
+  std::fprintf(stderr, "\n");
+  return 2;
+}

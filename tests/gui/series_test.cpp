@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "gui_test.h"
+
+#include "sim/result_files.h"
+
+namespace kvspan::gui::test {
+
+// One run whose series are random; written and read back as a file.
+class SeriesTest : public QObject {
+  Q_OBJECT
+ private slots:
+  void extremes_of_levels_equal_those_of_a_walk_over_all_rows();
+  void steps_hold_until_the_next_row();
+  void polygons_equal_the_entries_of_the_ledger();
+};
+
+void SeriesTest::extremes_of_levels_equal_those_of_a_walk_over_all_rows() {
+  constexpr RowIndex kTokens = 300'000;  // three levels above the rows
+  std::mt19937 random(7);
+  RunReport report;
+  report.trace.tokens = report.trace.prompt_tokens = kTokens;
+  report.trace.layer_ids = {0};
+  report.trace.model_layers = report.trace.layers = 1;
+  RunResult& run = report.runs.emplace_back();
+  run.ledger.layers = run.ledger.heads = 1;
+  run.ledger.plan.tokens = kTokens;
+  run.ledger.representations = {{}};
+  run.ledger.death.assign(kTokens, kTokens);
+  Timeline& line = run.metrics.timeline;
+  for (auto* series : {&line.resident_entries, &line.resident_bytes, &line.overhead_bytes,
+                       &line.host_bytes, &line.active_entries}) {
+    for (RowIndex row = 0; row < kTokens; ++row) series->push_back(random() % 100'000);
+  }
+  run.fidelity.emplace();
+  for (RowIndex row = 0; row < kTokens; ++row) {
+    run.fidelity->row_mass.push_back(row % 3 == 0 ? NAN
+                                                  : static_cast<float>(random() % 1000) / 1000);
+  }
+  const std::string path = work_folder().filePath("levels.safetensors").toStdString();
+  write_timeline(report, path);
+  const ResultPtr result = open_result(path);
+  const Run& read = result->runs[0];
+  for (int i = 0; i < 400; ++i) {
+    const auto length =
+        static_cast<RowIndex>(std::pow(10.0, 5.4e-3 * static_cast<double>(random() % 1000)));
+    const auto begin = static_cast<RowIndex>(random() % (kTokens - length));
+    const auto first = line.resident_bytes.begin() + begin;
+    const auto [low, high] = std::minmax_element(first, first + length);
+    const Extremes found = read.bytes->over(begin, begin + length);
+    QCOMPARE(found.low, static_cast<double>(*low));
+    QCOMPARE(found.high, static_cast<double>(*high));
+    QCOMPARE(read.bytes->row_of_high(begin, begin + length),
+             std::max_element(first, first + length) - line.resident_bytes.begin());
+    double least = NAN;
+    for (RowIndex row = begin; row < begin + length; ++row) {
+      const auto value = static_cast<double>(run.fidelity->row_mass[static_cast<std::size_t>(row)]);
+      if (!(least <= value) && !std::isnan(value)) least = value;
+    }
+    const double mass = read.mass->over(begin, begin + length).low;
+    QVERIFY(mass == least || (std::isnan(mass) && std::isnan(least)));
+  }
+}
+
+void SeriesTest::steps_hold_until_the_next_row() {
+  const SeriesPtr series = series_of_steps({0, 10, 20}, {5, NAN, 7}, 30);
+  QCOMPARE(series->at(9), 5.0);
+  QVERIFY(std::isnan(series->at(10)));
+  QCOMPARE(series->at(29), 7.0);
+  QCOMPARE(series->over(5, 21).low, 5.0);
+  QCOMPARE(series->over(5, 21).high, 7.0);
+  QVERIFY(std::isnan(series->over(12, 15).high));
+  QCOMPARE(series->row_of_high(0, 30), RowIndex{20});
+  QCOMPARE(series->row_of_high(12, 30), RowIndex{20});
+}
+
+void SeriesTest::polygons_equal_the_entries_of_the_ledger() {
+  const ResultPtr result = open_result(bundled_result().toStdString());
+  for (const Run& run : result->runs) {
+    QCOMPARE(run.heads_over_time.size(),
+             static_cast<std::size_t>(result->trace.layers() * run.heads));
+    for (RowIndex row = 0; row < result->trace.tokens; row += 7) {
+      std::int64_t sum = 0;
+      for (const Polygon& head : run.heads_over_time) sum += head.at(row);
+      QCOMPARE(static_cast<double>(sum), run.entries->at(row));
+    }
+  }
+}
+
+KVSPAN_GUI_TEST(SeriesTest, "series");
+
+}  // namespace kvspan::gui::test
+
+#include "series_test.moc"
