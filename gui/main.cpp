@@ -234,9 +234,10 @@ void add_options(CLI::App& app, Settings& s) {
          "Write a view without a window: .png, .svg or .csv; may be repeated, one --view each")
       ->type_name("FILE")
       ->allow_extra_args(false);
-  app.add_option("--view", s.views,
-                 "memory, lifetimes, heads, tradeoff, peak, resident or compare; of the window: "
-                 "the one to start with")
+  app.add_option(
+         "--view", s.views,
+         "memory, runs, lifetimes, resident, peak, heads, tradeoff or compare; of the window: "
+         "the one to start with")
       ->type_name("NAME")
       ->allow_extra_args(false);
   app.add_option("--export-all", s.export_all, "Write every view as .png, .svg and .csv")

@@ -10,19 +10,15 @@
 #include <QFileDialog>
 #include <QFileInfo>
 #include <QHBoxLayout>
-#include <QHeaderView>
 #include <QLabel>
 #include <QMenuBar>
 #include <QMessageBox>
 #include <QMimeData>
 #include <QSettings>
-#include <QSortFilterProxyModel>
 #include <QSplitter>
 #include <QStatusBar>
-#include <QStyledItemDelegate>
 #include <QTabWidget>
 #include <QToolButton>
-#include <QTreeView>
 #include <QVBoxLayout>
 #include <algorithm>
 #include <fstream>
@@ -32,6 +28,8 @@
 
 #include "gui/command_palette.h"
 #include "gui/map_guard.h"
+#include "gui/numbers.h"
+#include "gui/run_list.h"
 #include "gui/run_table.h"
 #include "gui/session.h"
 #include "gui/theme.h"
@@ -42,32 +40,6 @@ namespace kvspan::gui {
 namespace {
 
 constexpr int kMostRecent = 12;
-
-// The label with the pen that charts draw the run with; the current run bold.
-class RunDelegate final : public QStyledItemDelegate {
- public:
-  using QStyledItemDelegate::QStyledItemDelegate;
-
- protected:
-  void initStyleOption(QStyleOptionViewItem* option, const QModelIndex& index) const override {
-    QStyledItemDelegate::initStyleOption(option, index);
-    option->font.setBold(index.data(RunTable::current_role).toBool());
-    if (index.column() != RunTable::label) return;
-    QPixmap swatch(QSize(18, 12) * 2);
-    swatch.setDevicePixelRatio(2);
-    swatch.fill(Qt::transparent);
-    {
-      QPainter painter(&swatch);
-      painter.setRenderHint(QPainter::Antialiasing);
-      painter.setPen(run_pen(index.data(RunTable::slot_role).toInt(), 3));
-      painter.drawLine(QPointF(0, 6), QPointF(18, 6));
-    }
-    option->features |= QStyleOptionViewItem::HasDecoration;
-    option->decorationSize = QSize(18, 12);
-    option->icon = QIcon(swatch);
-    if (index.data(RunTable::baseline_role).toBool()) option->text += "  (baseline)";
-  }
-};
 
 QString file_filter() { return "Results and traces (*.json *.safetensors);;All files (*)"; }
 
@@ -110,51 +82,32 @@ void MainWindow::build_widgets() {
   tabs_ = new QTabWidget;
   tabs_->setDocumentMode(true);
 
-  auto* model = new RunTable(document_, this);
-  auto* sorted = new QSortFilterProxyModel(this);
-  sorted->setSourceModel(model);
-  sorted->setSortRole(Qt::EditRole);
-  run_list_ = new QTreeView;
-  run_list_->setObjectName("run_list");
-  run_list_->setAccessibleName("Runs");
-  run_list_->setModel(sorted);
-  run_list_->setItemDelegate(new RunDelegate(run_list_));
-  run_list_->setRootIsDecorated(false);
-  run_list_->setUniformRowHeights(true);
-  run_list_->setAllColumnsShowFocus(true);
-  run_list_->setTextElideMode(Qt::ElideMiddle);
-  run_list_->setSortingEnabled(true);
-  sorted->sort(-1);
-  run_list_->header()->setSortIndicator(-1, Qt::AscendingOrder);
-  run_list_->header()->setStretchLastSection(false);
-  run_list_->header()->setSectionResizeMode(QHeaderView::ResizeToContents);
-  run_list_->header()->setSectionResizeMode(RunTable::label, QHeaderView::Stretch);
-  for (const int column : {RunTable::peak_kv, RunTable::peak_memory, RunTable::error,
-                           RunTable::at_begin, RunTable::delta}) {
-    run_list_->setColumnHidden(column, true);
-  }
-  run_list_->header()->setContextMenuPolicy(Qt::CustomContextMenu);
-  connect(run_list_->header(), &QWidget::customContextMenuRequested, this, [this](QPoint at) {
-    QMenu menu;
-    for (int column = 1; column < RunTable::column_count; ++column) {
-      QAction* action =
-          menu.addAction(run_list_->model()->headerData(column, Qt::Horizontal).toString());
-      action->setCheckable(true);
-      action->setChecked(!run_list_->isColumnHidden(column));
-      connect(action, &QAction::toggled, this,
-              [this, column](bool on) { run_list_->setColumnHidden(column, !on); });
+  run_list_ = new RunList(document_, this);
+  auto* runs = new QWidget;
+  auto* runs_layout = new QVBoxLayout(runs);
+  runs_layout->setContentsMargins(0, 0, 0, 0);
+  runs_layout->setSpacing(0);
+  auto* heading = new QLabel;
+  heading->setObjectName("run_heading");
+  heading->setContentsMargins(28, 6, 8, 6);
+  runs_layout->addWidget(heading);
+  runs_layout->addWidget(run_list_);
+  // What the second line of each run says.
+  const auto say = [this, heading] {
+    const Rows rows = document_.selection();
+    if (rows.empty()) {
+      heading->setText("nothing is open: Ctrl+O, or drop files here");
+    } else if (rows.size() > 1) {
+      heading->setText(QString("rows %1 to %2: begin %3 end, difference")
+                           .arg(count_text(rows.begin), count_text(rows.end - 1), QChar(0x2192)));
+    } else {
+      heading->setText(
+          QString("KV footprint, retained attention, held in row %1").arg(count_text(rows.begin)));
     }
-    menu.exec(run_list_->header()->mapToGlobal(at));
-  });
-  connect(run_list_->selectionModel(), &QItemSelectionModel::currentRowChanged, this,
-          [this, sorted](const QModelIndex& now) {
-            if (now.isValid()) document_.set_current(sorted->mapToSource(now).row());
-          });
-  connect(&document_, &Document::current_changed, this, [this, sorted, model] {
-    const QModelIndex now = sorted->mapFromSource(model->index(document_.current(), 0));
-    if (run_list_->currentIndex().row() != now.row()) run_list_->setCurrentIndex(now);
-  });
-  side_->addTab(run_list_, "Runs");
+  };
+  connect(&document_, &Document::selection_changed, this, say);
+  say();
+  side_->addTab(runs, "Runs");
 
   views_ = make_views(document_, this);
   auto* upper = new QWidget;
@@ -268,6 +221,16 @@ void MainWindow::build_actions() {
   add_action(view, "Stack by head class", {},
              display([](Display& d) { d.stack = Stack::head_class; }));
   add_action(view, "Stack by state", {}, display([](Display& d) { d.stack = Stack::state; }));
+  view->addSeparator();
+  add_action(view, "Sort runs as opened", {}, [this] { run_list_->sort_by(-1); });
+  add_action(view, "Sort runs by footprint", {},
+             [this] { run_list_->sort_by(RunTable::footprint); });
+  add_action(view, "Sort runs by peak memory", {},
+             [this] { run_list_->sort_by(RunTable::peak_memory); });
+  add_action(view, "Sort runs by retained attention", {},
+             [this] { run_list_->sort_by(RunTable::retained); });
+  add_action(view, "Sort runs by what they hold now", {},
+             [this] { run_list_->sort_by(RunTable::at_end); });
   view->addSeparator();
   add_action(view, "&Show or hide the current run", Qt::CTRL | Qt::Key_H, [this] {
     if (const ShownRun* shown = document_.current_run()) {

@@ -19,9 +19,10 @@ class QLabel;
 class QMenu;
 class QSplitter;
 class QTabWidget;
-class QTreeView;
 
 namespace kvspan::gui {
+
+class RunList;
 
 class MainWindow : public QMainWindow {
   Q_OBJECT
@@ -77,7 +78,7 @@ class MainWindow : public QMainWindow {
   QSplitter* charts_ = nullptr;
   QTabWidget* side_ = nullptr;
   QTabWidget* tabs_ = nullptr;
-  QTreeView* run_list_ = nullptr;
+  RunList* run_list_ = nullptr;
   QWidget* strip_ = nullptr;
   QLabel* strip_text_ = nullptr;
   QLabel* hint_ = nullptr;
