@@ -50,6 +50,8 @@ class Polygon {
   Polygon(std::span<const std::byte> rows, std::span<const std::byte> entries)
       : rows_(rows), entries_(entries) {}
   [[nodiscard]] std::int64_t at(RowIndex row) const;
+  // The sum of at() over all rows; reads all points.
+  [[nodiscard]] double entry_rows() const;
 
  private:
   std::span<const std::byte> rows_, entries_;
