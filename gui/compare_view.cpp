@@ -72,8 +72,7 @@ CompareView::CompareView(Document& document, QWidget* parent)
   auto* parts = new QSplitter;
   parts->addWidget(chart_);
   parts->addWidget(make_kept_sets(document, nullptr));
-  parts->setStretchFactor(0, 1);
-  parts->setStretchFactor(1, 1);
+  parts->setSizes({1000, 1000});  // shares: halves
   parts->setChildrenCollapsible(false);
   auto* layout = new QVBoxLayout(this);
   layout->setContentsMargins(0, 0, 0, 0);

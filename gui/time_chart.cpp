@@ -217,7 +217,7 @@ class TimeChart::Plot final : public QChartView {
   [[nodiscard]] const ShownRun& shown(const ChartLine& line) const {
     return document_.runs()[static_cast<std::size_t>(line.run)];
   }
-  [[nodiscard]] QPen pen_of(const ChartLine& line) const;
+  [[nodiscard]] QPen pen_of(const ChartLine& line, bool smooth) const;
   [[nodiscard]] QString text_of(double value) const {
     return content_.difference ? difference_text(content_.quantity, value)
                                : value_text(content_.quantity, value);
@@ -518,11 +518,9 @@ double TimeChart::Plot::y_of(double value) const {
   return area_.bottom() - share * area_.height();
 }
 
-QPen TimeChart::Plot::pen_of(const ChartLine& line) const {
-  // One pixel wide is what the painter has a fast way for.
-  const bool fast = !paper_ && still_.isActive();
-  const double width = content_.stacking ? 1.2 : line.current ? 2.6 : 1.5;
-  return run_pen(shown(line).colour, fast ? 1 : width);
+QPen TimeChart::Plot::pen_of(const ChartLine& line, bool smooth) const {
+  const double width = content_.stacking || content_.difference ? 1.2 : line.current ? 2.6 : 1.5;
+  return run_pen(shown(line).colour, smooth ? width : 1);
 }
 
 // ---- Painting -----------------------------------------------------------------------------------
@@ -565,8 +563,9 @@ void TimeChart::Plot::paint_lines(QPainter& painter) {
   painter.setBrush(Qt::NoBrush);
   QPolygonF polygon;
   for (std::size_t i = 0; i < lines_.size(); ++i) {
-    painter.setPen(pen_of(content_.lines[i]));
-    const bool twice = !smooth && content_.lines[i].current && !content_.stacking;
+    // One pixel wide is what the painter has a fast way for.
+    painter.setPen(pen_of(content_.lines[i], smooth));
+    const bool twice = !smooth && pen_of(content_.lines[i], true).widthF() > 2;
     polygon.clear();
     for (const QPointF& point : lines_[i]) polygon << QPointF(x_of(point.x()), y_of(point.y()));
     painter.drawPolyline(polygon);
@@ -860,7 +859,7 @@ void TimeChart::Plot::paint_front(QPainter& painter) {
   if (paper_ || !hover_ || drag_ == Drag::pan) return;
   painter.setRenderHint(QPainter::Antialiasing, true);
   if (rubber_) {
-    draw_box(painter, *hover_, area_, rubber_readout());
+    draw_box(painter, *hover_, front_->boundingRect(), rubber_readout());
     return;
   }
   const RowIndex row = row_at(hover_->x());
@@ -875,7 +874,7 @@ void TimeChart::Plot::paint_front(QPainter& painter) {
     painter.setBrush(run_colour(shown(line).colour));
     painter.drawEllipse(QPointF(x, y_of(value)), 3, 3);
   }
-  draw_box(painter, *hover_, area_, readout(row));
+  draw_box(painter, *hover_, front_->boundingRect(), readout(row));
 }
 
 std::vector<BoxLine> TimeChart::Plot::readout(RowIndex row) const {
@@ -913,6 +912,7 @@ std::vector<BoxLine> TimeChart::Plot::readout(RowIndex row) const {
     const double value = line.measure.at(row);
     if (!std::isnan(value)) values.push_back({&line, value});
   }
+  if (values.empty()) box.push_back({"not measured in this row", {}});
   std::stable_sort(values.begin(), values.end(),
                    [](const Value& a, const Value& b) { return a.value > b.value; });
   for (std::size_t k = 0; k < std::min(values.size(), kReadout); ++k) {
