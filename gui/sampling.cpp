@@ -55,36 +55,30 @@ RowIndex Columns::edge(int column) const {
   return (row + unit_ / 2) / unit_ * unit_;
 }
 
-std::vector<std::vector<QPointF>> sample_line(const Measure& measure, const Columns& columns) {
-  std::vector<std::vector<QPointF>> pieces;
-  bool open = false;
+std::vector<QPointF> sample_line(const Measure& measure, const Columns& columns) {
+  std::vector<QPointF> line;
+  line.reserve(2 * static_cast<std::size_t>(columns.count()));
   for (int c = 0; c < columns.count(); ++c) {
     Rows rows = columns.at(c);
     rows.end = std::min(rows.end, measure.series->rows());
     if (rows.empty()) break;
     const Extremes found = measure.series->over(rows.begin, rows.end);
-    if (std::isnan(found.high)) {
-      open = false;
-      continue;
-    }
-    if (!open) pieces.emplace_back();
-    open = true;
-    std::vector<QPointF>& piece = pieces.back();
+    if (std::isnan(found.high)) continue;
     const double low = found.low * measure.scale;
     const double high = found.high * measure.scale;
     const auto begin = static_cast<double>(rows.begin);
     const auto end = static_cast<double>(rows.end);
     if (rows.size() == 1) {
-      piece.emplace_back(begin, high);
-      piece.emplace_back(end, high);
+      line.emplace_back(begin, high);
+      line.emplace_back(end, high);
       continue;
     }
     const double x = (begin + end) / 2;
-    const bool down = !piece.empty() && piece.back().y() > (low + high) / 2;
-    piece.emplace_back(x, down ? high : low);
-    if (low != high) piece.emplace_back(x, down ? low : high);
+    const bool down = !line.empty() && line.back().y() > (low + high) / 2;
+    line.emplace_back(x, down ? high : low);
+    if (low != high) line.emplace_back(x, down ? low : high);
   }
-  return pieces;
+  return line;
 }
 
 namespace {
@@ -116,7 +110,7 @@ class DifferenceSeries final : public Series {
     const RowIndex last = end == rows_ ? end : std::max(first, end / kFold * kFold);
     Extremes best = walk(begin, first);
     take(best, walk(last, end));
-    RowIndex from = first / kFold;
+    RowIndex from = (first + kFold - 1) / kFold;
     RowIndex to = (last + kFold - 1) / kFold;
     for (const std::vector<Extremes>& level : levels_) {
       const auto size = static_cast<RowIndex>(level.size());
@@ -237,7 +231,7 @@ void Stacking::by_heads(Stack stack) {
   }
   const bool exact = run.one_representation && shown_.result->layout == "ideal";
   if (quantity_ == Quantity::bytes && !exact) {
-    note_ = "KV bytes of a row are split in proportion to entries";
+    note_ = "KV bytes split in proportion to entries";
   }
 }
 
@@ -246,7 +240,7 @@ void Stacking::by_state() {
   names_.insert(names_.end(), {"active: read in the row", "inactive: held, not read"});
   if (host_) names_.push_back("offloaded");
   if (quantity_ == Quantity::bytes) {
-    note_ = "KV bytes of a row are split in proportion to the entries read";
+    note_ = "KV bytes split in proportion to entries read";
   }
 }
 
@@ -274,8 +268,9 @@ void Stacking::parts_at(RowIndex row, std::span<double> parts) const {
   const double entries = run.entries->at(row);
   const double active = std::min(run.active->at(row), entries);  // some may be read from the host
   const std::size_t first = overhead_ ? 1 : 0;
-  parts[first] = entries > 0 ? rest / entries * active : 0;
-  parts[first + 1] = rest - parts[first];
+  const double each = entries > 0 ? rest / entries : 0;
+  parts[first] = each * active;
+  parts[first + 1] = each * (entries - active);
   if (host_) {
     parts[first + 2] = quantity_ == Quantity::bytes
                            ? run.host->at(row)

@@ -44,9 +44,8 @@ class Columns {
 
 // A line as at most two points (row, value) a column: a row that has its own column is flat from its
 // beginning to its end, more rows are their smallest and largest value, in the order that makes the
-// shorter line. Pieces end where nothing was measured.
-[[nodiscard]] std::vector<std::vector<QPointF>> sample_line(const Measure& measure,
-                                                            const Columns& columns);
+// shorter line. What was not measured is passed over.
+[[nodiscard]] std::vector<QPointF> sample_line(const Measure& measure, const Columns& columns);
 
 // a - b in every row that both have. Building reads all rows once. Errors: Interrupted when
 // `cancelled` says so.

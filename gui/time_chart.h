@@ -31,13 +31,13 @@ struct ChartLine {
 };
 
 struct ChartContent {
-  std::vector<ChartLine> lines;      // the last one is on top
-  std::optional<Stacking> stacking;  // under lines.back()
+  std::vector<ChartLine> lines = {};      // the last one is on top
+  std::optional<Stacking> stacking = {};  // under lines.back()
   Quantity quantity = Quantity::bytes;
   bool log = false;
   bool difference = false;  // one line, filled above and below zero
-  QString title;            // of pictures
-  QString message;          // instead of lines
+  QString title = {};       // of pictures
+  QString message = {};     // instead of lines
 };
 
 class TimeChart : public QWidget {
