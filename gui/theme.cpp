@@ -2,12 +2,9 @@
 #include "gui/theme.h"
 
 #include <QApplication>
-#include <QLocale>
 #include <algorithm>
 #include <array>
 #include <cmath>
-
-#include "sim/terminal_chart.h"
 
 namespace kvspan::gui {
 namespace {
@@ -122,23 +119,6 @@ QColor text_on(const QColor& background) {
   const double light =
       0.299 * background.red() + 0.587 * background.green() + 0.114 * background.blue();
   return light > 140 ? QColor("#14171a") : QColor("#ffffff");
-}
-
-QString count_text(std::int64_t count) {
-  QString digits = QString::number(count);
-  for (qsizetype at = digits.size() - 3; at > (count < 0 ? 1 : 0); at -= 3) {
-    digits.insert(at, QChar(0x2009));
-  }
-  return digits;
-}
-
-QString bytes_text(double bytes) {
-  return QString::fromStdString(human_bytes(std::llround(bytes)));
-}
-
-QString percent_text(std::optional<double> share, int decimals) {
-  if (!share || std::isnan(*share)) return QString(QChar(0x2013));
-  return QString::number(100 * *share, 'f', decimals) + " %";
 }
 
 }  // namespace kvspan::gui
