@@ -95,8 +95,8 @@ LifeMap map_lives(const LifetimesFile& file, int run, int layer, int head, const
   for (int x = 0; x < frame.width; ++x) {
     if (cancelled && cancelled()) throw Interrupted();
     const RowIndex begin = frame.tokens.begin + x * frame.tokens.size() / frame.width;
-    const RowIndex end = std::max(
-        begin + 1, frame.tokens.begin + (x + 1) * frame.tokens.size() / frame.width);
+    const RowIndex end =
+        std::max(begin + 1, frame.tokens.begin + (x + 1) * frame.tokens.size() / frame.width);
     const double weight = 1.0 / static_cast<double>(end - begin);
     for (RowIndex t = begin; t < end; ++t) {
       born.step(t, 1);
@@ -114,7 +114,8 @@ LifeMap map_lives(const LifetimesFile& file, int run, int layer, int head, const
     }
     read.put(map.read, x, frame.width, weight);
   }
-  for (std::size_t i = 0; i < map.read.size(); ++i) map.read[i] = std::min(map.read[i], map.held[i]);
+  for (std::size_t i = 0; i < map.read.size(); ++i)
+    map.read[i] = std::min(map.read[i], map.held[i]);
   return map;
 }
 
@@ -146,14 +147,13 @@ std::string csv_of_lives(const LifetimesFile& file, int run, int layer, int head
       return std::isfinite(value) ? fmt::format("{}", value) : std::string();
     };
     const bool never = static_cast<RowIndex>(deaths[t]) >= file.tokens();
-    text += csv_line(
-        {csv_field(token),
-         csv_field(trace == nullptr ? std::string_view() : trace->token_text(token)),
-         csv_field(token), never ? "" : csv_field(std::int64_t{deaths[t]}),
-         scores.empty() ? "" : number(scores[t]),
-         ranks.empty() || ranks[t] < 0 ? "" : csv_field(std::int64_t{ranks[t]}),
-         attention == nullptr ? "" : number(attention->received[t]),
-         attention == nullptr ? "" : number(attention->lost[t])});
+    text += csv_line({csv_field(token),
+                      csv_field(trace == nullptr ? std::string_view() : trace->token_text(token)),
+                      csv_field(token), never ? "" : csv_field(std::int64_t{deaths[t]}),
+                      scores.empty() ? "" : number(scores[t]),
+                      ranks.empty() || ranks[t] < 0 ? "" : csv_field(std::int64_t{ranks[t]}),
+                      attention == nullptr ? "" : number(attention->received[t]),
+                      attention == nullptr ? "" : number(attention->lost[t])});
   }
   return text;
 }

@@ -2,13 +2,12 @@
 // The lives of one stored head's entries, as a map of tokens by rows and as a table of tokens.
 #pragma once
 
+#include <QString>
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <string>
 #include <vector>
-
-#include <QString>
 
 #include "gui/document.h"
 

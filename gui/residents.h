@@ -24,8 +24,8 @@ struct HeadScope {
 };
 
 struct HeadHolding {
-  std::int64_t entries = 0;      // on the device
-  std::int64_t bytes = 0;        // of them on the device, overhead per entry included, as if ideal
+  std::int64_t entries = 0;  // on the device
+  std::int64_t bytes = 0;    // of them on the device, overhead per entry included, as if ideal
   std::int64_t host_bytes = 0;
   std::int64_t entries_before = 0;  // on the device at the row that it is compared with
   HeadHolding& operator+=(const HeadHolding& other);
@@ -39,8 +39,8 @@ struct Holdings {
   // Of the tokens up to `row`, in the scope's heads:
   HeadScope scope;
   int scope_heads = 0;
-  std::vector<std::int32_t> held_by;         // [row + 1] heads that hold it
-  std::vector<std::uint32_t> first, last;    // [row + 1] its first and last death after the row
+  std::vector<std::int32_t> held_by;       // [row + 1] heads that hold it
+  std::vector<std::uint32_t> first, last;  // [row + 1] its first and last death after the row
   [[nodiscard]] const HeadHolding& at(int layer, int head) const {
     return of[static_cast<std::size_t>(layer * heads + head)];
   }
@@ -144,10 +144,10 @@ struct KeptSets {
   RowIndex row = 0;
   HeadScope scope;
   int layers = 0, heads = 0;
-  std::vector<Overlap> of;                              // [layers, heads]
-  Overlap sum;                                          // of the scope
+  std::vector<Overlap> of;  // [layers, heads]
+  Overlap sum;              // of the scope
   int scope_heads = 0;
-  std::vector<std::int32_t> both, current, baseline;    // [row + 1] heads of the scope
+  std::vector<std::int32_t> both, current, baseline;  // [row + 1] heads of the scope
   [[nodiscard]] const Overlap& at(int layer, int head) const {
     return of[static_cast<std::size_t>(layer * heads + head)];
   }
