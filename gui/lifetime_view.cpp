@@ -36,12 +36,6 @@ constexpr int kLegendHeight = 20;
 
 using Attention = std::shared_ptr<const HeadAttention>;
 
-QColor mix(const QColor& a, const QColor& b, double share) {
-  const auto part = [&](double x, double y) { return static_cast<float>(x + share * (y - x)); };
-  return QColor::fromRgbF(part(a.redF(), b.redF()), part(a.greenF(), b.greenF()),
-                          part(a.blueF(), b.blueF()));
-}
-
 struct Colours {
   QColor unborn, read, held, evicted;    // without attention
   QColor faint_held, strong_held, lost;  // with it; nothing lost is `evicted`
@@ -51,7 +45,7 @@ Colours map_colours() {
   const Theme& t = theme();
   Colours c;
   c.unborn = t.paper;
-  c.read = t.dark ? QColor("#4a8fc0") : QColor("#2f6c9e");
+  c.read = held_colour();
   c.held = mix(c.read, t.paper, 0.64);
   c.evicted = mix(t.unresident, t.ink, 0.06);
   c.faint_held = mix(c.read, t.paper, t.dark ? 0.72 : 0.78);
@@ -856,7 +850,7 @@ class LifetimeView final : public View {
     follow();
   }
 
-  [[nodiscard]] QString name() const override { return "lifetime"; }
+  [[nodiscard]] QString name() const override { return "lifetimes"; }
   [[nodiscard]] QString title() const override { return "Token lifetimes"; }
   [[nodiscard]] QString help() const override {
     return "When each entry of one head is held, read and evicted; A adds attention, the wheel or "

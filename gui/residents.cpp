@@ -93,14 +93,23 @@ HeadHolding Holdings::sum() const {
 
 Holdings holdings_at(const Result& result, std::size_t run, RowIndex row, RowIndex since,
                      HeadScope scope, const std::function<bool()>& cancelled) {
-  const LifetimesFile& file = *result.lifetimes;
-  const int r = static_cast<int>(run);
   Holdings out;
   out.row = row;
   out.since = since;
   out.scope = scope;
-  out.layers = file.layers();
-  out.heads = file.runs()[run].heads;
+  out.layers = result.trace.layers();
+  out.heads = result.runs[run].heads;
+  if (result.lifetimes == nullptr) {
+    const Run& of = result.runs[run];
+    const std::int64_t bytes = of.one_representation ? of.newborn_bytes : 0;
+    for (const Polygon& head : of.heads_over_time) {
+      const std::int64_t entries = head.at(row);
+      out.of.push_back({entries, entries * bytes, 0, head.at(since)});
+    }
+    return out;
+  }
+  const LifetimesFile& file = *result.lifetimes;
+  const int r = static_cast<int>(run);
   out.held_by.assign(index(row + 1), 0);
   out.first.assign(index(row + 1), kNoDeath);
   out.last.assign(index(row + 1), 0);
@@ -204,6 +213,8 @@ QVariant HeadsModel::data(const QModelIndex& index, int role) const {
       return shown ? QVariant(count_text(holding.entries))
                    : QVariant::fromValue<qlonglong>(holding.entries);
     case kBytes:
+      if (holding.bytes == 0 && holding.entries > 0)
+        return shown ? QString(QChar(0x2013)) : QString();
       return shown ? QVariant(bytes_text(static_cast<double>(holding.bytes)))
                    : QVariant::fromValue<qlonglong>(holding.bytes);
     case kShare:
@@ -278,6 +289,7 @@ void TokenList::arrange() {
       return order_ == Qt::AscendingOrder ? key_of(a) < key_of(b) : key_of(b) < key_of(a);
     });
   };
+  if (column_ <= 0 && order_ == Qt::AscendingOrder) return;  // as they came
   if (column_ >= 0 && is_text(column_)) {
     in_order([&](std::int64_t token) {
       return trace_ == nullptr ? std::string_view() : trace_->token_text(token);

@@ -48,7 +48,10 @@ struct Holdings {
   [[nodiscard]] HeadHolding sum() const;
 };
 
-// REQUIRES: result.lifetimes, 0 <= since, row < tokens. Cost: O(heads * tokens + changes).
+// Without lifetimes: entries of heads_over_time, bytes if all entries cost the same (else 0), and no
+// tokens.
+// REQUIRES: result.lifetimes or heads_over_time, 0 <= since, row < tokens.
+// Cost: O(heads * tokens + changes).
 // Errors: TraceError of a damaged file; Interrupted.
 [[nodiscard]] Holdings holdings_at(const Result& result, std::size_t run, RowIndex row,
                                    RowIndex since, HeadScope scope,
