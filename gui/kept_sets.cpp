@@ -3,10 +3,6 @@
 
 #include <QWidget>
 
-#include "gui/document.h"
-
 namespace kvspan::gui {
-
-QWidget* make_kept_sets(Document& /*document*/, QWidget* parent) { return new QWidget(parent); }
-
+QWidget* make_kept_sets(Document&, QWidget* parent) { return new QWidget(parent); }
 }  // namespace kvspan::gui

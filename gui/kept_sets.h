@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the current run holds at the instant and the baseline does not, and the reverse.
+// What the current run and the baseline hold at the document's instant, one beside the other.
 #pragma once
 
 class QWidget;

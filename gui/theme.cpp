@@ -121,4 +121,12 @@ QColor text_on(const QColor& background) {
   return light > 140 ? QColor("#14171a") : QColor("#ffffff");
 }
 
+QColor mix(const QColor& a, const QColor& b, double share) {
+  const auto part = [&](double x, double y) { return static_cast<float>(x + share * (y - x)); };
+  return QColor::fromRgbF(part(a.redF(), b.redF()), part(a.greenF(), b.greenF()),
+                          part(a.blueF(), b.blueF()));
+}
+
+QColor held_colour() { return theme().dark ? QColor("#4a8fc0") : QColor("#2f6c9e"); }
+
 }  // namespace kvspan::gui

@@ -36,5 +36,9 @@ void set_theme(bool dark);  // of the application, its palette included
 [[nodiscard]] QColor part_colour(int i, int count);
 // Black or white, whichever can be read on `background`.
 [[nodiscard]] QColor text_on(const QColor& background);
+// From a to b: a where share is 0.
+[[nodiscard]] QColor mix(const QColor& a, const QColor& b, double share);
+// Maps and texts: an entry that is there.
+[[nodiscard]] QColor held_colour();
 
 }  // namespace kvspan::gui

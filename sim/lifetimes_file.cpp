@@ -318,6 +318,10 @@ std::vector<std::int64_t> LifetimesFile::selected(int run) const {
   return integers(run, "selected", 0, std::int64_t{layers()} * of.heads * tokens_);
 }
 
+std::vector<std::int64_t> LifetimesFile::state(int run) const {
+  return integers(run, "state", 0, kMostOnce / tokens_);
+}
+
 std::span<const std::uint8_t> LifetimesFile::reads(int run, int layer, int head,
                                                    std::size_t sample) const {
   const Run& of = runs_[static_cast<std::size_t>(run)];
@@ -390,7 +394,7 @@ Ledger LifetimesFile::ledger(int run) const {
   const Run& of = runs_[static_cast<std::size_t>(run)];
   Ledger ledger = shell(run, layers());
   ledger.charge.once = of.charge.once;
-  ledger.state = integers(run, "state", 0, kMostOnce / tokens_);
+  ledger.state = state(run);
   ledger.selected = selected(run);
   ledger.read_rows = of.read_rows;
   for (int layer = 0; layer < layers(); ++layer) {
