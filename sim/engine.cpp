@@ -25,6 +25,7 @@ constexpr std::int64_t kBlockBytes = std::int64_t{3}
                                      << 19U;  // terms of a block: within a core's L2
 constexpr RowIndex kFewestRows = 16;          // below this the key panels are not reused enough
 constexpr RowIndex kMostRows = 64;
+constexpr RowIndex kMostReadRows = 512;
 
 // Rows a multiple of 4 KiB apart would fight for the same cache sets.
 std::int64_t row_stride(std::int64_t tokens) {
@@ -197,6 +198,31 @@ Run prepare(const Trace& trace, const std::vector<Policy>& policies, const Engin
   return run;
 }
 
+bool selects(const Policy& policy) { return policy.selector || policy.prefill_reads; }
+
+// Bytes of one sampled row of Ledger::reads, and how many rows fit.
+struct ReadsSample {
+  std::int64_t row_bytes = 0, rows = 0;
+};
+ReadsSample sample_of_reads(const TraceMeta& meta, const Policy& policy,
+                            const EngineOptions& options) {
+  if (!selects(policy)) return {};
+  const std::int64_t heads = policy.per_query_head ? meta.query_heads : meta.kv_heads;
+  const std::int64_t row_bytes = meta.layers * heads * ((meta.tokens + 7) / 8);
+  return {row_bytes, std::min({kMostReadRows, meta.tokens,
+                               std::max<std::int64_t>(0, options.keep_reads) / row_bytes})};
+}
+
+// Half of the rows in each phase; what one of them lacks, the other has.
+std::vector<RowIndex> rows_of_sample(const PassPlan& plan, RowIndex rows) {
+  const RowIndex decode =
+      std::min(plan.tokens - plan.prompt, std::max(rows / 2, rows - plan.prompt));
+  std::vector<RowIndex> out = spread_rows(0, plan.prompt, rows - decode);
+  const std::vector<RowIndex> later = spread_rows(plan.prompt, plan.tokens, decode);
+  out.insert(out.end(), later.begin(), later.end());
+  return out;
+}
+
 bool reads_lower(const Policy& policy) { return policy.reads_lower_layers; }
 
 // Anonymous memory of one layer in flight, and of what stays until the end.
@@ -225,7 +251,7 @@ MemoryParts memory_parts(const Trace& trace, const std::vector<Policy>& policies
     const Needs needs =
         LayerPolicy(policy, shape_of(trace, m.layers - 1, policy.per_query_head)).needs();
     parts.lane += heads * keys * (4 + 4) + (needs.column_sums ? m.query_heads * keys * 8 : 0);
-    if (policy.selector || policy.prefill_reads) parts.lane += m.query_heads * keys * 8;
+    if (selects(policy)) parts.lane += m.query_heads * keys * 8;
     // What roles remember: vectors in fp32 (and their moments in double), and figures of rows.
     if (needs.q) parts.lane += m.query_heads * std::int64_t{m.head_dim} * (m.head_dim * 8 + 512);
     if (needs.k) parts.lane += keys * m.kv_heads * m.head_dim * 8;
@@ -239,6 +265,8 @@ MemoryParts memory_parts(const Trace& trace, const std::vector<Policy>& policies
     parts.lane += keys * 64 + m.query_heads * block_rows * (8 + 64);  // scratch rows, decisions
     if (values) parts.lane += m.query_heads * block_rows * m.v_head_dim * 8;
     parts.fixed += std::int64_t{m.layers} * heads * m.tokens * (options.keep_scores ? 12 : 4);
+    const ReadsSample reads = sample_of_reads(m, policy, options);
+    parts.fixed += reads.rows * reads.row_bytes;
     if (reads_lower(policy)) parts.fixed += std::int64_t{m.layers} * heads * m.tokens * 32;
     parts.fixed += m.tokens * (8 * 5 + 8 * 4);  // pass ends, timeline, row mass
     if (options.fidelity) {
@@ -368,8 +396,12 @@ Ledger empty_ledger(const Run& run, std::size_t p) {
   const std::size_t entries = ledger.offset(m.layers, 0);
   ledger.death.assign(entries, static_cast<std::uint32_t>(m.tokens));
   ledger.changes.resize(static_cast<std::size_t>(m.layers));
-  if (policy.selector || policy.prefill_reads)
+  if (selects(policy)) {
     ledger.selected.assign(static_cast<std::size_t>(m.tokens), 0);
+    const ReadsSample sample = sample_of_reads(m, policy, run.options);
+    ledger.read_rows = rows_of_sample(ledger.plan, sample.rows);
+    ledger.reads.assign(static_cast<std::size_t>(sample.rows * sample.row_bytes), 0);
+  }
   if (run.options.keep_scores) {
     ledger.score.assign(entries, std::numeric_limits<float>::quiet_NaN());
     ledger.rank.assign(entries, -1);

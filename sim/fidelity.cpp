@@ -40,10 +40,8 @@ FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex per_phase)
   plan.measured.assign(static_cast<std::size_t>(tokens), per_phase == 0 ? 1 : 0);
   if (per_phase == 0) return plan;
   for (const auto& [start, end] : {std::pair<RowIndex, RowIndex>{0, prompt}, {prompt, tokens}}) {
-    for (RowIndex i = 0; i < per_phase && start < end; ++i) {
-      plan.measured[static_cast<std::size_t>(start +
-                                             (2 * i + 1) * (end - start) / (2 * per_phase))] = 1;
-    }
+    for (const RowIndex row : spread_rows(start, end, std::min(per_phase, end - start)))
+      plan.measured[static_cast<std::size_t>(row)] = 1;
   }
   return plan;
 }

@@ -20,6 +20,14 @@ using kernels::padded;
 // digits: the row is redone with its maximum taken over the readable keys.
 constexpr double kUnderflow = 1e-25;
 
+namespace {
+
+void set_bit(std::uint8_t* bits, TokenIndex t) {
+  bits[t / 8] = static_cast<std::uint8_t>(bits[t / 8] | (1U << (static_cast<unsigned>(t) % 8U)));
+}
+
+}  // namespace
+
 // A layer at the end of a pass, through the domain of one rule.
 class ReplayView final : public View {
  public:
@@ -310,11 +318,23 @@ void Lane::count_selected(RowIndex begin, RowIndex end) {
     std::sort(read.begin(), read.end());
     read.erase(std::unique(read.begin(), read.end()), read.end());
     for (RowIndex row = begin; row < end; ++row) {
-      const RowIndex first = block_->scores->first_key(row);
-      selected_[static_cast<std::size_t>(row)] += std::upper_bound(read.begin(), read.end(), row) -
-                                                  std::lower_bound(read.begin(), read.end(), first);
+      const RowIndex first_key = block_->scores->first_key(row);
+      const auto first = std::lower_bound(read.begin(), read.end(), first_key);
+      const auto last = std::upper_bound(read.begin(), read.end(), row);
+      selected_[static_cast<std::size_t>(row)] += last - first;
+      std::uint8_t* bits = bits_of(h, row);
+      if (bits != nullptr) std::for_each(first, last, [&](TokenIndex t) { set_bit(bits, t); });
     }
   }
+}
+
+// Where the reads of a row are kept; null where the row is not in the sample.
+std::uint8_t* Lane::bits_of(int head, RowIndex row) {
+  const std::vector<RowIndex>& rows = ledger_.read_rows;
+  const auto at = std::lower_bound(rows.begin(), rows.end(), row);
+  if (at == rows.end() || *at != row) return nullptr;
+  return ledger_.reads.data() +
+         ledger_.reads_offset(shape_.layer, head, static_cast<std::size_t>(at - rows.begin()));
 }
 
 Lane::Attended Lane::attend_row(int query_head, RowIndex row, const float* mask, bool all,
@@ -401,6 +421,10 @@ void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
   }
   for (std::size_t i = 0; i < read.size(); ++i) {
     selected_[static_cast<std::size_t>(begin) + i] += std::count(read[i].begin(), read[i].end(), 1);
+    std::uint8_t* bits = bits_of(head, begin + static_cast<RowIndex>(i));
+    for (std::size_t t = 0; bits != nullptr && t < read[i].size(); ++t) {
+      if (read[i][t] != 0) set_bit(bits, static_cast<TokenIndex>(t));
+    }
   }
   if (unchanged || !fidelity_plan_.output_error) return;
   const int kv_head = head * shape_.kv_heads / shape_.heads;

@@ -81,6 +81,7 @@ class Lane {
   void hold_altered(const std::vector<Rewrite>& rewrites);
   void measure_spans(int query_head, RowIndex row, const float* mask);
   void count_selected(RowIndex begin, RowIndex end);
+  [[nodiscard]] std::uint8_t* bits_of(int head, RowIndex row);
   [[nodiscard]] Attended attend_row(int query_head, RowIndex row, const float* mask, bool reads_all,
                                     Scratch& scratch) const;
   // What a row of this pass reads; `storage` is used when every row has a mask of its own.

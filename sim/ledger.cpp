@@ -35,6 +35,13 @@ PassPlan make_passes(RowIndex tokens, RowIndex prompt, RowIndex evict_at, RowInd
   return plan;
 }
 
+std::vector<RowIndex> spread_rows(RowIndex begin, RowIndex end, RowIndex count) {
+  std::vector<RowIndex> rows;
+  for (RowIndex i = 0; i < count; ++i)
+    rows.push_back(begin + (2 * i + 1) * (end - begin) / (2 * count));
+  return rows;
+}
+
 Pass pass_at(const PassPlan& plan, std::size_t index) {
   Pass pass;
   pass.begin = index == 0 ? 0 : plan.ends[index - 1];

@@ -25,6 +25,10 @@ struct PassPlan {
 [[nodiscard]] PassPlan make_passes(RowIndex tokens, RowIndex prompt, RowIndex evict_at,
                                    RowIndex chunk, const std::vector<RowIndex>& cuts = {});
 
+// `count` rows of [begin, end), evenly spread: at begin + floor((2i + 1) (end - begin) / 2 count).
+// REQUIRES: 0 <= count <= end - begin, so that they differ.
+[[nodiscard]] std::vector<RowIndex> spread_rows(RowIndex begin, RowIndex end, RowIndex count);
+
 // Pass `index` of a plan.
 [[nodiscard]] Pass pass_at(const PassPlan& plan, std::size_t index);
 
@@ -44,6 +48,11 @@ struct Ledger {
   std::vector<std::vector<Change>> changes;  // [layers] changes of representation, by row
   // Entries read in each row, summed over layers and heads, where a selector chose them; else empty.
   std::vector<std::int64_t> selected;  // [tokens]
+  // Which of them those were, in a sample of rows; empty unless asked for.
+  std::vector<RowIndex> read_rows;  // [R] ascending
+  std::vector<std::uint8_t>
+      reads;  // [layers, heads, R, ceil(tokens / 8)] entry t: bit t % 8 of byte
+              // t / 8; union over the query heads of a stored head
   // Score and rank of each entry when it was evicted; empty unless asked for.
   std::vector<float> score;        // [layers, heads, tokens], NaN: none
   std::vector<std::int32_t> rank;  // [layers, heads, tokens], -1: none
@@ -56,6 +65,15 @@ struct Ledger {
     return (static_cast<std::size_t>(layer) * static_cast<std::size_t>(heads) +
             static_cast<std::size_t>(head)) *
            static_cast<std::size_t>(plan.tokens);
+  }
+  // Where the bits of a sampled row begin in `reads`, and how many bytes they are.
+  [[nodiscard]] std::size_t reads_bytes() const {
+    return (static_cast<std::size_t>(plan.tokens) + 7) / 8;
+  }
+  [[nodiscard]] std::size_t reads_offset(int layer, int head, std::size_t sample) const {
+    const std::size_t stored = static_cast<std::size_t>(layer) * static_cast<std::size_t>(heads) +
+                               static_cast<std::size_t>(head);
+    return (stored * read_rows.size() + sample) * reads_bytes();
   }
   [[nodiscard]] std::span<const std::uint32_t> deaths(int layer, int head) const {
     return std::span(death).subspan(offset(layer, head), static_cast<std::size_t>(plan.tokens));

@@ -41,9 +41,13 @@ Metadata metadata_of(const RunReport& report, std::string_view format) {
   metadata["trace.sha256"] = report.trace_sha256;
   metadata["tokens"] = fmt::format("{}", report.trace.tokens);
   metadata["prompt_tokens"] = fmt::format("{}", report.trace.prompt_tokens);
+  const auto evict_at = [&](std::size_t r) { return report.runs[r].ledger.plan.evict_at; };
+  if (!report.runs.empty()) metadata["evict_at"] = fmt::format("{}", evict_at(0));
   metadata["chunk"] = fmt::format("{}", report.chunk);
   metadata["model_layers"] = fmt::format("{}", report.trace.model_layers);
   metadata["layer_ids"] = nlohmann::json(report.trace.layer_ids).dump();
+  metadata["query_heads"] = fmt::format("{}", report.trace.query_heads);
+  metadata["sliding_window"] = nlohmann::json(report.trace.sliding_window).dump();
   metadata["kv_bytes"] = fmt::format("{}", report.accounting.kv_bytes);
   metadata["layout"] = report.accounting.layout;
   metadata["prefill"] = report.accounting.layerwise ? "layerwise" : "whole";
@@ -54,6 +58,8 @@ Metadata metadata_of(const RunReport& report, std::string_view format) {
     metadata[name_of(r, "label")] = valid_utf8(run.label);
     metadata[name_of(r, "class")] = valid_utf8(run.klass);
     metadata[name_of(r, "bound")] = run.bound ? "true" : "false";
+    if (evict_at(r) != evict_at(0))
+      metadata[name_of(r, "evict_at")] = fmt::format("{}", evict_at(r));
     nlohmann::json names = nlohmann::json::array();
     for (const Representation& held : run.ledger.representations) {
       names.push_back({{"name", valid_utf8(held.name)},
@@ -71,6 +77,35 @@ Metadata metadata_of(const RunReport& report, std::string_view format) {
 template <class T>
 void write(SafetensorsWriter& writer, const std::string& name, const std::vector<T>& values) {
   writer.write(name, 0, std::as_bytes(std::span(values)));
+}
+
+template <class T>
+constexpr Dtype dtype_of() {
+  if (std::is_same_v<T, float>) return Dtype::f32;
+  if (std::is_same_v<T, std::int32_t>) return Dtype::i32;
+  if (std::is_same_v<T, std::uint32_t>) return Dtype::u32;
+  return std::is_same_v<T, std::uint8_t> ? Dtype::u8 : Dtype::i64;
+}
+
+// Calls visit(name, values, shape) for every tensor that a ledger holds, but its changes.
+template <class Visit>
+void for_each_tensor(const Ledger& ledger, std::size_t r, const Visit& visit) {
+  const auto show = [&](const char* what, const auto& values,
+                        const std::vector<std::int64_t>& shape) {
+    if (!values.empty()) visit(name_of(r, what), values, shape);
+  };
+  const std::int64_t tokens = ledger.plan.tokens;
+  const auto samples = static_cast<std::int64_t>(ledger.read_rows.size());
+  const std::vector<std::int64_t> entries{ledger.layers, ledger.heads, tokens};
+  show("passes", ledger.plan.ends, {static_cast<std::int64_t>(ledger.plan.ends.size())});
+  show("death", ledger.death, entries);
+  show("score", ledger.score, entries);
+  show("rank", ledger.rank, entries);
+  show("state", ledger.state, {tokens});
+  show("selected", ledger.selected, {tokens});
+  show("read_rows", ledger.read_rows, {samples});
+  show("reads", ledger.reads,
+       {ledger.layers, ledger.heads, samples, static_cast<std::int64_t>(ledger.reads_bytes())});
 }
 
 // ---- Levels -------------------------------------------------------------------------------------
@@ -93,11 +128,6 @@ std::vector<T> folded(const std::vector<T>& below, bool largest) {
     result.push_back(extreme);
   }
   return result;
-}
-
-template <class T>
-constexpr Dtype dtype_of() {
-  return std::is_same_v<T, float> ? Dtype::f32 : Dtype::i64;
 }
 
 void declare_levels(const std::string& name, Dtype dtype, std::int64_t points, Entries& entries) {
@@ -159,25 +189,27 @@ void write_lifetimes(const RunReport& report, const std::filesystem::path& path)
   Entries entries;
   for (std::size_t r = 0; r < report.runs.size(); ++r) {
     const Ledger& ledger = report.runs[r].ledger;
-    const std::vector<std::int64_t> shape{ledger.layers, ledger.heads, ledger.plan.tokens};
-    entries.push_back({name_of(r, "death"), Dtype::u32, shape});
-    if (!ledger.score.empty()) entries.push_back({name_of(r, "score"), Dtype::f32, shape});
-    if (!ledger.rank.empty()) entries.push_back({name_of(r, "rank"), Dtype::i32, shape});
+    for_each_tensor(ledger, r,
+                    [&]<class T>(const std::string& name, const std::vector<T>&,
+                                 const std::vector<std::int64_t>& shape) {
+                      entries.push_back({name, dtype_of<T>(), shape});
+                    });
     std::int64_t changes = 0;
     for (const auto& of_layer : ledger.changes)
       changes += static_cast<std::int64_t>(of_layer.size());
     if (changes > 0) entries.push_back({name_of(r, "changes"), Dtype::i64, {changes, kFields}});
-    if (!ledger.selected.empty()) {
-      entries.push_back({name_of(r, "selected"), Dtype::i64, {ledger.plan.tokens}});
-    }
   }
+  // Wide elements first: every tensor lies aligned in a mapped file.
+  std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
+    return dtype_bytes(a.dtype) > dtype_bytes(b.dtype);
+  });
   SafetensorsWriter writer(path, metadata_of(report, "kvspan.lifetimes"), entries);
   for (std::size_t r = 0; r < report.runs.size(); ++r) {
     const Ledger& ledger = report.runs[r].ledger;
-    write(writer, name_of(r, "death"), ledger.death);
-    if (!ledger.score.empty()) write(writer, name_of(r, "score"), ledger.score);
-    if (!ledger.rank.empty()) write(writer, name_of(r, "rank"), ledger.rank);
-    if (!ledger.selected.empty()) write(writer, name_of(r, "selected"), ledger.selected);
+    for_each_tensor(
+        ledger, r,
+        [&]<class T>(const std::string& name, const std::vector<T>& values,
+                     const std::vector<std::int64_t>&) { write(writer, name, values); });
     std::int64_t at = 0;
     for (std::size_t layer = 0; layer < ledger.changes.size(); ++layer) {
       std::vector<std::int64_t> fields;

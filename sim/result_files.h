@@ -2,11 +2,15 @@
 // The two large results of a report, as safetensors: lifetimes, and timelines for a viewer.
 //
 // Metadata of both: format ("kvspan.lifetimes" or "kvspan.timeline"), version ("1"), program,
-// trace.path, trace.sha256, tokens, prompt_tokens, chunk, model_layers, layer_ids (JSON list),
-// kv_bytes, layout, prefill, runs (their number), and per run r
+// trace.path, trace.sha256, tokens, prompt_tokens, evict_at (of run 0), chunk, model_layers,
+// layer_ids (JSON list), query_heads, sliding_window (JSON list, one of each stored layer, 0: none;
+// []: none at all), kv_bytes, layout, prefill ("whole" or "layerwise"), runs (their number), and per
+// run r
 //   runs.{r}.policy (canonical spec), runs.{r}.label, runs.{r}.class, runs.{r}.bound ("true" or
 //   "false"),
-//   runs.{r}.representations (JSON list of {"name", "device_bytes", "host_bytes"}; [0]: as born),
+//   runs.{r}.evict_at, only where it differs from that of run 0,
+//   runs.{r}.representations (JSON list of {"name", "device_bytes", "host_bytes", "entries"}: [0] is
+//   how entries are born; entries: as how many of the device it counts, -1: one if it has bytes),
 //   runs.{r}.charge (JSON {"entry", "once"}: overhead bytes per resident entry, and for the model).
 // Runs are numbered as in the report. Stored heads may differ from run to run.
 #pragma once
@@ -20,14 +24,20 @@
 
 namespace kvspan {
 
-// Per run r:
+// Per run r, those with elements only:
+//   runs.{r}.passes    I64 [passes]  ends of all passes, ascending; the last is tokens
 //   runs.{r}.death     U32 [layers, heads, tokens]  row at which the entry dies; tokens: never
-//   runs.{r}.score     F32 [layers, heads, tokens]  at eviction, NaN: none; if the ledger has it
-//   runs.{r}.rank      I32 [layers, heads, tokens]  at eviction, -1: none; if the ledger has it
+//   runs.{r}.score     F32 [layers, heads, tokens]  at eviction, NaN: none
+//   runs.{r}.rank      I32 [layers, heads, tokens]  at eviction, -1: none
 //   runs.{r}.changes   I64 [count, 5]  layer, row, head, token, representation: from that row on
-//                      the entry is held so; if there are any
-//   runs.{r}.selected  I64 [tokens]  entries read in each row; if a selector chose them
-// Written atomically. Errors: Error when the disk refuses.
+//                      the entry is held so; by layer, then row
+//   runs.{r}.state     I64 [tokens]  overhead bytes of the model beside `charge`, row by row
+// and where a selector chose what is read
+//   runs.{r}.selected  I64 [tokens]  entries read in each row
+//   runs.{r}.read_rows I64 [R]  rows of which `reads` tells, ascending
+//   runs.{r}.reads     U8 [layers, heads, R, ceil(tokens / 8)]  entry t was read in that row: bit
+//                      t % 8 of byte t / 8; union over the query heads of a stored head
+// LifetimesFile (lifetimes_file.h) reads it back. Written atomically. Errors: Error when the disk refuses.
 void write_lifetimes(const RunReport& report, const std::filesystem::path& path);
 
 // Per run r, summed over layers and heads, at full resolution:

@@ -29,10 +29,11 @@ struct LayerScores::Impl {
   int layer = 0;
   int group = 0;
   std::int64_t window = 0;
-  std::vector<float> panels;       // [kv_heads][padded(tokens) / kPanel, head_dim, kPanel]
-  std::int64_t panel_stride = 0;   // floats of one KV head
-  std::vector<float> values;       // [tokens, kv_heads, v_dim]
-  std::vector<float> sink_logits;  // [query_heads] or empty
+  int first_head = 0, end_head = 0;  // KV heads that are held
+  std::vector<float> panels;         // [heads held][padded(tokens) / kPanel, head_dim, kPanel]
+  std::int64_t panel_stride = 0;     // floats of one KV head
+  std::vector<float> values;         // [tokens, kv_heads, v_dim]
+  std::vector<float> sink_logits;    // [query_heads] or empty
   const ScoreLayer* scores = nullptr;
 
   [[nodiscard]] const TraceMeta& meta() const { return trace->meta(); }
@@ -40,21 +41,25 @@ struct LayerScores::Impl {
     return fmt::format("{}: layers.{}.{}", trace->name(), layer, name);
   }
 
+  float* panel(int kv_head) { return panels.data() + (kv_head - first_head) * panel_stride; }
+  const float* panel(int kv_head) const {
+    return panels.data() + (kv_head - first_head) * panel_stride;
+  }
+
   void load_keys() {
     const TensorView& k = *trace->k(layer);
     const std::int64_t tokens = meta().tokens;
     const std::int64_t stride = static_cast<std::int64_t>(meta().kv_heads) * meta().head_dim;
     panel_stride = padded(tokens) * meta().head_dim;
-    panels.resize(static_cast<std::size_t>(panel_stride * meta().kv_heads));
+    panels.resize(static_cast<std::size_t>(panel_stride * (end_head - first_head)));
     std::vector<float> piece;
     for (std::int64_t t = 0; t < tokens; t += kPieceTokens) {
       const std::int64_t count = std::min(kPieceTokens, tokens - t);
       piece.resize(static_cast<std::size_t>(count * stride));
       widen(k, t * stride, piece, tensor("k"));
-      for (int h = 0; h < meta().kv_heads; ++h) {
+      for (int h = first_head; h < end_head; ++h) {
         kernels::pack_keys(piece.data() + static_cast<std::int64_t>(h) * meta().head_dim, count,
-                           stride, meta().head_dim,
-                           panels.data() + h * panel_stride + t * meta().head_dim);
+                           stride, meta().head_dim, panel(h) + t * meta().head_dim);
       }
     }
   }
@@ -87,9 +92,8 @@ struct LayerScores::Impl {
 
   void logits(std::span<const float* const> q, int kv_head, std::int64_t first_key,
               std::int64_t key_end, float* const* out) const {
-    kernels::logits(q.data(), static_cast<std::int64_t>(q.size()), meta().head_dim,
-                    panels.data() + kv_head * panel_stride, first_key / kPanel, key_end / kPanel,
-                    static_cast<float>(meta().score_scale),
+    kernels::logits(q.data(), static_cast<std::int64_t>(q.size()), meta().head_dim, panel(kv_head),
+                    first_key / kPanel, key_end / kPanel, static_cast<float>(meta().score_scale),
                     static_cast<float>(meta().logit_softcap), out);
   }
 
@@ -142,13 +146,16 @@ struct LayerScores::Impl {
   }
 };
 
-LayerScores::LayerScores(const Trace& trace, int layer, bool with_values)
+LayerScores::LayerScores(const Trace& trace, int layer, bool with_values,
+                         std::optional<int> only_kv_head)
     : impl_(std::make_unique<Impl>()) {
   Impl& self = *impl_;
   const TraceMeta& meta = trace.meta();
   self.trace = &trace;
   self.layer = layer;
   self.group = meta.query_heads / meta.kv_heads;
+  self.first_head = only_kv_head.value_or(0);
+  self.end_head = only_kv_head ? *only_kv_head + 1 : meta.kv_heads;
   if (!meta.sliding_window.empty())
     self.window = meta.sliding_window[static_cast<std::size_t>(layer)];
   self.sink_logits = trace.sink_logits(layer);

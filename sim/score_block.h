@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -26,11 +27,13 @@ struct RowTerms {
 };
 
 // Keys of one layer in fp32 panels, and everything else that blocks of rows need.
-// Memory: padded(tokens) * kv_heads * head_dim * 4 bytes, and with values the same for v.
+// Memory: padded(tokens) * kv_heads * head_dim * 4 bytes, and with values the same for v. With
+// `only_kv_head`, one KV head's keys are held, and only its query heads may be asked for.
 class LayerScores {
  public:
   // Errors: TraceError on NaN or infinity in q, k, v or the probabilities.
-  LayerScores(const Trace& trace, int layer, bool with_values);
+  LayerScores(const Trace& trace, int layer, bool with_values,
+              std::optional<int> only_kv_head = std::nullopt);
   ~LayerScores();
   LayerScores(const LayerScores&) = delete;
   LayerScores& operator=(const LayerScores&) = delete;
@@ -67,7 +70,8 @@ class LayerScores {
   [[nodiscard]] RowTerms probe(int query_head, RowIndex row, RowIndex position, RowIndex first,
                                RowIndex end, std::span<float> out) const;
 
-  // Keys in panels [kv_heads][padded(tokens) / kPanel, head_dim, kPanel]. REQUIRES: is_qkv().
+  // Keys in panels [kv_heads][padded(tokens) / kPanel, head_dim, kPanel] (with only_kv_head, [1]).
+  // REQUIRES: is_qkv().
   [[nodiscard]] std::span<const float> key_panels() const;
   // Values [tokens, kv_heads, v_dim] in fp32. REQUIRES: with_values.
   [[nodiscard]] const float* values() const;

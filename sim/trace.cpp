@@ -8,73 +8,18 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
-#include <initializer_list>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "sim/error.h"
+#include "sim/file_checks.h"
 #include "sim/half.h"
 #include "sim/trace_meta.h"
 
 namespace kvspan {
 
 namespace {
-
-using Dtypes = std::initializer_list<Dtype>;
-constexpr std::int64_t kAnyExtent = -1;  // at least 1
-constexpr std::int64_t kAnyOrNone = -2;  // at least 0
-
-// Presence, dtype and shape of single tensors; every error names the file and the tensor.
-class TensorChecker {
- public:
-  TensorChecker(const TensorSet& set, const std::string& file) : set_(set), file_(file) {}
-
-  [[noreturn]] void fail(const std::string& tensor, const std::string& what) const {
-    throw TraceError(file_ + ": tensor " + in_quotes(tensor) + ": " + what);
-  }
-  // Null when it is absent.
-  [[nodiscard]] const TensorView* find(const std::string& name,
-                                       const std::vector<std::int64_t>& shape,
-                                       Dtypes dtypes) const {
-    const TensorView* tensor = set_.find(name);
-    if (tensor == nullptr) return nullptr;
-    const bool same_shape = std::equal(
-        tensor->shape.begin(), tensor->shape.end(), shape.begin(), shape.end(),
-        [](std::int64_t found, std::int64_t wanted) {
-          return wanted == kAnyExtent ? found >= 1 : wanted == kAnyOrNone || found == wanted;
-        });
-    if (!same_shape || std::find(dtypes.begin(), dtypes.end(), tensor->dtype) == dtypes.end()) {
-      fail(name, fmt::format("{} {}; expected {}", dtype_name(tensor->dtype),
-                             shape_text(tensor->shape), expected(shape, dtypes)));
-    }
-    return tensor;
-  }
-  [[nodiscard]] const TensorView& require(const std::string& name,
-                                          const std::vector<std::int64_t>& shape,
-                                          Dtypes dtypes) const {
-    const TensorView* tensor = find(name, shape, dtypes);
-    if (tensor == nullptr) fail(name, "is missing; expected " + expected(shape, dtypes));
-    return *tensor;
-  }
-
- private:
-  static std::string expected(const std::vector<std::int64_t>& shape, Dtypes dtypes) {
-    std::string text;
-    for (const Dtype dtype : dtypes) {
-      if (!text.empty()) text += "|";
-      text += dtype_name(dtype);
-    }
-    text += " [";
-    for (std::size_t i = 0; i < shape.size(); ++i) {
-      if (i > 0) text += ", ";
-      text += shape[i] < 0 ? "any" : std::to_string(shape[i]);
-    }
-    return text + "]";
-  }
-  const TensorSet& set_;
-  const std::string& file_;
-};
 
 std::string layer_tensor(int layer, std::string_view suffix) {
   return fmt::format("layers.{}.{}", layer, suffix);

@@ -2,7 +2,6 @@
 // The metadata of a trace: strings of unknown origin, until they are parsed and in range.
 #include "sim/trace_meta.h"
 
-#include <charconv>
 #include <cmath>
 #include <limits>
 #include <numbers>
@@ -13,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/error.h"
+#include "sim/file_checks.h"
 
 namespace kvspan {
 
@@ -27,107 +27,6 @@ constexpr std::int64_t kMaxHeadDim = 1 << 13;
 constexpr const char* kRopeTypes = "default, linear, llama3, yarn or factors";
 constexpr std::string_view kFormat = "kvspan.trace";
 constexpr std::int64_t kVersion = 1;
-
-bool json_integer(const json& value, std::int64_t* out) {
-  if (!value.is_number_integer()) return false;
-  if (value.is_number_unsigned() &&
-      value.get<std::uint64_t>() >
-          static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
-    return false;
-  }
-  *out = value.get<std::int64_t>();
-  return true;
-}
-
-std::string json_text(const json& value) {
-  return in_quotes(value.dump(-1, ' ', false, json::error_handler_t::replace));
-}
-
-// Typed access to the metadata; every error names the file and the key.
-class MetaReader {
- public:
-  MetaReader(const Metadata& metadata, const std::string& file)
-      : metadata_(metadata), file_(file) {}
-
-  [[noreturn]] void fail(std::string_view key, const std::string& found,
-                         const std::string& expected) const {
-    throw TraceError(
-        fmt::format("{}: metadata key '{}' {}; expected {}", file_, key, found, expected));
-  }
-  [[nodiscard]] const std::string* find(const std::string& key) const {
-    const auto found = metadata_.find(key);
-    return found == metadata_.end() ? nullptr : &found->second;
-  }
-  [[nodiscard]] const std::string& require(const std::string& key,
-                                           const std::string& expected) const {
-    const std::string* text = find(key);
-    if (text == nullptr) fail(key, "is missing", expected);
-    return *text;
-  }
-  [[nodiscard]] std::int64_t integer(const std::string& key, std::int64_t low,
-                                     std::int64_t high) const {
-    const std::string expected = fmt::format("an integer in [{}, {}]", low, high);
-    const std::string& text = require(key, expected);
-    std::int64_t value = 0;
-    const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data(), end, value);
-    if (error != std::errc{} || stop != end || value < low || value > high) {
-      fail(key, "is " + in_quotes(text), expected);
-    }
-    return value;
-  }
-  [[nodiscard]] int small_integer(const std::string& key, std::int64_t low,
-                                  std::int64_t high) const {
-    return static_cast<int>(integer(key, low, high));
-  }
-  // A finite number; REQUIRES: low >= 0.
-  [[nodiscard]] double real(const std::string& key, double low, bool low_is_allowed) const {
-    const std::string expected = fmt::format("a number {} {}", low_is_allowed ? ">=" : ">", low);
-    const std::string& text = require(key, expected);
-    double value = 0;
-    const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data(), end, value);
-    if (error != std::errc{} || stop != end || !std::isfinite(value) || value < low ||
-        (value == low && !low_is_allowed)) {
-      fail(key, "is " + in_quotes(text), expected);
-    }
-    return value;
-  }
-  [[nodiscard]] json parse(const std::string& key, const std::string& expected) const {
-    try {
-      return parse_json_strict(require(key, expected));
-    } catch (const std::invalid_argument& error) {
-      fail(key, error.what(), expected);
-    }
-  }
-  [[nodiscard]] std::string text(const std::string& key) const {
-    const std::string* found = find(key);
-    return found == nullptr ? std::string() : *found;
-  }
-  // A JSON list of integers in [low, high].
-  [[nodiscard]] std::vector<std::int64_t> integers(const std::string& key, std::int64_t low,
-                                                   std::int64_t high) const {
-    return integers_of(key, parse(key, "a JSON list of integers"), low, high);
-  }
-  [[nodiscard]] std::vector<std::int64_t> integers_of(const std::string& key, const json& list,
-                                                      std::int64_t low, std::int64_t high) const {
-    if (!list.is_array()) fail(key, "is " + json_text(list), "a JSON list of integers");
-    std::vector<std::int64_t> values;
-    values.reserve(list.size());
-    for (const json& item : list) {
-      std::int64_t value = 0;
-      if (!json_integer(item, &value) || value < low || value > high) {
-        fail(key, "holds " + json_text(item), fmt::format("integers in [{}, {}]", low, high));
-      }
-      values.push_back(value);
-    }
-    return values;
-  }
-
- private:
-  const Metadata& metadata_;
-  const std::string& file_;
-};
 
 // A number of the rope_scaling object. `fallback` absent: required. Null counts as absent.
 double scaling_number(const MetaReader& meta, const json& scaling, const std::string& type,
@@ -361,15 +260,7 @@ void parse_passes(const MetaReader& meta, TraceMeta* out) {
 TraceMeta parse_trace_meta(const Metadata& metadata, std::size_t tensor_count,
                            const std::string& file) {
   const MetaReader meta(metadata, file);
-  const std::string& format = meta.require("format", fmt::format("'{}'", kFormat));
-  if (format != kFormat) {
-    meta.fail("format", "is " + in_quotes(format), fmt::format("'{}'", kFormat));
-  }
-  const std::int64_t version = meta.integer("version", 1, kMaxTokens);
-  if (version != kVersion) {
-    meta.fail("version", fmt::format("is {}, newer than this program reads", version),
-              fmt::format("{}", kVersion));
-  }
+  meta.check_format(kFormat, kVersion);
   TraceMeta out;
   out.layers = meta.small_integer("layers", 1, kMaxLayers);
   if (static_cast<std::size_t>(out.layers) > tensor_count) {

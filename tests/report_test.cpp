@@ -16,7 +16,6 @@
 #include <sstream>
 #include <string>
 #include <string_view>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -28,6 +27,7 @@
 #include "sim/svg.h"
 #include "sim/terminal_chart.h"
 #include "tests/support/fake_report.h"
+#include "tests/support/temporary_file.h"
 
 using kvspan::RunReport;
 using kvspan::RunResult;
@@ -35,6 +35,7 @@ using kvspan::TensorSet;
 using kvspan::test::fake_report;
 using kvspan::test::fake_sweep;
 using kvspan::test::FakeRun;
+using kvspan::test::TemporaryFile;
 using nlohmann::json;
 using Rule = kvspan::test::FakeRun::Rule;
 
@@ -156,21 +157,6 @@ std::string xml_defect(const std::string& text) {
   }
   return open.empty() ? "" : "no </" + open.back();
 }
-
-class TemporaryFile {
- public:
-  TemporaryFile() {
-    static int count = 0;
-    path =
-        std::filesystem::temp_directory_path() / ("kvspan_report_" + std::to_string(::getpid()) +
-                                                  "_" + std::to_string(count++) + ".safetensors");
-  }
-  ~TemporaryFile() {
-    std::error_code ignored;
-    std::filesystem::remove(path, ignored);
-  }
-  std::filesystem::path path;
-};
 
 template <class T>
 std::vector<T> values(const TensorSet& tensors, const std::string& name) {
@@ -642,11 +628,16 @@ TEST_CASE("a curve of the SVG has at most two points in a pixel column", "[repor
 
 TEST_CASE("lifetimes come back as they were written", "[report][lifetimes]") {
   RunReport report = small_report();
+  report.trace.sliding_window = {0, 20};
   kvspan::Ledger& ledger = report.runs[3].ledger;
   ledger.score.assign(ledger.death.size(), std::numeric_limits<float>::quiet_NaN());
   ledger.score[5] = 0.25F;
   ledger.rank.assign(ledger.death.size(), -1);
   ledger.selected.assign(64, 9);
+  ledger.state.assign(64, 1000);
+  ledger.read_rows = {7, 40, 60};
+  ledger.reads.assign(std::size_t{2} * 2 * 3 * 8, 0);
+  ledger.reads[8] = 0x81;
   ledger.representations.push_back({"int2", 40, 0});
   ledger.changes = {{{50, 0, 7, 1}, {51, 1, 8, 1}}, {{52, 1, 9, 1}}};
   const TemporaryFile file;
@@ -658,6 +649,9 @@ TEST_CASE("lifetimes come back as they were written", "[report][lifetimes]") {
   CHECK(metadata.at("runs.0.policy") == "snapkv(budget=16,window=4)");
   CHECK(metadata.at("trace.path") == report.trace_path);
   CHECK(metadata.at("trace.sha256") == report.trace_sha256);
+  CHECK(metadata.at("evict_at") == "48");
+  CHECK(metadata.at("query_heads") == "4");
+  CHECK(metadata.at("sliding_window") == "[0,20]");
   CHECK(json::parse(metadata.at("runs.3.representations"))[1]["name"] == "int2");
   for (std::size_t r = 0; r < 4; ++r) {
     const std::string name = "runs." + std::to_string(r) + ".death";
@@ -668,9 +662,15 @@ TEST_CASE("lifetimes come back as they were written", "[report][lifetimes]") {
   CHECK(values<float>(tensors, "runs.3.score")[5] == 0.25F);
   CHECK(values<std::int32_t>(tensors, "runs.3.rank") == ledger.rank);
   CHECK(values<std::int64_t>(tensors, "runs.3.selected") == ledger.selected);
+  CHECK(values<std::int64_t>(tensors, "runs.3.state") == ledger.state);
+  CHECK(values<std::int64_t>(tensors, "runs.3.passes") == ledger.plan.ends);
+  CHECK(values<std::int64_t>(tensors, "runs.3.read_rows") == ledger.read_rows);
+  CHECK(values<std::uint8_t>(tensors, "runs.3.reads") == ledger.reads);
+  CHECK(tensors.find("runs.3.reads")->shape == std::vector<std::int64_t>{2, 2, 3, 8});
   CHECK(values<std::int64_t>(tensors, "runs.3.changes") ==
         std::vector<std::int64_t>{0, 50, 0, 7, 1, 0, 51, 1, 8, 1, 1, 52, 1, 9, 1});
-  for (const char* absent : {"runs.0.score", "runs.0.rank", "runs.0.changes", "runs.0.selected"}) {
+  for (const char* absent : {"runs.0.score", "runs.0.rank", "runs.0.changes", "runs.0.selected",
+                             "runs.0.state", "runs.0.read_rows", "runs.0.reads"}) {
     CHECK(tensors.find(absent) == nullptr);
   }
 }
