@@ -323,15 +323,6 @@ void read_head(const TensorSet& file, const std::filesystem::path& path, Result&
 
 // ---- Companions ---------------------------------------------------------------------------------
 
-// The file that a result names: as written, or beside the result.
-std::filesystem::path companion_path(const std::filesystem::path& result,
-                                     const std::string& named) {
-  std::error_code ignored;
-  const std::filesystem::path beside =
-      result.parent_path() / std::filesystem::path(named).filename();
-  return std::filesystem::exists(beside, ignored) ? beside : std::filesystem::path(named);
-}
-
 // Errors: TraceError when `file` is of another trace or of other runs.
 void check_belongs(const TensorSet& file, const std::filesystem::path& path, const Result& result) {
   Result head;
@@ -383,6 +374,14 @@ bool begins_like_json(const std::filesystem::path& path) {
 }
 
 }  // namespace
+
+std::filesystem::path companion_path(const std::filesystem::path& result,
+                                     const std::string& named) {
+  std::error_code ignored;
+  const std::filesystem::path beside =
+      result.parent_path() / std::filesystem::path(named).filename();
+  return std::filesystem::exists(beside, ignored) ? beside : std::filesystem::path(named);
+}
 
 FileKind kind_of(const std::filesystem::path& path) {
   // A sharded trace is opened by its index, which is JSON.
