@@ -84,27 +84,38 @@ void Document::add(ResultPtr result) {
   const bool first = runs_.empty();
   const bool whole = !first && zoom_ == Rows{0, rows()};
   const auto same_path = [&](const ShownRun& shown) { return shown.result->path == result->path; };
-  const std::vector<ShownRun> before = runs_;
   std::vector<ShownRun> old;
   std::copy_if(runs_.begin(), runs_.end(), std::back_inserter(old), same_path);
   const auto at = std::find_if(runs_.begin(), runs_.end(), same_path) - runs_.begin();
   std::erase_if(runs_, same_path);
   std::vector<ShownRun> added;
+  std::vector<std::size_t> strange;  // of `added`, of policies that were not there
   for (std::size_t r = 0; r < result->runs.size(); ++r) {
-    ShownRun shown{result, r, 0, true};
+    ShownRun shown{result, r, -1, true};
     const auto known = std::find_if(old.begin(), old.end(), [&](const ShownRun& o) {
       return o.run().policy == shown.run().policy;
     });
     if (known != old.end()) {
       shown.colour = known->colour;
       shown.visible = known->visible;
+      old.erase(known);
     } else {
-      std::vector<ShownRun> taken = runs_;
-      taken.insert(taken.end(), added.begin(), added.end());
-      taken.insert(taken.end(), old.begin(), old.end());
-      shown.colour = free_colour(taken);
+      strange.push_back(r);
     }
     added.push_back(shown);
+  }
+  for (std::size_t i = 0; i < strange.size(); ++i) {
+    ShownRun& shown = added[strange[i]];
+    if (i < old.size()) {
+      shown.colour = old[i].colour;
+      shown.visible = old[i].visible;
+    } else {
+      std::vector<ShownRun> taken = runs_;
+      for (const ShownRun& other : added) {
+        if (&other != &shown) taken.push_back(other);
+      }
+      shown.colour = free_colour(taken);
+    }
   }
   runs_.insert(runs_.begin() + at, added.begin(), added.end());
   after_change();

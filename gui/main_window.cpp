@@ -32,6 +32,8 @@
 #include "gui/run_list.h"
 #include "gui/run_table.h"
 #include "gui/session.h"
+#include "gui/simulate_panel.h"
+#include "gui/simulation.h"
 #include "gui/theme.h"
 #include "sim/error.h"
 #include "sim/safetensors.h"
@@ -114,6 +116,13 @@ void MainWindow::build_widgets() {
   say();
   side_->addTab(runs, "Runs");
 
+  simulate_ = new SimulatePanel(document_, this);
+  simulate_->set_recent_traces(QSettings().value("recent_traces").toStringList());
+  side_->addTab(simulate_, "Simulate");
+  connect(simulate_, &SimulatePanel::failed, this, &MainWindow::show_message);
+  connect(simulate_, &SimulatePanel::finished, this,
+          [this] { QSettings().setValue("recent_traces", simulate_->recent_traces()); });
+
   views_ = make_views(document_, this);
   auto* upper = new QWidget;
   auto* upper_layout = new QVBoxLayout(upper);
@@ -177,9 +186,20 @@ void MainWindow::build_actions() {
     if (const ShownRun* shown = document_.current_run()) document_.close(ResultPtr(shown->result));
   });
   file->addSeparator();
+  add_action(file, "&Save result as...", QKeySequence::SaveAs, [this] { save_result(); });
   add_action(file, "&Export view...", Qt::CTRL | Qt::Key_E, [this] { export_current_view(); });
   file->addSeparator();
   add_action(file, "&Quit", QKeySequence::Quit, [this] { close(); });
+
+  QMenu* simulate = menuBar()->addMenu("&Run");
+  add_action(simulate, "Choose &policies to simulate", Qt::CTRL | Qt::Key_R, [this] {
+    side_->setCurrentWidget(simulate_);
+    simulate_->setFocus();
+  });
+  add_action(simulate, "&Start the simulation", Qt::CTRL | Qt::SHIFT | Qt::Key_R,
+             [this] { simulate_->run(); });
+  add_action(simulate, "&Cancel the simulation", Qt::CTRL | Qt::Key_Period,
+             [this] { simulate_->cancel(); });
 
   QMenu* go = menuBar()->addMenu("&Go");
   add_action(go, "&Memory over time", Qt::CTRL | Qt::Key_0,
@@ -322,6 +342,10 @@ void MainWindow::open_next() {
 void MainWindow::accept(const QString& path, ResultPtr result) {
   remember(path);
   if (result == nullptr) {
+    simulate_->set_trace(path);
+    side_->setCurrentWidget(simulate_);
+    statusBar()->showMessage(QString("%1 is a trace: choose policies and run them").arg(path),
+                             8000);
     return;
   }
   for (const std::string& warning : result->warnings) show_message(QString::fromStdString(warning));
@@ -380,6 +404,24 @@ void MainWindow::export_current_view() {
       show_message(error.what());
     }
   });
+  dialog->open();
+}
+
+void MainWindow::save_result() {
+  const ShownRun* shown = document_.current_run();
+  if (shown == nullptr) return;
+  auto* dialog = new QFileDialog(this, "Save result as", "result.json", "Result (*.json)");
+  dialog->setAttribute(Qt::WA_DeleteOnClose);
+  dialog->setAcceptMode(QFileDialog::AcceptSave);
+  connect(dialog, &QFileDialog::fileSelected, this,
+          [this, result = ResultPtr(shown->result)](const QString& path) {
+            try {
+              kvspan::gui::save_result(*result, path.toStdString());
+              statusBar()->showMessage(QString("wrote %1").arg(path), 8000);
+            } catch (const Error& error) {
+              show_message(error.what());
+            }
+          });
   dialog->open();
 }
 

@@ -23,6 +23,7 @@ class QTabWidget;
 namespace kvspan::gui {
 
 class RunList;
+class SimulatePanel;
 
 class MainWindow : public QMainWindow {
   Q_OBJECT
@@ -63,6 +64,7 @@ class MainWindow : public QMainWindow {
   void accept(const QString& path, ResultPtr result);
   void choose_files();
   void export_current_view();
+  void save_result();
   void reload();
   void show_palette();
   void show_recent();
@@ -79,6 +81,7 @@ class MainWindow : public QMainWindow {
   QTabWidget* side_ = nullptr;
   QTabWidget* tabs_ = nullptr;
   RunList* run_list_ = nullptr;
+  SimulatePanel* simulate_ = nullptr;
   QWidget* strip_ = nullptr;
   QLabel* strip_text_ = nullptr;
   QLabel* hint_ = nullptr;

@@ -387,15 +387,6 @@ void read_lives(const LifetimesFile& file, int r, Run& run) {
 
 // ---- Companions ---------------------------------------------------------------------------------
 
-// The file that a result names: as written, or beside the result.
-std::filesystem::path companion_path(const std::filesystem::path& result,
-                                     const std::string& named) {
-  std::error_code ignored;
-  const std::filesystem::path beside =
-      result.parent_path() / std::filesystem::path(named).filename();
-  return std::filesystem::exists(beside, ignored) ? beside : std::filesystem::path(named);
-}
-
 // Errors: TraceError when a file that begins with `head` is of another trace or of other runs.
 void check_belongs(const Result& head, const std::filesystem::path& path, const Result& result) {
   const auto policies = [](const Result& r) {
@@ -464,6 +455,14 @@ bool begins_like_json(const std::filesystem::path& path) {
 }
 
 }  // namespace
+
+std::filesystem::path companion_path(const std::filesystem::path& result,
+                                     const std::string& named) {
+  std::error_code ignored;
+  const std::filesystem::path beside =
+      result.parent_path() / std::filesystem::path(named).filename();
+  return std::filesystem::exists(beside, ignored) ? beside : std::filesystem::path(named);
+}
 
 FileKind kind_of(const std::filesystem::path& path) {
   // A sharded trace is opened by its index, which is JSON.

@@ -68,6 +68,10 @@ using ResultPtr = std::shared_ptr<const Result>;
 // Errors: Error with one line: what was found, what was expected.
 [[nodiscard]] ResultPtr open_result(const std::filesystem::path& path);
 
+// Where a file is that a result names: beside the result, or as written.
+[[nodiscard]] std::filesystem::path companion_path(const std::filesystem::path& result,
+                                                   const std::string& named);
+
 // What a file is, by its content.
 enum class FileKind : std::uint8_t { result, timeline, lifetimes, trace };
 [[nodiscard]] FileKind kind_of(const std::filesystem::path& path);  // Errors: TraceError

@@ -24,6 +24,9 @@
 
 namespace kvspan {
 
+// Bytes of EngineOptions::keep_reads for a lifetimes file: a sample that a viewer shows.
+inline constexpr std::int64_t kKeptReadsBytes = std::int64_t{64} << 20U;
+
 // Per run r, those with elements only:
 //   runs.{r}.passes    I64 [passes]  ends of all passes, ascending; the last is tokens
 //   runs.{r}.death     U32 [layers, heads, tokens]  row at which the entry dies; tokens: never

@@ -63,17 +63,9 @@ constexpr int kScan = 32;  // positions tried of a knob that is not monotone
 
 // One policy's search over its knob.
 struct Search {
-  RecipeSpec spec;
-  Knob knob;
-  std::string term;
+  Tunable tunable;
   TokenCount low = 0, high = 0;  // knob positions still possible
   std::map<TokenCount, double> values;
-
-  [[nodiscard]] RecipeSpec at(TokenCount position) const {
-    RecipeSpec out = spec;
-    set_argument(out, term, knob.parameter, knob.value(position));
-    return out;
-  }
 };
 
 double value_of(const RunResult& run, MatchTarget::What what) {
@@ -133,6 +125,27 @@ std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
         add(sized);
       }
     }
+  }
+  return out;
+}
+
+RecipeSpec Tunable::at(TokenCount position) const {
+  RecipeSpec out = spec;
+  set_argument(out, term, knob.parameter, knob.value(position));
+  return out;
+}
+
+std::optional<Tunable> make_tunable(const RecipeSpec& spec, const Geometry& geometry) {
+  Tunable out;
+  out.spec = spec;
+  drop_sizes(out.spec);
+  const Policy policy = make_policy(out.spec, geometry);
+  if (!policy.knob) return std::nullopt;
+  out.knob = *policy.knob;
+  out.term = knob_term(out.spec, out.knob.parameter).name;
+  const RecipeSpec canonical = parse_spec(policy.spec);
+  for (const Argument& argument : knob_term(canonical, out.knob.parameter).arguments) {
+    if (argument.key == out.knob.parameter) out.value = argument.values.front();
   }
   return out;
 }
@@ -215,18 +228,15 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
   const Geometry geometry = geometry_of(trace, options);
   std::vector<Search> searches;
   for (const RecipeSpec& spec : specs) {
-    Search s;
-    s.spec = spec;
-    drop_sizes(s.spec);
-    const Policy policy = make_policy(s.spec, geometry);
-    if (!policy.knob) {
+    std::optional<Tunable> tunable = make_tunable(spec, geometry);
+    if (!tunable) {
       throw ConfigError(
           fmt::format("--match: {} has no parameter to tune; leave it out", to_text(spec)));
     }
-    s.knob = *policy.knob;
-    s.term = knob_term(s.spec, s.knob.parameter).name;
-    s.low = s.knob.lowest;
-    s.high = s.knob.highest;
+    Search s;
+    s.tunable = std::move(*tunable);
+    s.low = s.tunable.knob.lowest;
+    s.high = s.tunable.knob.highest;
     searches.push_back(std::move(s));
   }
   const bool at_most = target.what != MatchTarget::What::mass;
@@ -237,7 +247,7 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
   quick.progress = nullptr;
   const auto evaluate = [&](const std::vector<std::pair<Search*, TokenCount>>& positions) {
     std::vector<RecipeSpec> at;
-    for (const auto& [search, position] : positions) at.push_back(search->at(position));
+    for (const auto& [search, position] : positions) at.push_back(search->tunable.at(position));
     const std::vector<RunResult> runs = run_policies(trace, at, quick, accounting);
     for (std::size_t i = 0; i < positions.size(); ++i)
       positions[i].first->values[positions[i].second] = value_of(runs[i], target.what);
@@ -255,7 +265,7 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
   // Knobs that are not monotone: positions at equal ratios, of which the best that fits is taken.
   std::vector<std::pair<Search*, TokenCount>> scanned;
   for (Search& s : searches) {
-    if (s.knob.monotone) continue;
+    if (s.tunable.knob.monotone) continue;
     const auto span = static_cast<double>(s.high - s.low + 1);
     std::vector<TokenCount> positions;
     for (int i = 1; i < kScan; ++i) {
@@ -269,7 +279,7 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
   }
   if (!scanned.empty()) evaluate(scanned);
   for (Search& s : searches) {
-    if (s.knob.monotone) continue;
+    if (s.tunable.knob.monotone) continue;
     const auto closeness = [&](double value) {
       return fits(value) ? std::abs(value - target.value) : std::numeric_limits<double>::infinity();
     };
@@ -302,7 +312,7 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
     }
   }
   std::vector<RecipeSpec> tuned;
-  for (const Search& s : searches) tuned.push_back(s.at(at_most ? s.low : s.high));
+  for (const Search& s : searches) tuned.push_back(s.tunable.at(at_most ? s.low : s.high));
   std::vector<RunResult> runs = run_policies(trace, tuned, options, accounting);
   for (std::size_t i = 0; i < runs.size(); ++i) {
     const Search& s = searches[i];

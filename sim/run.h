@@ -20,6 +20,17 @@ namespace kvspan {
 [[nodiscard]] std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
                                                       const std::vector<std::string>& budgets);
 
+// A spec whose policy has a knob, and the spec at another position of it.
+struct Tunable {
+  RecipeSpec spec;  // without arguments that size it in place of the knob
+  Knob knob;
+  std::string term;   // whose parameter the knob is
+  std::string value;  // of the parameter, as the spec has it
+  [[nodiscard]] RecipeSpec at(TokenCount position) const;
+};
+// nullopt: nothing to turn. Errors: as of make_policy().
+[[nodiscard]] std::optional<Tunable> make_tunable(const RecipeSpec& spec, const Geometry& geometry);
+
 // --match: tunes each policy's knob so that all reach the same value.
 struct MatchTarget {
   enum class What : std::uint8_t { footprint, peak_bytes, mass };

@@ -31,8 +31,6 @@ struct Settings {
   bool chart = false, no_chart = false;
 };
 
-constexpr std::int64_t kReadsBytes = std::int64_t{64} << 20U;  // of a sample of reads, a run
-
 // The row of --evict-at: the begin of a named span, or a row number.
 RowIndex evict_row(const Trace& trace, const std::string& text) {
   std::vector<std::string> names;
@@ -66,7 +64,7 @@ void run(const Settings& s, const Context& context) {
   EngineOptions options = s.engine;
   apply_fidelity(s.fidelity, options);
   options.keep_scores = !s.lifetimes.empty();
-  options.keep_reads = s.lifetimes.empty() ? 0 : kReadsBytes;
+  options.keep_reads = s.lifetimes.empty() ? 0 : kKeptReadsBytes;
   Accounting accounting;
   accounting.kv_bytes = options.kv_bytes;
   accounting.layerwise = s.prefill == "layerwise";
