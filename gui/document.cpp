@@ -81,8 +81,7 @@ std::vector<ResultPtr> Document::results() const {
 }
 
 void Document::add(ResultPtr result) {
-  const bool first = runs_.empty();
-  const bool whole = !first && zoom_ == Rows{0, rows()};
+  const bool whole = zoom_ == Rows{0, rows()};
   const auto same_path = [&](const ShownRun& shown) { return shown.result->path == result->path; };
   std::vector<ShownRun> old;
   std::copy_if(runs_.begin(), runs_.end(), std::back_inserter(old), same_path);
@@ -118,35 +117,42 @@ void Document::add(ResultPtr result) {
     }
   }
   runs_.insert(runs_.begin() + at, added.begin(), added.end());
-  after_change();
-  if (first || selection_.empty()) {
-    zoom_out();
-    const RowIndex peak = peak_row(runs_[static_cast<std::size_t>(current_)]);
-    set_selection({peak, peak + 1});
-  } else if (whole) {
-    zoom_out();
-  }
+  after_change(whole);
 }
 
 void Document::close(const ResultPtr& result) {
+  const RowIndex rows_before = rows();
   std::erase_if(runs_, [&](const ShownRun& shown) { return shown.result == result; });
   std::erase_if(traces_->opened,
                 [&](const auto& item) { return item.first.first == result->path.string(); });
-  after_change();
+  after_change(zoom_ == Rows{0, rows_before});
 }
 
-// Brings indices and ranges back inside what is open now.
-void Document::after_change() {
+// Brings indices and ranges inside what is open now, and only then tells views.
+//   whole  all rows were shown
+void Document::after_change(bool whole) {
   const int last = static_cast<int>(runs_.size()) - 1;
   // Something that evicts is more worth a look than `full`, which is usually first.
   const int start = last >= 1 && runs_[0].run().policy.starts_with("full") ? 1 : 0;
   current_ = last < 0 ? -1 : current_ < 0 ? start : std::min(current_, last);
   baseline_ = last < 0 ? -1 : std::clamp(baseline_, 0, last);
+  const Rows zoom = whole ? Rows{0, rows()} : inside(zoom_, 2);
+  const RowIndex peak = last < 0 ? 0 : peak_row(*current_run());
+  const Rows selection = inside(selection_.empty() ? Rows{peak, peak + 1} : selection_, 1);
+  const bool zoomed = std::exchange(zoom_, zoom) != zoom;
+  const bool selected = std::exchange(selection_, selection) != selection;
   emit runs_changed();
   emit current_changed();
-  set_zoom(zoom_);
-  set_selection(selection_);
+  if (zoomed) emit zoom_changed();
+  if (selected) emit selection_changed();
   set_focus(focus_);
+}
+
+// The nearest rows of what is open, at least `least` unless there are fewer.
+Rows Document::inside(Rows wanted, RowIndex least) const {
+  const RowIndex all = rows();
+  const RowIndex begin = std::clamp<RowIndex>(wanted.begin, 0, std::max<RowIndex>(0, all - least));
+  return {begin, std::clamp(wanted.end, std::min(begin + least, all), all)};
 }
 
 void Document::set_visible(std::size_t run, bool visible) {
@@ -188,27 +194,16 @@ RowIndex Document::rows() const {
   return most;
 }
 
+// A zoom that is moved past an end keeps its size.
 void Document::set_zoom(Rows zoom) {
   const RowIndex all = rows();
-  const RowIndex least = std::min<RowIndex>(2, all);
-  const RowIndex size = std::clamp(zoom.size(), least, all);
+  const RowIndex size = std::clamp(zoom.size(), std::min<RowIndex>(2, all), all);
   const RowIndex begin = std::clamp<RowIndex>(zoom.begin, 0, all - size);
-  const Rows inside{begin, begin + size};
-  if (inside == zoom_) return;
-  zoom_ = inside;
-  emit zoom_changed();
+  if (std::exchange(zoom_, {begin, begin + size}) != zoom_) emit zoom_changed();
 }
 
 void Document::set_selection(Rows selection) {
-  const RowIndex all = rows();
-  Rows inside;
-  if (all > 0) {
-    inside.begin = std::clamp<RowIndex>(selection.begin, 0, all - 1);
-    inside.end = std::clamp<RowIndex>(selection.end, inside.begin + 1, all);
-  }
-  if (inside == selection_) return;
-  selection_ = inside;
-  emit selection_changed();
+  if (std::exchange(selection_, inside(selection, 1)) != selection_) emit selection_changed();
 }
 
 void Document::set_focus(Focus focus) {

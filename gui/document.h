@@ -108,7 +108,8 @@ class Document : public QObject {
   void display_changed();
 
  private:
-  void after_change();
+  void after_change(bool whole);
+  [[nodiscard]] Rows inside(Rows wanted, RowIndex least) const;
   struct Traces;
   std::vector<ShownRun> runs_;
   int current_ = -1, baseline_ = -1;
