@@ -14,11 +14,13 @@ demo_policies=(--policy full --policy streaming_llm --policy h2o --policy tova -
 capture_policies=(--policy full --policy streaming_llm --policy h2o --policy tova --policy snapkv
   --policy "chunked(snapkv)" --policy quest --policy kivi --budget 20% --chunk 256)
 kvspan=build/release/sim/kvspan
+viewer=build/release/gui/kvspan-viewer
 model=build/release/models/minimind2-small
 
 # Debian and Ubuntu packages, by what needs them.
 headless_packages=(g++ cmake ninja-build libeigen3-dev libfmt-dev libtbb-dev libhwy-dev libssl-dev
   nlohmann-json3-dev libcli11-dev pkg-config libdnnl-dev libpcre2-dev libutf8proc-dev)
+viewer_packages=(qt6-base-dev qt6-charts-dev qt6-svg-dev libqt6opengl6-dev fonts-dejavu-core)
 test_packages=(catch2 libboost-dev clang-format-16)
 deep_packages=(libbenchmark-dev clang-16 libclang-rt-16-dev clang-tidy-16)
 
@@ -26,7 +28,8 @@ usage() {
   cat <<'USAGE'
 usage: ./build.sh            build the release program
        ./build.sh demo       build it and replay the bundled trace
-       ./build.sh viewer     the same, then look at the result
+       ./build.sh viewer     build the viewer, too, replay the bundled trace and look at the result;
+                             without a display every view becomes a picture
        ./build.sh test       everything that CI checks: all tests with warnings as errors, the
                              readers' and policies' tests under sanitizers, the format
        ./build.sh test all   deeper: also clang 16 with a fuzzer, all tests under sanitizers and in
@@ -187,6 +190,15 @@ build_release() {
   unset targets
 }
 
+build_viewer() {
+  install_packages "${headless_packages[@]}" "${viewer_packages[@]}"
+  check_tools
+  say "building the release programs: a few minutes on 2 cores"
+  targets=(kvspan kvspan-viewer)
+  build release -D KVSPAN_GUI=ON
+  unset targets
+}
+
 # show COMMAND...: as a user would type it, then its output.
 show() {
   say "\$$(printf ' %q' "$@")"
@@ -238,22 +250,37 @@ run_demo() {
 }
 
 run_viewer() {
-  say "the viewer (kvspan-viewer) is not in this version yet; here is the demo with its pictures"
-  build_release
-  run_demo
+  local results=("$demo_dir/short-prompt.json" "$demo_dir/long-prompt.json")
+  build_viewer
+  mkdir -p "$demo_dir"
+  demo_run short-prompt 'short prompt, long output: what follows token 512 is treated as decoding' \
+    --prompt 512 --timeline "$demo_dir/short-prompt.timeline.safetensors" \
+    --lifetimes "$demo_dir/short-prompt.lifetimes.safetensors"
+  demo_run long-prompt 'long prompt, short output: the prompt as it is' \
+    --timeline "$demo_dir/long-prompt.timeline.safetensors" \
+    --lifetimes "$demo_dir/long-prompt.lifetimes.safetensors"
+  if [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ]; then
+    say "opening the window; to see it again: $viewer ${results[0]}"
+    "$viewer" --new-session "${results[0]}"
+    return
+  fi
+  say "there is no display: every view is exported"
+  show "$viewer" --export-all "$demo_dir/views" --run 'chunked(snapkv' --layer 1 --head 0 "${results[0]}"
+  say "pictures (.png, .svg) and numbers (.csv) of every view: $demo_dir/views"
 }
 
 run_test() {
   local deep=$1
-  install_packages "${headless_packages[@]}" "${test_packages[@]}"
+  install_packages "${headless_packages[@]}" "${viewer_packages[@]}" "${test_packages[@]}"
   [ "$deep" = no ] || install_packages "${deep_packages[@]}"
   check_tools
   if [ "$deep" = yes ]; then
-    build dev
+    build dev -D KVSPAN_GUI=ON
     run_tests dev
   else  # each test once: those that read or decide under the sanitizers, below
-    targets=(kvspan kvspan_tests kvspan_capture_tests kvspan_cli_tests kvspan_twin_selfcheck)
-    build dev
+    targets=(kvspan kvspan-viewer kvspan_tests kvspan_capture_tests kvspan_cli_tests
+      kvspan_twin_selfcheck kvspan_gui_tests)
+    build dev -D KVSPAN_GUI=ON
     run_tests dev -LE input
     targets=(kvspan_input_tests kvspan_tracegen_input_tests kvspan_fuzz_replay kvspan_gguf_fuzz_replay)
     build asan
@@ -268,7 +295,7 @@ run_test() {
     run_tests clang-16
     build release -D KVSPAN_TESTS=ON
     run_tests release
-    stage 'build benchmarks' cmake --build --preset release -j "$(job_count)" --target kvspan_bench kvspan_replay_bench
+    stage 'build benchmarks' cmake --build --preset release -j "$(job_count)" --target kvspan_bench kvspan_replay_bench kvspan_viewer_bench
     stage 'clang-tidy' check_tidy
   fi
   say
