@@ -167,7 +167,7 @@ void paint_line(QPainter& painter, QPolygonF& line, QPen pen, Care care) {
       QList<QPointF> ends;
       ends.reserve(2 * line.size());
       for (qsizetype i = 0; i + 1 < line.size(); ++i) ends << line[i] << line[i + 1];
-      pen.setCapStyle(Qt::SquareCap);  // closes the corners
+      if (pen.style() == Qt::SolidLine) pen.setCapStyle(Qt::SquareCap);  // closes the corners
       painter.setPen(pen);
       painter.drawLines(ends.data(), static_cast<int>(ends.size() / 2));
       return;
@@ -477,7 +477,7 @@ void TimeChart::Plot::set_axes() {
   const QString title = content_.difference
                             ? "Difference: " + unit.title.left(1).toLower() + unit.title.mid(1)
                             : unit.title;
-  const auto most = std::clamp(static_cast<int>(area_.height() / 38), 2, 8);
+  const auto most = std::clamp(static_cast<int>(area_.height() / 32), 2, 9);
   if (log_) {
     double low = low_ / unit.size;
     double high = high_ / unit.size;
