@@ -153,8 +153,32 @@ void draw_box(QPainter& painter, const QPointF& at, const QRectF& area,
   }
 }
 
-// A polyline, as the painter is fastest at it. A path of many spans up and down, smooth and wide, takes
-// a hundred times as long as one of pixels' width; single segments, a tenth.
+// Adds what a dashed pen draws of a segment. Dashes go by x, so that they stay in step over segments
+// that are shorter than they are; steep ones are drawn whole.
+//   pattern  pixels that are drawn, left out, drawn, ...; empty: solid
+void add_dashes(QList<QPointF>& ends, const QPointF& a, const QPointF& b,
+                const QList<qreal>& pattern) {
+  if (pattern.empty() || std::abs(b.y() - a.y()) > 2 * (b.x() - a.x()) + 2) {
+    ends << a << b;
+    return;
+  }
+  const double period = std::accumulate(pattern.begin(), pattern.end(), 0.0);
+  const auto at = [&](double x) {
+    return b.x() > a.x() ? a + (b - a) * ((x - a.x()) / (b.x() - a.x())) : a;
+  };
+  for (double from = std::floor(a.x() / period) * period; from <= b.x(); from += period) {
+    double begin = from;
+    for (qsizetype i = 0; i + 1 < pattern.size(); i += 2) {
+      const double first = std::max(begin, a.x());
+      const double last = std::min(begin + pattern[i], b.x());
+      if (first <= last) ends << at(first) << at(last);
+      begin += pattern[i] + pattern[i + 1];
+    }
+  }
+}
+
+// A polyline, as the painter is fastest at it: a path of many spans up and down, smooth and wide,
+// takes a hundred times as long as one of a pixel's width; single segments, ten times.
 enum class Care { fast, smooth, paper };
 void paint_line(QPainter& painter, QPolygonF& line, QPen pen, Care care) {
   painter.setBrush(Qt::NoBrush);
@@ -164,10 +188,17 @@ void paint_line(QPainter& painter, QPolygonF& line, QPen pen, Care care) {
       painter.drawPolyline(line);
       return;
     case Care::smooth: {
+      QList<qreal> pattern;
+      if (pen.style() != Qt::SolidLine) pattern = pen.dashPattern();
+      for (qreal& length : pattern) length *= pen.widthF();
       QList<QPointF> ends;
       ends.reserve(2 * line.size());
-      for (qsizetype i = 0; i + 1 < line.size(); ++i) ends << line[i] << line[i + 1];
-      if (pen.style() == Qt::SolidLine) pen.setCapStyle(Qt::SquareCap);  // closes the corners
+      for (qsizetype i = 0; i + 1 < line.size(); ++i) {
+        add_dashes(ends, line[i], line[i + 1], pattern);
+      }
+      // Square ends close the corners; the ends of dashes are flat.
+      pen.setCapStyle(pattern.empty() ? Qt::SquareCap : Qt::FlatCap);
+      pen.setStyle(Qt::SolidLine);
       painter.setPen(pen);
       painter.drawLines(ends.data(), static_cast<int>(ends.size() / 2));
       return;
@@ -549,7 +580,7 @@ RowIndex TimeChart::Plot::row_at(double x) const {
 }
 
 double TimeChart::Plot::y_of(double value) const {
-  const double on_axis = log_ ? std::log(std::max(value, low_)) : value;
+  const double on_axis = log_ ? std::log(static_cast<float>(std::max(value, low_))) : value;
   return area_.bottom() - (on_axis - axis_low_) * pixels_per_unit_;
 }
 
