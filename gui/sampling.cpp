@@ -294,12 +294,10 @@ SampledStack sample_stack(const Stacking& stacking, const Measure& total, const 
     stacking.parts_at(total.series->row_of_high(rows.begin, rows.end), parts);
     const auto begin = static_cast<double>(rows.begin);
     const auto end = static_cast<double>(rows.end);
-    if (rows.size() == 1) {
-      add(begin);
-      add(end);
-    } else {
-      add((begin + end) / 2);
-    }
+    // A stack reaches from end to end of what is shown.
+    if (rows.size() == 1 || c == 0) add(begin);
+    if (rows.size() > 1) add((begin + end) / 2);
+    if (rows.size() == 1 || c + 1 == columns.count()) add(end);
   }
   return sampled;
 }

@@ -153,6 +153,68 @@ void draw_box(QPainter& painter, const QPointF& at, const QRectF& area,
   }
 }
 
+// Adds what a dashed pen draws of a segment. Dashes go by x, so that they stay in step over segments
+// that are shorter than they are; steep ones are drawn whole.
+//   pattern  pixels that are drawn, left out, drawn, ...; empty: solid
+void add_dashes(QList<QPointF>& ends, const QPointF& a, const QPointF& b,
+                const QList<qreal>& pattern) {
+  if (pattern.empty() || std::abs(b.y() - a.y()) > 2 * (b.x() - a.x()) + 2) {
+    ends << a << b;
+    return;
+  }
+  const double period = std::accumulate(pattern.begin(), pattern.end(), 0.0);
+  const auto at = [&](double x) {
+    return b.x() > a.x() ? a + (b - a) * ((x - a.x()) / (b.x() - a.x())) : a;
+  };
+  for (double from = std::floor(a.x() / period) * period; from <= b.x(); from += period) {
+    double begin = from;
+    for (qsizetype i = 0; i + 1 < pattern.size(); i += 2) {
+      const double first = std::max(begin, a.x());
+      const double last = std::min(begin + pattern[i], b.x());
+      if (first <= last) ends << at(first) << at(last);
+      begin += pattern[i] + pattern[i + 1];
+    }
+  }
+}
+
+// A polyline, as the painter is fastest at it: a path of many spans up and down, smooth and wide,
+// takes a hundred times as long as one of a pixel's width; single segments, ten times.
+enum class Care { fast, smooth, paper };
+void paint_line(QPainter& painter, QPolygonF& line, QPen pen, Care care) {
+  painter.setBrush(Qt::NoBrush);
+  switch (care) {
+    case Care::paper:
+      painter.setPen(pen);
+      painter.drawPolyline(line);
+      return;
+    case Care::smooth: {
+      QList<qreal> pattern;
+      if (pen.style() != Qt::SolidLine) pattern = pen.dashPattern();
+      for (qreal& length : pattern) length *= pen.widthF();
+      QList<QPointF> ends;
+      ends.reserve(2 * line.size());
+      for (qsizetype i = 0; i + 1 < line.size(); ++i) {
+        add_dashes(ends, line[i], line[i + 1], pattern);
+      }
+      // Square ends close the corners; the ends of dashes are flat.
+      pen.setCapStyle(pattern.empty() ? Qt::SquareCap : Qt::FlatCap);
+      pen.setStyle(Qt::SolidLine);
+      painter.setPen(pen);
+      painter.drawLines(ends.data(), static_cast<int>(ends.size() / 2));
+      return;
+    }
+    case Care::fast: {
+      const bool twice = pen.widthF() > 2;
+      pen.setWidth(1);
+      painter.setPen(pen);
+      painter.drawPolyline(line);
+      if (!twice) return;
+      line.translate(0, 1);
+      painter.drawPolyline(line);
+    }
+  }
+}
+
 // An item over the plot area, painted by a function.
 class Layer final : public QGraphicsItem {
  public:
@@ -217,7 +279,7 @@ class TimeChart::Plot final : public QChartView {
   [[nodiscard]] const ShownRun& shown(const ChartLine& line) const {
     return document_.runs()[static_cast<std::size_t>(line.run)];
   }
-  [[nodiscard]] QPen pen_of(const ChartLine& line, bool smooth) const;
+  [[nodiscard]] QPen pen_of(const ChartLine& line) const;
   [[nodiscard]] QString text_of(double value) const {
     return content_.difference ? difference_text(content_.quantity, value)
                                : value_text(content_.quantity, value);
@@ -255,9 +317,10 @@ class TimeChart::Plot final : public QChartView {
   ChartContent content_;
   Rows zoom_;
   QRectF area_;
-  double low_ = 0, high_ = 1;                // of the values' axis
-  bool log_ = false;                         // as drawn: content_.log, and something is positive
-  std::vector<std::vector<QPointF>> lines_;  // [line][point] (row, value)
+  double low_ = 0, high_ = 1;                  // of the values' axis
+  bool log_ = false;                           // as drawn: content_.log, and something is positive
+  double axis_low_ = 0, pixels_per_unit_ = 1;  // of logarithms, if log_
+  std::vector<std::vector<QPointF>> lines_;    // [line][point] (row, value)
   SampledStack stack_;
   struct Peak {
     RowIndex row = -1;
@@ -332,7 +395,9 @@ void TimeChart::Plot::apply_theme() {
     axis->setTitleBrush(t.ink);
     axis->setLinePen(QPen(t.faint, 1));
     axis->setGridLinePen(QPen(t.grid, 1));
-    axis->setMinorGridLinePen(QPen(t.grid, 1, Qt::DotLine));
+    QColor faint = t.grid;
+    faint.setAlphaF(0.5F);
+    axis->setMinorGridLinePen(QPen(faint, 1));
   }
   x_axis_->setGridLineVisible(false);
   middle_->update();
@@ -443,7 +508,7 @@ void TimeChart::Plot::set_axes() {
   const QString title = content_.difference
                             ? "Difference: " + unit.title.left(1).toLower() + unit.title.mid(1)
                             : unit.title;
-  const auto most = std::clamp(static_cast<int>(area_.height() / 38), 2, 8);
+  const auto most = std::clamp(static_cast<int>(area_.height() / 32), 2, 9);
   if (log_) {
     double low = low_ / unit.size;
     double high = high_ / unit.size;
@@ -482,6 +547,8 @@ void TimeChart::Plot::set_axes() {
     y_axis_->setRange(low_ / unit.size, high_ / unit.size);
     y_axis_->setTitleText(title);
   }
+  axis_low_ = log_ ? std::log(low_) : low_;
+  pixels_per_unit_ = area_.height() / ((log_ ? std::log(high_) : high_) - axis_low_);
   y_axis_->setVisible(!log_ && content_.message.isEmpty());
   log_axis_->setVisible(log_ && content_.message.isEmpty());
   set_x_ticks();
@@ -513,14 +580,13 @@ RowIndex TimeChart::Plot::row_at(double x) const {
 }
 
 double TimeChart::Plot::y_of(double value) const {
-  const double share = log_ ? std::log(std::max(value, low_) / low_) / std::log(high_ / low_)
-                            : (value - low_) / (high_ - low_);
-  return area_.bottom() - share * area_.height();
+  const double on_axis = log_ ? std::log(static_cast<float>(std::max(value, low_))) : value;
+  return area_.bottom() - (on_axis - axis_low_) * pixels_per_unit_;
 }
 
-QPen TimeChart::Plot::pen_of(const ChartLine& line, bool smooth) const {
+QPen TimeChart::Plot::pen_of(const ChartLine& line) const {
   const double width = content_.stacking || content_.difference ? 1.2 : line.current ? 2.6 : 1.5;
-  return run_pen(shown(line).colour, smooth ? width : 1);
+  return run_pen(shown(line).colour, width);
 }
 
 // ---- Painting -----------------------------------------------------------------------------------
@@ -560,18 +626,14 @@ void TimeChart::Plot::paint_lines(QPainter& painter) {
   painter.setRenderHint(QPainter::Antialiasing, smooth);
   if (content_.stacking) paint_stack(painter);
   if (content_.difference) paint_difference(painter);
-  painter.setBrush(Qt::NoBrush);
-  QPolygonF polygon;
   for (std::size_t i = 0; i < lines_.size(); ++i) {
-    // One pixel wide is what the painter has a fast way for.
-    painter.setPen(pen_of(content_.lines[i], smooth));
-    const bool twice = !smooth && pen_of(content_.lines[i], true).widthF() > 2;
-    polygon.clear();
+    QPolygonF polygon;
+    polygon.reserve(static_cast<qsizetype>(lines_[i].size()));
     for (const QPointF& point : lines_[i]) polygon << QPointF(x_of(point.x()), y_of(point.y()));
-    painter.drawPolyline(polygon);
-    if (!twice) continue;
-    polygon.translate(0, 1);
-    painter.drawPolyline(polygon);
+    paint_line(painter, polygon, pen_of(content_.lines[i]),
+               paper_   ? Care::paper
+               : smooth ? Care::smooth
+                        : Care::fast);
   }
   painter.restore();
   painter.setRenderHint(QPainter::Antialiasing, true);

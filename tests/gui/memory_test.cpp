@@ -241,11 +241,11 @@ void MemoryTest::parts_of_every_stack_sum_to_the_total() {
         }
         const Columns columns({100, result->trace.tokens}, 300);
         const SampledStack sampled = sample_stack(stacking, total, columns);
-        QCOMPARE(sampled.x.size(), static_cast<std::size_t>(columns.count()));
+        QCOMPARE(sampled.x.size(), static_cast<std::size_t>(columns.count()) + 2);
         for (int c = 0; c < columns.count(); ++c) {
           const Rows rows = columns.at(c);
           const double high = total.series->over(rows.begin, rows.end).high * total.scale;
-          const double top = sampled.tops.back()[static_cast<std::size_t>(c)];
+          const double top = sampled.tops.back()[static_cast<std::size_t>(c) + 1];
           QVERIFY(std::abs(top - high) <= 1e-9 * high);
         }
       }
@@ -517,6 +517,27 @@ void MemoryTest::lines_are_smooth_only_when_still() {
   const auto moving = colours();
   QTRY_VERIFY(!shown.chart().moving());
   QVERIFY(colours() > moving);
+  // Dashes of the ninth colour are dashes.
+  const auto ink = [&](int slot) {
+    for (std::size_t r = 0; r < shown.document.runs().size(); ++r) {
+      shown.document.set_visible(r, r == 0);
+    }
+    shown.document.set_colour(0, slot);
+    const QImage image = shown.canvas()->grab(shown.chart().plot_area().toRect()).toImage();
+    double sum = 0;
+    for (int y = 0; y < image.height(); ++y) {
+      for (int x = 0; x < image.width(); ++x) {
+        sum += qGray(image.pixel(x, y)) < 128 ? 1 : 0;
+      }
+    }
+    return sum;
+  };
+  const double solid = ink(0);
+  const double dashed = ink(8);
+  QVERIFY2(dashed > 0.5 * solid && dashed < 0.8 * solid,
+           qPrintable(QString::number(dashed / solid)));
+  for (std::size_t r = 0; r < shown.document.runs().size(); ++r)
+    shown.document.set_visible(r, true);
   const auto width = static_cast<std::size_t>(shown.chart().plot_area().width());
   for (std::size_t i = 0; i < shown.document.runs().size(); ++i) {
     QVERIFY(shown.chart().points(i) > 0);
