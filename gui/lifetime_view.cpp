@@ -282,19 +282,25 @@ class MapCanvas final : public QWidget {
     if (shown_attention()) {
       items.push_back({"attention on what is held", c.faint_held, c.strong_held, 54});
       items.push_back({"attention lost with what was evicted", c.evicted, c.lost, 54});
-    } else if (file_run().has_selected) {
+    } else if (knows_reads()) {
       items.push_back({"held and read", c.read, c.read, 12});
       items.push_back({"held, not read", c.held, c.held, 12});
       items.push_back({"evicted", c.evicted, c.evicted, 12});
     } else {
-      items.push_back({"held, read by every row", c.read, c.read, 12});
+      items.push_back(
+          {file_run().has_selected ? "held" : "held, read by every row", c.read, c.read, 12});
       items.push_back({"evicted", c.evicted, c.evicted, 12});
     }
     QString note;
     if (shown_attention()) {
-      note = QString(attention_->sampled ? "0.03 % to 100 %, %1 sampled rows" : "0.03 % to 100 %")
-                 .arg(count_text(static_cast<std::int64_t>(attention_->rows.size())));
-    } else if (file_run().has_selected &&
+      note = "0.03 % to 100 %";
+      if (attention_->sampled) {
+        note += QString(", %1 rows sampled")
+                    .arg(count_text(static_cast<std::int64_t>(attention_->rows.size())));
+      }
+    } else if (file_run().has_selected && !knows_reads()) {
+      note = "which were read is not in the file";
+    } else if (knows_reads() &&
                static_cast<RowIndex>(file_run().read_rows.size()) < which_->result->trace.tokens) {
       note = QString("reads of %1 rows, each until the next")
                  .arg(count_text(static_cast<std::int64_t>(file_run().read_rows.size())));
@@ -512,6 +518,9 @@ class MapCanvas final : public QWidget {
   [[nodiscard]] const Run& run() const { return which_->result->runs[which_->run]; }
   [[nodiscard]] const LifetimesFile::Run& file_run() const {
     return which_->result->lifetimes->runs()[which_->run];
+  }
+  [[nodiscard]] bool knows_reads() const {
+    return file_run().has_selected && !file_run().read_rows.empty();
   }
   [[nodiscard]] Attention shown_attention() const {
     return wants_attention_ ? attention_ : nullptr;

@@ -76,7 +76,14 @@ int TokenText::width_of(std::int64_t token) const {
 }
 
 bool TokenText::breaks_after(std::int64_t token) const {
-  return trace_ != nullptr && trace_->token_text(token).find('\n') != std::string_view::npos;
+  // At the end of a paragraph: single line breaks are those of a page that was wider or narrower.
+  const auto breaks = [&](std::int64_t t) {
+    if (t < 0) return std::ptrdiff_t{0};
+    const std::string_view text = trace_->token_text(t);
+    return std::count(text.begin(), text.end(), '\n');
+  };
+  if (trace_ == nullptr || breaks(token) == 0) return false;
+  return breaks(token) + breaks(token - 1) > 1;
 }
 
 std::vector<std::int64_t> TokenText::lines(int width) const {
