@@ -128,7 +128,7 @@ void Document::close(const ResultPtr& result) {
 void Document::after_change() {
   const int last = static_cast<int>(runs_.size()) - 1;
   // Something that evicts is more worth a look than `full`, which is usually first.
-  const int start = last < 1 || runs_[0].run().policy != "full" ? 0 : 1;
+  const int start = last >= 1 && runs_[0].run().policy.starts_with("full") ? 1 : 0;
   current_ = last < 0 ? -1 : current_ < 0 ? start : std::min(current_, last);
   baseline_ = last < 0 ? -1 : std::clamp(baseline_, 0, last);
   emit runs_changed();

@@ -52,6 +52,7 @@ class Strip final : public QWidget {
     paint_legend(painter);
     const QRect box = strip();
     const auto colours = set_colours();
+    painter.fillRect(box, theme().paper);
     for (int x = 0; x < box.width(); ++x) {
       const auto begin = x * tokens_ / box.width();
       const auto end = std::max(begin + 1, (x + 1) * tokens_ / box.width());
@@ -140,6 +141,8 @@ class Strip final : public QWidget {
     int x = 10;
     for (std::size_t i = 0; i < names.size(); ++i) {
       painter.fillRect(QRect(x, 5, 11, 11), colours[i]);
+      painter.setPen(theme().faint);
+      painter.drawRect(QRect(x, 5, 10, 10));
       x += 16;
       painter.setPen(theme().ink);
       painter.drawText(QRect(x, 0, width() - x, 21), Qt::AlignLeft | Qt::AlignVCenter, names[i]);

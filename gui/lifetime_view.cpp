@@ -399,8 +399,10 @@ class MapCanvas final : public QWidget {
       parts
           << QString("received %1 of attention, lost %2").arg(mass(life.received), mass(life.lost));
     }
-    if (!std::isnan(life.score)) parts << QString("score %1").arg(mass(life.score));
-    if (life.rank >= 0) parts << QString("rank %1 to go").arg(count_text(life.rank + 1));
+    QStringList eviction;
+    if (!std::isnan(life.score)) eviction << "score " + mass(life.score);
+    if (life.rank >= 0) eviction << "rank " + count_text(life.rank);
+    if (!eviction.isEmpty()) parts << eviction.join(", ") + " when it went";
     return parts.join(QString(" ") + QChar(0xb7) + " ");
   }
 
@@ -669,9 +671,14 @@ class MapCanvas final : public QWidget {
     const double top = y_of(static_cast<double>(selected.begin));
     const double bottom = y_of(static_cast<double>(selected.end));
     QColor band = theme().accent;
-    band.setAlpha(46);
-    if (selected.size() > 1)
+    band.setAlpha(30);
+    if (selected.size() > 1) {
       painter.fillRect(QRectF(map.left(), top, map.width(), bottom - top), band);
+      painter.setPen(QPen(theme().accent, 1));
+      for (const double y : {top, bottom}) {
+        painter.drawLine(QPointF(map.left(), y), QPointF(map.right(), y));
+      }
+    }
     const auto line = [&](const QPointF& from, const QPointF& to) {
       QColor halo = theme().paper;
       halo.setAlpha(150);

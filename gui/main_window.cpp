@@ -71,7 +71,11 @@ MainWindow::MainWindow(const QString& session_file, QWidget* parent)
   autosave_.start();
 }
 
-MainWindow::~MainWindow() = default;
+// Views go before the document that they show.
+MainWindow::~MainWindow() {
+  disconnect(qApp, nullptr, this, nullptr);
+  delete takeCentralWidget();
+}
 
 void MainWindow::build_widgets() {
   resize(1280, 800);
@@ -80,6 +84,7 @@ void MainWindow::build_widgets() {
   side_ = new QTabWidget;
   side_->setDocumentMode(true);
   tabs_ = new QTabWidget;
+  tabs_->setObjectName("views");
   tabs_->setDocumentMode(true);
 
   run_list_ = new RunList(document_, this);

@@ -296,4 +296,19 @@ std::int64_t Polygon::at(RowIndex row) const {
   return to == from ? entries : entries + (then - entries) / (to - from) * (row - from);
 }
 
+double Polygon::entry_rows() const {
+  const auto points = static_cast<std::int64_t>(rows_.size() / sizeof(std::int64_t));
+  if (points == 0) return 0;
+  // A trapezoid from each point up to, but not with, the next.
+  auto sum = static_cast<double>(element<std::int64_t>(entries_, points - 1));
+  for (std::int64_t i = 0; i + 1 < points; ++i) {
+    const auto rows =
+        static_cast<double>(element<std::int64_t>(rows_, i + 1) - element<std::int64_t>(rows_, i));
+    const auto from = static_cast<double>(element<std::int64_t>(entries_, i));
+    const auto to = static_cast<double>(element<std::int64_t>(entries_, i + 1));
+    sum += rows * from + (to - from) * (rows - 1) / 2;
+  }
+  return sum;
+}
+
 }  // namespace kvspan::gui

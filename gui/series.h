@@ -59,6 +59,8 @@ class Polygon {
   // Of points in memory.
   [[nodiscard]] static Polygon of(ChangePoints points);
   [[nodiscard]] std::int64_t at(RowIndex row) const;
+  // The sum of at() over all rows; reads all points.
+  [[nodiscard]] double entry_rows() const;
 
  private:
   std::shared_ptr<const void> owner_;

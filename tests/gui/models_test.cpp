@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <QAbstractItemModelTester>
+#include <QSignalSpy>
+#include <cmath>
+#include <fstream>
+
+#include <nlohmann/json.hpp>
+
+#include "gui_test.h"
+
+#include "gui/csv.h"
+#include "gui/run_table.h"
+#include "gui/session.h"
+#include "sim/error.h"
+
+namespace kvspan::gui::test {
+
+using nlohmann::json;
+
+// What views share, without widgets.
+class ModelsTest : public QObject {
+  Q_OBJECT
+ private slots:
+  void the_table_of_runs_shows_the_numbers_of_the_json();
+  void csv_reads_back_equal();
+  void zoom_and_selection_stay_inside_what_is_open();
+  void a_replaced_result_keeps_colours_and_what_is_hidden();
+  void a_session_brings_back_what_was_looked_at();
+  void a_malformed_session_changes_nothing();
+};
+
+void ModelsTest::the_table_of_runs_shows_the_numbers_of_the_json() {
+  Document document;
+  RunTable table(document);
+  const QAbstractItemModelTester tester(&table,
+                                        QAbstractItemModelTester::FailureReportingMode::Fatal);
+  document.add(open_result(bundled_result().toStdString()));
+  std::ifstream in(bundled_result().toStdString());
+  const json root = json::parse(in);
+  QCOMPARE(table.rowCount(), static_cast<int>(root["runs"].size()));
+  document.set_selection({100, 700});
+  for (int r = 0; r < table.rowCount(); ++r) {
+    const json& run = root["runs"][static_cast<std::size_t>(r)];
+    const auto exact = [&](int column) { return table.index(r, column).data(Qt::EditRole); };
+    QCOMPARE(exact(RunTable::label).toString().toStdString(), run["policy"].get<std::string>());
+    QCOMPARE(exact(RunTable::footprint).toDouble(), run["footprint"].get<double>());
+    QCOMPARE(exact(RunTable::peak_kv).toDouble(), run["peak_kv"].get<double>());
+    QCOMPARE(exact(RunTable::peak_memory).toDouble(), run["peak_bytes"]["total"].get<double>());
+    QCOMPARE(exact(RunTable::retained).toDouble(),
+             run["fidelity"]["decode"]["retained_mass"]["mean"].get<double>());
+    QCOMPARE(exact(RunTable::error).toDouble(),
+             run["fidelity"]["decode"]["output_error"]["mean"].get<double>());
+    // The JSON's timeline holds every row where something changes: all of them, here.
+    const auto bytes_at = [&](RowIndex row) {
+      const json& line = run["timeline"];
+      double value = 0;
+      for (std::size_t i = 0; i < line["row"].size() && line["row"][i] <= row; ++i) {
+        value = line["resident_bytes"][i].get<double>();
+      }
+      return value;
+    };
+    QCOMPARE(exact(RunTable::at_begin).toDouble(), bytes_at(100));
+    QCOMPARE(exact(RunTable::at_end).toDouble(), bytes_at(699));
+    QCOMPARE(exact(RunTable::delta).toDouble(), bytes_at(699) - bytes_at(100));
+  }
+  QVERIFY(table.setData(table.index(1, 0), Qt::Unchecked, Qt::CheckStateRole));
+  QVERIFY(!document.runs()[1].visible);
+  document.close(ResultPtr(document.runs()[0].result));
+  QCOMPARE(table.rowCount(), 0);
+}
+
+void ModelsTest::csv_reads_back_equal() {
+  const std::string text =
+      csv_line({csv_field(std::string_view("a,\"b\"\nc")), csv_field(0.1), csv_field(1e300),
+                csv_field(NAN), csv_field(std::int64_t{-7})}) +
+      csv_line({"", "x"});
+  const auto lines = parse_csv(text);
+  QCOMPARE(lines.size(), std::size_t{2});
+  QCOMPARE(lines[0][0], std::string("a,\"b\"\nc"));
+  QCOMPARE(std::stod(lines[0][1]), 0.1);
+  QCOMPARE(std::stod(lines[0][2]), 1e300);
+  QCOMPARE(lines[0][3], std::string());
+  QCOMPARE(lines[0][4], std::string("-7"));
+  QCOMPARE(lines[1].size(), std::size_t{2});
+  QVERIFY_THROWS_EXCEPTION(Error, parse_csv("\"open"));
+
+  Document document;
+  document.add(open_result(bundled_result().toStdString()));
+  const RunTable table(document);
+  const auto read = parse_csv(csv_of(table));
+  QCOMPARE(read.size(), static_cast<std::size_t>(table.rowCount()) + 1);
+  for (int r = 0; r < table.rowCount(); ++r) {
+    for (int c = 1; c < table.columnCount(); ++c) {
+      QCOMPARE(std::stod(read[static_cast<std::size_t>(r) + 1][static_cast<std::size_t>(c)]),
+               table.index(r, c).data(Qt::EditRole).toDouble());
+    }
+  }
+}
+
+void ModelsTest::zoom_and_selection_stay_inside_what_is_open() {
+  Document document;
+  document.set_zoom({5, 10});
+  document.set_selection({-3, 1000});
+  QVERIFY(document.selection().empty());
+  document.add(open_result(bundled_result().toStdString()));
+  const RowIndex rows = document.rows();
+  QCOMPARE(rows, RowIndex{1880});
+  QVERIFY((document.zoom() == Rows{0, rows}));
+  QVERIFY(!document.selection().empty());  // the current run's peak
+  QCOMPARE(document.instant(), peak_row(*document.current_run()));
+  document.set_zoom({-100, 50});
+  QVERIFY((document.zoom() == Rows{0, 150}));
+  document.set_zoom({1870, 5000});
+  QVERIFY((document.zoom() == Rows{0, rows}));
+  document.set_zoom({1000, 1000});
+  QVERIFY((document.zoom() == Rows{1000, 1002}));
+  document.set_selection({5000, 6000});
+  QVERIFY((document.selection() == Rows{rows - 1, rows}));
+  document.set_current(99);
+  document.set_baseline(-5);
+  QCOMPARE(document.current(), 1);  // what evicts, not `full`
+  QCOMPARE(document.baseline(), 0);
+  document.set_focus({99, 99, 99'999});
+  QCOMPARE(document.focus().layer, document.current_run()->result->trace.layers() - 1);
+  document.close(ResultPtr(document.runs()[0].result));
+  QCOMPARE(document.current(), -1);
+  QVERIFY(document.zoom().empty() && document.selection().empty());
+}
+
+void ModelsTest::a_replaced_result_keeps_colours_and_what_is_hidden() {
+  Document document;
+  document.add(open_result(bundled_result().toStdString()));
+  const std::size_t runs = document.runs().size();
+  document.set_visible(2, false);
+  document.set_colour(2, 77);
+  document.add(open_result(bundled_result().toStdString()));
+  QCOMPARE(document.runs().size(), runs);
+  QVERIFY(!document.runs()[2].visible);
+  QCOMPARE(document.runs()[2].colour, 77);
+}
+
+void ModelsTest::a_session_brings_back_what_was_looked_at() {
+  Document document;
+  document.add(open_result(bundled_result().toStdString()));
+  document.set_visible(3, false);
+  document.set_colour(1, 9);
+  document.set_current(2);
+  document.set_baseline(4);
+  document.set_zoom({100, 900});
+  document.set_selection({200, 300});
+  document.set_focus({1, 2, 77});
+  document.set_display({Quantity::percent, true, Stack::state, HeadFigure::retained_mass});
+  const json session = json::parse(session_of(document).dump());
+
+  Document again;
+  for (const auto& file : files_of(session)) again.add(open_result(file));
+  restore(session, again);
+  QCOMPARE(session_of(again).dump(), session.dump());
+  QVERIFY(!again.runs()[3].visible);
+  QCOMPARE(again.runs()[1].colour, 9);
+  QVERIFY((again.zoom() == Rows{100, 900}));
+  QVERIFY((again.focus() == Focus{1, 2, 77}));
+  QVERIFY(again.display() == document.display());
+}
+
+void ModelsTest::a_malformed_session_changes_nothing() {
+  Document document;
+  document.add(open_result(bundled_result().toStdString()));
+  const std::string before = session_of(document).dump();
+  for (const char* text :
+       {"null", "[]", "{}", R"({"runs": 5, "zoom": "x", "focus": [], "display": {"quantity": 7}})",
+        R"({"runs": [{"policy": 5}], "current": "a", "selection": {"begin": 1.5}})"}) {
+    const json session = json::parse(text);
+    QVERIFY(files_of(session).empty());
+    restore(session, document);
+    QCOMPARE(session_of(document).dump(), before);
+  }
+}
+
+KVSPAN_GUI_TEST(ModelsTest, "models");
+
+}  // namespace kvspan::gui::test
+
+#include "models_test.moc"
