@@ -33,6 +33,7 @@ namespace {
 constexpr std::int64_t kAttentionGrid = 2048;  // cells an axis: 16 MiB
 constexpr double kFaintest = 3.5;              // decades below 1 that attention is shown in
 constexpr int kLegendHeight = 20;
+constexpr double kLeastApart = 8;  // pixels between lines of passes
 
 using Attention = std::shared_ptr<const HeadAttention>;
 
@@ -654,13 +655,14 @@ class MapCanvas final : public QWidget {
     painter.setRenderHint(QPainter::Antialiasing, false);
     QColor thin = theme().ink;
     thin.setAlpha(60);
-    double before = -1e9;
+    // Too many to be told apart: none.
+    const double apart = (y_of(static_cast<double>(result.trace.prompt)) - y_of(0)) /
+                         static_cast<double>(result.pass_ends.size());
     for (const RowIndex end : result.pass_ends) {
+      if (end >= result.trace.prompt || apart < kLeastApart) break;
       const double y = y_of(static_cast<double>(end));
-      if (end >= result.trace.prompt || y - before < 6) continue;
       painter.setPen(QPen(thin, 1, Qt::DotLine));
       painter.drawLine(QPointF(map.left(), y), QPointF(map.right(), y));
-      before = y;
     }
     if (result.trace.prompt < result.trace.tokens) {
       const double y = y_of(static_cast<double>(result.trace.prompt));
