@@ -8,6 +8,7 @@ namespace kvspan::gui {
 
 class Document;
 
+// Its property "ready" is false while what it shows is being computed.
 [[nodiscard]] QWidget* make_kept_sets(Document& document, QWidget* parent);
 
 }  // namespace kvspan::gui

@@ -33,6 +33,7 @@ namespace {
 constexpr std::int64_t kAttentionGrid = 2048;  // cells an axis: 16 MiB
 constexpr double kFaintest = 3.5;              // decades below 1 that attention is shown in
 constexpr int kLegendHeight = 20;
+constexpr double kLeastApart = 8;  // pixels between lines of passes
 
 using Attention = std::shared_ptr<const HeadAttention>;
 
@@ -282,19 +283,25 @@ class MapCanvas final : public QWidget {
     if (shown_attention()) {
       items.push_back({"attention on what is held", c.faint_held, c.strong_held, 54});
       items.push_back({"attention lost with what was evicted", c.evicted, c.lost, 54});
-    } else if (file_run().has_selected) {
+    } else if (knows_reads()) {
       items.push_back({"held and read", c.read, c.read, 12});
       items.push_back({"held, not read", c.held, c.held, 12});
       items.push_back({"evicted", c.evicted, c.evicted, 12});
     } else {
-      items.push_back({"held, read by every row", c.read, c.read, 12});
+      items.push_back(
+          {file_run().has_selected ? "held" : "held, read by every row", c.read, c.read, 12});
       items.push_back({"evicted", c.evicted, c.evicted, 12});
     }
     QString note;
     if (shown_attention()) {
-      note = QString(attention_->sampled ? "0.03 % to 100 %, %1 sampled rows" : "0.03 % to 100 %")
-                 .arg(count_text(static_cast<std::int64_t>(attention_->rows.size())));
-    } else if (file_run().has_selected &&
+      note = "0.03 % to 100 %";
+      if (attention_->sampled) {
+        note += QString(", %1 rows sampled")
+                    .arg(count_text(static_cast<std::int64_t>(attention_->rows.size())));
+      }
+    } else if (file_run().has_selected && !knows_reads()) {
+      note = "which were read is not in the file";
+    } else if (knows_reads() &&
                static_cast<RowIndex>(file_run().read_rows.size()) < which_->result->trace.tokens) {
       note = QString("reads of %1 rows, each until the next")
                  .arg(count_text(static_cast<std::int64_t>(file_run().read_rows.size())));
@@ -393,8 +400,10 @@ class MapCanvas final : public QWidget {
       parts
           << QString("received %1 of attention, lost %2").arg(mass(life.received), mass(life.lost));
     }
-    if (!std::isnan(life.score)) parts << QString("score %1").arg(mass(life.score));
-    if (life.rank >= 0) parts << QString("rank %1 to go").arg(count_text(life.rank + 1));
+    QStringList eviction;
+    if (!std::isnan(life.score)) eviction << "score " + mass(life.score);
+    if (life.rank >= 0) eviction << "rank " + count_text(life.rank);
+    if (!eviction.isEmpty()) parts << eviction.join(", ") + " when it went";
     return parts.join(QString(" ") + QChar(0xb7) + " ");
   }
 
@@ -512,6 +521,9 @@ class MapCanvas final : public QWidget {
   [[nodiscard]] const Run& run() const { return which_->result->runs[which_->run]; }
   [[nodiscard]] const LifetimesFile::Run& file_run() const {
     return which_->result->lifetimes->runs()[which_->run];
+  }
+  [[nodiscard]] bool knows_reads() const {
+    return file_run().has_selected && !file_run().read_rows.empty();
   }
   [[nodiscard]] Attention shown_attention() const {
     return wants_attention_ ? attention_ : nullptr;
@@ -643,13 +655,14 @@ class MapCanvas final : public QWidget {
     painter.setRenderHint(QPainter::Antialiasing, false);
     QColor thin = theme().ink;
     thin.setAlpha(60);
-    double before = -1e9;
+    // Too many to be told apart: none.
+    const double apart = (y_of(static_cast<double>(result.trace.prompt)) - y_of(0)) /
+                         static_cast<double>(result.pass_ends.size());
     for (const RowIndex end : result.pass_ends) {
+      if (end >= result.trace.prompt || apart < kLeastApart) break;
       const double y = y_of(static_cast<double>(end));
-      if (end >= result.trace.prompt || y - before < 6) continue;
       painter.setPen(QPen(thin, 1, Qt::DotLine));
       painter.drawLine(QPointF(map.left(), y), QPointF(map.right(), y));
-      before = y;
     }
     if (result.trace.prompt < result.trace.tokens) {
       const double y = y_of(static_cast<double>(result.trace.prompt));
@@ -660,9 +673,14 @@ class MapCanvas final : public QWidget {
     const double top = y_of(static_cast<double>(selected.begin));
     const double bottom = y_of(static_cast<double>(selected.end));
     QColor band = theme().accent;
-    band.setAlpha(46);
-    if (selected.size() > 1)
+    band.setAlpha(30);
+    if (selected.size() > 1) {
       painter.fillRect(QRectF(map.left(), top, map.width(), bottom - top), band);
+      painter.setPen(QPen(theme().accent, 1));
+      for (const double y : {top, bottom}) {
+        painter.drawLine(QPointF(map.left(), y), QPointF(map.right(), y));
+      }
+    }
     const auto line = [&](const QPointF& from, const QPointF& to) {
       QColor halo = theme().paper;
       halo.setAlpha(150);

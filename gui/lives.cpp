@@ -5,6 +5,7 @@
 #include <bit>
 #include <cassert>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include <fmt/format.h>
@@ -60,6 +61,13 @@ class Column {
 std::int64_t count_bits(std::span<const std::uint8_t> bits, std::int64_t begin, std::int64_t end) {
   std::int64_t count = 0;
   while (begin < end) {
+    if (begin % 8 == 0 && end - begin >= 64) {
+      std::uint64_t word = 0;
+      std::memcpy(&word, bits.data() + begin / 8, sizeof word);
+      count += std::popcount(word);
+      begin += 64;
+      continue;
+    }
     const std::int64_t stop = std::min(end, (begin / 8 + 1) * 8);
     const unsigned mask = (0xFFU >> static_cast<unsigned>(8 - (stop - begin)))
                           << static_cast<unsigned>(begin % 8);

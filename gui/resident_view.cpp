@@ -35,8 +35,8 @@ class HeldScale final : public QWidget {
   }
   void paint(QPainter& painter, const QRect& area) const {
     if (heads_ > 0) {
-      paint_held_scale(painter, area, "held by 0",
-                       heads_ == 1 ? QString("by the head") : QString("%1 heads").arg(heads_));
+      paint_held_scale(painter, area, heads_ == 1 ? "evicted" : "held by 0",
+                       heads_ == 1 ? QString("held") : QString("%1 heads").arg(heads_));
     }
   }
 
@@ -254,9 +254,10 @@ class ResidentView final : public View {
     }
     if (holdings_->since < holdings_->row) {
       const std::int64_t change = sum.entries - sum.entries_before;
-      text += QString("; %1 %2 than in row %3")
-                  .arg(count_text(std::abs(change)), change < 0 ? "fewer" : "more",
-                       count_text(holdings_->since));
+      const QString more =
+          change == 0 ? QString("as many as")
+                      : count_text(std::abs(change)) + (change < 0 ? " fewer than" : " more than");
+      text += QString("; %1 in row %2").arg(more, count_text(holdings_->since));
     }
     return text + QString("; tokens: %1").arg(scope_text());
   }

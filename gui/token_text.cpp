@@ -17,6 +17,7 @@ namespace kvspan::gui {
 namespace {
 
 constexpr int kMargin = 8;
+constexpr int kSquare = 9;  // of a token without text
 
 // Nothing held is paper; the least that is held can be told from it.
 QColor share_colour(double share) {
@@ -60,10 +61,7 @@ void TokenText::set_token(std::int64_t token) {
   verticalScrollBar()->setValue(line - seen / 2);
 }
 
-QString TokenText::label(std::int64_t token) const {
-  const QString text = token_label(trace_.get(), token);
-  return text.isEmpty() ? QString(QChar(0x25aa)) : text;
-}
+QString TokenText::label(std::int64_t token) const { return token_label(trace_.get(), token); }
 
 int TokenText::width_of(std::int64_t token) const {
   const std::string_view text = trace_ == nullptr ? "" : trace_->token_text(token);
@@ -72,11 +70,18 @@ int TokenText::width_of(std::int64_t token) const {
     if (c < ' ' || c > '~') return fontMetrics().horizontalAdvance(label(token)) + 1;
     width += ascii_[static_cast<std::size_t>(c)];
   }
-  return text.empty() ? fontMetrics().horizontalAdvance(label(token)) + 1 : width;
+  return text.empty() ? kSquare : width;
 }
 
 bool TokenText::breaks_after(std::int64_t token) const {
-  return trace_ != nullptr && trace_->token_text(token).find('\n') != std::string_view::npos;
+  // At the end of a paragraph: single line breaks are those of a page that was wider or narrower.
+  const auto breaks = [&](std::int64_t t) {
+    if (t < 0) return std::ptrdiff_t{0};
+    const std::string_view text = trace_->token_text(t);
+    return std::count(text.begin(), text.end(), '\n');
+  };
+  if (trace_ == nullptr || breaks(token) == 0) return false;
+  return breaks(token) + breaks(token - 1) > 1;
 }
 
 std::vector<std::int64_t> TokenText::lines(int width) const {
@@ -119,11 +124,14 @@ void TokenText::paint_line(QPainter& painter, const QPoint& at, int width, std::
     const bool born = t < static_cast<std::int64_t>(shares_.size());
     const auto share = born ? static_cast<double>(shares_[static_cast<std::size_t>(t)]) : 0.0;
     const QColor back = share_colour(share);
-    if (share > 0) painter.fillRect(box.adjusted(0, 1, 0, -1), back);
+    const QString text = label(t);
+    const QRect fill = box.adjusted(0, 1, text.isEmpty() ? -1 : 0, -1);
+    if (share > 0) painter.fillRect(fill, back);
+    if (share <= 0 && born && text.isEmpty()) painter.fillRect(fill, theme().unresident);
     painter.setPen(share > 0 ? text_on(back)
                    : born    ? theme().faint
                              : mix(theme().faint, theme().paper, 0.6));
-    painter.drawText(box, Qt::AlignLeft | Qt::AlignVCenter | Qt::TextSingleLine, label(t));
+    painter.drawText(box, Qt::AlignLeft | Qt::AlignVCenter | Qt::TextSingleLine, text);
     if (t != token_) continue;
     painter.setPen(QPen(theme().ink, 2));
     painter.drawRect(box.adjusted(0, 1, -1, -2));

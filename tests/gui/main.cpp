@@ -37,6 +37,7 @@ QString bundled_result() {
     options.prompt = 512;
     options.chunk = 128;
     options.keep_scores = true;
+    options.keep_reads = std::int64_t{8} << 20U;
     options.fidelity_rows = 64;
     const std::vector<RecipeSpec> specs = expand_policies(
         {"full", "streaming_llm", "h2o", "chunked(snapkv)", "quest", "kivi"}, {"20%"});

@@ -7,11 +7,11 @@
 #include <nlohmann/json.hpp>
 
 #include "gui_test.h"
-#include "sim/error.h"
 
 #include "gui/csv.h"
 #include "gui/run_table.h"
 #include "gui/session.h"
+#include "sim/error.h"
 
 namespace kvspan::gui::test {
 

@@ -11,12 +11,12 @@
 #include <fstream>
 
 #include "gui_test.h"
-#include "sim/error.h"
 
 #include "gui/command_palette.h"
 #include "gui/main_window.h"
 #include "gui/map_guard.h"
 #include "gui/theme.h"
+#include "sim/error.h"
 
 namespace kvspan::gui::test {
 
