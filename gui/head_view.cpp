@@ -20,8 +20,9 @@
 namespace kvspan::gui {
 namespace {
 
-constexpr double kGap = 6;     // between the cells and their means
-constexpr double kMost = 150;  // pixels of a cell's width
+constexpr double kGap = 6;                      // between the cells and their means
+constexpr double kWidest = 150, kHighest = 80;  // pixels of a cell
+constexpr double kLeast = 0.05;                 // range of the colour bar
 constexpr std::array kFigures{"KV footprint", "peak KV", "retained attention"};
 
 QColor mixed(const QColor& a, const QColor& b, double t) {
@@ -56,10 +57,10 @@ class HeadMap final : public QWidget {
     if (table_.is_difference()) {
       high_ = std::max({std::abs(low_), std::abs(high_), 1e-3});
       low_ = -high_;
-    } else if (high_ - low_ < 0.01) {
-      const double middle = (high_ + low_) / 2;
-      low_ = std::max(0.0, middle - 0.005);
-      high_ = low_ + 0.01;
+    } else if (high_ - low_ < kLeast) {
+      // What is all but equal shall not look as if it differed.
+      low_ = std::clamp((high_ + low_ - kLeast) / 2, 0.0, 1 - kLeast);
+      high_ = low_ + kLeast;
     }
     update();
   }
@@ -170,10 +171,10 @@ class HeadMap final : public QWidget {
     const double room = width() - left - right - kGap;
     // Means are as wide as a cell, but at least as a number.
     const double number = metrics.horizontalAdvance("-100.0") + 6;
-    g.wide = std::min(kMost, room / (columns + 1));
+    g.wide = std::min(kWidest, room / (columns + 1));
     g.mean_wide = std::max(g.wide, std::min(number, room / 6));
     g.wide = std::min(g.wide, (room - g.mean_wide) / columns);
-    g.high = (height() - top - bottom - g.mean_high - kGap) / table_.layers();
+    g.high = std::min(kHighest, (height() - top - bottom - g.mean_high - kGap) / table_.layers());
     g.cells = QRectF(left, top, g.wide * columns, g.high * table_.layers());
     return g;
   }
@@ -260,8 +261,9 @@ class HeadMap final : public QWidget {
       const double y = place.bottom() - share * place.height();
       const double value = low_ + share * (high_ - low_);
       const QString sign = table_.is_difference() && i > labels / 2 ? "+" : "";
-      painter.drawText(QRectF(place.right() + 5, y - g.line / 2, 80, g.line),
-                       Qt::AlignLeft | Qt::AlignVCenter, sign + percent_text(value));
+      painter.drawText(
+          QRectF(place.right() + 5, y - g.line / 2, 80, g.line), Qt::AlignLeft | Qt::AlignVCenter,
+          sign + percent_text(value).replace(" %", table_.is_difference() ? "" : " %"));
     }
   }
 

@@ -5,6 +5,7 @@
 #include <array>
 #include <charconv>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <system_error>
 #include <utility>
@@ -14,6 +15,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/error.h"
+#include "sim/lifetimes_file.h"
 #include "sim/terminal_chart.h"
 
 namespace kvspan::gui {
@@ -279,7 +281,7 @@ void read_levels(const std::shared_ptr<const TensorSet>& file, const std::filesy
         return tensor.bytes.subspan(static_cast<std::size_t>(from) * 8,
                                     static_cast<std::size_t>(to - from) * 8);
       };
-      run.heads_over_time.emplace_back(part(rows), part(entries));
+      run.heads_over_time.emplace_back(file, part(rows), part(entries));
     }
     from = to;
   }
@@ -321,12 +323,72 @@ void read_head(const TensorSet& file, const std::filesystem::path& path, Result&
   }
 }
 
+// ---- Lifetimes files ----------------------------------------------------------------------------
+
+// All but the series.
+void read_head(const LifetimesFile& file, Result& result) {
+  TraceInfo& trace = result.trace;
+  trace.path = file.trace_path();
+  trace.sha256 = file.trace_sha256();
+  trace.tokens = file.tokens();
+  trace.prompt = file.prompt();
+  trace.model_layers = file.model_layers();
+  trace.layer_ids = file.layer_ids();
+  trace.query_heads = file.query_heads();
+  result.chunk = file.chunk();
+  result.kv_bytes = file.accounting().kv_bytes;
+  result.layout = file.accounting().layout;
+  result.prefill = file.accounting().layerwise ? "layerwise" : "whole";
+  for (const LifetimesFile::Run& of : file.runs()) {
+    Run& run = result.runs.emplace_back();
+    run.policy = one_line(of.policy);
+    run.label = one_line(of.label);
+    run.klass = one_line(of.klass);
+    run.bound = of.bound;
+    run.heads = of.heads;
+    run.newborn_bytes = of.representations[0].device_bytes;
+    run.one_representation = of.representations.size() == 1;
+  }
+}
+
+// The series and polygons of run r. Memory: one layer, and what is kept: the points where slopes
+// change.
+void read_lives(const LifetimesFile& file, int r, Run& run) {
+  using Rows = std::vector<std::int64_t>;
+  const auto add = [](Rows& sum, const Rows& part) {
+    std::transform(part.begin(), part.end(), sum.begin(), sum.begin(), std::plus<>());
+  };
+  const auto tokens = static_cast<std::size_t>(file.tokens());
+  Timeline sum{Rows(tokens), Rows(tokens), Rows(tokens), Rows(tokens), Rows(tokens)};
+  for (int layer = 0; layer < file.layers(); ++layer) {
+    const Ledger ledger = file.ledger_of_layer(r, layer);
+    const Timeline part = compute_metrics(ledger, file.accounting()).timeline;
+    for (Rows Timeline::*rows :
+         {&Timeline::resident_entries, &Timeline::resident_bytes, &Timeline::overhead_bytes,
+          &Timeline::host_bytes, &Timeline::active_entries}) {
+      add(sum.*rows, part.*rows);
+    }
+    for (int head = 0; head < ledger.heads; ++head) {
+      run.heads_over_time.push_back(Polygon::of(change_points(ledger.deaths(0, head))));
+    }
+  }
+  Rows model = file.state(r);
+  model.resize(tokens);
+  for (std::int64_t& bytes : model) bytes += file.runs()[static_cast<std::size_t>(r)].charge.once;
+  add(sum.overhead_bytes, model);
+  add(sum.resident_bytes, model);
+  if (file.runs()[static_cast<std::size_t>(r)].has_selected) sum.active_entries = file.selected(r);
+  run.entries = series_of_values(sum.resident_entries);
+  run.bytes = series_of_values(sum.resident_bytes);
+  run.overhead = series_of_values(sum.overhead_bytes);
+  run.host = series_of_values(sum.host_bytes);
+  run.active = series_of_values(sum.active_entries);
+}
+
 // ---- Companions ---------------------------------------------------------------------------------
 
-// Errors: TraceError when `file` is of another trace or of other runs.
-void check_belongs(const TensorSet& file, const std::filesystem::path& path, const Result& result) {
-  Result head;
-  read_head(file, path, head);
+// Errors: TraceError when a file that begins with `head` is of another trace or of other runs.
+void check_belongs(const Result& head, const std::filesystem::path& path, const Result& result) {
   const auto policies = [](const Result& r) {
     std::vector<std::string> list;
     for (const Run& run : r.runs) list.push_back(run.policy);
@@ -353,10 +415,29 @@ void attach(const char* which, Result& result, const Attach& attach_file) {
 
 void attach_timeline(const std::filesystem::path& path, Result& result) {
   const auto file = std::make_shared<const TensorSet>(TensorSet::open(path));
-  check_belongs(*file, path, result);
+  Result head;
+  read_head(*file, path, head);
+  check_belongs(head, path, result);
   std::vector<Run> runs = result.runs;
   for (std::size_t r = 0; r < runs.size(); ++r) read_levels(file, path, r, result.trace, runs[r]);
   result.runs = std::move(runs);
+}
+
+void attach_lifetimes(const std::filesystem::path& path, Result& result) {
+  const auto file = std::make_shared<const LifetimesFile>(LifetimesFile::open(path));
+  Result head;
+  read_head(*file, head);
+  check_belongs(head, path, result);
+  for (std::size_t r = 0; r < result.runs.size(); ++r) {
+    if (head.runs[r].heads == result.runs[r].heads) continue;
+    fail(path, fmt::format("holds {} heads of {}, the result that names it {}", head.runs[r].heads,
+                           result.runs[r].policy, result.runs[r].heads));
+  }
+  for (std::size_t r = 0; r < result.runs.size(); ++r) {
+    result.runs[r].newborn_bytes = head.runs[r].newborn_bytes;
+    result.runs[r].one_representation = head.runs[r].one_representation;
+  }
+  result.lifetimes = file;
 }
 
 std::string format_of(const TensorSet& file) {
@@ -400,6 +481,7 @@ ResultPtr open_result(const std::filesystem::path& path) {
     case FileKind::result:
       read_json(path, *result);
       attach("timeline", *result, [&](const auto& file) { attach_timeline(file, *result); });
+      attach("lifetimes", *result, [&](const auto& file) { attach_lifetimes(file, *result); });
       break;
     case FileKind::timeline: {
       const auto file = std::make_shared<const TensorSet>(TensorSet::open(path));
@@ -409,7 +491,15 @@ ResultPtr open_result(const std::filesystem::path& path) {
       }
       break;
     }
-    case FileKind::lifetimes:
+    case FileKind::lifetimes: {
+      const auto file = std::make_shared<const LifetimesFile>(LifetimesFile::open(path));
+      read_head(*file, *result);
+      for (std::size_t r = 0; r < result->runs.size(); ++r) {
+        read_lives(*file, static_cast<int>(r), result->runs[r]);
+      }
+      result->lifetimes = file;
+      break;
+    }
     case FileKind::trace:
       fail(path, "is a trace, not a result");
   }

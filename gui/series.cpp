@@ -46,8 +46,9 @@ class LevelSeries final : public Series {
   struct Level {
     std::span<const std::byte> low, high;
   };
-  LevelSeries(std::shared_ptr<const TensorSet> file, std::vector<Level> levels, RowIndex rows)
-      : file_(std::move(file)), levels_(std::move(levels)), rows_(rows) {}
+  // owner: keeps what the levels point to
+  LevelSeries(std::shared_ptr<const void> owner, std::vector<Level> levels, RowIndex rows)
+      : owner_(std::move(owner)), levels_(std::move(levels)), rows_(rows) {}
 
   [[nodiscard]] RowIndex rows() const override { return rows_; }
   [[nodiscard]] double at(RowIndex row) const override {
@@ -102,7 +103,7 @@ class LevelSeries final : public Series {
     }
   }
 
-  std::shared_ptr<const TensorSet> file_;
+  std::shared_ptr<const void> owner_;
   std::vector<Level> levels_;
   RowIndex rows_;
 };
@@ -136,6 +137,79 @@ SeriesPtr read_levels(std::shared_ptr<const TensorSet> file, const std::string& 
   }
   return std::make_shared<LevelSeries<T>>(std::move(file), std::move(levels), rows);
 }
+
+// Levels of values in memory.
+SeriesPtr levels_of(std::vector<std::int64_t> values) {
+  const auto rows = static_cast<RowIndex>(values.size());
+  auto low = std::make_shared<std::vector<std::vector<std::int64_t>>>();
+  auto high = std::make_shared<std::vector<std::vector<std::int64_t>>>();
+  low->push_back(values);
+  high->push_back(std::move(values));
+  while (static_cast<RowIndex>(low->back().size()) > kFold) {
+    std::vector<std::int64_t> least, most;
+    for (std::size_t i = 0; i < low->back().size(); i += kFold) {
+      const std::size_t end = std::min<std::size_t>(i + kFold, low->back().size());
+      const auto part = [&](const std::vector<std::int64_t>& level) {
+        return std::span(level).subspan(i, end - i);
+      };
+      least.push_back(std::ranges::min(part(low->back())));
+      most.push_back(std::ranges::max(part(high->back())));
+    }
+    low->push_back(std::move(least));
+    high->push_back(std::move(most));
+  }
+  std::vector<LevelSeries<std::int64_t>::Level> levels;
+  for (std::size_t k = 0; k < low->size(); ++k) {
+    levels.push_back({std::as_bytes(std::span((*low)[k])), std::as_bytes(std::span((*high)[k]))});
+  }
+  return std::make_shared<LevelSeries<std::int64_t>>(
+      std::make_shared<std::pair<decltype(low), decltype(high)>>(low, high), std::move(levels),
+      rows);
+}
+
+// Straight lines between points: extremes of a range are at its ends or at points inside it.
+class LineSeries final : public Series {
+ public:
+  explicit LineSeries(ChangePoints points)
+      : rows_(points.rows),
+        values_(levels_of(points.entries)),
+        line_(Polygon::of(std::move(points))) {}
+  [[nodiscard]] RowIndex rows() const override { return rows_.back() + 1; }
+  [[nodiscard]] double at(RowIndex row) const override {
+    return static_cast<double>(line_.at(row));
+  }
+  [[nodiscard]] Extremes over(RowIndex begin, RowIndex end) const override {
+    Extremes best{kNone, kNone};
+    take(best, at(begin), at(begin));
+    take(best, at(end - 1), at(end - 1));
+    if (const auto [first, last] = points_in(begin, end); first < last) {
+      const Extremes inside = values_->over(first, last);
+      take(best, inside.low, inside.high);
+    }
+    return best;
+  }
+  [[nodiscard]] RowIndex row_of_high(RowIndex begin, RowIndex end) const override {
+    RowIndex best = begin;
+    if (const auto [first, last] = points_in(begin, end); first < last) {
+      const RowIndex point = rows_[index(values_->row_of_high(first, last))];
+      if (at(point) > at(best)) best = point;
+    }
+    return at(end - 1) > at(best) ? end - 1 : best;
+  }
+
+ private:
+  // Indices [first, last) of the points in rows [begin, end).
+  [[nodiscard]] std::pair<std::int64_t, std::int64_t> points_in(RowIndex begin,
+                                                                RowIndex end) const {
+    const auto place = [&](RowIndex row) {
+      return std::lower_bound(rows_.begin(), rows_.end(), row) - rows_.begin();
+    };
+    return {place(begin), place(end)};
+  }
+  std::vector<RowIndex> rows_;
+  SeriesPtr values_;  // of the points
+  Polygon line_;
+};
 
 class StepSeries final : public Series {
  public:
@@ -184,6 +258,24 @@ SeriesPtr series_of_steps(std::vector<RowIndex> rows, std::vector<double> values
                           RowIndex total_rows) {
   assert(!rows.empty() && rows.size() == values.size());
   return std::make_shared<StepSeries>(std::move(rows), std::move(values), total_rows);
+}
+
+SeriesPtr series_of_values(std::span<const std::int64_t> values) {
+  ChangePoints points;
+  const auto last = values.size() - 1;
+  for (std::size_t i = 0; i <= last; ++i) {
+    const bool straight =
+        i > 0 && i < last && values[i + 1] - values[i] == values[i] - values[i - 1];
+    if (straight) continue;
+    points.rows.push_back(static_cast<RowIndex>(i));
+    points.entries.push_back(values[i]);
+  }
+  return std::make_shared<LineSeries>(std::move(points));
+}
+
+Polygon Polygon::of(ChangePoints points) {
+  const auto kept = std::make_shared<const ChangePoints>(std::move(points));
+  return {kept, std::as_bytes(std::span(kept->rows)), std::as_bytes(std::span(kept->entries))};
 }
 
 std::int64_t Polygon::at(RowIndex row) const {

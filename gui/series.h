@@ -8,9 +8,11 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "sim/policy.h"
+#include "sim/result_files.h"
 #include "sim/safetensors.h"
 
 namespace kvspan::gui {
@@ -43,15 +45,23 @@ using SeriesPtr = std::shared_ptr<const Series>;
 [[nodiscard]] SeriesPtr series_of_steps(std::vector<RowIndex> rows, std::vector<double> values,
                                         RowIndex total_rows);
 
+// One value a row in memory, kept as the points where its slope changes.
+// REQUIRES: at least one value.
+[[nodiscard]] SeriesPtr series_of_values(std::span<const std::int64_t> values);
+
 // Resident entries of one (layer, head): points joined by straight lines (see change_points()).
-//   rows, entries  little-endian I64, not necessarily aligned, of a file that stays open
+//   rows, entries  little-endian I64, not necessarily aligned, of what `owner` keeps
 class Polygon {
  public:
-  Polygon(std::span<const std::byte> rows, std::span<const std::byte> entries)
-      : rows_(rows), entries_(entries) {}
+  Polygon(std::shared_ptr<const void> owner, std::span<const std::byte> rows,
+          std::span<const std::byte> entries)
+      : owner_(std::move(owner)), rows_(rows), entries_(entries) {}
+  // Of points in memory.
+  [[nodiscard]] static Polygon of(ChangePoints points);
   [[nodiscard]] std::int64_t at(RowIndex row) const;
 
  private:
+  std::shared_ptr<const void> owner_;
   std::span<const std::byte> rows_, entries_;
 };
 

@@ -462,7 +462,9 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
                   "One run each of every policy on the list that has a budget: tokens, % of the "
                   "prompt, or bytes");
   budgets->setPlaceholderText("5%, 10%, 20%");
-  place(0, 0, "&Budgets", budgets);
+  auto* budgets_label = new QLabel("&Budgets", page);
+  budgets_label->setBuddy(budgets);
+  options->addWidget(budgets_label, 0, 0);
   options->addWidget(budgets, 0, 1, 1, 3);
   chunk = number("chunk", "Prefill chunk, tokens", "one pass", 0, kMost, 0);
   prompt = number("prompt", "Rows of the prompt; the rest is decoding", "as traced", 0, kMost, 0);
@@ -666,6 +668,7 @@ void SimulatePanel::Parts::open_trace() {
   const auto show = [this](const QString& text, bool bad) {
     trace_facts->setText(text);
     bad_trace = bad;
+    if (!bad && bad_message) message->clear();
     apply_theme();
     judge();
   };
@@ -709,8 +712,9 @@ void SimulatePanel::Parts::spec_edited() {
   const bool shown = form->set_spec(spec_line->text());
   if (shown) {
     wrapper->setCurrentIndex(std::max(0, wrapper->findData(form->wrapper())));
-    const QModelIndex at = found->mapFromSource(policies->find(form->policy()));
-    if (at.isValid()) policy_tree->setCurrentIndex(at);
+    const QModelIndex of = policies->find(form->policy());
+    if (!found->mapFromSource(of).isValid()) search->clear();
+    policy_tree->setCurrentIndex(found->mapFromSource(of));
   }
   form_table->setEnabled(shown || spec_line->text().isEmpty());
   filling = false;

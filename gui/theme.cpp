@@ -2,12 +2,9 @@
 #include "gui/theme.h"
 
 #include <QApplication>
-#include <QLocale>
 #include <algorithm>
 #include <array>
 #include <cmath>
-
-#include "sim/terminal_chart.h"
 
 namespace kvspan::gui {
 namespace {
@@ -124,21 +121,12 @@ QColor text_on(const QColor& background) {
   return light > 140 ? QColor("#14171a") : QColor("#ffffff");
 }
 
-QString count_text(std::int64_t count) {
-  QString digits = QString::number(count);
-  for (qsizetype at = digits.size() - 3; at > (count < 0 ? 1 : 0); at -= 3) {
-    digits.insert(at, QChar(0x2009));
-  }
-  return digits;
+QColor mix(const QColor& a, const QColor& b, double share) {
+  const auto part = [&](double x, double y) { return static_cast<float>(x + share * (y - x)); };
+  return QColor::fromRgbF(part(a.redF(), b.redF()), part(a.greenF(), b.greenF()),
+                          part(a.blueF(), b.blueF()));
 }
 
-QString bytes_text(double bytes) {
-  return QString::fromStdString(human_bytes(std::llround(bytes)));
-}
-
-QString percent_text(std::optional<double> share, int decimals) {
-  if (!share || std::isnan(*share)) return QString(QChar(0x2013));
-  return QString::number(100 * *share, 'f', decimals) + " %";
-}
+QColor held_colour() { return theme().dark ? QColor("#4a8fc0") : QColor("#2f6c9e"); }
 
 }  // namespace kvspan::gui

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Colours of all views, light and dark, and how numbers are written.
+// Colours of all views, light and dark.
 #pragma once
 
 #include <QColor>
 #include <QPalette>
 #include <QPen>
-#include <QString>
-#include <cstdint>
-#include <optional>
 
-#include "sim/policy.h"
+#include "gui/numbers.h"
 
 namespace kvspan::gui {
 
@@ -39,14 +36,9 @@ void set_theme(bool dark);  // of the application, its palette included
 [[nodiscard]] QColor part_colour(int i, int count);
 // Black or white, whichever can be read on `background`.
 [[nodiscard]] QColor text_on(const QColor& background);
-
-// ---- Numbers ------------------------------------------------------------------------------------
-
-// "1 234 567" with thin spaces.
-[[nodiscard]] QString count_text(std::int64_t count);
-// "1.50 MiB"
-[[nodiscard]] QString bytes_text(double bytes);
-// "41.3 %"; a dash for nothing
-[[nodiscard]] QString percent_text(std::optional<double> share, int decimals = 1);
+// From a to b: a where share is 0.
+[[nodiscard]] QColor mix(const QColor& a, const QColor& b, double share);
+// Maps and texts: an entry that is there.
+[[nodiscard]] QColor held_colour();
 
 }  // namespace kvspan::gui

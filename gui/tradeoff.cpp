@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "gui/numbers.h"
 #include "sim/error.h"
 #include "sim/spec.h"
 
@@ -26,10 +27,6 @@ void drop_numbers(RecipeSpec& spec) {
       return std::all_of(argument.values.begin(), argument.values.end(), is_number);
     });
   }
-}
-
-QString share_text(std::optional<double> share) {
-  return share ? QString::number(100 * *share, 'f', 1) + " %" : QString(QChar(0x2013));
 }
 
 }  // namespace
@@ -88,10 +85,16 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
     const auto [at, fresh] = known.try_emplace(
         {trace.sha256, trace.prompt, family_key(shown.run().policy)}, out.families.size());
     if (fresh) {
-      out.families.push_back({family_name(shown.run().label), {}, {}, shown.run().bound});
+      out.families.push_back(
+          {family_name(shown.run().label), {}, {}, shown.run().bound, shown.colour});
     }
     out.families[at->second].points.push_back(out.points.size());
     out.points.push_back({r, *footprint, *fidelity, at->second, shown.run().bound});
+  }
+  if (out.families.size() < out.points.size()) {
+    for (std::size_t f = 0; f < out.families.size(); ++f) {
+      out.families[f].colour = static_cast<int>(f);
+    }
   }
   // Least footprint first; of equal ones the most fidelity.
   const auto before = [&](std::size_t a, std::size_t b) {
@@ -154,14 +157,13 @@ void CriticalTable::set(const Tradeoff& tradeoff, const std::vector<ShownRun>& r
   for (const Tradeoff::Family& family : tradeoff.families) {
     Row row;
     row.family = QString::fromStdString(family.name) + (family.bound ? " (bound)" : "");
-    row.colour = runs[tradeoff.points[family.points.front()].run].colour;
+    row.colour = family.colour;
     if (family.critical) {
       const Tradeoff::Point& point = tradeoff.points[*family.critical];
       const ShownRun& shown = runs[point.run];
       row.footprint = point.footprint;
       row.fidelity = point.fidelity;
       row.run = static_cast<int>(point.run);
-      row.colour = shown.colour;
       row.spec = QString::fromStdString(shown.run().label);
       if (shown.result->chunk > 0) row.spec += QString(", chunk %1").arg(shown.result->chunk);
     }
@@ -181,7 +183,7 @@ QVariant CriticalTable::data(const QModelIndex& index, int role) const {
   const Row& row = rows_[static_cast<std::size_t>(index.row())];
   const bool exact = role == Qt::EditRole;
   const auto number = [&](std::optional<double> share) {
-    if (!exact) return QVariant(share_text(share));
+    if (!exact) return QVariant(percent_text(share));
     return share ? QVariant(*share) : QVariant();
   };
   switch (role) {

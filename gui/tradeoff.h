@@ -36,6 +36,9 @@ struct Tradeoff {
     std::vector<std::size_t> points;      // by footprint
     std::optional<std::size_t> critical;  // point; nullopt: none reaches the threshold
     bool bound = false;
+    // Slot of the palette: of its run, or, where families have several runs, which then cannot be
+    // told apart by their own colours, one for each family.
+    int colour = 0;
   };
   std::vector<Point> points;
   std::vector<Family> families;    // by critical footprint, then those that do not reach it
@@ -60,8 +63,7 @@ class CriticalTable final : public QAbstractTableModel {
   Q_OBJECT
  public:
   static constexpr int kRunRole = Qt::UserRole;
-  static constexpr int kColourRole =
-      Qt::UserRole + 1;  // slot of that run, or of the family's first
+  static constexpr int kColourRole = Qt::UserRole + 1;  // slot of the family
   using QAbstractTableModel::QAbstractTableModel;
   void set(const Tradeoff& tradeoff, const std::vector<ShownRun>& runs);
   [[nodiscard]] int rowCount(const QModelIndex& parent = {}) const override;

@@ -29,16 +29,16 @@
 namespace kvspan::gui {
 namespace {
 
+constexpr std::array kSteps{1.0, 2.0, 5.0, 10.0};
 constexpr double kMarker = 9;  // pixels across
 
 // The axis of shares in percent: 1, 2 or 5 times a power of ten apart.
 void set_range(QValueAxis* axis, double low, double high) {
-  const double rough = std::max(high - low, 1e-6) / 5;
+  const double rough = std::max(high - low, 1e-6) / 7;
   const double power = std::pow(10, std::floor(std::log10(rough)));
-  double step = 10 * power;
-  for (const double factor : {5.0, 2.0, 1.0}) {
-    if (factor * power >= rough) step = factor * power;
-  }
+  const auto factor =
+      std::find_if(kSteps.begin(), kSteps.end(), [&](double f) { return f * power >= rough; });
+  const double step = *factor * power;
   axis->setTickType(QValueAxis::TicksDynamic);
   axis->setTickAnchor(0);
   axis->setTickInterval(step);
@@ -142,7 +142,7 @@ class Plot final : public QChartView {
     for (const Tradeoff::Point& p : tradeoff_.points) {
       taken.push_back(box(place(p), kMarker + 2));
     }
-    draw_labels(*painter, area, taken);
+    draw_labels(*painter, area, taken, lines(y, area));
     const auto ring = [&](const Tradeoff::Point& p, const QColor& colour) {
       painter->setBrush(Qt::NoBrush);
       painter->setPen(QPen(colour, 1.6));
@@ -198,7 +198,7 @@ class Plot final : public QChartView {
   }
 
   [[nodiscard]] int colour_of(const Tradeoff::Point& p) const {
-    return document_.runs()[p.run].colour;
+    return tradeoff_.families[p.family].colour;
   }
   [[nodiscard]] QPointF place(double footprint, double fidelity) const {
     return chart()->mapToScene(chart()->mapToPosition(QPointF(100 * footprint, 100 * fidelity),
@@ -273,8 +273,43 @@ class Plot final : public QChartView {
     series->attachAxis(y_);
   }
 
+  static bool crosses(const QLineF& line, const QRectF& area) {
+    if (area.contains(line.p1()) || area.contains(line.p2())) return true;
+    const QPointF corners[] = {area.topLeft(), area.topRight(), area.bottomRight(),
+                               area.bottomLeft(), area.topLeft()};
+    for (int i = 0; i < 4; ++i) {
+      if (line.intersects(QLineF(corners[i], corners[i + 1]), nullptr) ==
+          QLineF::BoundedIntersection) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  // All lines of the plot, which labels keep clear of.
+  [[nodiscard]] std::vector<QLineF> lines(double threshold_y, const QRectF& area) const {
+    std::vector<QLineF> out{{area.left(), threshold_y, area.right(), threshold_y}};
+    const auto at = [&](std::size_t i) { return place(tradeoff_.points[i]); };
+    for (const Tradeoff::Family& family : tradeoff_.families) {
+      for (std::size_t i = 1; i < family.points.size(); ++i) {
+        out.emplace_back(at(family.points[i - 1]), at(family.points[i]));
+      }
+      if (family.critical) {
+        out.emplace_back(at(*family.critical), QPointF(at(*family.critical).x(), area.bottom()));
+      }
+    }
+    for (std::size_t i = 1; i < tradeoff_.front.size(); ++i) {
+      const QPointF from = at(tradeoff_.front[i - 1]);
+      const QPointF to = at(tradeoff_.front[i]);
+      out.emplace_back(from, QPointF(to.x(), from.y()));
+      out.emplace_back(QPointF(to.x(), from.y()), to);
+    }
+    return out;
+  }
+
   // One label a family, beside the first of its points that has room for it.
-  void draw_labels(QPainter& painter, const QRectF& area, std::vector<QRectF>& taken) const {
+  void draw_labels(QPainter& painter, const QRectF& area, std::vector<QRectF>& taken,
+                   const std::vector<QLineF>& drawn) const {
     const double high = fontMetrics().height();
     for (const Tradeoff::Family& family : tradeoff_.families) {
       const QString text = QString::fromStdString(family.name);
@@ -290,8 +325,12 @@ class Plot final : public QChartView {
               QPointF(at.x() + gap, at.y() - high - 2)}) {
           const QRectF label(corner, QSizeF(wide, high));
           const bool free = area.contains(label) &&
-                            std::none_of(taken.begin(), taken.end(), [&](const QRectF& other) {
-                              return other.intersects(label.adjusted(-2, 0, 2, 0));
+                            std::none_of(taken.begin(), taken.end(),
+                                         [&](const QRectF& other) {
+                                           return other.intersects(label.adjusted(-2, 0, 2, 0));
+                                         }) &&
+                            std::none_of(drawn.begin(), drawn.end(), [&](const QLineF& line) {
+                              return crosses(line, label.adjusted(0, 2, 0, -2));
                             });
           if (!free) continue;
           taken.push_back(label);
@@ -388,6 +427,7 @@ class TradeoffView final : public View {
     table_->horizontalHeader()->setHighlightSections(false);
     table_->horizontalHeader()->setDefaultAlignment(Qt::AlignLeft | Qt::AlignVCenter);
     table_->setSizePolicy(QSizePolicy::Preferred, QSizePolicy::Ignored);
+    table_->setMaximumWidth(460);
     row->addWidget(table_, 4);
     empty_ = new QLabel(this);
     empty_->setAlignment(Qt::AlignCenter);
@@ -416,7 +456,8 @@ class TradeoffView final : public View {
   [[nodiscard]] QString help() const override {
     return "Every visible run as a point: less memory to the left, more fidelity to the top; "
            "bounds "
-           "are hollow, the grey steps are the Pareto front, and the table tells how little memory "
+           "are hollow, policies that differ only in numbers are joined, the grey steps are the "
+           "Pareto front, and the table tells how little memory "
            "each policy needs for the threshold. Arrows move, Enter opens a run.";
   }
 

@@ -82,10 +82,10 @@ void export_view(View& view, const QString& path, const QSize& size, double scal
 }
 
 std::vector<View*> make_views(Document& document, QWidget* parent) {
-  return {make_memory_view(document, parent), make_lifetime_view(document, parent),
-          make_head_view(document, parent),   make_tradeoff_view(document, parent),
-          make_peak_view(document, parent),   make_resident_view(document, parent),
-          make_compare_view(document, parent)};
+  return {make_memory_view(document, parent),   make_runs_view(document, parent),
+          make_lifetime_view(document, parent), make_resident_view(document, parent),
+          make_peak_view(document, parent),     make_head_view(document, parent),
+          make_tradeoff_view(document, parent), make_compare_view(document, parent)};
 }
 
 }  // namespace kvspan::gui

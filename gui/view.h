@@ -52,6 +52,7 @@ void export_view(View& view, const QString& path, const QSize& size, double scal
 [[nodiscard]] View* make_tradeoff_view(Document& document, QWidget* parent);
 [[nodiscard]] View* make_peak_view(Document& document, QWidget* parent);
 [[nodiscard]] View* make_resident_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_runs_view(Document& document, QWidget* parent);
 [[nodiscard]] View* make_compare_view(Document& document, QWidget* parent);
 // All of them, in the order of their tabs.
 [[nodiscard]] std::vector<View*> make_views(Document& document, QWidget* parent);

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -48,7 +47,8 @@ std::vector<RowIndex> affordable(const std::vector<RowIndex>& rows, const TraceM
   const double share = static_cast<double>(max_cost) / cost;
   std::vector<RowIndex> chosen;
   for (const RowIndex which : spread_rows(
-           0, all, std::max<std::int64_t>(1, std::llround(share * static_cast<double>(all)))))
+           0, all,
+           std::max<std::int64_t>(1, static_cast<std::int64_t>(share * static_cast<double>(all)))))
     chosen.push_back(rows[index(which)]);
   return chosen;
 }

@@ -23,7 +23,7 @@ struct StoredHead {
 struct HeadAttentionOptions {
   RowIndex begin = 0, end = 0;  // rows that are looked at; end 0: all
   std::int64_t grid = 512;      // cells of the map along each axis at most
-  // Multiply-adds at most: above it, rows are an even sample. 0: no limit.
+  // Multiply-adds, about: above it, rows are an even sample. 0: no limit.
   std::int64_t max_cost = std::int64_t{1} << 34U;
   int threads = 0;                  // 0: all cores
   std::function<bool()> cancelled;  // polled; true ends it with Interrupted

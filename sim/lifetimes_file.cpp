@@ -264,10 +264,11 @@ std::vector<std::int64_t> LifetimesFile::integers(int run, const char* what, std
 
 std::span<const std::uint32_t> LifetimesFile::deaths(int run, int layer, int head) const {
   const auto out = of_head<std::uint32_t>(run, "death", layer, head);
-  std::uint32_t bad = 0;  // without a branch: a head may be a million tokens
+  const std::uint32_t* death = out.data();
   const auto tokens = static_cast<std::uint32_t>(tokens_);
-  for (std::uint32_t t = 0; t < tokens; ++t) bad |= (out[t] <= t || out[t] > tokens) ? 1U : 0U;
-  if (bad == 0) return out;
+  bool bad = false;  // without a branch: a head may be a million tokens
+  for (std::uint32_t t = 0; t < tokens; ++t) bad |= (death[t] <= t) | (death[t] > tokens);
+  if (!bad) return out;
   for (std::uint32_t t = 0;; ++t) {
     if (out[t] > t && out[t] <= tokens) continue;
     fail(run, "death",
@@ -317,6 +318,10 @@ std::vector<std::int64_t> LifetimesFile::selected(int run) const {
   return integers(run, "selected", 0, std::int64_t{layers()} * of.heads * tokens_);
 }
 
+std::vector<std::int64_t> LifetimesFile::state(int run) const {
+  return integers(run, "state", 0, kMostOnce / tokens_);
+}
+
 std::span<const std::uint8_t> LifetimesFile::reads(int run, int layer, int head,
                                                    std::size_t sample) const {
   const Run& of = runs_[static_cast<std::size_t>(run)];
@@ -328,11 +333,13 @@ std::span<const std::uint8_t> LifetimesFile::reads(int run, int layer, int head,
                       tensor->bytes.size());
   const auto out = all.subspan((stored * of.read_rows.size() + sample) * bytes, bytes);
   const RowIndex row = of.read_rows[sample];
-  for (RowIndex t = row + 1; t < static_cast<RowIndex>(bytes) * 8; ++t) {
-    if ((out[static_cast<std::size_t>(t / 8)] >> static_cast<unsigned>(t % 8) & 1U) == 0) continue;
+  const auto tail =
+      out.subspan(static_cast<std::size_t>(row / 8));  // from the byte of the row's own
+  auto unborn = static_cast<unsigned>(tail[0]) >> static_cast<unsigned>(row % 8 + 1);
+  for (const std::uint8_t byte : tail.subspan(1)) unborn |= byte;
+  if (unborn != 0) {
     fail(run, "reads",
-         fmt::format("layer {}, head {}: row {} reads token {}, which is not born", layer, head,
-                     row, t));
+         fmt::format("layer {}, head {}: row {} reads a token that is not born", layer, head, row));
   }
   return out;
 }
@@ -387,7 +394,7 @@ Ledger LifetimesFile::ledger(int run) const {
   const Run& of = runs_[static_cast<std::size_t>(run)];
   Ledger ledger = shell(run, layers());
   ledger.charge.once = of.charge.once;
-  ledger.state = integers(run, "state", 0, kMostOnce / tokens_);
+  ledger.state = state(run);
   ledger.selected = selected(run);
   ledger.read_rows = of.read_rows;
   for (int layer = 0; layer < layers(); ++layer) {

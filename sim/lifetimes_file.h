@@ -59,6 +59,7 @@ class LifetimesFile {
   [[nodiscard]] std::span<const std::int32_t> ranks(int run, int layer, int head) const;
   [[nodiscard]] std::vector<Change> changes(int run, int layer) const;  // by row
   [[nodiscard]] std::vector<std::int64_t> selected(int run) const;      // [tokens] or empty
+  [[nodiscard]] std::vector<std::int64_t> state(int run) const;         // [tokens] or empty
   // Entries read in row read_rows[sample] [ceil(tokens / 8)]: bit t % 8 of byte t / 8.
   [[nodiscard]] std::span<const std::uint8_t> reads(int run, int layer, int head,
                                                     std::size_t sample) const;

@@ -40,7 +40,8 @@ inline constexpr std::int64_t kKeptReadsBytes = std::int64_t{64} << 20U;
 //   runs.{r}.read_rows I64 [R]  rows of which `reads` tells, ascending
 //   runs.{r}.reads     U8 [layers, heads, R, ceil(tokens / 8)]  entry t was read in that row: bit
 //                      t % 8 of byte t / 8; union over the query heads of a stored head
-// LifetimesFile (lifetimes_file.h) reads it back. Written atomically. Errors: Error when the disk refuses.
+// LifetimesFile (lifetimes_file.h) reads it back. Written atomically.
+// Errors: Error when the disk refuses.
 void write_lifetimes(const RunReport& report, const std::filesystem::path& path);
 
 // Per run r, summed over layers and heads, at full resolution:

@@ -14,6 +14,7 @@ class SeriesTest : public QObject {
   Q_OBJECT
  private slots:
   void extremes_of_levels_equal_those_of_a_walk_over_all_rows();
+  void values_kept_as_lines_equal_the_values();
   void steps_hold_until_the_next_row();
   void polygons_equal_the_entries_of_the_ledger();
 };
@@ -62,6 +63,30 @@ void SeriesTest::extremes_of_levels_equal_those_of_a_walk_over_all_rows() {
     }
     const double mass = read.mass->over(begin, begin + length).low;
     QVERIFY(mass == least || (std::isnan(mass) && std::isnan(least)));
+  }
+}
+
+void SeriesTest::values_kept_as_lines_equal_the_values() {
+  std::mt19937 random(11);
+  std::vector<std::int64_t> values{5};
+  std::int64_t slope = 1;
+  for (int i = 1; i < 20'000; ++i) {  // several hundred points: two levels
+    if (random() % 50 == 0) slope = static_cast<std::int64_t>(random() % 9) - 4;
+    values.push_back(random() % 997 == 0 ? 0 : values.back() + slope);
+  }
+  const SeriesPtr series = series_of_values(values);
+  QCOMPARE(series->rows(), RowIndex{20'000});
+  for (std::size_t row = 0; row < values.size(); ++row) {
+    QCOMPARE(series->at(static_cast<RowIndex>(row)), static_cast<double>(values[row]));
+  }
+  for (int i = 0; i < 2000; ++i) {
+    const auto begin = static_cast<RowIndex>(random() % 19'999);
+    const auto end = begin + 1 + static_cast<RowIndex>(random()) % (20'000 - begin);
+    const auto [low, high] = std::minmax_element(values.begin() + begin, values.begin() + end);
+    QCOMPARE(series->over(begin, end).low, static_cast<double>(*low));
+    QCOMPARE(series->over(begin, end).high, static_cast<double>(*high));
+    QCOMPARE(series->row_of_high(begin, end),
+             std::max_element(values.begin() + begin, values.begin() + end) - values.begin());
   }
 }
 

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the current run and the baseline hold at the document's instant, one beside the other.
+#pragma once
+
+class QWidget;
+
+namespace kvspan::gui {
+
+class Document;
+
+[[nodiscard]] QWidget* make_kept_sets(Document& document, QWidget* parent);
+
+}  // namespace kvspan::gui

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// How numbers are written in all views.
+#pragma once
+
+#include <QString>
+#include <cstdint>
+#include <optional>
+
+namespace kvspan::gui {
+
+// "1 234 567" with thin spaces.
+[[nodiscard]] QString count_text(std::int64_t count);
+// "1.50 MiB"
+[[nodiscard]] QString bytes_text(double bytes);
+// "41.3 %"; a dash for nothing
+[[nodiscard]] QString percent_text(std::optional<double> share, int decimals = 1);
+
+}  // namespace kvspan::gui

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gui/session.h"
+
+#include <algorithm>
+#include <system_error>
+
+#include <nlohmann/json.hpp>
+
+#include "sim/terminal_chart.h"
+
+namespace kvspan::gui {
+
+using nlohmann::json;
+
+namespace {
+
+// A member of the right type, or the fallback: a session is a convenience, never an obstacle.
+template <class T>
+T value(const json& object, const char* key, T fallback) {
+  if (!object.is_object() || !object.contains(key)) return fallback;
+  const json& found = object[key];
+  if constexpr (std::is_same_v<T, bool>) {
+    return found.is_boolean() ? found.get<bool>() : fallback;
+  } else if constexpr (std::is_same_v<T, std::string>) {
+    return found.is_string() ? found.get<std::string>() : fallback;
+  } else {
+    return found.is_number_integer() ? found.get<T>() : fallback;
+  }
+}
+
+const json& part(const json& object, const char* key) {
+  static const json nothing;
+  return object.is_object() && object.contains(key) ? object[key] : nothing;
+}
+
+template <class T>
+T named(const json& object, const char* key, const std::vector<std::string>& names, T fallback) {
+  const auto found = std::find(names.begin(), names.end(), value(object, key, std::string()));
+  return found == names.end() ? fallback : static_cast<T>(found - names.begin());
+}
+
+json rows_json(Rows rows) { return {{"begin", rows.begin}, {"end", rows.end}}; }
+
+Rows rows_of(const json& object, Rows fallback) {
+  return {value(object, "begin", fallback.begin), value(object, "end", fallback.end)};
+}
+
+}  // namespace
+
+const std::vector<std::string>& quantity_names() {
+  static const std::vector<std::string> names{"entries", "bytes", "percent", "mass"};
+  return names;
+}
+const std::vector<std::string>& stack_names() {
+  static const std::vector<std::string> names{"none", "layer", "head_class", "state"};
+  return names;
+}
+const std::vector<std::string>& head_figure_names() {
+  static const std::vector<std::string> names{"footprint", "peak_kv", "retained_mass"};
+  return names;
+}
+
+json session_of(const Document& document, const std::vector<std::filesystem::path>& left_out) {
+  json session{{"version", 1}, {"files", json::array()}, {"runs", json::array()}};
+  const auto is_left_out = [&](const ResultPtr& result) {
+    return std::find(left_out.begin(), left_out.end(), result->path) != left_out.end();
+  };
+  for (const ResultPtr& result : document.results()) {
+    if (is_left_out(result)) continue;
+    std::error_code ignored;
+    session["files"].push_back(
+        valid_utf8(std::filesystem::absolute(result->path, ignored).string()));
+  }
+  for (const ShownRun& shown : document.runs()) {
+    if (is_left_out(shown.result)) continue;
+    session["runs"].push_back({{"policy", valid_utf8(shown.run().policy)},
+                               {"visible", shown.visible},
+                               {"colour", shown.colour}});
+  }
+  session["current"] = document.current();
+  session["baseline"] = document.baseline();
+  session["zoom"] = rows_json(document.zoom());
+  session["selection"] = rows_json(document.selection());
+  const Focus focus = document.focus();
+  session["focus"] = {{"layer", focus.layer}, {"head", focus.head}, {"token", focus.token}};
+  const Display& display = document.display();
+  session["display"] = {
+      {"quantity", quantity_names()[static_cast<std::size_t>(display.quantity)]},
+      {"log", display.log},
+      {"stack", stack_names()[static_cast<std::size_t>(display.stack)]},
+      {"head_figure", head_figure_names()[static_cast<std::size_t>(display.head_figure)]}};
+  return session;
+}
+
+std::vector<std::filesystem::path> files_of(const json& session) {
+  std::vector<std::filesystem::path> files;
+  const json& list = part(session, "files");
+  if (!list.is_array()) return files;
+  for (const json& file : list) {
+    if (file.is_string()) files.emplace_back(file.get<std::string>());
+  }
+  return files;
+}
+
+void restore(const json& session, Document& document) {
+  const json& runs = part(session, "runs");
+  for (std::size_t i = 0; runs.is_array() && i < std::min(runs.size(), document.runs().size());
+       ++i) {
+    if (value(runs[i], "policy", std::string()) != document.runs()[i].run().policy) break;
+    document.set_visible(i, value(runs[i], "visible", true));
+    document.set_colour(
+        i, std::clamp(value(runs[i], "colour", document.runs()[i].colour), 0, 1 << 16));
+  }
+  document.set_current(value(session, "current", document.current()));
+  document.set_baseline(value(session, "baseline", document.baseline()));
+  document.set_zoom(rows_of(part(session, "zoom"), document.zoom()));
+  document.set_selection(rows_of(part(session, "selection"), document.selection()));
+  const json& focus = part(session, "focus");
+  document.set_focus({value(focus, "layer", -1), value(focus, "head", -1),
+                      value(focus, "token", std::int64_t{-1})});
+  const json& shown = part(session, "display");
+  Display display = document.display();
+  display.quantity = named(shown, "quantity", quantity_names(), display.quantity);
+  display.log = value(shown, "log", display.log);
+  display.stack = named(shown, "stack", stack_names(), display.stack);
+  display.head_figure = named(shown, "head_figure", head_figure_names(), display.head_figure);
+  document.set_display(display);
+}
+
+}  // namespace kvspan::gui

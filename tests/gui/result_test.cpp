@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <QFile>
+
+#include <nlohmann/json.hpp>
+
+#include "gui_test.h"
+
+#include "sim/error.h"
+#include "sim/lifetimes_file.h"
+
+namespace kvspan::gui::test {
+
+using nlohmann::json;
+
+// Opened results: what belongs to them, and files that are not what they should be.
+class ResultTest : public QObject {
+  Q_OBJECT
+ private slots:
+  void a_result_has_its_timeline_and_its_lifetimes();
+  void lifetimes_alone_equal_the_timeline_of_the_result();
+  void a_bad_result_is_one_line_that_says_what_is_wrong_data();
+  void a_bad_result_is_one_line_that_says_what_is_wrong();
+  void a_bad_companion_is_a_warning_and_the_rest_is_shown_data();
+  void a_bad_companion_is_a_warning_and_the_rest_is_shown();
+  void bad_lifetimes_are_one_line_data();
+  void bad_lifetimes_are_one_line();
+};
+
+namespace {
+
+QByteArray content(const QString& path) {
+  QFile file(path);
+  return file.open(QIODevice::ReadOnly) ? file.readAll() : QByteArray();
+}
+
+QString written(const QString& name, const QByteArray& bytes) {
+  const QString path = work_folder().filePath(name);
+  QFile file(path);
+  if (!file.open(QIODevice::WriteOnly) || file.write(bytes) != bytes.size()) qFatal("disk");
+  return path;
+}
+
+QString error_of(const QString& path) {
+  try {
+    (void)open_result(path.toStdString());
+  } catch (const Error& error) {
+    return QString::fromUtf8(error.what());
+  }
+  return {};
+}
+
+QByteArray changed_json(const std::function<void(json&)>& change) {
+  json value = json::parse(content(bundled_result()).toStdString());
+  change(value);
+  return QByteArray::fromStdString(value.dump());
+}
+
+QString lifetimes_path() { return work_folder().filePath("bundled.lifetimes.safetensors"); }
+
+// The header's text is replaced by as many characters.
+QByteArray changed_lifetimes(const char* from, const char* to) {
+  QByteArray bytes = content(lifetimes_path());
+  if (qstrlen(from) != qstrlen(to) || !bytes.contains(from)) qFatal("no %s in the file", from);
+  return bytes.replace(from, to);
+}
+
+}  // namespace
+
+void ResultTest::a_result_has_its_timeline_and_its_lifetimes() {
+  const ResultPtr result = open_result(bundled_result().toStdString());
+  QVERIFY2(result->warnings.empty(), result->warnings.empty() ? "" : result->warnings[0].c_str());
+  QVERIFY(result->lifetimes != nullptr);
+  QCOMPARE(result->lifetimes->runs().size(), result->runs.size());
+  for (const Run& run : result->runs) {
+    QCOMPARE(run.entries->rows(), result->trace.tokens);
+    QCOMPARE(run.newborn_bytes, result->lifetimes->runs()[0].representations[0].device_bytes);
+  }
+}
+
+void ResultTest::lifetimes_alone_equal_the_timeline_of_the_result() {
+  const ResultPtr result = open_result(bundled_result().toStdString());
+  const ResultPtr alone = open_result(lifetimes_path().toStdString());
+  QCOMPARE(alone->runs.size(), result->runs.size());
+  QCOMPARE(alone->trace.sha256, result->trace.sha256);
+  QCOMPARE(alone->trace.layer_ids, result->trace.layer_ids);
+  QCOMPARE(alone->pass_ends, result->pass_ends);
+  for (std::size_t r = 0; r < alone->runs.size(); ++r) {
+    const Run& run = alone->runs[r];
+    const json& line = (*result->runs[r].figures)["timeline"];
+    const auto check = [&](const char* name, const SeriesPtr& series) {
+      for (std::size_t i = 0; i < line["row"].size(); ++i) {
+        QCOMPARE(series->at(line["row"][i].get<RowIndex>()), line[name][i].get<double>());
+      }
+    };
+    check("resident_entries", run.entries);
+    check("resident_bytes", run.bytes);
+    check("overhead_bytes", run.overhead);
+    check("active_entries", run.active);
+    for (RowIndex row = 0; row < alone->trace.tokens; ++row) {
+      QCOMPARE(run.bytes->at(row), result->runs[r].bytes->at(row));
+      QCOMPARE(run.host->at(row), result->runs[r].host->at(row));
+    }
+    QCOMPARE(run.heads_over_time.size(), result->runs[r].heads_over_time.size());
+    for (std::size_t h = 0; h < run.heads_over_time.size(); ++h) {
+      for (RowIndex row = 0; row < alone->trace.tokens; row += 3) {
+        QCOMPARE(run.heads_over_time[h].at(row), result->runs[r].heads_over_time[h].at(row));
+      }
+    }
+    QVERIFY(run.figures == nullptr);
+    QVERIFY(run.mass == nullptr);
+  }
+}
+
+void ResultTest::a_bad_result_is_one_line_that_says_what_is_wrong_data() {
+  QTest::addColumn<QByteArray>("bytes");
+  QTest::addColumn<QString>("message");
+  const QByteArray good = content(bundled_result());
+  const auto row = [](const char* name, const QByteArray& bytes, const char* message) {
+    QTest::newRow(name) << bytes << QString(message);
+  };
+  row("truncated", good.left(good.size() / 2), "breaks off after");
+  row("malformed", QByteArray(good).replace("\"runs\":", "\"runs\" "), "is not JSON: at byte");
+  row("empty", "", "0 bytes; expected a safetensors file");
+  row("another JSON", "{\"a\": 1}", "not a result of 'kvspan run --out'");
+  row("a list", "[1, 2]", "not a result of 'kvspan run --out'");
+  row("future", changed_json([](json& j) { j["schema_version"] = 7; }),
+      "is a result of schema_version 7, this program reads 1; a newer kvspan-viewer reads it");
+  row("no runs", changed_json([](json& j) { j["runs"] = json::array(); }), "holds no runs");
+  row("runs of another type", changed_json([](json& j) { j["runs"] = "many"; }),
+      "runs: found string, expected a list");
+  row("no tokens", changed_json([](json& j) { j["trace"].erase("tokens"); }),
+      "trace: 'tokens' is missing");
+  row("tokens as text", changed_json([](json& j) { j["trace"]["tokens"] = "many"; }),
+      "trace.tokens: found string, expected a whole number");
+  row("tokens below zero", changed_json([](json& j) { j["trace"]["tokens"] = -4; }),
+      "trace.tokens: found -4, expected 1 to");
+  row("rows that do not ascend",
+      changed_json([](json& j) { j["runs"][1]["timeline"]["row"][2] = 0; }),
+      "runs.1.timeline.row.2: found 0, expected");
+  row("a series that is short",
+      changed_json([](json& j) { j["runs"][1]["timeline"]["resident_bytes"].erase(0); }),
+      "runs.1.timeline.resident_bytes: found");
+  row("a value of another type",
+      changed_json([](json& j) { j["runs"][0]["timeline"]["resident_bytes"][3] = "x"; }),
+      "runs.0.timeline.resident_bytes.3: found string, expected a number or null");
+}
+
+void ResultTest::a_bad_result_is_one_line_that_says_what_is_wrong() {
+  QFETCH(QByteArray, bytes);
+  QFETCH(QString, message);
+  const QString path = written("bad.json", bytes);
+  const QString error = error_of(path);
+  QVERIFY2(error.contains(message), qPrintable(error));
+  QVERIFY2(error.startsWith(path), qPrintable(error));
+  QVERIFY2(!error.contains('\n'), qPrintable(error));
+}
+
+void ResultTest::a_bad_companion_is_a_warning_and_the_rest_is_shown_data() {
+  QTest::addColumn<QByteArray>("bytes");
+  QTest::addColumn<QString>("message");
+  const auto row = [](const char* name, const QByteArray& bytes, const char* message) {
+    QTest::newRow(name) << bytes << QString(message);
+  };
+  const QByteArray good = content(lifetimes_path());
+  row("missing", {}, "cannot");
+  row("truncated", good.left(good.size() - 100), "other.lifetimes.safetensors");
+  row("no safetensors", "hello, world", "other.lifetimes.safetensors");
+  QByteArray hash = good;
+  const char* const key = "\"trace.sha256\":\"";
+  char& digit = hash[hash.indexOf(key) + static_cast<qsizetype>(qstrlen(key))];
+  digit = digit == '0' ? '1' : '0';
+  row("another trace", hash, "is of another run");
+  row("another policy", changed_lifetimes("h2o(heavy=auto", "h2o(heavy=7777"), "is of another run");
+  QTest::newRow("a timeline") << content(work_folder().filePath("bundled.timeline.safetensors"))
+                              << QString("format");
+}
+
+void ResultTest::a_bad_companion_is_a_warning_and_the_rest_is_shown() {
+  QFETCH(QByteArray, bytes);
+  QFETCH(QString, message);
+  const QString path = work_folder().filePath("other.lifetimes.safetensors");
+  QFile::remove(path);
+  if (!bytes.isEmpty()) (void)written("other.lifetimes.safetensors", bytes);
+  const QString json_path = written(
+      "other.json", changed_json([&](json& j) { j["files"]["lifetimes"] = path.toStdString(); }));
+  const ResultPtr result = open_result(json_path.toStdString());
+  QVERIFY(result->lifetimes == nullptr);
+  QCOMPARE(result->warnings.size(), std::size_t{1});
+  const QString warning = QString::fromStdString(result->warnings[0]);
+  QVERIFY2(warning.startsWith("without its lifetimes file: "), qPrintable(warning));
+  QVERIFY2(warning.contains(message), qPrintable(warning));
+  QVERIFY2(!warning.contains('\n'), qPrintable(warning));
+  QVERIFY(result->runs[1].entries != nullptr);
+  QVERIFY(!result->runs[1].heads_over_time.empty());  // its timeline is still there
+}
+
+void ResultTest::bad_lifetimes_are_one_line_data() {
+  QTest::addColumn<QByteArray>("bytes");
+  QTest::addColumn<QString>("message");
+  const auto row = [](const char* name, const QByteArray& bytes, const char* message) {
+    QTest::newRow(name) << bytes << QString(message);
+  };
+  const QByteArray good = content(lifetimes_path());
+  row("truncated", good.left(good.size() / 3), "bad.safetensors");
+  row("future", changed_lifetimes("\"version\":\"1\"", "\"version\":\"9\""), "version");
+  QByteArray dead = good;  // an entry that dies before it is born
+  const auto head = *reinterpret_cast<const std::uint64_t*>(good.constData());
+  const json header = json::parse(good.mid(8, static_cast<qsizetype>(head)).toStdString());
+  const auto at = header["runs.2.death"]["data_offsets"][0].get<qsizetype>();
+  dead.replace(8 + static_cast<qsizetype>(head) + at + 4 * 7, 4, QByteArray(4, '\0'));
+  row("a death before the birth", dead, "tensor 'runs.2.death': layer 0, head 0, token 7");
+}
+
+void ResultTest::bad_lifetimes_are_one_line() {
+  QFETCH(QByteArray, bytes);
+  QFETCH(QString, message);
+  const QString path = written("bad.safetensors", bytes);
+  const QString error = error_of(path);
+  QVERIFY2(error.contains(message), qPrintable(error));
+  QVERIFY2(!error.contains('\n'), qPrintable(error));
+}
+
+KVSPAN_GUI_TEST(ResultTest, "result");
+
+}  // namespace kvspan::gui::test
+
+#include "result_test.moc"
