@@ -189,6 +189,18 @@ QScrollArea* scrolled(QWidget* page, QWidget* parent) {
   return area;
 }
 
+// Takes what is left of the height, however little.
+void take_the_rest(QAbstractScrollArea* area, int least) {
+  area->setSizePolicy(QSizePolicy::Preferred, QSizePolicy::Ignored);
+  area->setMinimumHeight(least);
+}
+
+// Is as narrow as a panel needs it.
+void narrow(QComboBox* box, int letters) {
+  box->setMinimumContentsLength(letters);
+  box->setSizeAdjustPolicy(QComboBox::AdjustToMinimumContentsLengthWithIcon);
+}
+
 }  // namespace
 
 // ---- The panel ----------------------------------------------------------------------------------
@@ -270,6 +282,7 @@ struct SimulatePanel::Parts {
     std::string origin;  // label
   };
   std::optional<Bound> bound;
+  std::pair<ResultPtr, std::size_t> bound_run;  // the run that was current
   bool binding_sliders = false;
 
   int runs = 0;
@@ -348,8 +361,7 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
   trace_line = named(new QComboBox(page), "trace", "A trace (.safetensors), or one used before");
   trace_line->setEditable(true);
   trace_line->setInsertPolicy(QComboBox::NoInsert);
-  trace_line->setMinimumContentsLength(12);
-  trace_line->setSizeAdjustPolicy(QComboBox::AdjustToMinimumContentsLengthWithIcon);
+  narrow(trace_line, 12);
   browse = named(new QToolButton(page), "browse", "Choose a trace");
   browse->setText(QString(QChar(0x2026)));
   browse->setFocusPolicy(Qt::StrongFocus);
@@ -377,7 +389,7 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
   policy_tree->setRootIsDecorated(false);
   policy_tree->setItemsExpandable(false);
   policy_tree->expandAll();
-  policy_tree->setMinimumHeight(104);
+  take_the_rest(policy_tree, 104);
   box->addWidget(policy_tree, 3);
 
   auto* wrap_row = new QHBoxLayout;
@@ -408,7 +420,7 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
   form_table->setTabKeyNavigation(false);
   form_table->setSelectionMode(QAbstractItemView::SingleSelection);
   form_table->setEditTriggers(QAbstractItemView::AllEditTriggers);
-  form_table->setMinimumHeight(96);
+  take_the_rest(form_table, 96);
   box->addWidget(form_table, 2);
 
   auto* spec_row = new QHBoxLayout;
@@ -416,6 +428,7 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
                     "The policy as text; recipes (pyramid+snapkv) and sets (budget={5%,10%}) too");
   spec_line->setPlaceholderText("snapkv(budget=10%)+kivi");
   add = named(new QPushButton("Add", page), "add to list", "Add to the list of runs (Enter)");
+  add->setMaximumWidth(56);
   spec_row->addWidget(spec_line, 1);
   spec_row->addWidget(add);
   box->addLayout(spec_row);
@@ -424,7 +437,7 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
 
   box->addWidget(heading("To run", page));
   list = named(new QListWidget(page), "runs", "Delete takes a policy off the list");
-  list->setMinimumHeight(56);
+  take_the_rest(list, 56);
   box->addWidget(list, 1);
 
   auto* options = new QGridLayout;
@@ -449,7 +462,9 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
                   "One run each of every policy on the list that has a budget: tokens, % of the "
                   "prompt, or bytes");
   budgets->setPlaceholderText("5%, 10%, 20%");
-  place(0, 0, "&Budgets", budgets);
+  auto* budgets_label = new QLabel("&Budgets", page);
+  budgets_label->setBuddy(budgets);
+  options->addWidget(budgets_label, 0, 0);
   options->addWidget(budgets, 0, 1, 1, 3);
   chunk = number("chunk", "Prefill chunk, tokens", "one pass", 0, kMost, 0);
   prompt = number("prompt", "Rows of the prompt; the rest is decoding", "as traced", 0, kMost, 0);
@@ -460,13 +475,13 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
   rows->addItem("none", -1);
   layout = named(new QComboBox(page), "layout", "Storage layout that bytes are counted in");
   for (const std::string& name : standard_layouts()) layout->addItem(QString::fromStdString(name));
-  layout->setMinimumContentsLength(8);
-  layout->setSizeAdjustPolicy(QComboBox::AdjustToMinimumContentsLengthWithIcon);
+  for (QComboBox* combo : {rows, layout}) narrow(combo, 5);
   kv_bytes = number("bytes", "Bytes of one stored element", "", 1, 16, 2);
   seed = number("seed", "Of policies that draw random numbers", "", 0, kMost, 0);
   prefill = named(new QComboBox(page), "prefill",
                   "When a runtime compresses: after all layers, or layer by layer");
   prefill->addItems({"whole", "layerwise"});
+  narrow(prefill, 5);
   place(1, 0, "&Chunk", chunk);
   place(1, 1, "&Prompt", prompt);
   place(2, 0, "&Fidelity", rows);
@@ -653,6 +668,7 @@ void SimulatePanel::Parts::open_trace() {
   const auto show = [this](const QString& text, bool bad) {
     trace_facts->setText(text);
     bad_trace = bad;
+    if (!bad && bad_message) message->clear();
     apply_theme();
     judge();
   };
@@ -664,7 +680,7 @@ void SimulatePanel::Parts::open_trace() {
         trace = opened;
         const TraceMeta& m = trace->meta();
         remember_trace(path);
-        show(QString("%1 tokens, %2 of them the prompt; %3 of %4 layers, %5 KV heads")
+        show(QString("%1 tokens, prompt %2; %3 of %4 layers; %5 KV heads")
                  .arg(count_text(m.tokens), count_text(m.prompt_tokens))
                  .arg(m.layers)
                  .arg(m.model_layers)
@@ -696,8 +712,9 @@ void SimulatePanel::Parts::spec_edited() {
   const bool shown = form->set_spec(spec_line->text());
   if (shown) {
     wrapper->setCurrentIndex(std::max(0, wrapper->findData(form->wrapper())));
-    const QModelIndex at = found->mapFromSource(policies->find(form->policy()));
-    if (at.isValid()) policy_tree->setCurrentIndex(at);
+    const QModelIndex of = policies->find(form->policy());
+    if (!found->mapFromSource(of).isValid()) search->clear();
+    policy_tree->setCurrentIndex(found->mapFromSource(of));
   }
   form_table->setEnabled(shown || spec_line->text().isEmpty());
   filling = false;
@@ -727,9 +744,9 @@ void SimulatePanel::Parts::judge() {
   }
   judging.run(
       [text, options = request().options(), held = trace](const Background::Cancelled&) {
-        std::optional<Geometry> bound_to;
-        if (held) bound_to = geometry_of(*held, options);
-        return spec_error(text, bound_to);
+        std::optional<Geometry> of;
+        if (held) of = geometry_of(*held, options);
+        return spec_error(text, of);
       },
       show, show);
 }
@@ -791,8 +808,12 @@ void SimulatePanel::Parts::show_busy() {
 void SimulatePanel::Parts::bind() {
   if (pages->currentIndex() != 1) return;
   const ShownRun* shown = document.current_run();
+  const std::pair now(shown == nullptr ? nullptr : shown->result,
+                      shown == nullptr ? 0 : shown->index);
+  if (now == bound_run && now.first != nullptr) return;
+  bound_run = now;
   // The sliders already say what is shown.
-  if (shown != nullptr && bound && shown->result->path == live.path()) return;
+  if (now.first != nullptr && bound && now.first->path == live.path()) return;
   bound.reset();
   binding.cancel();
   const auto unbound = [this](const QString& why) {
@@ -891,6 +912,7 @@ void SimulatePanel::Parts::slide(bool coarse) {
 
 void SimulatePanel::Parts::show_what_if(const ResultPtr& result, bool coarse, qint64 ms) {
   document.add(result);
+  if (!bound) return;  // something else was made current meanwhile
   for (std::size_t r = 0; r < document.runs().size(); ++r) {
     if (document.runs()[r].result == result) document.set_current(static_cast<int>(r));
   }

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gui/tradeoff.h"
+
+#include <QAbstractItemModelTester>
+#include <QComboBox>
+#include <QDoubleSpinBox>
+#include <QLabel>
+#include <QTableView>
+#include <map>
+#include <random>
+
+#include <nlohmann/json.hpp>
+
+#include "gui_test.h"
+
+#include "gui/csv.h"
+#include "gui/theme.h"
+#include "gui/view.h"
+
+namespace kvspan::gui::test {
+
+class TradeoffTest : public QObject {
+  Q_OBJECT
+ private slots:
+  void families_differ_in_more_than_numbers();
+  void front_and_critical_footprints_equal_a_search_of_all_pairs();
+  void points_are_those_of_the_json();
+  void the_view_opens_runs_by_key_and_click();
+};
+
+namespace {
+
+// A sweep of random figures: ties are likely, some runs are bounds, some were not measured.
+ResultPtr random_sweep(unsigned seed) {
+  std::mt19937 random(seed);
+  const auto share = [&] { return static_cast<double>(1 + random() % 20) / 20; };
+  auto json = std::make_shared<nlohmann::json>(nlohmann::json::array());
+  auto result = std::make_shared<Result>();
+  result->path = "sweep.json";
+  result->trace.tokens = 100;
+  result->trace.prompt = 50;
+  const char* const names[] = {"snapkv", "h2o", "tova", "oracle"};
+  for (int i = 0; i < 40; ++i) {
+    Run run;
+    const std::size_t which = random() % 4;
+    run.policy = run.label =
+        std::string(names[which]) + "(budget=" + std::to_string(random() % 1000) + ")";
+    run.bound = which == 3;
+    nlohmann::json figures{{"footprint", share()}};
+    if (random() % 8 != 0) {
+      figures["fidelity"]["decode"]["retained_mass"] = {{"mean", share()}, {"p5", share()}};
+      figures["fidelity"]["decode"]["output_error"] = {{"mean", share()}};
+    }
+    json->push_back(figures);
+    result->runs.push_back(run);
+  }
+  for (std::size_t i = 0; i < result->runs.size(); ++i) result->runs[i].figures = &(*json)[i];
+  result->json = json;
+  return result;
+}
+
+}  // namespace
+
+void TradeoffTest::families_differ_in_more_than_numbers() {
+  QCOMPARE(family_key("h2o(heavy=64,recent=64)"), family_key("h2o(heavy=128,recent=9)"));
+  QCOMPARE(family_key("snapkv(budget=12.5%)"), family_key("snapkv(budget=512)"));
+  QVERIFY(family_key("snapkv(pool=max)") != family_key("snapkv(pool=avg)"));
+  QCOMPARE(family_name("chunked(snapkv(budget=20%),variant=patched)"),
+           std::string("chunked(snapkv,variant=patched)"));
+  QCOMPARE(family_name("pyramid(beta=20)+snapkv(budget=512)"), std::string("pyramid+snapkv"));
+  QCOMPARE(family_name("not ( a spec"), std::string("not ( a spec"));
+}
+
+void TradeoffTest::front_and_critical_footprints_equal_a_search_of_all_pairs() {
+  for (unsigned seed = 1; seed <= 50; ++seed) {
+    Document document;
+    document.add(random_sweep(seed));
+    document.set_visible(seed % 40, false);
+    const double threshold = 0.5 + 0.01 * seed;
+    const auto figure = static_cast<FidelityFigure>(seed % 3);
+    const Tradeoff t = make_tradeoff(document.runs(), figure, threshold);
+    std::size_t visible = 0;
+    for (const ShownRun& shown : document.runs()) visible += shown.visible ? 1 : 0;
+    QCOMPARE(t.points.size() + t.unmeasured, visible);
+    std::map<std::string, std::optional<double>> least;
+    for (const Tradeoff::Point& p : t.points) {
+      bool beaten = p.bound;
+      for (const Tradeoff::Point& q : t.points) {
+        if (q.bound) continue;
+        beaten = beaten || (q.footprint <= p.footprint && q.fidelity >= p.fidelity &&
+                            (q.footprint < p.footprint || q.fidelity > p.fidelity));
+      }
+      QCOMPARE(p.front, !beaten);
+      auto& best = least[family_key(document.runs()[p.run].run().policy)];
+      if (p.fidelity >= threshold && (!best || p.footprint < *best)) best = p.footprint;
+    }
+    QCOMPARE(t.families.size(), least.size());
+    double last = 0;
+    bool none = false;
+    CriticalTable table;
+    const QAbstractItemModelTester tester(&table);
+    table.set(t, document.runs());
+    for (std::size_t f = 0; f < t.families.size(); ++f) {
+      const Tradeoff::Family& family = t.families[f];
+      const auto& wanted =
+          least[family_key(document.runs()[t.points[family.points[0]].run].run().policy)];
+      QCOMPARE(family.critical.has_value(), wanted.has_value());
+      const QModelIndex cell = table.index(static_cast<int>(f), 1);
+      if (!wanted) {
+        none = true;
+        QVERIFY(!cell.data(Qt::EditRole).isValid());
+        QCOMPARE(cell.data(CriticalTable::kRunRole).toInt(), -1);
+        continue;
+      }
+      QVERIFY(!none);  // those that do not reach it come last
+      QCOMPARE(t.points[*family.critical].footprint, *wanted);
+      QVERIFY(*wanted >= last);
+      last = *wanted;
+      QCOMPARE(cell.data(Qt::EditRole).toDouble(), *wanted);
+    }
+  }
+}
+
+void TradeoffTest::points_are_those_of_the_json() {
+  Document document;
+  document.add(open_result(bundled_result().toStdString()));
+  for (const FidelityFigure figure :
+       {FidelityFigure::mass_mean, FidelityFigure::mass_p5, FidelityFigure::output}) {
+    const Tradeoff t = make_tradeoff(document.runs(), figure, 0.9);
+    QCOMPARE(t.points.size(), document.runs().size());
+    for (const Tradeoff::Point& p : t.points) {
+      const nlohmann::json& said = *document.runs()[p.run].run().figures;
+      const nlohmann::json& decode = said["fidelity"]["decode"];
+      QCOMPARE(p.footprint, said["footprint"].get<double>());
+      QCOMPARE(p.fidelity, figure == FidelityFigure::mass_mean
+                               ? decode["retained_mass"]["mean"].get<double>()
+                           : figure == FidelityFigure::mass_p5
+                               ? decode["retained_mass"]["p5"].get<double>()
+                               : 1 - decode["output_error"]["mean"].get<double>());
+    }
+  }
+}
+
+void TradeoffTest::the_view_opens_runs_by_key_and_click() {
+  Document document;
+  QWidget window;
+  View* view = make_tradeoff_view(document, &window);
+  view->resize(920, 300);
+  view->grab();  // nothing is open
+  document.add(open_result(bundled_result().toStdString()));
+  view->grab();
+  auto* readout = view->findChild<QLabel*>("readout");
+  QWidget* plot = nullptr;
+  for (QWidget* child : view->findChildren<QWidget*>()) {
+    if (child->accessibleName() == "footprint against fidelity") plot = child;
+  }
+  QVERIFY(plot != nullptr);
+  // The least footprint is at the left end.
+  std::size_t least = 0;
+  for (std::size_t r = 0; r < document.runs().size(); ++r) {
+    const auto of = [&](std::size_t run) {
+      return figure(document.runs()[run].run(), "footprint");
+    };
+    if (*of(r) < *of(least)) least = r;
+  }
+  for (int i = 0; i < 10; ++i) QTest::keyClick(plot, Qt::Key_Left);
+  QVERIFY(readout->text().contains(QString::fromStdString(document.runs()[least].run().label)) ||
+          document.runs().size() > 1);
+  QTest::keyClick(plot, Qt::Key_Return);
+  QCOMPARE(figure(document.current_run()->run(), "footprint"),
+           figure(document.runs()[least].run(), "footprint"));
+  // The table opens the critical run of a family.
+  auto* table = view->findChild<QTableView*>();
+  view->findChild<QDoubleSpinBox*>("threshold")->setValue(70);
+  const QModelIndex first = table->model()->index(0, 0);
+  emit table->activated(first);
+  QCOMPARE(document.current(), first.data(CriticalTable::kRunRole).toInt());
+  // The numbers read back.
+  const auto lines = parse_csv(view->csv());
+  QCOMPARE(lines.size(), document.runs().size() + 1);
+  QCOMPARE(std::stod(lines[2][3]), *figure(document.runs()[1].run(), "footprint"));
+  for (const bool dark : {false, true}) {
+    set_theme(dark);
+    const QString end = dark ? "-dark.png" : ".png";
+    view->resize(920, 300);
+    QVERIFY(view->grab().save(picture_folder().filePath("tradeoff" + end)));
+    export_view(*view, picture_folder().filePath("tradeoff-large" + end), {1280, 800}, 1);
+  }
+  set_theme(false);
+}
+
+KVSPAN_GUI_TEST(TradeoffTest, "tradeoff");
+
+}  // namespace kvspan::gui::test
+
+#include "tradeoff_test.moc"
