@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <QCheckBox>
 #include <QComboBox>
-#include <QFontMetrics>
 #include <QHBoxLayout>
-#include <QKeyEvent>
 #include <QLabel>
 #include <QVBoxLayout>
 #include <algorithm>
@@ -25,9 +23,6 @@ class MemoryView final : public View {
   [[nodiscard]] QString help() const override;
   [[nodiscard]] std::string csv() const override { return memory_csv(document()); }
   void draw(QPainter& painter, const QSize& size) override { chart_->draw(painter, size); }
-
- protected:
-  void keyPressEvent(QKeyEvent* event) override;
 
  private:
   void rebuild();
@@ -179,30 +174,6 @@ void MemoryView::show_selection() {
   }
   readout_->setText(text);
   readout_->setToolTip(text);
-}
-
-void MemoryView::keyPressEvent(QKeyEvent* event) {
-  const auto quantity = [&](Quantity chosen) {
-    change([&](Display& display) { display.quantity = chosen; });
-  };
-  switch (event->key()) {
-    case Qt::Key_E:
-      return quantity(Quantity::entries);
-    case Qt::Key_B:
-      return quantity(Quantity::bytes);
-    case Qt::Key_Percent:
-      return quantity(Quantity::percent);
-    case Qt::Key_M:
-      return quantity(Quantity::mass);
-    case Qt::Key_L:
-      return change([](Display& display) { display.log = !display.log; });
-    case Qt::Key_S:
-      return change([](Display& display) {
-        display.stack = static_cast<Stack>((static_cast<int>(display.stack) + 1) % 4);
-      });
-    default:
-      View::keyPressEvent(event);
-  }
 }
 
 }  // namespace

@@ -275,7 +275,13 @@ class TimeChart::Plot final : public QChartView {
     return area_.width() / static_cast<double>(std::max<RowIndex>(zoom_.size(), 1));
   }
   [[nodiscard]] RowIndex row_at(double x) const;
-  [[nodiscard]] double y_of(double value) const;
+  [[nodiscard]] double on_axis(double value) const {
+    return log_ ? std::log(std::max(value, low_)) : value;
+  }
+  [[nodiscard]] double y_at(double on_axis) const {
+    return area_.bottom() - (on_axis - axis_low_) * pixels_per_unit_;
+  }
+  [[nodiscard]] double y_of(double value) const { return y_at(on_axis(value)); }
   [[nodiscard]] const ShownRun& shown(const ChartLine& line) const {
     return document_.runs()[static_cast<std::size_t>(line.run)];
   }
@@ -320,11 +326,12 @@ class TimeChart::Plot final : public QChartView {
   double low_ = 0, high_ = 1;                  // of the values' axis
   bool log_ = false;                           // as drawn: content_.log, and something is positive
   double axis_low_ = 0, pixels_per_unit_ = 1;  // of logarithms, if log_
-  std::vector<std::vector<QPointF>> lines_;    // [line][point] (row, value)
+  std::vector<std::vector<QPointF>> lines_;    // [line][point] (row, value on the axis)
   SampledStack stack_;
   struct Peak {
-    RowIndex row = -1;
-    double value = 0;
+    RowIndex row = -1;  // -1: none
+    double value = 0;   // of the line
+    double said = 0;    // by the result, which may count what lasts less than a row
   };
   std::vector<Peak> peaks_;  // [line]
   std::vector<QRectF> captions_;
@@ -458,7 +465,9 @@ void TimeChart::Plot::find_peaks() {
       const Series& series = *line.measure.series;
       peak.row = content_.quantity == Quantity::bytes ? peak_row(shown(line))
                                                       : series.row_of_high(0, series.rows());
-      peak.value = line.measure.at(peak.row);
+      peak.value = peak.said = line.measure.at(peak.row);
+      const auto total = figure(shown(line).run(), "peak_bytes.total");
+      if (content_.quantity == Quantity::bytes && total) peak.said = *total;
     }
     peaks_.push_back(peak);
   }
@@ -496,6 +505,11 @@ void TimeChart::Plot::resample() {
   low_ = log_ ? std::max(least, high * 1e-7) : std::min(low, 0.0);
   high_ = content_.difference ? std::max(high, 0.0) : high;
   set_axes();
+  if (log_) {
+    for (auto& line : lines_) {
+      for (QPointF& point : line) point.setY(on_axis(point.y()));
+    }
+  }
   back_->update();
   middle_->update();
   front_->update();
@@ -547,8 +561,8 @@ void TimeChart::Plot::set_axes() {
     y_axis_->setRange(low_ / unit.size, high_ / unit.size);
     y_axis_->setTitleText(title);
   }
-  axis_low_ = log_ ? std::log(low_) : low_;
-  pixels_per_unit_ = area_.height() / ((log_ ? std::log(high_) : high_) - axis_low_);
+  axis_low_ = on_axis(low_);
+  pixels_per_unit_ = area_.height() / (on_axis(high_) - axis_low_);
   y_axis_->setVisible(!log_ && content_.message.isEmpty());
   log_axis_->setVisible(log_ && content_.message.isEmpty());
   set_x_ticks();
@@ -577,11 +591,6 @@ void TimeChart::Plot::set_x_ticks() {
 RowIndex TimeChart::Plot::row_at(double x) const {
   const auto row = static_cast<RowIndex>(std::floor((x - area_.left()) / pixels_per_row()));
   return zoom_.begin + std::clamp<RowIndex>(row, 0, std::max<RowIndex>(zoom_.size() - 1, 0));
-}
-
-double TimeChart::Plot::y_of(double value) const {
-  const double on_axis = log_ ? std::log(static_cast<float>(std::max(value, low_))) : value;
-  return area_.bottom() - (on_axis - axis_low_) * pixels_per_unit_;
 }
 
 QPen TimeChart::Plot::pen_of(const ChartLine& line) const {
@@ -629,7 +638,7 @@ void TimeChart::Plot::paint_lines(QPainter& painter) {
   for (std::size_t i = 0; i < lines_.size(); ++i) {
     QPolygonF polygon;
     polygon.reserve(static_cast<qsizetype>(lines_[i].size()));
-    for (const QPointF& point : lines_[i]) polygon << QPointF(x_of(point.x()), y_of(point.y()));
+    for (const QPointF& point : lines_[i]) polygon << QPointF(x_of(point.x()), y_at(point.y()));
     paint_line(painter, polygon, pen_of(content_.lines[i]),
                paper_   ? Care::paper
                : smooth ? Care::smooth
@@ -735,7 +744,7 @@ void TimeChart::Plot::paint_peaks(QPainter& painter) {
     painter.setPen(QPen(theme().paper, 1));
     painter.setBrush(colour);
     painter.drawEllipse(at, kDot + 0.5, kDot + 0.5);
-    const QString text = text_of(peaks_[i].value);
+    const QString text = text_of(peaks_[i].said);
     const auto same = [&](const auto& one) {
       return one.first == text && QLineF(one.second, at).length() < 24;
     };
@@ -877,7 +886,7 @@ void TimeChart::Plot::paint_legend(QPainter& painter) {
     const double middle = at.y() + metrics.height() / 2;
     painter.drawLine(QPointF(at.x(), middle), QPointF(at.x() + kLegendMark - 6, middle));
     QString figures;
-    if (peaks_[order[k]].row >= 0) figures = "peak " + text_of(peaks_[order[k]].value);
+    if (peaks_[order[k]].row >= 0) figures = "peak " + text_of(peaks_[order[k]].said);
     if (const auto footprint = figure(shown(line).run(), "footprint")) {
       figures += (figures.isEmpty() ? "" : ", ") + ("footprint " + percent_text(footprint));
     }
@@ -1102,11 +1111,11 @@ void TimeChart::Plot::choose_line(const QPointF& at) {
                                   [](const QPointF& p, double x) { return p.x() < x; });
     if (point == line.end()) continue;
     if (point != line.begin()) --point;
-    double low = y_of(point->y());
+    double low = y_at(point->y());
     double high = low;
     for (; point != line.end(); ++point) {
-      low = std::min(low, y_of(point->y()));
-      high = std::max(high, y_of(point->y()));
+      low = std::min(low, y_at(point->y()));
+      high = std::max(high, y_at(point->y()));
       if (point->x() > to) break;
     }
     const double away = std::max({low - at.y(), at.y() - high, 0.0});
@@ -1157,6 +1166,11 @@ void TimeChart::Plot::keyPressEvent(QKeyEvent* event) {
       select({chosen.begin + by, chosen.end + by});
     }
   };
+  const auto change = [&](const auto& with) {
+    Display display = document_.display();
+    with(display);
+    document_.set_display(display);
+  };
   const double middle =
       x_of((static_cast<double>(chosen.begin) + static_cast<double>(chosen.end)) / 2);
   const double anchor = std::clamp(middle, area_.left(), area_.right());
@@ -1188,6 +1202,20 @@ void TimeChart::Plot::keyPressEvent(QKeyEvent* event) {
       const RowIndex row = peaks_.back().row;
       return select({row, row + 1});
     }
+    case Qt::Key_E:
+      return change([](Display& display) { display.quantity = Quantity::entries; });
+    case Qt::Key_B:
+      return change([](Display& display) { display.quantity = Quantity::bytes; });
+    case Qt::Key_Percent:
+      return change([](Display& display) { display.quantity = Quantity::percent; });
+    case Qt::Key_M:
+      return change([](Display& display) { display.quantity = Quantity::mass; });
+    case Qt::Key_L:
+      return change([](Display& display) { display.log = !display.log; });
+    case Qt::Key_S:
+      return change([](Display& display) {
+        display.stack = static_cast<Stack>((static_cast<int>(display.stack) + 1) % 4);
+      });
     default:
       event->ignore();
   }

@@ -131,6 +131,7 @@ class MemoryTest : public QObject {
   void parts_of_every_stack_sum_to_the_total();
   void head_classes_are_the_same_with_and_without_the_json();
   void csv_reads_back_as_the_series_and_the_json();
+  void peaks_of_lines_are_those_of_the_json();
   void csv_of_many_rows_has_the_largest_of_each_part();
   void the_wheel_zooms_around_the_cursor_and_pans();
   void a_drag_selects_the_rows_under_the_cursor();
@@ -326,6 +327,19 @@ void MemoryTest::csv_reads_back_as_the_series_and_the_json() {
     double sum = 0;
     for (std::size_t part = 1; part < lines[i].size(); ++part) sum += std::stod(lines[i][part]);
     QCOMPARE(sum, document.current_run()->run().entries->at(std::stol(lines[i][0])));
+  }
+}
+
+void MemoryTest::peaks_of_lines_are_those_of_the_json() {
+  const ResultPtr result = open_result(bundled_result().toStdString());
+  for (std::size_t r = 0; r < result->runs.size(); ++r) {
+    const ShownRun shown{result, r};
+    const Measure bytes = measure_of(shown, Quantity::bytes);
+    QCOMPARE(bytes.at(peak_row(shown)), figure(shown.run(), "peak_bytes.total"));
+    QCOMPARE(bytes.series->over(0, bytes.series->rows()).high, bytes.at(peak_row(shown)));
+    const Measure share = measure_of(shown, Quantity::percent);
+    const double most = share.series->over(0, share.series->rows()).high * share.scale;
+    QVERIFY(std::abs(most - *figure(shown.run(), "peak_kv")) < 1e-12);
   }
 }
 
