@@ -767,7 +767,7 @@ void TimeChart::Plot::paint_peaks(QPainter& painter) {
       if (!free && !forced) continue;
       const QRectF drawn =
           free ? box
-               : QRectF({std::clamp(at.x() - w / 2, area_.left(), area_.right() - w),
+               : QRectF({std::max(area_.left(), std::min(at.x() - w / 2, area_.right() - w)),
                          std::max(area_.top(), at.y() - h - 6)},
                         size);
       taken.push_back(drawn.adjusted(-2, -1, 2, 1));
