@@ -297,8 +297,16 @@ int run_program(int argc, char** argv) {
   if (settings.exporting() && settings.files.empty()) {
     throw ConfigError("--export needs a result: kvspan-viewer --export memory.png RESULT.json");
   }
-  // Pictures need no display, and must look alike with and without one.
-  if (settings.exporting()) qputenv("QT_QPA_PLATFORM", "offscreen");
+  // Pictures need no display, and must look alike with and without one. What the platform then
+  // cannot do is of no interest.
+  if (settings.exporting()) {
+    qputenv("QT_QPA_PLATFORM", "offscreen");
+    qInstallMessageHandler([](QtMsgType type, const QMessageLogContext&, const QString& text) {
+      if (type == QtCriticalMsg || type == QtFatalMsg) {
+        fmt::print(stderr, "kvspan-viewer: {}\n", text.toStdString());
+      }
+    });
+  }
   if (!qEnvironmentVariableIsSet("DISPLAY") && !qEnvironmentVariableIsSet("WAYLAND_DISPLAY") &&
       !qEnvironmentVariableIsSet("QT_QPA_PLATFORM")) {
     throw ConfigError("there is no display; --export-all FOLDER writes every view as a picture");
