@@ -3,6 +3,7 @@
 
 #include <QAbstractItemModelTester>
 #include <QComboBox>
+#include <QFile>
 #include <QLabel>
 #include <QLineEdit>
 #include <QTableView>
@@ -10,6 +11,7 @@
 #include <QTreeView>
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <random>
 
 #include <nlohmann/json.hpp>
@@ -45,6 +47,8 @@ class LivesTest : public QObject {
   void the_resident_view_follows_and_leads_the_document();
   void the_kept_sets_panel_says_what_differs();
   void a_result_without_lifetimes_says_what_is_missing();
+  void damaged_lifetimes_are_one_sentence();
+  void hidden_views_catch_up_when_they_are_shown();
   void pictures();
 
  private:
@@ -546,6 +550,86 @@ void LivesTest::a_result_without_lifetimes_says_what_is_missing() {
     said = said || label->text().contains("--lifetimes FILE");
   }
   QVERIFY(said);
+}
+
+// Values are checked when they are asked for: here a death before the birth.
+void LivesTest::damaged_lifetimes_are_one_sentence() {
+  QFile good(work_folder().filePath("bundled.lifetimes.safetensors"));
+  QVERIFY(good.open(QIODevice::ReadOnly));
+  QByteArray bytes = good.readAll();
+  std::uint64_t size = 0;
+  std::memcpy(&size, bytes.constData(), sizeof size);
+  const auto head = static_cast<qsizetype>(size) + 8;
+  const auto header = nlohmann::json::parse(bytes.mid(8, head - 8).toStdString());
+  const std::string name = "runs." + std::to_string(run_of("h2o")) + ".death";
+  bytes.replace(head + header[name]["data_offsets"][0].get<qsizetype>() + 36, 4, QByteArray(4, 0));
+  QFile bad(work_folder().filePath("damaged.lifetimes.safetensors"));
+  QVERIFY(bad.open(QIODevice::WriteOnly));
+  QVERIFY(bad.write(bytes) == bytes.size());
+  bad.close();
+  QFile text(bundled_result());
+  QVERIFY(text.open(QIODevice::ReadOnly));
+  auto json = nlohmann::json::parse(text.readAll().toStdString());
+  json["files"]["lifetimes"] = bad.fileName().toStdString();
+  QFile changed(work_folder().filePath("damaged.json"));
+  QVERIFY(changed.open(QIODevice::WriteOnly));
+  changed.write(QByteArray::fromStdString(json.dump()));
+  changed.close();
+
+  Document document;
+  document.add(open_result(changed.fileName().toStdString()));
+  document.set_current(run_of("h2o"));
+  QWidget window;
+  View* lifetimes = make_lifetime_view(document, &window);
+  View* resident = make_resident_view(document, &window);
+  QWidget* sets = make_kept_sets(document, &window);
+  window.show();
+  QVERIFY(wait_for(*lifetimes));
+  QVERIFY(wait_for(*resident));
+  QVERIFY(QTest::qWaitFor([&] { return sets->property("ready").toBool(); }, 20'000));
+  document.set_focus({0, 0, 9});
+  QVERIFY(wait_for(*lifetimes));
+  for (const QWidget* widget : std::initializer_list<QWidget*>{lifetimes, resident, sets}) {
+    bool said = false;
+    for (const QLabel* label : widget->findChildren<QLabel*>()) {
+      said = said ||
+             label->text().contains(QString::fromStdString(name) + "': layer 0, head 0, token 9");
+    }
+    QVERIFY(said);
+  }
+  lifetimes->grab();
+  document.set_focus({1, 0, 9});  // the other heads are sound
+  QVERIFY(wait_for(*lifetimes));
+  QVERIFY(lifetimes->findChild<QLabel*>()->text().startsWith("token 9"));
+}
+
+void LivesTest::hidden_views_catch_up_when_they_are_shown() {
+  const auto document = opened("h2o");
+  QWidget window;
+  View* resident = make_resident_view(*document, &window);
+  QWidget* sets = make_kept_sets(*document, &window);
+  window.show();
+  QVERIFY(wait_for(*resident));
+  resident->hide();
+  sets->hide();
+  document->set_selection({700, 701});
+  document->set_focus({2, 2, 5});
+  document->close(result_);
+  document->set_focus({});
+  document->add(result_);
+  document->set_current(run_of("quest"));
+  document->set_baseline(run_of("h2o"));
+  document->set_selection({700, 701});
+  QVERIFY(resident->is_ready());
+  resident->show();
+  sets->show();
+  QVERIFY(wait_for(*resident));
+  QVERIFY(QTest::qWaitFor([&] { return sets->property("ready").toBool(); }, 20'000));
+  const auto* heads = resident->findChild<QTreeView*>();
+  QCOMPARE(static_cast<double>(
+               heads->model()->index(0, HeadsModel::kEntries).data(Qt::EditRole).toLongLong()),
+           document->current_run()->run().entries->at(700));
+  QVERIFY(sets->findChild<QLabel*>()->text().startsWith("Row 700"));
 }
 
 // For a person to look at: both views as the window shows them, and as they are exported.
