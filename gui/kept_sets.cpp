@@ -31,7 +31,7 @@ std::array<QColor, 4> set_colours() {
 
 using Sets = std::shared_ptr<const KeptSets>;
 
-// All tokens from left to right: at each, how many of the heads hold it in both runs, in one, in none.
+// From left to right all tokens: how many of the heads hold each in both runs, in one, in none.
 class Strip final : public QWidget {
  public:
   Strip(Document& document, QWidget* parent) : QWidget(parent), document_(document) {

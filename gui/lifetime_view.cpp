@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens to the right, rows downwards: what one head holds, reads and has lost, after Figure 1 of arXiv
-// 2506.17121. The map is made beside the window at the size of its pixels; while the next one is made,
-// the last one is shown where it belongs.
+// Tokens to the right, rows downwards: what one head holds, reads and has lost, after Figure 1 of
+// arXiv 2506.17121. The map is made beside the window at the size of its pixels; while the next one
+// is made, the last one is shown where it belongs.
 #include <QComboBox>
 #include <QHBoxLayout>
 #include <QHelpEvent>

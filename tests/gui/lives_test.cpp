@@ -25,6 +25,7 @@
 #include "gui/view.h"
 #include "sim/head_attention.h"
 #include "sim/lifetimes_file.h"
+#include "sim/result_files.h"
 
 namespace kvspan::gui::test {
 
@@ -41,6 +42,7 @@ class LivesTest : public QObject {
   void heads_are_a_tree();
   void tokens_are_sorted_and_filtered();
   void kept_sets_equal_a_walk();
+  void kept_sets_of_unequal_heads_compare_those_that_serve_the_same_queries();
   void kept_sets_of_other_traces_say_so();
   void the_lifetime_view_follows_and_leads_the_document();
   void attention_can_be_shown_and_cancelled();
@@ -368,6 +370,60 @@ void LivesTest::kept_sets_equal_a_walk() {
   QVERIFY(model.rowCount() > 0);
   model.sort(KeptModel::kCurrent, Qt::DescendingOrder);
   model.set(nullptr, nullptr);
+}
+
+// One run stores two heads of four query heads, the other one all four.
+void LivesTest::kept_sets_of_unequal_heads_compare_those_that_serve_the_same_queries() {
+  constexpr RowIndex kTokens = 50;
+  RunReport report;
+  report.trace.tokens = report.trace.prompt_tokens = kTokens;
+  report.trace.layer_ids = {0};
+  report.trace.model_layers = report.trace.layers = 1;
+  report.trace.query_heads = 4;
+  report.trace.kv_heads = 2;
+  std::mt19937 random(5);
+  for (const int heads : {2, 4}) {
+    RunResult& run = report.runs.emplace_back();
+    run.spec = run.label = run.klass = std::to_string(heads);
+    Ledger& ledger = run.ledger;
+    ledger.layers = ledger.model_layers = 1;
+    ledger.heads = heads;
+    ledger.query_heads = 4;
+    ledger.plan = make_passes(kTokens, kTokens, kTokens, 10);
+    ledger.representations = {{"full", 8, 0}};
+    for (RowIndex i = 0; i < heads * kTokens; ++i) {
+      std::uniform_int_distribution<std::int64_t> death(i % kTokens + 1, kTokens);
+      ledger.death.push_back(static_cast<std::uint32_t>(death(random)));
+    }
+  }
+  const QString path = work_folder().filePath("heads.lifetimes.safetensors");
+  write_lifetimes(report, path.toStdString());
+  const ResultPtr result = open_result(path.toStdString());
+  const ShownRun few{result, 0, 0, true};
+  const ShownRun many{result, 1, 0, true};
+  QVERIFY(why_not_compared(&few, &many).isEmpty());
+  constexpr RowIndex kRow = 30;
+  const KeptSets sets = kept_sets(few, many, kRow, {}, {});
+  QCOMPARE(sets.heads, 4);
+  for (int head = 0; head < 4; ++head) {
+    const Deaths of_few = report.runs[0].ledger.deaths(0, head / 2);
+    const Deaths of_many = report.runs[1].ledger.deaths(0, head);
+    std::int64_t both = 0;
+    for (RowIndex t = 0; t <= kRow; ++t) {
+      both += held(of_few, t, kRow) && held(of_many, t, kRow) ? 1 : 0;
+    }
+    QCOMPARE(sets.at(0, head).both, both);
+  }
+  Document document;
+  document.add(result);
+  document.set_current(0);
+  document.set_baseline(1);
+  document.set_selection({kRow, kRow + 1});
+  QWidget window;
+  QWidget* panel = make_kept_sets(document, &window);
+  window.show();
+  QVERIFY(QTest::qWaitFor([&] { return panel->property("ready").toBool(); }, 20'000));
+  QVERIFY(panel->findChild<QLabel*>()->text().contains("The runs store 2 and 4 heads"));
 }
 
 void LivesTest::kept_sets_of_other_traces_say_so() {
