@@ -645,6 +645,8 @@ void LivesTest::damaged_lifetimes_are_one_sentence() {
   QVERIFY(QTest::qWaitFor([&] { return sets->property("ready").toBool(); }, 20'000));
   document.set_focus({0, 0, 9});
   QVERIFY(wait_for(*lifetimes));
+  QVERIFY(wait_for(*resident));
+  QVERIFY(QTest::qWaitFor([&] { return sets->property("ready").toBool(); }, 20'000));
   for (const QWidget* widget : std::initializer_list<QWidget*>{lifetimes, resident, sets}) {
     bool said = false;
     for (const QLabel* label : widget->findChildren<QLabel*>()) {
@@ -710,6 +712,15 @@ void LivesTest::pictures() {
         export_view(*view, picture_folder().filePath(name + ".png"), {920, 300}, 1);
         QImage picture(picture_folder().filePath(name + ".png"));
         QCOMPARE(picture.size(), QSize(920, 300));
+        if (view->name() == "resident" && QString(run) == "h2o") {
+          document->set_focus({-1, -1, 300});
+          QVERIFY(wait_for(*view));
+          for (QToolButton* button : view->findChildren<QToolButton*>()) {
+            if (button->text() == "Table") button->click();
+          }
+          QVERIFY(view->findChild<QTableView*>()->isVisible());
+          QVERIFY(view->grab().save(picture_folder().filePath(name + "-table-window.png")));
+        }
         if (view->name() == "lifetimes" && QString(run) == "h2o") {
           QTest::keyClick(view->focusProxy(), Qt::Key_A);
           QVERIFY(wait_for(*view));
