@@ -31,7 +31,7 @@ std::array<QColor, 4> set_colours() {
 
 using Sets = std::shared_ptr<const KeptSets>;
 
-// All tokens from left to right: at each, how many of the heads hold it in both runs, in one, in none.
+// From left to right all tokens: how many of the heads hold each in both runs, in one, in none.
 class Strip final : public QWidget {
  public:
   Strip(Document& document, QWidget* parent) : QWidget(parent), document_(document) {
@@ -318,7 +318,7 @@ class KeptSetsPanel final : public QWidget {
       connect(&document, signal, this, [this] { refresh(); });
     }
     connect(&document, &Document::focus_changed, this, [this] {
-      if (sets_ && sets_->scope == scope()) {
+      if (!stale_ && sets_ && sets_->scope == scope()) {
         select_token();
         strip_->update();
       } else {
@@ -326,6 +326,11 @@ class KeptSetsPanel final : public QWidget {
       }
     });
     refresh();
+  }
+
+ protected:
+  void showEvent(QShowEvent* /*event*/) override {
+    if (stale_) refresh();
   }
 
  private:
@@ -340,6 +345,8 @@ class KeptSetsPanel final : public QWidget {
   }
 
   void refresh() {
+    stale_ = !isVisible();  // what is not seen is not counted
+    if (stale_) return work_.cancel();
     const ShownRun* current = document_.current_run();
     const ShownRun* baseline = document_.baseline_run();
     const bool same =
@@ -418,6 +425,7 @@ class KeptSetsPanel final : public QWidget {
   KeptModel model_;
   Sets sets_;
   bool following_ = false;
+  bool stale_ = true;  // the document has changed since
   QLabel* summary_;
   Strip* strip_;
   OverlapMap* map_;

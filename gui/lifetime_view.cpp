@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens to the right, rows downwards: what one head holds, reads and has lost, after Figure 1 of arXiv
-// 2506.17121. The map is made beside the window at the size of its pixels; while the next one is made,
-// the last one is shown where it belongs.
+// Tokens to the right, rows downwards: what one head holds, reads and has lost, after Figure 1 of
+// arXiv 2506.17121. The map is made beside the window at the size of its pixels; while the next one
+// is made, the last one is shown where it belongs.
 #include <QComboBox>
 #include <QHBoxLayout>
 #include <QHelpEvent>
@@ -193,6 +193,7 @@ class MapCanvas final : public QWidget {
         trace_ = now ? document_.trace_of(*now->result) : nullptr;
       }
       which_ = now;
+      if (!which_) picture_.reset();
       error_.clear();
       attention_.reset();
       attention_work_.cancel();
@@ -214,8 +215,9 @@ class MapCanvas final : public QWidget {
     notify();
   }
 
-  // Asks for the map in the size and colours of now.
+  // Asks for the map in the size and colours of now; what is not seen is not made.
   void request() {
+    if (!isVisible()) return map_work_.cancel();
     update();
     const auto frame = which_ ? frame_for(map_rect(rect()), devicePixelRatioF()) : std::nullopt;
     if (!frame) {
@@ -414,6 +416,11 @@ class MapCanvas final : public QWidget {
     paint(painter, rect(), true);
   }
   void resizeEvent(QResizeEvent* /*event*/) override { request(); }
+  void showEvent(QShowEvent* /*event*/) override {
+    if (wants_attention_ && !attention_) start_attention();
+    request();
+    notify();
+  }
   void changeEvent(QEvent* event) override {
     if (event->type() == QEvent::PaletteChange) request();
     QWidget::changeEvent(event);
@@ -573,7 +580,7 @@ class MapCanvas final : public QWidget {
   }
 
   void start_attention() {
-    if (!which_) return;
+    if (!which_ || !isVisible() || attention_work_.busy()) return;
     QString why;
     const auto trace = document_.trace_of(*which_->result, &why);
     const TraceMeta* meta = trace == nullptr ? nullptr : &trace->meta();

@@ -25,16 +25,16 @@ struct LifeFrame {
   bool operator==(const LifeFrame&) const = default;
 };
 
-// Of each cell [height, width], the share of its (row, token) pairs whose entry is born; is there; was
-// read. An entry is there in the rows [token, death).
+// Of each cell [height, width], the share of its (row, token) pairs whose entry is born; is there;
+// was read. An entry is there in the rows [token, death).
 struct LifeMap {
   LifeFrame frame;
   std::vector<float> born, held;
   std::vector<float> read;  // of a selector, else empty: all that is held is read
 };
 
-// The map of a head. What a selector read is known of sampled rows (Run::read_rows) and stands for the
-// rows until the next one.
+// The map of a head. What a selector read is known of sampled rows (Run::read_rows) and stands for
+// the rows until the next one.
 // Cost: O(tokens + cells + samples * tokens / 8).
 // REQUIRES: indices in range, frame not empty and inside the trace.
 // Errors: TraceError of a damaged file; Interrupted.

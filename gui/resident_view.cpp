@@ -171,6 +171,11 @@ class ResidentView final : public View {
   [[nodiscard]] std::string csv() const override { return csv_of(tokens_model_); }
   void draw(QPainter& painter, const QSize& size) override;
 
+ protected:
+  void showEvent(QShowEvent* /*event*/) override {
+    if (stale_) refresh();
+  }
+
  private:
   [[nodiscard]] HeadScope scope() const {
     const Focus focus = document().focus();
@@ -179,6 +184,8 @@ class ResidentView final : public View {
   }
 
   void refresh() {
+    stale_ = !isVisible();  // what is not seen is not counted
+    if (stale_) return work_.cancel();
     const ShownRun* shown = document().current_run();
     const QString why = why_no_lives(shown);
     const bool heads = shown != nullptr && (why.isEmpty() || !shown->run().heads_over_time.empty());
@@ -270,7 +277,7 @@ class ResidentView final : public View {
   }
 
   void follow_focus() {
-    const bool same = holdings_ && holdings_->scope == scope();
+    const bool same = !stale_ && holdings_ && holdings_->scope == scope();
     if (same) {
       select_focus();
     } else {
@@ -326,6 +333,7 @@ class ResidentView final : public View {
   std::shared_ptr<const Holdings> holdings_;
   bool following_ = false;  // the selection moves because the document changed
   bool expanded_ = false;
+  bool stale_ = true;  // the document has changed since
   QLabel *summary_, *nothing_;
   QTreeView* heads_;
   QTableView* tokens_;

@@ -48,8 +48,8 @@ struct Holdings {
   [[nodiscard]] HeadHolding sum() const;
 };
 
-// Without lifetimes: entries of heads_over_time, bytes if all entries cost the same (else 0), and no
-// tokens.
+// Without lifetimes: entries of heads_over_time, bytes if all entries cost the same (else 0), and
+// no tokens.
 // REQUIRES: result.lifetimes or heads_over_time, 0 <= since, row < tokens.
 // Cost: O(heads * tokens + changes).
 // Errors: TraceError of a damaged file; Interrupted.

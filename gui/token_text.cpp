@@ -84,15 +84,29 @@ bool TokenText::breaks_after(std::int64_t token) const {
   return breaks(token) + breaks(token - 1) > 1;
 }
 
+bool TokenText::begins_word(std::int64_t token) const {
+  const std::string_view text = trace_ == nullptr ? "" : trace_->token_text(token);
+  return text.empty() || text[0] == ' ' || text[0] == '\n';
+}
+
 std::vector<std::int64_t> TokenText::lines(int width) const {
   std::vector<std::int64_t> starts;
   int x = 0;
   bool fresh = true;
+  std::int64_t word = 0;  // the last token of the line that begins a word, and where it stands
+  int word_x = 0;
   for (std::int64_t t = 0; t < tokens_; ++t) {
     const int wide = width_of(t);
+    if (!fresh && begins_word(t)) {
+      word = t;
+      word_x = x;
+    }
     if (fresh || x + wide > width) {
-      starts.push_back(t);
-      x = 0;
+      const bool whole_word = !fresh && word > starts.back();
+      starts.push_back(whole_word ? word : t);
+      x = whole_word ? x - word_x : 0;
+      word = starts.back();
+      word_x = 0;
     }
     x += wide;
     fresh = breaks_after(t);

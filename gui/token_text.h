@@ -40,6 +40,7 @@ class TokenText : public QAbstractScrollArea {
   [[nodiscard]] QString label(std::int64_t token) const;
   [[nodiscard]] int width_of(std::int64_t token) const;
   [[nodiscard]] bool breaks_after(std::int64_t token) const;
+  [[nodiscard]] bool begins_word(std::int64_t token) const;
   [[nodiscard]] std::vector<std::int64_t> lines(int width) const;
   [[nodiscard]] int line_height() const { return fontMetrics().height() + 3; }
   [[nodiscard]] std::int64_t token_at(const QPoint& point) const;  // -1: none

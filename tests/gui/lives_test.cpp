@@ -3,6 +3,7 @@
 
 #include <QAbstractItemModelTester>
 #include <QComboBox>
+#include <QFile>
 #include <QLabel>
 #include <QLineEdit>
 #include <QTableView>
@@ -10,6 +11,7 @@
 #include <QTreeView>
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <random>
 
 #include <nlohmann/json.hpp>
@@ -23,6 +25,7 @@
 #include "gui/view.h"
 #include "sim/head_attention.h"
 #include "sim/lifetimes_file.h"
+#include "sim/result_files.h"
 
 namespace kvspan::gui::test {
 
@@ -39,12 +42,15 @@ class LivesTest : public QObject {
   void heads_are_a_tree();
   void tokens_are_sorted_and_filtered();
   void kept_sets_equal_a_walk();
+  void kept_sets_of_unequal_heads_compare_those_that_serve_the_same_queries();
   void kept_sets_of_other_traces_say_so();
   void the_lifetime_view_follows_and_leads_the_document();
   void attention_can_be_shown_and_cancelled();
   void the_resident_view_follows_and_leads_the_document();
   void the_kept_sets_panel_says_what_differs();
   void a_result_without_lifetimes_says_what_is_missing();
+  void damaged_lifetimes_are_one_sentence();
+  void hidden_views_catch_up_when_they_are_shown();
   void pictures();
 
  private:
@@ -366,6 +372,60 @@ void LivesTest::kept_sets_equal_a_walk() {
   model.set(nullptr, nullptr);
 }
 
+// One run stores two heads of four query heads, the other one all four.
+void LivesTest::kept_sets_of_unequal_heads_compare_those_that_serve_the_same_queries() {
+  constexpr RowIndex kTokens = 50;
+  RunReport report;
+  report.trace.tokens = report.trace.prompt_tokens = kTokens;
+  report.trace.layer_ids = {0};
+  report.trace.model_layers = report.trace.layers = 1;
+  report.trace.query_heads = 4;
+  report.trace.kv_heads = 2;
+  std::mt19937 random(5);
+  for (const int heads : {2, 4}) {
+    RunResult& run = report.runs.emplace_back();
+    run.spec = run.label = run.klass = std::to_string(heads);
+    Ledger& ledger = run.ledger;
+    ledger.layers = ledger.model_layers = 1;
+    ledger.heads = heads;
+    ledger.query_heads = 4;
+    ledger.plan = make_passes(kTokens, kTokens, kTokens, 10);
+    ledger.representations = {{"full", 8, 0}};
+    for (RowIndex i = 0; i < heads * kTokens; ++i) {
+      std::uniform_int_distribution<std::int64_t> death(i % kTokens + 1, kTokens);
+      ledger.death.push_back(static_cast<std::uint32_t>(death(random)));
+    }
+  }
+  const QString path = work_folder().filePath("heads.lifetimes.safetensors");
+  write_lifetimes(report, path.toStdString());
+  const ResultPtr result = open_result(path.toStdString());
+  const ShownRun few{result, 0, 0, true};
+  const ShownRun many{result, 1, 0, true};
+  QVERIFY(why_not_compared(&few, &many).isEmpty());
+  constexpr RowIndex kRow = 30;
+  const KeptSets sets = kept_sets(few, many, kRow, {}, {});
+  QCOMPARE(sets.heads, 4);
+  for (int head = 0; head < 4; ++head) {
+    const Deaths of_few = report.runs[0].ledger.deaths(0, head / 2);
+    const Deaths of_many = report.runs[1].ledger.deaths(0, head);
+    std::int64_t both = 0;
+    for (RowIndex t = 0; t <= kRow; ++t) {
+      both += held(of_few, t, kRow) && held(of_many, t, kRow) ? 1 : 0;
+    }
+    QCOMPARE(sets.at(0, head).both, both);
+  }
+  Document document;
+  document.add(result);
+  document.set_current(0);
+  document.set_baseline(1);
+  document.set_selection({kRow, kRow + 1});
+  QWidget window;
+  QWidget* panel = make_kept_sets(document, &window);
+  window.show();
+  QVERIFY(QTest::qWaitFor([&] { return panel->property("ready").toBool(); }, 20'000));
+  QVERIFY(panel->findChild<QLabel*>()->text().contains("The runs store 2 and 4 heads"));
+}
+
 void LivesTest::kept_sets_of_other_traces_say_so() {
   auto other = std::make_shared<Result>(*result_);
   const ShownRun current{result_, 0, 0, true};
@@ -548,6 +608,88 @@ void LivesTest::a_result_without_lifetimes_says_what_is_missing() {
   QVERIFY(said);
 }
 
+// Values are checked when they are asked for: here a death before the birth.
+void LivesTest::damaged_lifetimes_are_one_sentence() {
+  QFile good(work_folder().filePath("bundled.lifetimes.safetensors"));
+  QVERIFY(good.open(QIODevice::ReadOnly));
+  QByteArray bytes = good.readAll();
+  std::uint64_t size = 0;
+  std::memcpy(&size, bytes.constData(), sizeof size);
+  const auto head = static_cast<qsizetype>(size) + 8;
+  const auto header = nlohmann::json::parse(bytes.mid(8, head - 8).toStdString());
+  const std::string name = "runs." + std::to_string(run_of("h2o")) + ".death";
+  bytes.replace(head + header[name]["data_offsets"][0].get<qsizetype>() + 36, 4, QByteArray(4, 0));
+  QFile bad(work_folder().filePath("damaged.lifetimes.safetensors"));
+  QVERIFY(bad.open(QIODevice::WriteOnly));
+  QVERIFY(bad.write(bytes) == bytes.size());
+  bad.close();
+  QFile text(bundled_result());
+  QVERIFY(text.open(QIODevice::ReadOnly));
+  auto json = nlohmann::json::parse(text.readAll().toStdString());
+  json["files"]["lifetimes"] = bad.fileName().toStdString();
+  QFile changed(work_folder().filePath("damaged.json"));
+  QVERIFY(changed.open(QIODevice::WriteOnly));
+  changed.write(QByteArray::fromStdString(json.dump()));
+  changed.close();
+
+  Document document;
+  document.add(open_result(changed.fileName().toStdString()));
+  document.set_current(run_of("h2o"));
+  QWidget window;
+  View* lifetimes = make_lifetime_view(document, &window);
+  View* resident = make_resident_view(document, &window);
+  QWidget* sets = make_kept_sets(document, &window);
+  window.show();
+  QVERIFY(wait_for(*lifetimes));
+  QVERIFY(wait_for(*resident));
+  QVERIFY(QTest::qWaitFor([&] { return sets->property("ready").toBool(); }, 20'000));
+  document.set_focus({0, 0, 9});
+  QVERIFY(wait_for(*lifetimes));
+  QVERIFY(wait_for(*resident));
+  QVERIFY(QTest::qWaitFor([&] { return sets->property("ready").toBool(); }, 20'000));
+  for (const QWidget* widget : std::initializer_list<QWidget*>{lifetimes, resident, sets}) {
+    bool said = false;
+    for (const QLabel* label : widget->findChildren<QLabel*>()) {
+      said = said ||
+             label->text().contains(QString::fromStdString(name) + "': layer 0, head 0, token 9");
+    }
+    QVERIFY(said);
+  }
+  lifetimes->grab();
+  document.set_focus({1, 0, 9});  // the other heads are sound
+  QVERIFY(wait_for(*lifetimes));
+  QVERIFY(lifetimes->findChild<QLabel*>()->text().startsWith("token 9"));
+}
+
+void LivesTest::hidden_views_catch_up_when_they_are_shown() {
+  const auto document = opened("h2o");
+  QWidget window;
+  View* resident = make_resident_view(*document, &window);
+  QWidget* sets = make_kept_sets(*document, &window);
+  window.show();
+  QVERIFY(wait_for(*resident));
+  resident->hide();
+  sets->hide();
+  document->set_selection({700, 701});
+  document->set_focus({2, 2, 5});
+  document->close(result_);
+  document->set_focus({});
+  document->add(result_);
+  document->set_current(run_of("quest"));
+  document->set_baseline(run_of("h2o"));
+  document->set_selection({700, 701});
+  QVERIFY(resident->is_ready());
+  resident->show();
+  sets->show();
+  QVERIFY(wait_for(*resident));
+  QVERIFY(QTest::qWaitFor([&] { return sets->property("ready").toBool(); }, 20'000));
+  const auto* heads = resident->findChild<QTreeView*>();
+  QCOMPARE(static_cast<double>(
+               heads->model()->index(0, HeadsModel::kEntries).data(Qt::EditRole).toLongLong()),
+           document->current_run()->run().entries->at(700));
+  QVERIFY(sets->findChild<QLabel*>()->text().startsWith("Row 700"));
+}
+
 // For a person to look at: both views as the window shows them, and as they are exported.
 void LivesTest::pictures() {
   for (const char* run : {"h2o", "quest", "chunked(snapkv"}) {
@@ -570,6 +712,15 @@ void LivesTest::pictures() {
         export_view(*view, picture_folder().filePath(name + ".png"), {920, 300}, 1);
         QImage picture(picture_folder().filePath(name + ".png"));
         QCOMPARE(picture.size(), QSize(920, 300));
+        if (view->name() == "resident" && QString(run) == "h2o") {
+          document->set_focus({-1, -1, 300});
+          QVERIFY(wait_for(*view));
+          for (QToolButton* button : view->findChildren<QToolButton*>()) {
+            if (button->text() == "Table") button->click();
+          }
+          QVERIFY(view->findChild<QTableView*>()->isVisible());
+          QVERIFY(view->grab().save(picture_folder().filePath(name + "-table-window.png")));
+        }
         if (view->name() == "lifetimes" && QString(run) == "h2o") {
           QTest::keyClick(view->focusProxy(), Qt::Key_A);
           QVERIFY(wait_for(*view));
