@@ -42,9 +42,9 @@ class Columns {
   RowIndex unit_ = 1;
 };
 
-// A line as at most two points (row, value) a column: a row that has its own column is flat from its
-// beginning to its end, more rows are their smallest and largest value, in the order that makes the
-// shorter line. What was not measured is passed over.
+// A line as at most two points (row, value) a column: a row that has its own column is flat from
+// its beginning to its end, more rows are their smallest and largest value, in the order that makes
+// the shorter line. What was not measured is passed over.
 [[nodiscard]] std::vector<QPointF> sample_line(const Measure& measure, const Columns& columns);
 
 // a - b in every row that both have. Building reads all rows once. Errors: Interrupted when

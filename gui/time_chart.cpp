@@ -153,8 +153,8 @@ void draw_box(QPainter& painter, const QPointF& at, const QRectF& area,
   }
 }
 
-// Adds what a dashed pen draws of a segment. Dashes go by x, so that they stay in step over segments
-// that are shorter than they are; steep ones are drawn whole.
+// Adds what a dashed pen draws of a segment. Dashes go by x, so that they stay in step over
+// segments that are shorter than they are; steep ones are drawn whole.
 //   pattern  pixels that are drawn, left out, drawn, ...; empty: solid
 void add_dashes(QList<QPointF>& ends, const QPointF& a, const QPointF& b,
                 const QList<qreal>& pattern) {

