@@ -371,9 +371,12 @@ class HeadView final : public View {
     return text;
   }
   void draw(QPainter& painter, const QSize& size) override {
+    // Without what is there to be clicked.
     controls_->hide();
+    layout()->activate();
     View::draw(painter, size);
     controls_->show();
+    layout()->activate();
   }
 
  protected:
@@ -397,11 +400,11 @@ class HeadView final : public View {
                         ? "Needs the result itself: kvspan run ... --out FILE"
                         : "Retained attention was not measured: run without --fidelity none.");
     if (shown != nullptr) {
-      map_->caption =
-          QString::fromStdString(shown->run().label) + ": " + figure_->currentText() + ", %";
-      if (table_->is_difference()) {
-        map_->caption += ", less " + QString::fromStdString(baseline->run().label);
-      }
+      map_->caption = QString::fromStdString(shown->run().label) + ": " + figure_->currentText();
+      map_->caption +=
+          table_->is_difference()
+              ? " less that of " + QString::fromStdString(baseline->run().label) + ", points"
+              : QString(", %");
     }
     map_->refresh();
     say(-1, -1);
@@ -420,7 +423,9 @@ class HeadView final : public View {
                  ? QString(", all heads")
                  : QString(", %1 %2").arg(table_->group() > 1 ? "query head" : "head").arg(column);
     const double value = table_->mean(layer, column);
-    readout_->setText(where + ": " + percent_text(value, 2));
+    QString text = percent_text(value, 2);
+    if (table_->is_difference()) text.replace("%", "points");
+    readout_->setText(where + ": " + text);
   }
 
   QWidget* controls_ = nullptr;

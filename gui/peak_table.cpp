@@ -200,6 +200,9 @@ QVariant PeakTable::data(const QModelIndex& index, int role) const {
 
 QVariant PeakTable::headerData(int section, Qt::Orientation orientation, int role) const {
   if (orientation != Qt::Horizontal) return {};
+  if (role == Qt::TextAlignmentRole) {
+    return QVariant((section == kPart ? Qt::AlignLeft : Qt::AlignRight) | Qt::AlignVCenter);
+  }
   static const QStringList names{"part",     "KV, prompt", "KV, generated", "layout",
                                  "overhead", "total",      "share"};
   static const QStringList help{"",

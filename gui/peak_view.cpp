@@ -70,7 +70,7 @@ class LayoutBars final : public QWidget {
       QFont face = font();
       face.setBold(i == chosen);
       painter.setFont(face);
-      painter.setPen(theme().ink);
+      painter.setPen(i == chosen && hasFocus() ? theme().accent : theme().ink);
       painter.drawText(QRectF(0, y, left - 8, high), Qt::AlignRight | Qt::AlignVCenter, bar.layout);
       painter.drawText(QRectF(left + length + 6, y, values + 12, high),
                        Qt::AlignLeft | Qt::AlignVCenter, number(bar.bytes));
@@ -88,11 +88,6 @@ class LayoutBars final : public QWidget {
           painter.drawRect(QRectF(x, y, std::min(wide, left + length - x), high));
           x = std::min(x + wide, left + length);
         }
-      }
-      if (i == chosen && hasFocus()) {
-        painter.setBrush(Qt::NoBrush);
-        painter.setPen(QPen(theme().accent, 1.5));
-        painter.drawRect(QRectF(left, y, length, high).adjusted(-2, -2, 2, 2));
       }
     }
     legend(painter, left, metrics);
@@ -181,7 +176,6 @@ class PeakView final : public View {
     table_->verticalHeader()->hide();
     table_->verticalHeader()->setDefaultSectionSize(fontMetrics().height() + 5);
     table_->horizontalHeader()->setHighlightSections(false);
-    table_->horizontalHeader()->setDefaultAlignment(Qt::AlignRight | Qt::AlignVCenter);
     table_->horizontalHeader()->setSectionResizeMode(QHeaderView::ResizeToContents);
     note_ = new QLabel(this);
     note_->setObjectName("note");
@@ -209,9 +203,12 @@ class PeakView final : public View {
   [[nodiscard]] bool is_ready() const override { return !background_.busy(); }
   [[nodiscard]] std::string csv() const override { return csv_of(*model_); }
   void draw(QPainter& painter, const QSize& size) override {
+    // Without what is there to be clicked.
     controls_->hide();
+    layout()->activate();
     View::draw(painter, size);
     controls_->show();
+    layout()->activate();
   }
 
  protected:

@@ -300,7 +300,10 @@ SimulatePanel::SimulatePanel(Document& document, QWidget* parent)
   parts_->apply_theme();
 }
 
-SimulatePanel::~SimulatePanel() = default;
+SimulatePanel::~SimulatePanel() {
+  // The widgets outlive the parts, which they must not call any more.
+  for (QObject* child : findChildren<QObject*>()) child->disconnect(this);
+}
 
 bool SimulatePanel::busy() const { return parts_->simulation.busy() || parts_->live.busy(); }
 void SimulatePanel::run() { parts_->run(); }

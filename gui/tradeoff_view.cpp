@@ -30,6 +30,7 @@ namespace kvspan::gui {
 namespace {
 
 constexpr std::array kSteps{1.0, 2.0, 5.0, 10.0};
+constexpr double kFar = 26;    // pixels from a point to its label, where there is no room beside it
 constexpr double kMarker = 9;  // pixels across
 
 // The axis of shares in percent: 1, 2 or 5 times a power of ten apart.
@@ -61,6 +62,8 @@ class Plot final : public QChartView {
     chart()->layout()->setContentsMargins(0, 0, 0, 0);
     chart()->setBackgroundRoundness(0);
     chart()->setAnimationOptions(QChart::NoAnimation);
+    chart()->addAxis(x_, Qt::AlignBottom);
+    chart()->addAxis(y_, Qt::AlignLeft);
   }
 
   std::function<void(int point)> cursor_moved;  // -1: none
@@ -70,14 +73,6 @@ class Plot final : public QChartView {
     threshold_ = threshold;
     cursor_ = -1;
     chart()->removeAllSeries();
-    for (QAbstractAxis* axis : chart()->axes()) {
-      chart()->removeAxis(axis);
-      delete axis;
-    }
-    x_ = new QValueAxis;
-    y_ = new QValueAxis;
-    chart()->addAxis(x_, Qt::AlignBottom);
-    chart()->addAxis(y_, Qt::AlignLeft);
     double right = 0, low = threshold, high = threshold;
     for (const Tradeoff::Point& p : tradeoff_.points) {
       right = std::max(right, p.footprint);
@@ -317,12 +312,18 @@ class Plot final : public QChartView {
       const auto try_point = [&](const Tradeoff::Point& p) {
         const QPointF at = place(p);
         const double gap = kMarker / 2 + 4;
-        for (const QPointF& corner :
-             {QPointF(at.x() + gap, at.y() - high / 2),
-              QPointF(at.x() - gap - wide, at.y() - high / 2),
-              QPointF(at.x() - wide / 2, at.y() - gap - high),
-              QPointF(at.x() - wide / 2, at.y() + gap), QPointF(at.x() + gap, at.y() + 2),
-              QPointF(at.x() + gap, at.y() - high - 2)}) {
+        std::vector<QPointF> corners{{at.x() + gap, at.y() - high / 2},
+                                     {at.x() - gap - wide, at.y() - high / 2},
+                                     {at.x() - wide / 2, at.y() - gap - high},
+                                     {at.x() - wide / 2, at.y() + gap}};
+        // Then further away, at the end of a line.
+        for (const double side : {-1.0, 1.0}) {
+          for (const int lines : {-1, 1, -2, 2, -3, 3}) {
+            corners.emplace_back(side < 0 ? at.x() - kFar - wide : at.x() + kFar,
+                                 at.y() + (lines - 0.5) * high);
+          }
+        }
+        for (const QPointF& corner : corners) {
           const QRectF label(corner, QSizeF(wide, high));
           const bool free = area.contains(label) &&
                             std::none_of(taken.begin(), taken.end(),
@@ -335,6 +336,11 @@ class Plot final : public QChartView {
           if (!free) continue;
           taken.push_back(label);
           painter.setPen(run_colour(colour_of(p)));
+          if (std::abs(label.center().x() - at.x()) > wide / 2 + gap + 1) {
+            const bool left = label.right() < at.x();
+            painter.drawLine(
+                at, QPointF(left ? label.right() + 2 : label.left() - 2, label.center().y()));
+          }
           painter.drawText(label, Qt::AlignCenter | Qt::TextDontClip, text);
           return true;
         }
@@ -350,7 +356,7 @@ class Plot final : public QChartView {
   Tradeoff tradeoff_;
   double threshold_ = 0.9;
   int cursor_ = -1;
-  QValueAxis *x_ = nullptr, *y_ = nullptr;
+  QValueAxis *x_ = new QValueAxis, *y_ = new QValueAxis;  // of the chart
 };
 
 // The mark of a family before its name.
@@ -462,9 +468,12 @@ class TradeoffView final : public View {
   }
 
   void draw(QPainter& painter, const QSize& size) override {
+    // Without what is there to be clicked.
     controls_->hide();
+    layout()->activate();
     View::draw(painter, size);
     controls_->show();
+    layout()->activate();
   }
   [[nodiscard]] std::string csv() const override {
     std::string text = csv_line({"policy", "label", "chunk", "footprint", "fidelity", "bound",

@@ -125,6 +125,7 @@ void HeadsTest::clicks_and_arrows_select_everywhere() {
   QCOMPARE(lines[3][9], csv_field(mass[2][8].get<double>()));
   for (const bool dark : {false, true}) {
     set_theme(dark);
+    QCoreApplication::processEvents();
     const QString end = dark ? "-dark.png" : ".png";
     figure->setCurrentIndex(2);
     view->resize(920, 300);

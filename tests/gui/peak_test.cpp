@@ -132,6 +132,7 @@ void PeakTest::the_view_switches_run_phase_and_layout() {
   QTRY_VERIFY_WITH_TIMEOUT(view->is_ready(), kWaitMs);
   for (const bool dark : {false, true}) {
     set_theme(dark);
+    QCoreApplication::processEvents();
     QTRY_VERIFY_WITH_TIMEOUT(view->is_ready(), kWaitMs);
     const QString end = dark ? "-dark.png" : ".png";
     view->resize(920, 300);

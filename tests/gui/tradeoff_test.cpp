@@ -181,6 +181,7 @@ void TradeoffTest::the_view_opens_runs_by_key_and_click() {
   QCOMPARE(std::stod(lines[2][3]), *figure(document.runs()[1].run(), "footprint"));
   for (const bool dark : {false, true}) {
     set_theme(dark);
+    QCoreApplication::processEvents();
     const QString end = dark ? "-dark.png" : ".png";
     view->resize(920, 300);
     QVERIFY(view->grab().save(picture_folder().filePath("tradeoff" + end)));
