@@ -305,25 +305,40 @@ void Lane::begin_pass() {
   count_selected(pass_.begin, pass_.end);
 }
 
-// Entries read in each row: the union over the query heads of a stored head.
+// Counts the entries that each row loads, and keeps those that sampled rows attend to: the union over
+// the query heads of a stored head.
 void Lane::count_selected(RowIndex begin, RowIndex end) {
+  std::vector<TokenIndex> tokens;
+  const auto in_row = [&](RowIndex row) {
+    return std::pair(std::lower_bound(tokens.begin(), tokens.end(), block_->scores->first_key(row)),
+                     std::upper_bound(tokens.begin(), tokens.end(), row));
+  };
   for (int h = 0; h < shape_.heads; ++h) {
-    std::vector<TokenIndex> read;
-    for (int q = h * group(); q < (h + 1) * group(); ++q) {
-      const Reads& reads = reads_[static_cast<std::size_t>(q)];
-      const auto& list = reads.loaded ? reads.loaded : reads.attended;
-      const auto& all = resident_[static_cast<std::size_t>(h)];
-      read.insert(read.end(), list ? list->begin() : all.begin(), list ? list->end() : all.end());
-    }
-    std::sort(read.begin(), read.end());
-    read.erase(std::unique(read.begin(), read.end()), read.end());
+    const auto unite = [&](auto list_of) {
+      tokens.clear();
+      for (int q = h * group(); q < (h + 1) * group(); ++q) {
+        const auto& list = list_of(reads_[static_cast<std::size_t>(q)]);
+        const auto& all = resident_[static_cast<std::size_t>(h)];
+        tokens.insert(tokens.end(), list ? list->begin() : all.begin(),
+                      list ? list->end() : all.end());
+      }
+      std::sort(tokens.begin(), tokens.end());
+      tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
+    };
+    unite([](const Reads& reads) -> const auto& {
+      return reads.loaded ? reads.loaded : reads.attended;
+    });
     for (RowIndex row = begin; row < end; ++row) {
-      const RowIndex first_key = block_->scores->first_key(row);
-      const auto first = std::lower_bound(read.begin(), read.end(), first_key);
-      const auto last = std::upper_bound(read.begin(), read.end(), row);
+      const auto [first, last] = in_row(row);
       selected_[static_cast<std::size_t>(row)] += last - first;
+    }
+    if (ledger_.read_rows.empty()) continue;
+    unite([](const Reads& reads) -> const auto& { return reads.attended; });
+    for (RowIndex row = begin; row < end; ++row) {
       std::uint8_t* bits = bits_of(h, row);
-      if (bits != nullptr) std::for_each(first, last, [&](TokenIndex t) { set_bit(bits, t); });
+      if (bits == nullptr) continue;
+      const auto [first, last] = in_row(row);
+      std::for_each(first, last, [&](TokenIndex t) { set_bit(bits, t); });
     }
   }
 }
