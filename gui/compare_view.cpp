@@ -26,12 +26,26 @@ class CompareView final : public View {
            "selection and keys are those of memory over time; X swaps the two. CSV: as there, "
            "baseline, current and difference in each row.";
   }
-  [[nodiscard]] bool is_ready() const override { return !background_.busy(); }
+  [[nodiscard]] bool is_ready() const override {
+    return !background_.busy() && (!kept_->isVisible() || kept_->property("ready").toBool());
+  }
   [[nodiscard]] std::string csv() const override { return difference_csv(document()); }
-  void draw(QPainter& painter, const QSize& size) override { chart_->draw(painter, size); }
+  // The difference above what is kept.
+  void draw(QPainter& painter, const QSize& size) override {
+    const int above = size.height() * 55 / 100;
+    chart_->draw(painter, {size.width(), above});
+    const QRect before = kept_->geometry();
+    kept_->resize(size.width() - 24, size.height() - above - 8);
+    kept_->render(&painter, QPoint(12, above + 4), QRegion(), QWidget::DrawChildren);
+    kept_->setGeometry(before);
+  }
 
  protected:
   void keyPressEvent(QKeyEvent* event) override;
+  bool eventFilter(QObject* watched, QEvent* event) override {
+    if (event->type() == QEvent::DynamicPropertyChange && is_ready()) emit ready();
+    return View::eventFilter(watched, event);
+  }
 
  private:
   void fill_lists();
@@ -43,6 +57,7 @@ class CompareView final : public View {
   QComboBox* baseline_;
   QLabel* readout_;
   TimeChart* chart_;
+  QWidget* kept_;
   Background background_;
 };
 
@@ -52,6 +67,7 @@ CompareView::CompareView(Document& document, QWidget* parent)
       baseline_(new QComboBox),
       readout_(new QLabel),
       chart_(new TimeChart(document, nullptr)),
+      kept_(make_kept_sets(document, nullptr)),
       background_(nullptr) {
   current_->setAccessibleName("Current run");
   baseline_->setAccessibleName("Baseline");
@@ -71,7 +87,8 @@ CompareView::CompareView(Document& document, QWidget* parent)
   bar->addWidget(readout_, 1);
   auto* parts = new QSplitter;
   parts->addWidget(chart_);
-  parts->addWidget(make_kept_sets(document, nullptr));
+  parts->addWidget(kept_);
+  kept_->installEventFilter(this);
   parts->setSizes({1000, 1000});  // shares: halves
   parts->setChildrenCollapsible(false);
   auto* layout = new QVBoxLayout(this);

@@ -34,6 +34,7 @@ struct Display {
   bool log = false;
   Stack stack = Stack::none;
   HeadFigure head_figure = HeadFigure::footprint;
+  bool attention = false;  // maps of lifetimes show attention, too
   bool operator==(const Display&) const = default;
 };
 

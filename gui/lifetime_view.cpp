@@ -160,7 +160,11 @@ std::vector<RowIndex> ticks(Rows range, int most) {
 class MapCanvas final : public QWidget {
  public:
   MapCanvas(Document& document, QWidget* parent)
-      : QWidget(parent), document_(document), map_work_(this), attention_work_(this) {
+      : QWidget(parent),
+        document_(document),
+        map_work_(this),
+        attention_work_(this),
+        wants_attention_(document.display().attention) {
     setFocusPolicy(Qt::StrongFocus);
     setMouseTracking(true);
     setMinimumSize(300, 120);
@@ -205,7 +209,14 @@ class MapCanvas final : public QWidget {
     notify();
   }
 
+  // Of the document: every map shows attention, or none.
   void set_attention(bool on) {
+    Display display = document_.display();
+    display.attention = on;
+    document_.set_display(display);
+  }
+  void follow_display() {
+    const bool on = document_.display().attention;
     if (on == wants_attention_) return;
     wants_attention_ = on;
     message_.clear();
@@ -785,7 +796,7 @@ class MapCanvas final : public QWidget {
   Rows tokens_;
   std::optional<Picture> picture_;
   Attention attention_;
-  bool wants_attention_ = false;
+  bool wants_attention_;
   QString empty_, error_, message_;
   std::shared_ptr<const Trace> trace_;  // or null
   std::optional<QRect> drag_;
@@ -870,6 +881,7 @@ class LifetimeView final : public View {
     connect(&document, &Document::runs_changed, this, &LifetimeView::follow);
     connect(&document, &Document::current_changed, this, &LifetimeView::follow);
     connect(&document, &Document::focus_changed, this, &LifetimeView::follow);
+    connect(&document, &Document::display_changed, canvas_, [this] { canvas_->follow_display(); });
     connect(&document, &Document::zoom_changed, canvas_, [this] { canvas_->request(); });
     connect(&document, &Document::selection_changed, canvas_, [this] { canvas_->update(); });
     follow();
@@ -879,8 +891,7 @@ class LifetimeView final : public View {
   [[nodiscard]] QString title() const override { return "Token lifetimes"; }
   [[nodiscard]] QString help() const override {
     return "When each entry of one head is held, read and evicted; A adds attention, the wheel or "
-           "a "
-           "box zooms, Page Up and Down change the head, arrows the token and the row.";
+           "a box zooms, Page Up and Down change the head, arrows the token and the row.";
   }
   [[nodiscard]] bool is_ready() const override { return canvas_->is_ready(); }
   [[nodiscard]] std::string csv() const override {

@@ -40,7 +40,7 @@ struct Settings {
   std::string run, baseline;
   std::vector<std::string> only;
   std::string quantity, stack, head_figure;
-  bool log = false, dark = false, new_session = false;
+  bool log = false, attention = false, dark = false, new_session = false;
   int layer = -1, head = -1;
   std::int64_t token = -1;
   [[nodiscard]] bool exporting() const { return !exports.empty() || !export_all.empty(); }
@@ -104,6 +104,7 @@ void apply(const Settings& s, Document& document) {
   set_named(s.stack, stack_names(), "--stack", display.stack);
   set_named(s.head_figure, head_figure_names(), "--heads", display.head_figure);
   display.log = display.log || s.log;
+  display.attention = display.attention || s.attention;
   document.set_display(display);
   if (!s.run.empty()) document.set_current(find_run(document, s.run));
   if (!s.baseline.empty()) document.set_baseline(find_run(document, s.baseline));
@@ -262,6 +263,8 @@ void add_options(CLI::App& app, Settings& s) {
       ->type_name("NAME");
   app.add_option("--heads", s.head_figure, "footprint, peak_kv or retained_mass: the map of heads")
       ->type_name("NAME");
+  app.add_flag("--attention", s.attention,
+               "Show attention in the map of lifetimes; needs the trace");
   app.add_option("--layer", s.layer, "Selected layer, counted in the trace from 0")->type_name("L");
   app.add_option("--head", s.head, "Selected stored head")->type_name("H");
   app.add_option("--token", s.token, "Selected token")->type_name("T");
@@ -274,7 +277,7 @@ Examples:
   kvspan-viewer RESULT.json                                open a result (with its timeline and lifetimes)
   kvspan-viewer                                            go on where the last session ended
   kvspan-viewer --export memory.png --view memory RESULT.json
-  kvspan-viewer --export map.svg --view lifetimes --run snapkv --layer 1 --head 0 RESULT.json
+  kvspan-viewer --export map.svg --view lifetimes --attention --run snapkv --layer 1 RESULT.json
   kvspan-viewer --export-all FOLDER RESULT.json            every view as picture and as numbers
 Make a result: kvspan run TRACE --out R.json --timeline R.timeline.safetensors --lifetimes R.lifetimes.safetensors
 

@@ -443,7 +443,11 @@ void MainWindow::dropEvent(QDropEvent* event) {
 
 void MainWindow::save_session() {
   if (session_file_.isEmpty() || opener_.busy()) return;
-  nlohmann::json session = session_of(document_);
+  std::vector<std::filesystem::path> temporary;
+  for (const ResultPtr& result : document_.results()) {
+    if (is_temporary(result->path)) temporary.push_back(result->path);
+  }
+  nlohmann::json session = session_of(document_, temporary);
   session["window"] = {
       {"geometry", saveGeometry().toBase64().toStdString()},
       {"columns", columns_->saveState().toBase64().toStdString()},

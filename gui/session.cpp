@@ -88,7 +88,8 @@ json session_of(const Document& document, const std::vector<std::filesystem::pat
       {"quantity", quantity_names()[static_cast<std::size_t>(display.quantity)]},
       {"log", display.log},
       {"stack", stack_names()[static_cast<std::size_t>(display.stack)]},
-      {"head_figure", head_figure_names()[static_cast<std::size_t>(display.head_figure)]}};
+      {"head_figure", head_figure_names()[static_cast<std::size_t>(display.head_figure)]},
+      {"attention", display.attention}};
   return session;
 }
 
@@ -124,6 +125,7 @@ void restore(const json& session, Document& document) {
   display.log = value(shown, "log", display.log);
   display.stack = named(shown, "stack", stack_names(), display.stack);
   display.head_figure = named(shown, "head_figure", head_figure_names(), display.head_figure);
+  display.attention = value(shown, "attention", display.attention);
   document.set_display(display);
 }
 

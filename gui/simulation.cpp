@@ -38,6 +38,10 @@ std::filesystem::path companion_name(std::filesystem::path json, const char* whi
 
 }  // namespace
 
+bool is_temporary(const std::filesystem::path& result) {
+  return result.parent_path() == results_folder();
+}
+
 std::vector<std::string> SimulationRequest::command() const {
   std::vector<std::string> words{"kvspan", "run", trace};
   const auto add = [&](const char* option, const std::string& value) {

@@ -69,7 +69,7 @@ QPalette palette_of(const Theme& theme) {
   palette.setColor(QPalette::Base, theme.paper);
   palette.setColor(QPalette::AlternateBase, theme.panel);
   palette.setColor(QPalette::Text, theme.ink);
-  palette.setColor(QPalette::Button, theme.panel);
+  palette.setColor(QPalette::Button, theme.dark ? theme.grid : theme.panel);
   palette.setColor(QPalette::ButtonText, theme.ink);
   palette.setColor(QPalette::ToolTipBase, theme.panel);
   palette.setColor(QPalette::ToolTipText, theme.ink);
