@@ -25,7 +25,8 @@ struct Document::Traces {
 
 namespace {
 
-constexpr std::uintmax_t kHashedBytes = 64U << 20U;  // larger traces are told apart by their shape
+// Larger traces are told apart by their shape: hashing would hold up the window.
+constexpr std::uintmax_t kHashedBytes = 16U << 20U;
 
 // As written, and from the result's folder upwards.
 std::filesystem::path find_trace(const Result& result) {

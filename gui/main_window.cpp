@@ -42,6 +42,7 @@ namespace kvspan::gui {
 namespace {
 
 constexpr int kMostRecent = 12;
+constexpr int kColourSlots = 32;  // colours times dashes of the palette
 
 QString file_filter() { return "Results and traces (*.json *.safetensors);;All files (*)"; }
 
@@ -269,6 +270,12 @@ void MainWindow::build_actions() {
     for (std::size_t i = 0; i < document_.runs().size(); ++i) {
       const auto run = static_cast<int>(i);
       document_.set_visible(i, run == document_.current() || run == document_.baseline());
+    }
+  });
+  add_action(view, "&Next colour for the current run", Qt::CTRL | Qt::SHIFT | Qt::Key_C, [this] {
+    if (const ShownRun* shown = document_.current_run()) {
+      document_.set_colour(static_cast<std::size_t>(document_.current()),
+                           (shown->colour + 1) % kColourSlots);
     }
   });
   add_action(view, "&Compare with the current run (make it the baseline)", Qt::CTRL | Qt::Key_B,
