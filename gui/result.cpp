@@ -71,6 +71,11 @@ class Node {
     if (!value_->is_number()) wrong("found " + kind() + ", expected a number or null");
     return value_->get<double>();
   }
+  // Of item i; its path is only put together to complain: a timeline has millions of them.
+  [[nodiscard]] double number_or_null(std::size_t i) const {
+    const json& found = (*value_)[i];
+    return found.is_number() ? found.get<double>() : item(i).number_or_null();
+  }
   [[nodiscard]] bool truth() const {
     if (!value_->is_boolean()) wrong("found " + kind() + ", expected true or false");
     return value_->get<bool>();
@@ -115,7 +120,7 @@ SeriesPtr json_series(const Node& timeline, const char* name, const std::vector<
   std::vector<double> read;
   bool any = false;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    read.push_back(values.item(i).number_or_null());
+    read.push_back(values.number_or_null(i));
     any = any || read.back() == read.back();
   }
   return any ? series_of_steps(rows, std::move(read), tokens) : nullptr;
