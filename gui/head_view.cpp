@@ -366,12 +366,7 @@ class HeadView final : public View {
     return text;
   }
   void draw(QPainter& painter, const QSize& size) override {
-    // Without what is there to be clicked.
-    controls_->hide();
-    layout()->activate();
-    View::draw(painter, size);
-    controls_->show();
-    layout()->activate();
+    draw_without(*controls_, painter, size);
   }
 
  protected:
