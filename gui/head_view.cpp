@@ -25,11 +25,6 @@ constexpr double kWidest = 150, kHighest = 80;  // pixels of a cell
 constexpr double kLeast = 0.05;                 // range of the colour bar
 constexpr std::array kFigures{"KV footprint", "peak KV", "retained attention"};
 
-QColor mixed(const QColor& a, const QColor& b, double t) {
-  const auto of = [&](int x, int y) { return static_cast<int>(std::lround(x + t * (y - x))); };
-  return {of(a.red(), b.red()), of(a.green(), b.green()), of(a.blue(), b.blue())};
-}
-
 // The heat map with its means and colour bar.
 class HeadMap final : public QWidget {
  public:
@@ -191,7 +186,7 @@ class HeadMap final : public QWidget {
     // More memory is worse, more attention is better.
     const bool better =
         (value > 0) == (document_.display().head_figure == HeadFigure::retained_mass);
-    return mixed(t.paper, better ? t.good : t.bad, std::min(1.0, std::abs(value) / high_));
+    return mix(t.paper, better ? t.good : t.bad, std::min(1.0, std::abs(value) / high_));
   }
 
   void cell(QPainter& painter, const QRectF& place, double value, bool number) const {
@@ -371,12 +366,7 @@ class HeadView final : public View {
     return text;
   }
   void draw(QPainter& painter, const QSize& size) override {
-    // Without what is there to be clicked.
-    controls_->hide();
-    layout()->activate();
-    View::draw(painter, size);
-    controls_->show();
-    layout()->activate();
+    draw_without(*controls_, painter, size);
   }
 
  protected:

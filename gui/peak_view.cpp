@@ -203,12 +203,7 @@ class PeakView final : public View {
   [[nodiscard]] bool is_ready() const override { return !background_.busy(); }
   [[nodiscard]] std::string csv() const override { return csv_of(*model_); }
   void draw(QPainter& painter, const QSize& size) override {
-    // Without what is there to be clicked.
-    controls_->hide();
-    layout()->activate();
-    View::draw(painter, size);
-    controls_->show();
-    layout()->activate();
+    draw_without(*controls_, painter, size);
   }
 
  protected:

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cassert>
 #include <limits>
-#include <numeric>
+#include <optional>
 #include <utility>
 
 #include "gui/lives.h"
@@ -116,12 +116,13 @@ Holdings holdings_at(const Result& result, std::size_t run, RowIndex row, RowInd
   for (int layer = 0; layer < out.layers; ++layer) {
     const std::vector<Change> changes = file.changes(r, layer);
     const HeldAs now(file, r, changes, out.heads, row);
-    const HeldAs before(file, r, changes, out.heads, since);
+    std::optional<HeldAs> before;  // mostly an instant is looked at
+    if (since != row) before.emplace(file, r, changes, out.heads, since);
     for (int head = 0; head < out.heads; ++head) {
       if (cancelled && cancelled()) throw Interrupted();
       const auto deaths = file.deaths(r, layer, head);
       HeadHolding& holding = out.of.emplace_back(now.sum(head, deaths));
-      holding.entries_before = before.sum(head, deaths).entries;
+      holding.entries_before = before ? before->sum(head, deaths).entries : holding.entries;
       if (!scope.holds(layer, head)) continue;
       ++out.scope_heads;
       for (std::size_t t = 0; t <= index(row); ++t) {

@@ -26,6 +26,7 @@ namespace {
 
 constexpr int kSchemaVersion = 1;
 constexpr std::int64_t kMostTokens = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMostEntryBytes = 1 << 30;
 
 // ---- Reading JSON with the path of what is missing ----------------------------------------------
 
@@ -70,6 +71,11 @@ class Node {
     if (!value_->is_number()) wrong("found " + kind() + ", expected a number or null");
     return value_->get<double>();
   }
+  // Of item i; its path is only put together to complain: a timeline has millions of them.
+  [[nodiscard]] double number_or_null(std::size_t i) const {
+    const json& found = (*value_)[i];
+    return found.is_number() ? found.get<double>() : item(i).number_or_null();
+  }
   [[nodiscard]] bool truth() const {
     if (!value_->is_boolean()) wrong("found " + kind() + ", expected true or false");
     return value_->get<bool>();
@@ -97,6 +103,8 @@ json parse_json(const std::filesystem::path& path) {
     const auto size = std::filesystem::file_size(path, ignored);
     if (error.byte > size) fail(path, fmt::format("breaks off after {} bytes", size));
     fail(path, fmt::format("is not JSON: at byte {} of {}", error.byte, size));
+  } catch (const json::out_of_range&) {
+    fail(path, "holds a number that is out of range");
   }
 }
 
@@ -112,7 +120,7 @@ SeriesPtr json_series(const Node& timeline, const char* name, const std::vector<
   std::vector<double> read;
   bool any = false;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    read.push_back(values.item(i).number_or_null());
+    read.push_back(values.number_or_null(i));
     any = any || read.back() == read.back();
   }
   return any ? series_of_steps(rows, std::move(read), tokens) : nullptr;
@@ -286,12 +294,9 @@ void read_levels(const std::shared_ptr<const TensorSet>& file, const std::filesy
     from = to;
   }
   const json held = metadata_json(*file, path, name("representations"));
-  if (!held.is_array() || held.empty() || !held[0].is_object() ||
-      !held[0].value("device_bytes", json()).is_number_integer()) {
-    fail(path,
-         fmt::format("metadata '{}' is not a list of representations", name("representations")));
-  }
-  run.newborn_bytes = held[0]["device_bytes"].get<std::int64_t>();
+  const Node list(path, held, name("representations"));
+  if (list.size() == 0) list.wrong("found no representation, expected how entries are born");
+  run.newborn_bytes = list.item(0)["device_bytes"].integer(0, kMostEntryBytes);
   run.one_representation = held.size() == 1;
 }
 
@@ -304,11 +309,11 @@ void read_head(const TensorSet& file, const std::filesystem::path& path, Result&
   trace.prompt = metadata_integer(file, path, "prompt_tokens", 1, trace.tokens);
   trace.model_layers = static_cast<int>(metadata_integer(file, path, "model_layers", 1, 1 << 20));
   const json ids = metadata_json(file, path, "layer_ids");
-  if (!ids.is_array() || ids.empty()) fail(path, "metadata 'layer_ids' is not a list of layers");
-  for (const json& id : ids) {
-    if (!id.is_number_integer()) fail(path, "metadata 'layer_ids' is not a list of layers");
-    trace.layer_ids.push_back(id.get<int>());
+  const Node list(path, ids, "layer_ids");
+  for (std::size_t l = 0; l < list.size(); ++l) {
+    trace.layer_ids.push_back(static_cast<int>(list.item(l).integer(0, trace.model_layers - 1)));
   }
+  if (trace.layer_ids.empty()) list.wrong("found no layer");
   result.chunk = metadata_integer(file, path, "chunk", 0, kMostTokens);
   result.kv_bytes = metadata_integer(file, path, "kv_bytes", 1, 16);
   result.layout = metadata_text(file, path, "layout");

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gui/run_table.h"
 
-#include <cmath>
 #include <limits>
 
 #include "gui/numbers.h"
+#include "gui/sampling.h"
 
 namespace kvspan::gui {
 namespace {
@@ -16,6 +16,12 @@ double or_none(std::optional<double> value) { return value.value_or(kNone); }
 std::optional<double> output_error(const Run& run) {
   const auto decode = figure(run, "fidelity.decode.output_error.mean");
   return decode ? decode : figure(run, "fidelity.all.output_error.mean");
+}
+
+double value_at(const ShownRun& shown, Quantity quantity, RowIndex row) {
+  const Measure measure = measure_of(shown, quantity);
+  const bool there = measure.series != nullptr && row < measure.series->rows();
+  return there ? measure.at(row) : kNone;
 }
 
 // Exact; shares stay shares.
@@ -52,12 +58,12 @@ double number(const Document& document, const ShownRun& shown, int column) {
 QString text_of(double value, int column, Quantity quantity) {
   switch (column) {
     case RunTable::peak_memory:
-      return value_text(value, Quantity::bytes);
+      return value_text(Quantity::bytes, value);
     case RunTable::at_begin:
     case RunTable::at_end:
-      return value_text(value, quantity);
+      return value_text(quantity, value);
     case RunTable::delta:
-      return (value > 0 ? "+" : "") + value_text(value, quantity);
+      return difference_text(quantity, value);
     default:
       return percent_text(value,
                           column == RunTable::footprint || column == RunTable::peak_kv ? 1 : 2);
@@ -73,35 +79,6 @@ QString tool_tip(const ShownRun& shown) {
 }
 
 }  // namespace
-
-const Series* series_of(const Run& run, Quantity quantity) {
-  switch (quantity) {
-    case Quantity::bytes:
-      return run.bytes.get();
-    case Quantity::mass:
-      return run.mass.get();
-    case Quantity::entries:
-    case Quantity::percent:
-      break;
-  }
-  return run.entries.get();
-}
-
-double value_at(const ShownRun& shown, Quantity quantity, RowIndex row) {
-  const Series* series = series_of(shown.run(), quantity);
-  if (series == nullptr || row < 0 || row >= series->rows()) return kNone;
-  const double value = series->at(row);
-  if (quantity == Quantity::mass) return 100 * value;
-  if (quantity == Quantity::percent) return 100 * value / full_entries(*shown.result, shown.run());
-  return value;
-}
-
-QString value_text(double value, Quantity quantity) {
-  if (!std::isfinite(value)) return QString(QChar(0x2013));
-  if (quantity == Quantity::bytes) return bytes_text(value);
-  if (quantity == Quantity::entries) return count_text(std::llround(value));
-  return percent_text(value / 100);
-}
 
 RunTable::RunTable(Document& document, QObject* parent)
     : QAbstractTableModel(parent),

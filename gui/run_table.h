@@ -45,11 +45,4 @@ class RunTable : public QAbstractTableModel {
   int rows_ = 0;  // that views know of
 };
 
-// The series that a quantity is read from (percent: entries), or null.
-[[nodiscard]] const Series* series_of(const Run& run, Quantity quantity);
-// Its value in a row in the quantity's unit: entries, bytes, or percent (0 to 100); NaN: none.
-[[nodiscard]] double value_at(const ShownRun& shown, Quantity quantity, RowIndex row);
-// "1.50 MiB", "5 640", "41.3 %"; a dash for NaN.
-[[nodiscard]] QString value_text(double value, Quantity quantity);
-
 }  // namespace kvspan::gui

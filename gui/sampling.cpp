@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "gui/csv.h"
+#include "gui/numbers.h"
 #include "sim/error.h"
 
 namespace kvspan::gui {
@@ -23,6 +24,34 @@ bool ever(const SeriesPtr& series) {
 }
 
 }  // namespace
+
+// ---- Units --------------------------------------------------------------------------------------
+
+QString value_text(Quantity quantity, double value) {
+  if (!std::isfinite(value)) return QString(QChar(0x2013));
+  switch (quantity) {
+    case Quantity::bytes:
+      return bytes_text(value);
+    case Quantity::entries:
+      return count_text(std::llround(value));
+    case Quantity::percent:
+    case Quantity::mass:
+      break;
+  }
+  return percent_text(value);
+}
+
+QString difference_text(Quantity quantity, double value) {
+  const QString sign = value < 0 ? QString(QChar(0x2212)) : value > 0 ? "+" : "";
+  return sign + value_text(quantity, std::abs(value));
+}
+
+QString rows_text(Rows rows) {
+  if (rows.size() == 1) return "row " + count_text(rows.begin);
+  return QString("rows %1 to %2").arg(count_text(rows.begin), count_text(rows.end - 1));
+}
+
+// ---- Lines --------------------------------------------------------------------------------------
 
 Measure measure_of(const ShownRun& shown, Quantity quantity) {
   const Run& run = shown.run();
@@ -39,8 +68,6 @@ Measure measure_of(const ShownRun& shown, Quantity quantity) {
   const double full = full_entries(*shown.result, run);
   return full > 0 ? Measure{run.entries, 1 / full} : Measure{};
 }
-
-// ---- Lines --------------------------------------------------------------------------------------
 
 Columns::Columns(Rows rows, int pixels)
     : rows_(rows), count_(static_cast<int>(std::min<RowIndex>(rows.size(), pixels))) {

@@ -16,6 +16,14 @@
 
 namespace kvspan::gui {
 
+// ---- Units --------------------------------------------------------------------------------------
+
+// "1.50 MiB", "12 345", "41.3 %"; with a sign, if a difference; a dash for NaN.
+[[nodiscard]] QString value_text(Quantity quantity, double value);
+[[nodiscard]] QString difference_text(Quantity quantity, double value);
+// "row 530" or "rows 512 to 699".
+[[nodiscard]] QString rows_text(Rows rows);
+
 // ---- Lines --------------------------------------------------------------------------------------
 
 // A run in a quantity: entries, bytes, or shares (1 is all of a full cache, or all attention).

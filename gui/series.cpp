@@ -77,8 +77,11 @@ class LevelSeries final : public Series {
     while (level-- > 0) {
       const std::int64_t last = std::min((best + 1) * kFold, size_of(level));
       best *= kFold;
+      const auto value = [&](std::int64_t i) {
+        return static_cast<double>(element<T>(levels_[level].high, i));
+      };
       for (std::int64_t i = best; i < last; ++i) {
-        if (element<T>(levels_[level].high, i) > element<T>(levels_[level].high, best)) best = i;
+        if (!(value(best) >= value(i)) && !std::isnan(value(i))) best = i;
       }
     }
     return best;
@@ -278,34 +281,42 @@ Polygon Polygon::of(ChangePoints points) {
   return {kept, std::as_bytes(std::span(kept->rows)), std::as_bytes(std::span(kept->entries))};
 }
 
+std::int64_t Polygon::points() const {
+  return static_cast<std::int64_t>(rows_.size() / sizeof(std::int64_t));
+}
+
+// A file may say anything: within these limits no sum or product overflows.
+std::int64_t Polygon::point(std::span<const std::byte> column, std::int64_t i) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 61U;
+  return std::clamp(element<std::int64_t>(column, i), -kMost, kMost);
+}
+
 std::int64_t Polygon::at(RowIndex row) const {
-  const auto points = static_cast<std::int64_t>(rows_.size() / sizeof(std::int64_t));
-  if (points == 0) return 0;
+  if (points() == 0) return 0;
   std::int64_t low = 0;
-  std::int64_t high = points;
+  std::int64_t high = points();
   while (high - low > 1) {  // the last point at or before the row
     const std::int64_t middle = low + (high - low) / 2;
-    (element<std::int64_t>(rows_, middle) <= row ? low : high) = middle;
+    (point(rows_, middle) <= row ? low : high) = middle;
   }
-  const auto from = element<std::int64_t>(rows_, low);
-  const auto entries = element<std::int64_t>(entries_, low);
-  if (low + 1 == points || row <= from) return entries;
-  const auto to = element<std::int64_t>(rows_, low + 1);
-  const auto then = element<std::int64_t>(entries_, low + 1);
-  // Between two points every row adds the same whole number.
-  return to == from ? entries : entries + (then - entries) / (to - from) * (row - from);
+  const auto from = point(rows_, low);
+  const auto entries = point(entries_, low);
+  if (low + 1 == points() || row <= from) return entries;
+  const auto to = point(rows_, low + 1);
+  const auto then = point(entries_, low + 1);
+  // Between two points every row adds the same whole number. The search leaves from < row < to,
+  // even where rows do not ascend.
+  return entries + (then - entries) / (to - from) * (row - from);
 }
 
 double Polygon::entry_rows() const {
-  const auto points = static_cast<std::int64_t>(rows_.size() / sizeof(std::int64_t));
-  if (points == 0) return 0;
+  if (points() == 0) return 0;
   // A trapezoid from each point up to, but not with, the next.
-  auto sum = static_cast<double>(element<std::int64_t>(entries_, points - 1));
-  for (std::int64_t i = 0; i + 1 < points; ++i) {
-    const auto rows =
-        static_cast<double>(element<std::int64_t>(rows_, i + 1) - element<std::int64_t>(rows_, i));
-    const auto from = static_cast<double>(element<std::int64_t>(entries_, i));
-    const auto to = static_cast<double>(element<std::int64_t>(entries_, i + 1));
+  auto sum = static_cast<double>(point(entries_, points() - 1));
+  for (std::int64_t i = 0; i + 1 < points(); ++i) {
+    const auto rows = static_cast<double>(point(rows_, i + 1) - point(rows_, i));
+    const auto from = static_cast<double>(point(entries_, i));
+    const auto to = static_cast<double>(point(entries_, i + 1));
     sum += rows * from + (to - from) * (rows - 1) / 2;
   }
   return sum;

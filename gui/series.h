@@ -63,6 +63,8 @@ class Polygon {
   [[nodiscard]] double entry_rows() const;
 
  private:
+  [[nodiscard]] std::int64_t points() const;
+  [[nodiscard]] static std::int64_t point(std::span<const std::byte> column, std::int64_t i);
   std::shared_ptr<const void> owner_;
   std::span<const std::byte> rows_, entries_;
 };

@@ -28,32 +28,6 @@
 
 namespace kvspan::gui {
 
-// ---- Units --------------------------------------------------------------------------------------
-
-QString value_text(Quantity quantity, double value) {
-  if (std::isnan(value)) return QString(QChar(0x2013));
-  switch (quantity) {
-    case Quantity::bytes:
-      return bytes_text(value);
-    case Quantity::entries:
-      return count_text(std::llround(value));
-    case Quantity::percent:
-    case Quantity::mass:
-      break;
-  }
-  return percent_text(value);
-}
-
-QString difference_text(Quantity quantity, double value) {
-  const QString sign = value < 0 ? QString(QChar(0x2212)) : value > 0 ? "+" : "";
-  return sign + value_text(quantity, std::abs(value));
-}
-
-QString rows_text(Rows rows) {
-  if (rows.size() == 1) return "row " + count_text(rows.begin);
-  return QString("rows %1 to %2").arg(count_text(rows.begin), count_text(rows.end - 1));
-}
-
 namespace {
 
 constexpr int kStill = 150;  // ms without a change until lines are smoothed

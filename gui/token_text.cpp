@@ -6,6 +6,7 @@
 #include <QMouseEvent>
 #include <QPainter>
 #include <QScrollBar>
+#include <QTextDocument>
 #include <QToolTip>
 #include <algorithm>
 #include <utility>
@@ -250,7 +251,8 @@ bool TokenText::viewportEvent(QEvent* event) {
     const auto* help = static_cast<QHelpEvent*>(event);
     const std::int64_t token = token_at(help->pos());
     if (token >= 0 && tip) {
-      QToolTip::showText(help->globalPos(), tip(token), this);
+      // A token may be "<s>", which is not meant as HTML.
+      QToolTip::showText(help->globalPos(), Qt::convertFromPlainText(tip(token)), this);
     } else {
       QToolTip::hideText();
     }

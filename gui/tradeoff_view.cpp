@@ -468,12 +468,7 @@ class TradeoffView final : public View {
   }
 
   void draw(QPainter& painter, const QSize& size) override {
-    // Without what is there to be clicked.
-    controls_->hide();
-    layout()->activate();
-    View::draw(painter, size);
-    controls_->show();
-    layout()->activate();
+    draw_without(*controls_, painter, size);
   }
   [[nodiscard]] std::string csv() const override {
     std::string text = csv_line({"policy", "label", "chunk", "footprint", "fidelity", "bound",

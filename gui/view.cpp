@@ -4,6 +4,7 @@
 #include <QBuffer>
 #include <QFileInfo>
 #include <QImage>
+#include <QLayout>
 #include <QSvgGenerator>
 #include <cmath>
 
@@ -21,6 +22,14 @@ void View::draw(QPainter& painter, const QSize& size) {
   resize(size);
   render(&painter, QPoint(), QRegion(), QWidget::DrawWindowBackground | QWidget::DrawChildren);
   resize(before);
+}
+
+void View::draw_without(QWidget& controls, QPainter& painter, const QSize& size) {
+  controls.hide();
+  layout()->activate();
+  View::draw(painter, size);
+  controls.show();
+  layout()->activate();
 }
 
 namespace {

@@ -34,6 +34,8 @@ class View : public QWidget {
 
  protected:
   [[nodiscard]] Document& document() const { return document_; }
+  // Draws the widget without a part of it that is only there to be clicked.
+  void draw_without(QWidget& controls, QPainter& painter, const QSize& size);
 
  private:
   Document& document_;

@@ -165,8 +165,8 @@ LifetimesFile LifetimesFile::from_tensors(TensorSet tensors, const std::string& 
     if (death.shape[1] > kMostBytes) check.fail(key("death"), "more than 2^30 heads");
     run.heads = static_cast<int>(death.shape[1]);
     const std::vector<std::int64_t>& shape = death.shape;
-    run.has_scores = check.find(key("score"), shape, {Dtype::f32}) != nullptr;
-    run.has_ranks = check.find(key("rank"), shape, {Dtype::i32}) != nullptr;
+    static_cast<void>(check.find(key("score"), shape, {Dtype::f32}));
+    static_cast<void>(check.find(key("rank"), shape, {Dtype::i32}));
     for (const char* what : {"death", "score", "rank"}) {
       const TensorView* tensor = set.find(key(what));
       if (tensor != nullptr &&

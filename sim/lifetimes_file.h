@@ -26,7 +26,7 @@ class LifetimesFile {
     RowIndex evict_at = 0;
     std::vector<Representation> representations;
     Charge charge;  // entry and once
-    bool has_scores = false, has_ranks = false, has_selected = false;
+    bool has_selected = false;
     std::vector<RowIndex> read_rows;  // [R] rows of which reads() tells, ascending
   };
 

@@ -218,6 +218,7 @@ std::string_view Trace::token_text(std::int64_t token) const {
   if (offsets == nullptr || text == nullptr || token < 0 || token >= meta_.tokens) return {};
   const auto begin = static_cast<std::size_t>(integer_at(*offsets, token));
   const auto end = static_cast<std::size_t>(integer_at(*offsets, token + 1));
+  if (begin > end || end > text->bytes.size()) return {};  // the file was changed meanwhile
   return {reinterpret_cast<const char*>(text->bytes.data()) + begin, end - begin};
 }
 

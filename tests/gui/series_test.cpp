@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
 
 #include "gui_test.h"
@@ -17,6 +18,7 @@ class SeriesTest : public QObject {
   void values_kept_as_lines_equal_the_values();
   void steps_hold_until_the_next_row();
   void polygons_equal_the_entries_of_the_ledger();
+  void points_of_a_damaged_file_are_no_crash();
 };
 
 void SeriesTest::extremes_of_levels_equal_those_of_a_walk_over_all_rows() {
@@ -61,8 +63,11 @@ void SeriesTest::extremes_of_levels_equal_those_of_a_walk_over_all_rows() {
       const auto value = static_cast<double>(run.fidelity->row_mass[static_cast<std::size_t>(row)]);
       if (!(least <= value) && !std::isnan(value)) least = value;
     }
-    const double mass = read.mass->over(begin, begin + length).low;
-    QVERIFY(mass == least || (std::isnan(mass) && std::isnan(least)));
+    const Extremes mass = read.mass->over(begin, begin + length);
+    QVERIFY(mass.low == least || (std::isnan(mass.low) && std::isnan(least)));
+    // Descending the levels, the row that was found could be one that was not measured.
+    const double most = read.mass->at(read.mass->row_of_high(begin, begin + length));
+    QVERIFY(most == mass.high || (std::isnan(most) && std::isnan(mass.high)));
   }
 }
 
@@ -113,6 +118,15 @@ void SeriesTest::polygons_equal_the_entries_of_the_ledger() {
       QCOMPARE(static_cast<double>(sum), run.entries->at(row));
     }
   }
+}
+
+// The difference of the rows wrapped to -1, by which the smallest number was divided.
+void SeriesTest::points_of_a_damaged_file_are_no_crash() {
+  constexpr std::int64_t kLeast = std::numeric_limits<std::int64_t>::min();
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  const Polygon wild = Polygon::of({{kLeast, kMost, 3}, {0, kLeast, kMost}});
+  for (const RowIndex row : {0, 1, 512}) QVERIFY(std::abs(wild.at(row)) <= kMost / 2);
+  QVERIFY(std::isfinite(wild.entry_rows()));
 }
 
 KVSPAN_GUI_TEST(SeriesTest, "series");
