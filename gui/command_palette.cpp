@@ -26,6 +26,7 @@ class Palette final : public QDialog {
     edit_ = new QLineEdit;
     edit_->setPlaceholderText("Type a command, a run, or a row number");
     edit_->installEventFilter(this);
+    setFocusProxy(edit_);
     list_ = new QTreeWidget;
     list_->setColumnCount(2);
     list_->setHeaderHidden(true);
@@ -147,6 +148,7 @@ void show_command_palette(QWidget* parent, const std::vector<Command>& commands,
     if (palette->chosen) palette->chosen();
   });
   palette->open();
+  palette->setFocus();
 }
 
 }  // namespace kvspan::gui

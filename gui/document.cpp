@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <set>
 #include <system_error>
 #include <utility>
@@ -49,8 +50,11 @@ std::shared_ptr<const Trace> open_trace(const Result& result) {
     throw TraceError(fmt::format("the trace {} is not there any more", result.trace.path));
   }
   auto trace = std::make_shared<const Trace>(Trace::open(path));
+  std::uintmax_t bytes = 0;  // of all shards
   std::error_code ignored;
-  const bool hashed = std::filesystem::file_size(path, ignored) <= kHashedBytes;
+  for (const auto& file : trace->tensors().files())
+    bytes += std::filesystem::file_size(file, ignored);
+  const bool hashed = bytes <= kHashedBytes;
   if (trace->meta().tokens != result.trace.tokens ||
       trace->meta().layer_ids != result.trace.layer_ids ||
       (hashed && !result.trace.sha256.empty() && trace->sha256() != result.trace.sha256)) {
@@ -81,8 +85,15 @@ std::vector<ResultPtr> Document::results() const {
   return list;
 }
 
+// The trace of a result that is opened again may be another one by now.
+void Document::forget_trace(const Result& result) {
+  std::erase_if(traces_->opened,
+                [&](const auto& item) { return item.first.first == result.path.string(); });
+}
+
 void Document::add(ResultPtr result) {
-  const bool whole = zoom_ == Rows{0, rows()};
+  const Looked before = looked();
+  forget_trace(*result);
   const auto same_path = [&](const ShownRun& shown) { return shown.result->path == result->path; };
   std::vector<ShownRun> old;
   std::copy_if(runs_.begin(), runs_.end(), std::back_inserter(old), same_path);
@@ -118,35 +129,59 @@ void Document::add(ResultPtr result) {
     }
   }
   runs_.insert(runs_.begin() + at, added.begin(), added.end());
-  after_change(whole);
+  after_change(before);
 }
 
 void Document::close(const ResultPtr& result) {
-  const RowIndex rows_before = rows();
+  const Looked before = looked();
   std::erase_if(runs_, [&](const ShownRun& shown) { return shown.result == result; });
-  std::erase_if(traces_->opened,
-                [&](const auto& item) { return item.first.first == result->path.string(); });
-  after_change(zoom_ == Rows{0, rows_before});
+  forget_trace(*result);
+  after_change(before);
 }
 
-// Brings indices and ranges inside what is open now, and only then tells views.
-//   whole  all rows were shown
-void Document::after_change(bool whole) {
-  const int last = static_cast<int>(runs_.size()) - 1;
-  // Something that evicts is more worth a look than `full`, which is usually first.
-  const int start = last >= 1 && runs_[0].run().policy.starts_with("full") ? 1 : 0;
-  current_ = last < 0 ? -1 : current_ < 0 ? start : std::min(current_, last);
-  baseline_ = last < 0 ? -1 : std::clamp(baseline_, 0, last);
-  const Rows zoom = whole ? Rows{0, rows()} : inside(zoom_, 2);
-  const RowIndex peak = last < 0 ? 0 : peak_row(*current_run());
+Document::Looked Document::looked() const {
+  const auto copy = [](const ShownRun* run) {
+    return run == nullptr ? std::nullopt : std::optional(*run);
+  };
+  return {zoom_ == Rows{0, rows()}, copy(current_run()), copy(baseline_run())};
+}
+
+// The run of the same file and policy, or at the same place in that file; -1: it is gone.
+int Document::find_again(const std::optional<ShownRun>& run) const {
+  int place = -1;
+  for (std::size_t i = 0; run && i < runs_.size(); ++i) {
+    if (runs_[i].result->path != run->result->path) continue;
+    if (runs_[i].run().policy == run->run().policy) return static_cast<int>(i);
+    if (runs_[i].index == run->index) place = static_cast<int>(i);
+  }
+  return place;
+}
+
+// Brings indices and ranges inside what is open now, and only then tells views. Without a run to go
+// on with, the baseline is `full`, if it is there, and the current run another one.
+void Document::after_change(const Looked& before) {
+  const auto is_full = [](const ShownRun& shown) {
+    return shown.run().policy == "full" || shown.run().policy.starts_with("full(");
+  };
+  const int count = static_cast<int>(runs_.size());
+  current_ = find_again(before.current);
+  baseline_ = find_again(before.baseline);
+  if (baseline_ < 0 && count > 0) {
+    const auto full = std::find_if(runs_.begin(), runs_.end(), is_full);
+    baseline_ = full == runs_.end() ? 0 : static_cast<int>(full - runs_.begin());
+  }
+  if (current_ < 0 && count > 0) current_ = baseline_ == 0 && count > 1 ? 1 : 0;
+  const Rows zoom = before.whole ? Rows{0, rows()} : inside(zoom_, 2);
+  const RowIndex peak = count == 0 ? 0 : peak_row(*current_run());
   const Rows selection = inside(selection_.empty() ? Rows{peak, peak + 1} : selection_, 1);
   const bool zoomed = std::exchange(zoom_, zoom) != zoom;
   const bool selected = std::exchange(selection_, selection) != selection;
+  const bool moved = std::exchange(focus_, inside(focus_)) != focus_;
   emit runs_changed();
   emit current_changed();
   if (zoomed) emit zoom_changed();
   if (selected) emit selection_changed();
-  set_focus(focus_);
+  if (moved) emit focus_changed();
 }
 
 // The nearest rows of what is open, at least `least` unless there are fewer.
@@ -179,8 +214,9 @@ const ShownRun* Document::baseline_run() const {
 void Document::set_current(int run) {
   if (run < 0 || run >= static_cast<int>(runs_.size()) || run == current_) return;
   current_ = run;
+  const bool moved = std::exchange(focus_, inside(focus_)) != focus_;
   emit current_changed();
-  set_focus(focus_);
+  if (moved) emit focus_changed();
 }
 
 void Document::set_baseline(int run) {
@@ -208,16 +244,18 @@ void Document::set_selection(Rows selection) {
 }
 
 void Document::set_focus(Focus focus) {
+  if (std::exchange(focus_, inside(focus)) != focus_) emit focus_changed();
+}
+
+// The nearest of what the current run has.
+Focus Document::inside(Focus focus) const {
   const ShownRun* shown = current_run();
   const int layers = shown == nullptr ? 0 : shown->result->trace.layers();
   const int heads = shown == nullptr ? 0 : shown->run().heads;
   const RowIndex tokens = shown == nullptr ? 0 : shown->result->trace.tokens;
-  focus.layer = std::clamp(focus.layer, -1, layers - 1);
-  focus.head = std::clamp(focus.head, -1, std::max(heads, 1) - 1);
-  focus.token = std::clamp<std::int64_t>(focus.token, -1, tokens - 1);
-  if (focus == focus_) return;
-  focus_ = focus;
-  emit focus_changed();
+  return {std::clamp(focus.layer, -1, layers - 1),
+          std::clamp(focus.head, -1, std::max(heads, 1) - 1),
+          std::clamp<std::int64_t>(focus.token, -1, tokens - 1)};
 }
 
 void Document::set_display(const Display& display) {
@@ -245,7 +283,7 @@ std::shared_ptr<const Trace> Document::trace_of(const Result& result, QString* w
 RowIndex peak_row(const ShownRun& shown) {
   const RowIndex last = shown.result->trace.tokens - 1;
   if (const auto row = figure(shown.run(), "peak_bytes.row")) {
-    return std::clamp<RowIndex>(static_cast<RowIndex>(*row), 0, last);
+    return static_cast<RowIndex>(std::clamp(*row, 0.0, static_cast<double>(last)));
   }
   const SeriesPtr& series = shown.run().bytes ? shown.run().bytes : shown.run().entries;
   return series == nullptr ? last : series->row_of_high(0, series->rows());

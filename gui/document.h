@@ -7,6 +7,7 @@
 #include <QString>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "gui/result.h"
@@ -109,8 +110,17 @@ class Document : public QObject {
   void display_changed();
 
  private:
-  void after_change(bool whole);
+  // What was looked at before runs came or went.
+  struct Looked {
+    bool whole = false;  // all rows were shown
+    std::optional<ShownRun> current, baseline;
+  };
+  [[nodiscard]] Looked looked() const;
+  [[nodiscard]] int find_again(const std::optional<ShownRun>& run) const;
+  void after_change(const Looked& before);
+  void forget_trace(const Result& result);
   [[nodiscard]] Rows inside(Rows wanted, RowIndex least) const;
+  [[nodiscard]] Focus inside(Focus focus) const;
   struct Traces;
   std::vector<ShownRun> runs_;
   int current_ = -1, baseline_ = -1;

@@ -8,9 +8,11 @@
 #include <QStyleFactory>
 #include <QTimer>
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -51,11 +53,14 @@ std::pair<std::int64_t, std::int64_t> parse_pair(const std::string& text, char b
                                                  const std::string& example) {
   std::int64_t first = 0;
   std::int64_t second = 0;
-  int used = 0;
-  const std::string format = fmt::format("%ld{}%ld%n", between);
-  // NOLINTNEXTLINE(cert-err34-c): the whole text must have been used
-  const int read = std::sscanf(text.c_str(), format.c_str(), &first, &second, &used);
-  if (read != 2 || static_cast<std::size_t>(used) != text.size() || first < 0 || second <= 0) {
+  const auto middle = std::min(text.find(between), text.size());
+  const auto number = [](std::string_view digits, std::int64_t& value) {
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    return error == std::errc() && end == digits.data() + digits.size() && value >= 0;
+  };
+  const std::string_view whole = text;
+  if (middle == text.size() || !number(whole.substr(0, middle), first) ||
+      !number(whole.substr(middle + 1), second) || second == 0) {
     throw ConfigError(fmt::format("{}: found '{}', expected {}", what, text, example));
   }
   return {first, second};
@@ -116,8 +121,26 @@ void apply(const Settings& s, Document& document) {
           i, std::find(shown.begin(), shown.end(), static_cast<int>(i)) != shown.end());
     }
   }
-  if (!s.zoom.empty()) document.set_zoom(parse_rows(s.zoom, "--zoom"));
-  if (!s.rows.empty()) document.set_selection(parse_rows(s.rows, "--rows"));
+  const auto rows_of = [&](const std::string& text, const char* what) {
+    const Rows rows = parse_rows(text, what);
+    if (rows.end > document.rows()) {
+      throw ConfigError(fmt::format("{}: found '{}', the longest trace has the rows 0 to {}", what,
+                                    text, document.rows() - 1));
+    }
+    return rows;
+  };
+  if (!s.zoom.empty()) document.set_zoom(rows_of(s.zoom, "--zoom"));
+  if (!s.rows.empty()) document.set_selection(rows_of(s.rows, "--rows"));
+  if (const ShownRun* shown = document.current_run()) {
+    const auto check = [](const char* what, std::int64_t found, std::int64_t count) {
+      if (found < count) return;
+      throw ConfigError(
+          fmt::format("{}: found {}, the current run has 0 to {}", what, found, count - 1));
+    };
+    check("--layer", s.layer, shown->result->trace.layers());
+    check("--head", s.head, std::max(1, shown->run().heads));
+    check("--token", s.token, shown->result->trace.tokens);
+  }
   if (s.layer >= 0 || s.head >= 0 || s.token >= 0) document.set_focus({s.layer, s.head, s.token});
 }
 
@@ -203,25 +226,18 @@ int run_window(const Settings& s) {
   MainWindow window(session);
   QStringList files;
   for (const std::string& file : s.files) files << QString::fromStdString(file);
+  const auto look = [&s, &window] {
+    try {
+      apply(s, window.document());
+    } catch (const Error& error) {
+      window.show_message(error.what());
+    }
+  };
   if (files.isEmpty() && !s.new_session) {
     window.restore_session();
   } else {
-    window.open(files);
+    window.open(files, look);
   }
-  // What the command line says of runs can be applied once they are there.
-  auto* applied = new QObject(&window);
-  QObject::connect(&window.document(), &Document::runs_changed, applied,
-                   [&s, &window, applied, left = files.size()]() mutable {
-                     if (--left > 0) return;
-                     applied->deleteLater();
-                     QTimer::singleShot(0, &window, [&s, &window] {
-                       try {
-                         apply(s, window.document());
-                       } catch (const Error& error) {
-                         window.show_message(error.what());
-                       }
-                     });
-                   });
   if (!s.views.empty()) window.show_view(QString::fromStdString(s.views.front()));
   window.show();
   return QApplication::exec();
@@ -281,7 +297,7 @@ Examples:
   kvspan-viewer --export-all FOLDER RESULT.json            every view as picture and as numbers
 Make a result: kvspan run TRACE --out R.json --timeline R.timeline.safetensors --lifetimes R.lifetimes.safetensors
 
-Exit codes: 0 ok, 1 internal, 2 arguments, 3 files.)help");
+Exit codes: 0 ok, 1 internal or a full disk, 2 arguments, 3 files that cannot be read.)help");
 }
 
 int run_program(int argc, char** argv) {

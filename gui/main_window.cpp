@@ -42,7 +42,23 @@ namespace kvspan::gui {
 namespace {
 
 constexpr int kMostRecent = 12;
+constexpr qsizetype kMostMessages = 5;
 constexpr int kColourSlots = 32;  // colours times dashes of the palette
+
+// A result's file and those that it names.
+QStringList files_of(const Result& result) {
+  QStringList files{QString::fromStdString(result.path.string())};
+  if (result.json == nullptr) return files;
+  const nlohmann::json named = result.json->value("files", nlohmann::json::object());
+  for (const char* which : {"timeline", "lifetimes"}) {
+    if (!named.is_object() || !named.contains(which) || !named[which].is_string()) continue;
+    const auto path = companion_path(result.path, named[which].get<std::string>());
+    if (QFileInfo::exists(QString::fromStdString(path.string()))) {
+      files << QString::fromStdString(path.string());
+    }
+  }
+  return files;
+}
 
 QString file_filter() { return "Results and traces (*.json *.safetensors);;All files (*)"; }
 
@@ -58,6 +74,13 @@ MainWindow::MainWindow(const QString& session_file, QWidget* parent)
   connect(&document_, &Document::runs_changed, this, &MainWindow::update_title);
   connect(&document_, &Document::current_changed, this, &MainWindow::update_title);
   connect(&watcher_, &QFileSystemWatcher::fileChanged, this, [this](const QString& path) {
+    const auto results = document_.results();
+    const auto shows = [&](const ResultPtr& result) { return files_of(*result).contains(path); };
+    const bool gone_json =
+        std::any_of(results.begin(), results.end(), [&](const ResultPtr& result) {
+          return QString::fromStdString(result->path.string()) == path;
+        });
+    if (!gone_json && std::none_of(results.begin(), results.end(), shows)) return;
     const bool there = QFileInfo::exists(path);
     show_message(there ? QString("%1 has changed on disk; F5 reads it again").arg(path)
                        : QString("%1 is gone from disk; what was read of it stays").arg(path));
@@ -187,7 +210,8 @@ void MainWindow::build_actions() {
     if (const ShownRun* shown = document_.current_run()) document_.close(ResultPtr(shown->result));
   });
   file->addSeparator();
-  add_action(file, "&Save result as...", QKeySequence::SaveAs, [this] { save_result(); });
+  add_action(file, "&Save result as...", Qt::CTRL | Qt::SHIFT | Qt::Key_S,
+             [this] { save_result(); });
   add_action(file, "&Export view...", Qt::CTRL | Qt::Key_E, [this] { export_current_view(); });
   file->addSeparator();
   add_action(file, "&Quit", QKeySequence::Quit, [this] { close(); });
@@ -281,7 +305,7 @@ void MainWindow::build_actions() {
   add_action(view, "&Compare with the current run (make it the baseline)", Qt::CTRL | Qt::Key_B,
              [this] { document_.set_baseline(document_.current()); });
   add_action(view, "Zoom &out", Qt::CTRL | Qt::Key_Home, [this] { document_.zoom_out(); });
-  add_action(view, "&Zoom to the selection", Qt::CTRL | Qt::Key_Return,
+  add_action(view, "&Zoom to the selection", Qt::CTRL | Qt::SHIFT | Qt::Key_Z,
              [this] { document_.set_zoom(document_.selection()); });
   view->addSeparator();
   add_action(view, "&Dark colours", Qt::CTRL | Qt::Key_D, [this] { set_dark(!theme().dark); });
@@ -315,15 +339,16 @@ void MainWindow::show_view(const QString& name) {
 
 // ---- Files ----------------------------------------------------------------------------------------
 
-void MainWindow::open(const QStringList& paths) {
+void MainWindow::open(const QStringList& paths, const std::function<void()>& afterwards) {
   to_open_ += paths;
+  if (afterwards) after_opening_.push_back(afterwards);
   if (!opener_.busy()) open_next();
 }
 
 // One at a time, so that results come in the order in which they were asked for.
 void MainWindow::open_next() {
   if (to_open_.isEmpty()) {
-    if (after_opening_) std::exchange(after_opening_, nullptr)();
+    for (const auto& afterwards : std::exchange(after_opening_, {})) afterwards();
     return;
   }
   const QString path = to_open_.takeFirst();
@@ -356,15 +381,16 @@ void MainWindow::accept(const QString& path, ResultPtr result) {
     return;
   }
   for (const std::string& warning : result->warnings) show_message(QString::fromStdString(warning));
+  watcher_.addPaths(files_of(*result));
   document_.add(std::move(result));
-  watcher_.addPath(path);
 }
 
 void MainWindow::choose_files() {
   auto* dialog = new QFileDialog(this, "Open results or traces", QString(), file_filter());
   dialog->setAttribute(Qt::WA_DeleteOnClose);
   dialog->setFileMode(QFileDialog::ExistingFiles);
-  connect(dialog, &QFileDialog::filesSelected, this, &MainWindow::open);
+  connect(dialog, &QFileDialog::filesSelected, this,
+          [this](const QStringList& paths) { open(paths); });
   dialog->open();
 }
 
@@ -403,6 +429,10 @@ void MainWindow::export_current_view() {
                       "Vector picture (*.svg);;Picture (*.png);;Numbers (*.csv)");
   dialog->setAttribute(Qt::WA_DeleteOnClose);
   dialog->setAcceptMode(QFileDialog::AcceptSave);
+  dialog->setDefaultSuffix("svg");
+  connect(dialog, &QFileDialog::filterSelected, dialog, [dialog](const QString& filter) {
+    dialog->setDefaultSuffix(filter.mid(filter.indexOf("*.") + 2, 3));
+  });
   connect(dialog, &QFileDialog::fileSelected, this, [this, view](const QString& path) {
     try {
       export_view(*view, path, view->size().expandedTo({900, 420}), 2);
@@ -420,11 +450,16 @@ void MainWindow::save_result() {
   auto* dialog = new QFileDialog(this, "Save result as", "result.json", "Result (*.json)");
   dialog->setAttribute(Qt::WA_DeleteOnClose);
   dialog->setAcceptMode(QFileDialog::AcceptSave);
+  dialog->setDefaultSuffix("json");
   connect(dialog, &QFileDialog::fileSelected, this,
           [this, result = ResultPtr(shown->result)](const QString& path) {
             try {
               kvspan::gui::save_result(*result, path.toStdString());
               statusBar()->showMessage(QString("wrote %1").arg(path), 8000);
+              if (is_temporary(result->path)) {
+                document_.close(result);
+                open({path});
+              }
             } catch (const Error& error) {
               show_message(error.what());
             }
@@ -462,8 +497,11 @@ void MainWindow::save_session() {
       {"view", views_[static_cast<std::size_t>(tabs_->currentIndex()) + 1]->name().toStdString()},
       {"dark", theme().dark}};
   try {
+    const std::string text = session.dump(1) + "\n";
+    if (text == saved_session_) return;
     QDir().mkpath(QFileInfo(session_file_).absolutePath());
-    write_file_atomically(session_file_.toStdString(), session.dump(1) + "\n");
+    write_file_atomically(session_file_.toStdString(), text);
+    saved_session_ = text;
   } catch (const Error& error) {
     show_message(error.what());
     session_file_.clear();  // said once
@@ -492,8 +530,7 @@ bool MainWindow::restore_session() {
   }
   QStringList paths;
   for (const auto& file : files_of(session)) paths << QString::fromStdString(file.string());
-  after_opening_ = [this, session] { restore(session, document_); };
-  open(paths);
+  open(paths, [this, session] { restore(session, document_); });
   return !paths.isEmpty();
 }
 
@@ -509,7 +546,10 @@ void MainWindow::show_message(const QString& text) {
   colours.setColor(QPalette::Window, theme().bad);
   colours.setColor(QPalette::WindowText, text_on(theme().bad));
   strip_->setPalette(colours);
-  strip_text_->setText(text);
+  QStringList lines = strip_->isHidden() ? QStringList() : strip_text_->text().split('\n');
+  lines.removeAll(text);
+  lines << text;
+  strip_text_->setText(lines.mid(std::max<qsizetype>(0, lines.size() - kMostMessages)).join('\n'));
   strip_->show();
 }
 
@@ -545,7 +585,9 @@ void MainWindow::show_palette() {
     commands.push_back(
         {"Baseline " + label, QString(), [this, run] { document_.set_baseline(run); }});
   }
-  show_command_palette(this, commands, [this](qint64 row) {
+  show_command_palette(this, commands, [this](qint64 number) {
+    const RowIndex row =
+        std::clamp<RowIndex>(number, 0, std::max<RowIndex>(0, document_.rows() - 1));
     document_.set_selection({row, row + 1});
     const Rows zoom = document_.zoom();
     if (row < zoom.begin || row >= zoom.end) {

@@ -38,11 +38,12 @@ class MainWindow : public QMainWindow {
 
   // Opens results and traces one after the other in the background; `opened` or `failed` follows for
   // each. A trace becomes that of the next simulation.
-  void open(const QStringList& paths);
+  //   afterwards  called once all of them were read or refused
+  void open(const QStringList& paths, const std::function<void()>& afterwards = {});
   // What the last session had open, and how; false if there is none.
   bool restore_session();
   void save_session();
-  // One line in the strip above the charts, until it is closed or the next one comes.
+  // A line in the strip above the charts, below those that were not closed yet.
   void show_message(const QString& text);
   [[nodiscard]] QString message() const;
 
@@ -89,7 +90,8 @@ class MainWindow : public QMainWindow {
   QFileSystemWatcher watcher_;
   QTimer autosave_;
   QStringList to_open_;
-  std::function<void()> after_opening_;
+  std::vector<std::function<void()>> after_opening_;
+  std::string saved_session_;
   Background opener_{this};
 };
 

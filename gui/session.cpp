@@ -45,6 +45,25 @@ Rows rows_of(const json& object, Rows fallback) {
   return {value(object, "begin", fallback.begin), value(object, "end", fallback.end)};
 }
 
+std::string file_text(const Result& result) {
+  std::error_code ignored;
+  return valid_utf8(std::filesystem::absolute(result.path, ignored).string());
+}
+
+json run_json(const ShownRun* shown) {
+  if (shown == nullptr) return nullptr;
+  return {{"file", file_text(*shown->result)}, {"policy", valid_utf8(shown->run().policy)}};
+}
+
+// The run that run_json() wrote; -1: it is not open.
+int run_of(const json& written, const Document& document) {
+  const auto& runs = document.runs();
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    if (run_json(&runs[i]) == written) return static_cast<int>(i);
+  }
+  return -1;
+}
+
 }  // namespace
 
 const std::vector<std::string>& quantity_names() {
@@ -66,19 +85,17 @@ json session_of(const Document& document, const std::vector<std::filesystem::pat
     return std::find(left_out.begin(), left_out.end(), result->path) != left_out.end();
   };
   for (const ResultPtr& result : document.results()) {
-    if (is_left_out(result)) continue;
-    std::error_code ignored;
-    session["files"].push_back(
-        valid_utf8(std::filesystem::absolute(result->path, ignored).string()));
+    if (!is_left_out(result)) session["files"].push_back(file_text(*result));
   }
   for (const ShownRun& shown : document.runs()) {
     if (is_left_out(shown.result)) continue;
-    session["runs"].push_back({{"policy", valid_utf8(shown.run().policy)},
-                               {"visible", shown.visible},
-                               {"colour", shown.colour}});
+    json run = run_json(&shown);
+    run["visible"] = shown.visible;
+    run["colour"] = shown.colour;
+    session["runs"].push_back(std::move(run));
   }
-  session["current"] = document.current();
-  session["baseline"] = document.baseline();
+  session["current"] = run_json(document.current_run());
+  session["baseline"] = run_json(document.baseline_run());
   session["zoom"] = rows_json(document.zoom());
   session["selection"] = rows_json(document.selection());
   const Focus focus = document.focus();
@@ -105,15 +122,17 @@ std::vector<std::filesystem::path> files_of(const json& session) {
 
 void restore(const json& session, Document& document) {
   const json& runs = part(session, "runs");
-  for (std::size_t i = 0; runs.is_array() && i < std::min(runs.size(), document.runs().size());
-       ++i) {
-    if (value(runs[i], "policy", std::string()) != document.runs()[i].run().policy) break;
-    document.set_visible(i, value(runs[i], "visible", true));
+  for (std::size_t i = 0; runs.is_array() && i < runs.size(); ++i) {
+    const int run =
+        run_of({{"file", part(runs[i], "file")}, {"policy", part(runs[i], "policy")}}, document);
+    if (run < 0) continue;
+    const auto at = static_cast<std::size_t>(run);
+    document.set_visible(at, value(runs[i], "visible", true));
     document.set_colour(
-        i, std::clamp(value(runs[i], "colour", document.runs()[i].colour), 0, 1 << 16));
+        at, std::clamp(value(runs[i], "colour", document.runs()[at].colour), 0, 1 << 16));
   }
-  document.set_current(value(session, "current", document.current()));
-  document.set_baseline(value(session, "baseline", document.baseline()));
+  document.set_current(run_of(part(session, "current"), document));
+  document.set_baseline(run_of(part(session, "baseline"), document));
   document.set_zoom(rows_of(part(session, "zoom"), document.zoom()));
   document.set_selection(rows_of(part(session, "selection"), document.selection()));
   const json& focus = part(session, "focus");

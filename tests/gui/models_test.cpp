@@ -12,6 +12,9 @@
 #include "gui/run_table.h"
 #include "gui/session.h"
 #include "sim/error.h"
+#include "sim/report.h"
+#include "sim/result_files.h"
+#include "sim/run.h"
 
 namespace kvspan::gui::test {
 
@@ -25,6 +28,8 @@ class ModelsTest : public QObject {
   void csv_reads_back_equal();
   void zoom_and_selection_stay_inside_what_is_open();
   void a_replaced_result_keeps_colours_and_what_is_hidden();
+  void runs_are_found_again_when_others_come_and_go();
+  void views_never_see_a_head_that_a_run_does_not_have();
   void a_session_brings_back_what_was_looked_at();
   void a_malformed_session_changes_nothing();
 };
@@ -137,6 +142,66 @@ void ModelsTest::a_replaced_result_keeps_colours_and_what_is_hidden() {
   QCOMPARE(document.runs().size(), runs);
   QVERIFY(!document.runs()[2].visible);
   QCOMPARE(document.runs()[2].colour, 77);
+}
+
+namespace {
+
+// A result of the paper's tiny picture: fewer layers, heads and tokens than the bundled one.
+QString tiny_result() {
+  RunReport report;
+  report.trace_path = KVSPAN_TRACES_DIR "/tiny-picture.safetensors";
+  const Trace trace = Trace::open(report.trace_path);
+  report.runs =
+      run_policies(trace, expand_policies({"full", "streaming_llm(sinks=1,window=2)"}, {}),
+                   EngineOptions(), report.accounting);
+  report.trace = trace.meta();
+  report.lifetimes_path = work_folder().filePath("tiny.lifetimes.safetensors").toStdString();
+  write_lifetimes(report, report.lifetimes_path);
+  const QString json = work_folder().filePath("tiny.json");
+  write_file_atomically(json.toStdString(), to_json(report).dump());
+  return json;
+}
+
+}  // namespace
+
+// Bug: current and baseline were kept as numbers, and closing a result moved them to other runs.
+void ModelsTest::runs_are_found_again_when_others_come_and_go() {
+  Document document;
+  document.add(open_result(tiny_result().toStdString()));
+  document.add(open_result(bundled_result().toStdString()));
+  document.set_current(5);
+  document.set_baseline(4);
+  const std::string current = document.current_run()->run().policy;
+  const std::string baseline = document.baseline_run()->run().policy;
+  document.close(ResultPtr(document.runs()[0].result));
+  QCOMPARE(document.current(), 3);
+  QCOMPARE(document.current_run()->run().policy, current);
+  QCOMPARE(document.baseline_run()->run().policy, baseline);
+  document.add(open_result(bundled_result().toStdString()));
+  QCOMPARE(document.current_run()->run().policy, current);
+}
+
+// Bug: views were told of another run before layer, head and token were inside what it has.
+void ModelsTest::views_never_see_a_head_that_a_run_does_not_have() {
+  Document document;
+  document.add(open_result(bundled_result().toStdString()));
+  document.set_focus({2, 2, 1800});
+  int checked = 0;
+  const auto check = [&] {
+    const ShownRun* shown = document.current_run();
+    const Focus focus = document.focus();
+    QVERIFY(focus.layer < shown->result->trace.layers());
+    QVERIFY(focus.head < shown->run().heads);
+    QVERIFY(focus.token < shown->result->trace.tokens);
+    ++checked;
+  };
+  connect(&document, &Document::runs_changed, this, check);
+  connect(&document, &Document::current_changed, this, check);
+  document.add(open_result(tiny_result().toStdString()));
+  document.set_current(static_cast<int>(document.runs().size()) - 1);
+  QVERIFY(document.focus().token < document.current_run()->result->trace.tokens);
+  document.close(ResultPtr(document.runs()[0].result));
+  QVERIFY(checked >= 5);
 }
 
 void ModelsTest::a_session_brings_back_what_was_looked_at() {

@@ -101,7 +101,7 @@ void WindowTest::opens_what_is_dropped_and_goes_on_after_malformed_files() {
     QVERIFY(!arguments[0].toString().contains('\n'));
     QVERIFY2(!arguments[0].toString().isEmpty(), "a message");
   }
-  QCOMPARE(window.message(), failed.last()[0].toString());
+  QVERIFY(window.message().endsWith(failed.last()[0].toString()));
   QCOMPARE(window.document().runs().size(), std::size_t{6});
 }
 
@@ -144,8 +144,9 @@ void WindowTest::the_palette_finds_commands_runs_and_rows() {
     action_of(window, "Command palette")->trigger();
     auto* palette = window.findChild<QWidget*>("command_palette");
     QVERIFY(palette != nullptr);
-    QTest::keyClicks(palette->findChild<QLineEdit*>(), text);
-    QTest::keyClick(palette->findChild<QLineEdit*>(), Qt::Key_Return);
+    QTRY_VERIFY(QApplication::focusWidget() == palette->findChild<QLineEdit*>());
+    QTest::keyClicks(QApplication::focusWidget(), text);
+    QTest::keyClick(QApplication::focusWidget(), Qt::Key_Return);
     QTRY_VERIFY(window.findChild<QWidget*>("command_palette") == nullptr);
   };
   type("1234");
