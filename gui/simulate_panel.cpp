@@ -487,7 +487,7 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
   narrow(prefill, 5);
   place(1, 0, "&Chunk", chunk);
   place(1, 1, "&Prompt", prompt);
-  place(2, 0, "&Fidelity", rows);
+  place(2, 0, "Fidelity", rows);
   place(2, 1, "&Layout", layout);
   place(3, 0, "Bytes", kv_bytes);
   place(3, 1, "Prefill", prefill);
@@ -497,7 +497,8 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
   box->addLayout(options);
 
   auto* buttons = new QHBoxLayout;
-  start = named(new QPushButton("&Run", page), "run", "Run the list (Ctrl+Return)");
+  start = named(new QPushButton("Run", page), "run",
+                "Run the list (Ctrl+Return with the keyboard in this panel)");
   stop = named(new QPushButton("Cancel", page), "cancel", "Stop; what is finished stays (Escape)");
   buttons->addWidget(start, 1);
   buttons->addWidget(stop);
@@ -800,7 +801,7 @@ void SimulatePanel::Parts::say(const QString& text, bool bad) {
 
 void SimulatePanel::Parts::show_busy() {
   const bool busy = simulation.busy();
-  start->setText(list->count() < 2 ? "&Run" : QString("&Run %1 policies").arg(list->count()));
+  start->setText(list->count() < 2 ? "Run" : QString("Run %1 policies").arg(list->count()));
   stop->setEnabled(busy);
   progress->setVisible(busy);
   if (!busy) progress->setValue(0);
