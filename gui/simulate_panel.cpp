@@ -121,7 +121,8 @@ class ParameterEditors final : public QStyledItemDelegate {
   static bool may_be_auto(const Parameter& p) { return p.fallback == "auto"; }
 };
 
-// A slider whose steps are equal ratios of [lowest, highest].
+// A slider whose steps are equal ratios of [lowest, highest]; where it was set it stands for the very
+// number, which may lie between two steps.
 class LogSlider final : public QSlider {
  public:
   explicit LogSlider(QWidget* parent) : QSlider(Qt::Horizontal, parent) {
@@ -133,19 +134,26 @@ class LogSlider final : public QSlider {
     highest_ = std::max(lowest, highest);
   }
   [[nodiscard]] TokenCount number() const {
+    if (untouched()) return set_;
     const double ratio = static_cast<double>(value()) / kSliderSteps;
     return lowest_ - 1 + static_cast<TokenCount>(std::llround(std::pow(span(), ratio)));
   }
   void set_number(TokenCount number) {
-    const double above = static_cast<double>(number - lowest_ + 1);
+    const double above =
+        static_cast<double>(std::clamp(number, lowest_, highest_) - lowest_ + 1);
     setValue(span() <= 1 ? 0
                          : static_cast<int>(
                                std::lround(kSliderSteps * std::log(above) / std::log(span()))));
+    set_ = number;
+    set_at_ = value();
   }
+  // True where set_number() left it.
+  [[nodiscard]] bool untouched() const { return value() == set_at_; }
 
  private:
   [[nodiscard]] double span() const { return static_cast<double>(highest_ - lowest_ + 1); }
-  TokenCount lowest_ = 1, highest_ = 1;
+  TokenCount lowest_ = 1, highest_ = 1, set_ = 1;
+  int set_at_ = -1;  // the value that stands for set_
 };
 
 QLabel* small_label(QWidget* parent) {
@@ -910,7 +918,8 @@ void SimulatePanel::Parts::slide(bool coarse) {
   wanted.fidelity = options.fidelity;
   wanted.fidelity_rows = options.fidelity_rows;
   wanted.chunk = chunk_slider->number() >= bound->prompt ? 0 : chunk_slider->number();
-  wanted.specs = {bound->turns ? to_text(bound->tunable.at(budget_slider->number())) : bound->spec};
+  const bool turned = bound->turns && !budget_slider->untouched();
+  wanted.specs = {turned ? to_text(bound->tunable.at(budget_slider->number())) : bound->spec};
   live.show(wanted, coarse);
 }
 

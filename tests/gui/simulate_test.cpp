@@ -389,6 +389,10 @@ void SimulateTest::the_panel_runs_cancels_and_slides() {
   budget->setSliderDown(false);  // released
   QTRY_VERIFY_WITH_TIMEOUT(what->text().contains("measured"), kWaitMs);
   QVERIFY(figure(document.runs()[2].run(), "fidelity.rows_measured").has_value());
+  QVERIFY(document.runs()[2].run().policy != document.runs()[1].run().policy);
+  budget->setValue(budget->value() - 40);  // back where it was bound
+  QTRY_VERIFY_WITH_TIMEOUT(document.runs()[2].run().policy == document.runs()[1].run().policy,
+                           kWaitMs);
   auto* chunk = panel->findChild<QSlider*>("chunk_slider");
   chunk->setFocus();
   QTest::keyClick(chunk, Qt::Key_Right);
@@ -396,6 +400,7 @@ void SimulateTest::the_panel_runs_cancels_and_slides() {
   QTRY_VERIFY_WITH_TIMEOUT(!panel->busy() && what->text().contains("measured"), kWaitMs);
   QCOMPARE(document.runs().size(), std::size_t{3});
   QCOMPARE(document.runs()[2].colour, colour);
+  QCOMPARE(document.runs()[2].run().policy, document.runs()[1].run().policy);  // the chunk only
   QCOMPARE(document.runs()[1].run().label, std::string("chunked(snapkv)"));
   picture("what-if");
 
