@@ -156,8 +156,17 @@ class LogSlider final : public QSlider {
   int set_at_ = -1;  // the value that stands for set_
 };
 
+// Lines may end after commas, slashes and brackets too: specs and paths are long words.
+QString breakable(QString text) {
+  static const QRegularExpression ends("([,/(+]|\\w{24})");
+  return text.replace(ends, "\\1" + QString(QChar(0x200B)));
+}
+
+// As wide as the panel is, whatever it says.
 QLabel* small_label(QWidget* parent) {
   auto* label = new QLabel(parent);
+  label->setTextFormat(Qt::PlainText);
+  label->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
   label->setWordWrap(true);
   QFont font = label->font();
   font.setPointSizeF(font.pointSizeF() * 0.92);
@@ -656,7 +665,7 @@ void SimulatePanel::Parts::connect_all() {
             show_what_if(result, coarse, ms);
           });
   connect(&live, &LiveSimulation::failed, panel, [this](const QString& line) {
-    what_message->setText(line);
+    what_message->setText(breakable(line));
     emit panel->failed(line);
   });
   bind();
@@ -678,7 +687,7 @@ void SimulatePanel::Parts::open_trace() {
   trace.reset();
   if (path.isEmpty()) return;
   const auto show = [this](const QString& text, bool bad) {
-    trace_facts->setText(text);
+    trace_facts->setText(breakable(text));
     bad_trace = bad;
     if (!bad && bad_message) message->clear();
     apply_theme();
@@ -746,7 +755,7 @@ void SimulatePanel::Parts::judge() {
     if (!bad_spec && form->spec() == text && !form->policy().isEmpty()) {
       said = QString::fromStdString(find_policy(form->policy().toStdString()).summary);
     }
-    spec_message->setText(said);
+    spec_message->setText(breakable(said));
     add->setEnabled(!bad_spec && !text.trimmed().isEmpty());
     apply_theme();
   };
@@ -802,7 +811,7 @@ void SimulatePanel::Parts::run() {
 }
 
 void SimulatePanel::Parts::say(const QString& text, bool bad) {
-  message->setText(text);
+  message->setText(breakable(text));
   bad_message = bad;
   apply_theme();
 }
@@ -829,7 +838,7 @@ void SimulatePanel::Parts::bind() {
   bound.reset();
   binding.cancel();
   const auto unbound = [this](const QString& why) {
-    what_policy->setText(why);
+    what_policy->setText(breakable(why));
     what_text->clear();
     what_message->clear();
     for (LogSlider* slider : {chunk_slider, budget_slider}) slider->setEnabled(false);
@@ -879,9 +888,9 @@ void SimulatePanel::Parts::bind() {
       [this](const Bound& done) {
         bound = done;
         binding_sliders = true;
-        what_policy->setText(QString::fromStdString(
+        what_policy->setText(breakable(QString::fromStdString(
             bound->origin +
-            (bound->turns ? "" : "\nhas nothing to tune; the chunk can be changed")));
+            (bound->turns ? "" : "\nhas nothing to tune; the chunk can be changed"))));
         budget_slider->setEnabled(bound->turns);
         chunk_slider->setEnabled(true);
         if (bound->turns) {

@@ -41,6 +41,7 @@ class SimulateTest : public QObject {
   void of_slider_positions_the_latest_wins();
   void knobs_are_found_where_specs_have_them();
   void the_panel_runs_cancels_and_slides();
+  void long_words_do_not_widen_the_panel();
 };
 
 namespace {
@@ -408,6 +409,29 @@ void SimulateTest::the_panel_runs_cancels_and_slides() {
   panel->findChild<QTabWidget*>()->setCurrentIndex(0);
   panel->run();
   delete panel;
+}
+
+void SimulateTest::long_words_do_not_widen_the_panel() {
+  Document document;
+  SimulatePanel panel(document, nullptr);
+  panel.resize(340, 800);
+  panel.show();
+  auto* spec = panel.findChild<QLineEdit*>("specification");
+  const auto* page = spec->parentWidget();
+  const int wide = page->width();
+  const QString word(300, 'w');
+  spec->setFocus();
+  QTest::keyClicks(spec, word);
+  const auto said = [&] {
+    for (const QLabel* label : page->findChildren<QLabel*>()) {
+      if (label->text().remove(QChar(0x200B)).contains(word)) return true;
+    }
+    return false;
+  };
+  QTRY_VERIFY(said());
+  QCoreApplication::processEvents();
+  QCOMPARE(page->width(), wide);
+  QVERIFY(wide <= 340);
 }
 
 KVSPAN_GUI_TEST(SimulateTest, "simulate");
