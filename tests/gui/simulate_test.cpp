@@ -271,6 +271,13 @@ void SimulateTest::of_slider_positions_the_latest_wins() {
   QCOMPARE(shown.size(), 2);  // the one that ran, and the one that waited
   QCOMPARE(shown[0][1].toBool(), true);
   QCOMPARE(shown[1][1].toBool(), false);
+  // Only what rests is worth scores and reads on the disk: 12 bytes an entry and more.
+  const auto plain = [](const SimulationRequest& of) {
+    return !of.options().keep_scores && of.options().keep_reads == 0 && !of.options().fidelity;
+  };
+  QVERIFY(!plain(request));
+  request.coarse = true;
+  QVERIFY(plain(request));
   const auto last = shown[1][0].value<ResultPtr>();
   QCOMPARE(last->runs[0].label, std::string("streaming_llm(budget=60)"));
 }
