@@ -139,8 +139,7 @@ class LogSlider final : public QSlider {
     return lowest_ - 1 + static_cast<TokenCount>(std::llround(std::pow(span(), ratio)));
   }
   void set_number(TokenCount number) {
-    const double above =
-        static_cast<double>(std::clamp(number, lowest_, highest_) - lowest_ + 1);
+    const double above = static_cast<double>(std::clamp(number, lowest_, highest_) - lowest_ + 1);
     setValue(span() <= 1 ? 0
                          : static_cast<int>(
                                std::lround(kSliderSteps * std::log(above) / std::log(span()))));
@@ -624,7 +623,8 @@ void SimulatePanel::Parts::connect_all() {
             say(QString("%1 of %2 runs finished").arg(finished).arg(total), false);
           });
   connect(&simulation, &Simulation::finished, panel, [this](const ResultPtr& result) {
-    say(QString("%1 runs finished").arg(result->runs.size()), false);
+    const auto runs_done = result->runs.size();
+    say(QString("%1 run%2 finished").arg(runs_done).arg(runs_done == 1 ? "" : "s"), false);
     show_busy();
     emit panel->finished(result);
   });
