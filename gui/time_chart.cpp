@@ -11,6 +11,7 @@
 #include <QLogValueAxis>
 #include <QMouseEvent>
 #include <QPainter>
+#include <QPainterPath>
 #include <QTimer>
 #include <QVBoxLayout>
 #include <QValueAxis>
@@ -69,12 +70,11 @@ QFont small_font(const QFont& base) {
 
 // Text that stays readable on lines.
 void draw_haloed(QPainter& painter, const QPointF& at, const QString& text, const QColor& colour) {
-  QColor halo = theme().paper;
-  halo.setAlphaF(0.8F);
-  painter.setPen(halo);
-  for (const QPointF& by : {QPointF(-1, 0), QPointF(1, 0), QPointF(0, -1), QPointF(0, 1)}) {
-    painter.drawText(at + by, text);
-  }
+  constexpr double kHalo = 3;
+  QPainterPath letters;
+  letters.addText(at, painter.font(), text);
+  painter.strokePath(letters,
+                     QPen(theme().paper, 2 * kHalo, Qt::SolidLine, Qt::RoundCap, Qt::RoundJoin));
   painter.setPen(colour);
   painter.drawText(at, text);
 }
@@ -276,6 +276,8 @@ class TimeChart::Plot final : public QChartView {
   void paint_stack(QPainter& painter);
   void paint_difference(QPainter& painter);
   void paint_peaks(QPainter& painter);
+  // Of all lines, those that are drawn in `box`.
+  [[nodiscard]] std::size_t points_in(const QRectF& box) const;
   void paint_stack_legend(QPainter& painter);
   void paint_front(QPainter& painter);
   void paint_legend(QPainter& painter);
@@ -410,7 +412,8 @@ void TimeChart::Plot::place() {
   const QFontMetricsF metrics(small_font(font()));
   const double left = metrics.horizontalAdvance("000000") + 2 * metrics.height();
   const double bottom = 2.9 * metrics.height();
-  const double top = paper_ && !content_.title.isEmpty() ? 2.2 * metrics.height() : 8;
+  // Above it, half of the highest label has room.
+  const double top = (paper_ && !content_.title.isEmpty() ? 2.2 : 1) * metrics.height();
   const QRectF inside = QRectF(QPointF(), chart()->size()).adjusted(left, top, -14, -bottom);
   area_ = inside.adjusted(0, 0, 0, paper_ ? -legend_height() : 0);
   if (area_.width() < 8 || area_.height() < 8) area_ = QRectF(left, top, 8, 8);
@@ -710,6 +713,8 @@ void TimeChart::Plot::paint_peaks(QPainter& painter) {
     taken.emplace_back(at - QPointF(kDot, kDot), QSizeF(2 * kDot, 2 * kDot));
   }
   const std::size_t own = captions_.size();
+  double largest = 0;
+  for (const std::size_t i : order) largest = std::max(largest, peaks_[i].value);
   std::vector<std::pair<QString, QPointF>> written;
   for (std::size_t k = 0; k < order.size(); ++k) {
     const std::size_t i = order[k];
@@ -730,26 +735,48 @@ void TimeChart::Plot::paint_peaks(QPainter& painter) {
                              QPointF(4, -h - 5),      QPointF(-w - 7, -h / 2),
                              QPointF(7, -h / 2),      QPointF(-w / 2, 6),
                              QPointF(-w - 4, 5),      QPointF(4, 5)};
+    // Where it is on no other label, and on as little of lines as can be.
+    std::optional<QRectF> drawn;
+    std::size_t least = std::numeric_limits<std::size_t>::max();
     for (const QPointF& corner : corners) {
       const QRectF box(at + corner, size);
-      const bool inside = area_.adjusted(1, -4, -1, 0).contains(box);
-      bool free = inside;
+      bool free = area_.adjusted(1, -4, -1, 0).contains(box);
       for (std::size_t b = 0; b < taken.size() && free; ++b) {
         free = b == own + k || !taken[b].intersects(box);
       }
-      const bool forced = content_.lines[i].current && &corner == &corners.back();
-      if (!free && !forced) continue;
-      const QRectF drawn =
-          free ? box
-               : QRectF({std::max(area_.left(), std::min(at.x() - w / 2, area_.right() - w)),
-                         std::max(area_.top(), at.y() - h - 6)},
-                        size);
-      taken.push_back(drawn.adjusted(-2, -1, 2, 1));
-      draw_haloed(painter, {drawn.left(), drawn.bottom() - 1}, text, colour);
-      written.emplace_back(text, at);
-      break;
+      if (!free) continue;
+      const std::size_t under = points_in(box);
+      if (under >= least) continue;
+      least = under;
+      drawn = box;
+    }
+    // The current run's and the largest are never left out.
+    if (!drawn && (content_.lines[i].current || peaks_[i].value >= largest)) {
+      drawn = QRectF({std::max(area_.left(), std::min(at.x() - w / 2, area_.right() - w)),
+                      std::max(area_.top(), at.y() - h - 6)},
+                     size);
+    }
+    if (!drawn) continue;
+    taken.push_back(drawn->adjusted(-4, -3, 4, 3));
+    draw_haloed(painter, {drawn->left(), drawn->bottom() - 1}, text, colour);
+    written.emplace_back(text, at);
+  }
+}
+
+std::size_t TimeChart::Plot::points_in(const QRectF& box) const {
+  std::size_t found = 0;
+  const auto row_of = [&](double x) {
+    return (x - area_.left()) / pixels_per_row() + static_cast<double>(zoom_.begin);
+  };
+  for (const std::vector<QPointF>& line : lines_) {
+    auto point = std::lower_bound(line.begin(), line.end(), row_of(box.left()),
+                                  [](const QPointF& p, double x) { return p.x() < x; });
+    for (; point != line.end() && x_of(point->x()) <= box.right(); ++point) {
+      const double y = y_at(point->y());
+      found += box.top() <= y && y <= box.bottom() ? 1 : 0;
     }
   }
+  return found;
 }
 
 // Parts from the top to the bottom, as they lie; of many, a few that are evenly spread.
