@@ -246,6 +246,7 @@ struct SimulatePanel::Parts {
   void run();
   void say(const QString& text, bool bad);
   void show_busy();
+  void note_budgets();
   [[nodiscard]] SimulationRequest request() const;
   [[nodiscard]] Geometry geometry(const Trace& of) const;
 
@@ -273,6 +274,7 @@ struct SimulatePanel::Parts {
   QPushButton* add = nullptr;
   QLabel* spec_message = nullptr;
   QLineEdit* budgets = nullptr;
+  QLabel* budgets_note = nullptr;
   QListWidget* list = nullptr;
   QSpinBox *chunk = nullptr, *prompt = nullptr, *kv_bytes = nullptr, *seed = nullptr;
   QComboBox *rows = nullptr, *layout = nullptr, *prefill = nullptr;
@@ -485,6 +487,9 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
   budgets_label->setBuddy(budgets);
   options->addWidget(budgets_label, 0, 0);
   options->addWidget(budgets, 0, 1, 1, 3);
+  budgets_note = small_label(page);
+  budgets_note->setObjectName("budgets_note");
+  options->addWidget(budgets_note, 1, 0, 1, 4);
   chunk = number("chunk", "Prefill chunk, tokens", "one pass", 0, kMost, 0);
   prompt = number("prompt", "Rows of the prompt; the rest is decoding", "as traced", 0, kMost, 0);
   rows = named(new QComboBox(page), "rows measured",
@@ -501,13 +506,13 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
                   "When a runtime compresses: after all layers, or layer by layer");
   prefill->addItems({"whole", "layerwise"});
   narrow(prefill, 5);
-  place(1, 0, "&Chunk", chunk);
-  place(1, 1, "&Prompt", prompt);
-  place(2, 0, "Fidelity", rows);
-  place(2, 1, "&Layout", layout);
-  place(3, 0, "Bytes", kv_bytes);
-  place(3, 1, "Prefill", prefill);
-  place(4, 0, "Seed", seed);
+  place(2, 0, "&Chunk", chunk);
+  place(2, 1, "&Prompt", prompt);
+  place(3, 0, "Fidelity", rows);
+  place(3, 1, "&Layout", layout);
+  place(4, 0, "Bytes", kv_bytes);
+  place(4, 1, "Prefill", prefill);
+  place(5, 0, "Seed", seed);
   options->setColumnStretch(1, 1);
   options->setColumnStretch(3, 1);
   box->addLayout(options);
@@ -591,6 +596,7 @@ void SimulatePanel::Parts::connect_all() {
   connect(spec_line, &QLineEdit::textEdited, panel, [this] { spec_edited(); });
   connect(spec_line, &QLineEdit::returnPressed, panel, [this] { add_to_list(); });
   connect(add, &QPushButton::clicked, panel, [this] { add_to_list(); });
+  connect(budgets, &QLineEdit::textChanged, panel, [this] { note_budgets(); });
   connect(pause, &QTimer::timeout, panel, [this] { judge(); });
   for (QSpinBox* spin : {chunk, prompt}) {
     connect(spin, &QSpinBox::valueChanged, panel, [this] { pause->start(); });
@@ -676,6 +682,7 @@ void SimulatePanel::Parts::apply_theme() {
   set_colour(trace_facts, bad_trace ? theme().bad : theme().faint);
   set_colour(spec_message, bad_spec ? theme().bad : theme().faint);
   set_colour(message, bad_message ? theme().bad : theme().faint);
+  set_colour(budgets_note, theme().faint);
   set_colour(what_message, theme().faint);
 }
 
@@ -822,6 +829,31 @@ void SimulatePanel::Parts::show_busy() {
   stop->setEnabled(busy);
   progress->setVisible(busy);
   if (!busy) progress->setValue(0);
+  note_budgets();
+}
+
+// Whom the field of budgets does not change.
+void SimulatePanel::Parts::note_budgets() {
+  const SimulationRequest wanted = request();
+  std::size_t unchanged = 0;
+  for (const std::string& spec : wanted.specs) {
+    try {
+      const auto texts = [&](const std::vector<std::string>& sizes) {
+        std::vector<std::string> out;
+        for (const RecipeSpec& one : expand_policies({spec}, sizes)) out.push_back(to_text(one));
+        return out;
+      };
+      if (texts({}) == texts({"1"})) ++unchanged;
+    } catch (const Error&) {
+      continue;  // said when it runs
+    }
+  }
+  const bool shown = unchanged > 0 && !wanted.budgets.empty();
+  budgets_note->setVisible(shown);
+  if (!shown) return;
+  budgets_note->setText(QString("%1 of %2 policies: a budget of their own, or none to set")
+                            .arg(unchanged)
+                            .arg(wanted.specs.size()));
 }
 
 // ---- What if ------------------------------------------------------------------------------------

@@ -348,6 +348,14 @@ void SimulateTest::the_panel_runs_cancels_and_slides() {
   QTest::keyClick(spec, Qt::Key_Return);
   QCOMPARE(list->count(), 2);
   QCOMPARE(panel->findChild<QComboBox*>("wrapper")->currentData().toString(), QString("chunked"));
+  auto* budgets = panel->findChild<QLineEdit*>("budgets");
+  auto* budgets_note = panel->findChild<QLabel*>("budgets_note");
+  QVERIFY(budgets_note->isHidden());
+  budgets->setText("5%");
+  QVERIFY(!budgets_note->isHidden());
+  QVERIFY2(budgets_note->text().startsWith("1 of 2 policies"), qPrintable(budgets_note->text()));
+  budgets->clear();
+  QVERIFY(budgets_note->isHidden());
   panel->findChild<QSpinBox*>("prompt")->setValue(512);
   panel->findChild<QSpinBox*>("chunk")->setValue(128);
   auto* rows = panel->findChild<QComboBox*>("rows_measured");
