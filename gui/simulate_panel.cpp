@@ -28,8 +28,10 @@
 #include <QVBoxLayout>
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "gui/background.h"
@@ -247,6 +249,7 @@ struct SimulatePanel::Parts {
   void say(const QString& text, bool bad);
   void show_busy();
   void note_budgets();
+  void remove_closed();
   [[nodiscard]] SimulationRequest request() const;
   [[nodiscard]] Geometry geometry(const Trace& of) const;
 
@@ -304,7 +307,8 @@ struct SimulatePanel::Parts {
   bool binding_sliders = false;
 
   int runs = 0;
-  std::shared_ptr<const Trace> trace;  // of trace_line; null: none, or malformed
+  std::set<std::filesystem::path> on_disk;  // results whose files are there
+  std::shared_ptr<const Trace> trace;       // of trace_line; null: none, or malformed
   QTimer* pause = nullptr;
   Simulation simulation;
   LiveSimulation live;
@@ -625,6 +629,7 @@ void SimulatePanel::Parts::connect_all() {
   });
   connect(&simulation, &Simulation::grown, panel,
           [this](const ResultPtr& result, int finished, int total) {
+            on_disk.insert(result->path);
             document.add(result);
             say(QString("%1 of %2 runs finished").arg(finished).arg(total), false);
           });
@@ -644,6 +649,7 @@ void SimulatePanel::Parts::connect_all() {
     show_busy();
   });
 
+  connect(&document, &Document::runs_changed, panel, [this] { remove_closed(); });
   connect(&document, &Document::current_changed, panel, [this] {
     if (trace_line->currentText().isEmpty() && document.current_run() != nullptr) {
       // The file may have moved since the result was written.
@@ -815,6 +821,18 @@ void SimulatePanel::Parts::run() {
   simulation.start(wanted);
   say("", false);
   show_busy();
+}
+
+// Files of results that nobody can open any more.
+void SimulatePanel::Parts::remove_closed() {
+  std::set<std::filesystem::path> open;
+  for (const ResultPtr& result : document.results()) open.insert(result->path);
+  if (simulation.busy()) open.insert(simulation.path());
+  std::erase_if(on_disk, [&](const std::filesystem::path& path) {
+    if (open.contains(path)) return false;
+    remove_temporary(path);
+    return true;
+  });
 }
 
 void SimulatePanel::Parts::say(const QString& text, bool bad) {

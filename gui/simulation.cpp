@@ -42,6 +42,15 @@ bool is_temporary(const std::filesystem::path& result) {
   return result.parent_path() == results_folder();
 }
 
+void remove_temporary(const std::filesystem::path& result) {
+  if (!is_temporary(result)) return;
+  std::error_code ignored;
+  for (const auto& file :
+       {result, companion_name(result, "timeline"), companion_name(result, "lifetimes")}) {
+    std::filesystem::remove(file, ignored);
+  }
+}
+
 std::vector<std::string> SimulationRequest::command() const {
   std::vector<std::string> words{"kvspan", "run", trace};
   const auto add = [&](const char* option, const std::string& value) {

@@ -105,6 +105,9 @@ class LiveSimulation : public QObject {
 // True of results of this process that are gone at its end.
 [[nodiscard]] bool is_temporary(const std::filesystem::path& result);
 
+// Removes the files of a result of this process; what has them open keeps what it has.
+void remove_temporary(const std::filesystem::path& result);
+
 // Copies a result and the companions that it names to `target` (".json" is added if it has no
 // ending), NAME.timeline.safetensors and NAME.lifetimes.safetensors; the copy names the copies.
 // Errors: ConfigError when the result has no JSON; Error when the disk refuses.

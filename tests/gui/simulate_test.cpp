@@ -420,6 +420,13 @@ void SimulateTest::the_panel_runs_cancels_and_slides() {
   QCOMPARE(document.runs()[1].run().label, std::string("chunked(snapkv)"));
   picture("what-if");
 
+  // Closed, its files are gone.
+  const ResultPtr first = document.runs()[0].result;
+  QVERIFY(std::filesystem::exists(first->path));
+  document.close(first);
+  QVERIFY(!std::filesystem::exists(first->path));
+  QVERIFY(std::filesystem::exists(document.runs()[0].result->path));  // of the sliders
+
   // Destroyed while it runs.
   panel->findChild<QTabWidget*>()->setCurrentIndex(0);
   panel->run();
