@@ -671,7 +671,8 @@ QString TimeChart::Plot::decode_caption() const {
       std::all_of(content_.lines.begin(), content_.lines.end(), [&](const ChartLine& line) {
         return shown(line).result->trace.prompt == current.result->trace.prompt;
       });
-  return same ? QString("decode") : "decode of " + QString::fromStdString(current.run().label);
+  return same ? QString("decode")
+              : "decode of " + run_names(document_)[static_cast<std::size_t>(document_.current())];
 }
 
 void TimeChart::Plot::paint_stack(QPainter& painter) {
@@ -836,7 +837,11 @@ void TimeChart::Plot::paint_stack_legend(QPainter& painter) {
   }
   for (const QString& note : notes) width = std::max(width, metrics.horizontalAdvance(note));
   const auto rows = static_cast<double>(parts.size() + notes.size());
-  const QRectF box(area_.left() + 10, area_.top() + 6 + step, width + 14, rows * step + 10);
+  QRectF box(area_.left() + 10, area_.top() + 6 + step, width + 14, rows * step + 10);
+  // Not where the stack is highest.
+  if (x_of(static_cast<double>(peaks_.back().row)) < area_.center().x()) {
+    box.moveRight(area_.right() - 10);
+  }
   QColor paper = theme().paper;
   paper.setAlphaF(0.94F);
   painter.setPen(QPen(theme().grid, 1));
