@@ -123,8 +123,8 @@ class ParameterEditors final : public QStyledItemDelegate {
   static bool may_be_auto(const Parameter& p) { return p.fallback == "auto"; }
 };
 
-// A slider whose steps are equal ratios of [lowest, highest]; where it was set it stands for the very
-// number, which may lie between two steps.
+// A slider whose steps are equal ratios of [lowest, highest]; where it was set it stands for that
+// very number, which may lie between two steps.
 class LogSlider final : public QSlider {
  public:
   explicit LogSlider(QWidget* parent) : QSlider(Qt::Horizontal, parent) {
