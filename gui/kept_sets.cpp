@@ -24,10 +24,13 @@
 namespace kvspan::gui {
 namespace {
 
-// Held by both, only by the current run, only by the baseline, by neither.
+// Held by both, only by the current run, only by the baseline, by neither; what one of them holds
+// more than the other is as in the chart of the difference.
 std::array<QColor, 4> set_colours() {
-  return {held_colour(), theme().good, theme().bad, theme().unresident};
+  return {held_colour(), theme().bad, theme().good, theme().unresident};
 }
+
+constexpr std::array kSetNames{"in both", "only current", "only baseline", "in neither"};
 
 using Sets = std::shared_ptr<const KeptSets>;
 
@@ -37,6 +40,9 @@ class Strip final : public QWidget {
   Strip(Document& document, QWidget* parent) : QWidget(parent), document_(document) {
     setFocusPolicy(Qt::StrongFocus);
     setFixedHeight(fontMetrics().height() * 2 + 44);
+    int legend = kEdge;
+    for (const char* name : kSetNames) legend += legend_step(name);
+    setMinimumWidth(legend);
     setAccessibleName("Tokens held by both runs, by one, by neither");
   }
   void show(Sets sets, std::int64_t tokens) {
@@ -134,19 +140,22 @@ class Strip final : public QWidget {
     focus.token = token;
     document_.set_focus(focus);
   }
+  static constexpr int kEdge = 10;
+  static constexpr int kMark = 16;
+  [[nodiscard]] int legend_step(const char* name) const {
+    return kMark + fontMetrics().horizontalAdvance(name) + 14;
+  }
   void paint_legend(QPainter& painter) const {
-    const std::array<QString, 4> names{"held by both", "only by the current run",
-                                       "only by the baseline", "by neither"};
     const auto colours = set_colours();
-    int x = 10;
-    for (std::size_t i = 0; i < names.size(); ++i) {
+    int x = kEdge;
+    for (std::size_t i = 0; i < kSetNames.size(); ++i) {
       painter.fillRect(QRect(x, 5, 11, 11), colours[i]);
       painter.setPen(theme().faint);
       painter.drawRect(QRect(x, 5, 10, 10));
-      x += 16;
       painter.setPen(theme().ink);
-      painter.drawText(QRect(x, 0, width() - x, 21), Qt::AlignLeft | Qt::AlignVCenter, names[i]);
-      x += fontMetrics().horizontalAdvance(names[i]) + 18;
+      painter.drawText(QRect(x + kMark, 0, width() - x - kMark, 21),
+                       Qt::AlignLeft | Qt::AlignVCenter, kSetNames[i]);
+      x += legend_step(kSetNames[i]);
     }
   }
 

@@ -110,11 +110,13 @@ std::vector<QPointF> sample_line(const Measure& measure, const Columns& columns)
 
 namespace {
 
-// Levels in memory, from the first fold on; rows are computed.
+// Levels in memory, from the first fold on; rows are computed. Of more rows than a trace has, which
+// only a file that is wrong claims, extremes are those of parts that are halved a few times.
 class DifferenceSeries final : public Series {
  public:
   DifferenceSeries(Measure a, Measure b, const std::function<bool()>& cancelled)
       : a_(std::move(a)), b_(std::move(b)), rows_(std::min(a_.series->rows(), b_.series->rows())) {
+    if (rows_ > kMostRows) return;
     std::vector<Extremes> level;
     for (RowIndex begin = 0; begin < rows_; begin += kFold) {
       if (begin % (kFold * kFold) == 0 && cancelled()) throw Interrupted();
@@ -132,6 +134,7 @@ class DifferenceSeries final : public Series {
   [[nodiscard]] double at(RowIndex row) const override { return a_.at(row) - b_.at(row); }
   [[nodiscard]] Extremes over(RowIndex begin, RowIndex end) const override {
     assert(0 <= begin && begin < end && end <= rows_);
+    if (rows_ > kMostRows) return halved(begin, end, kHalvings);
     // Single rows up to a multiple of 64 from both ends, then points of each level likewise.
     const RowIndex first = std::min(end, (begin + kFold - 1) / kFold * kFold);
     const RowIndex last = end == rows_ ? end : std::max(first, end / kFold * kFold);
@@ -156,12 +159,28 @@ class DifferenceSeries final : public Series {
     if (std::isnan(high)) return begin;
     while (end - begin > 1) {  // the first half that has it
       const RowIndex middle = begin + (end - begin) / 2;
-      (over(begin, middle).high == high ? end : begin) = middle;
+      (over(begin, middle).high >= high ? end : begin) = middle;
     }
     return begin;
   }
 
  private:
+  static constexpr RowIndex kMostRows = RowIndex{1} << 22;
+  static constexpr int kHalvings = 6;
+
+  // Exact where one of the two does not change in a part.
+  [[nodiscard]] Extremes halved(RowIndex begin, RowIndex end, int times) const {
+    const Extremes a = a_.series->over(begin, end);
+    const Extremes b = b_.series->over(begin, end);
+    if (a.low == a.high || b.low == b.high) {
+      return {a.low * a_.scale - b.high * b_.scale, a.high * a_.scale - b.low * b_.scale};
+    }
+    if (times == 0 || end - begin == 1) return walk(begin, begin + 1);
+    const RowIndex middle = begin + (end - begin) / 2;
+    Extremes best = halved(begin, middle, times - 1);
+    take(best, halved(middle, end, times - 1));
+    return best;
+  }
   static void take(Extremes& best, const Extremes& other) {
     if (!(best.low <= other.low) && !std::isnan(other.low)) best.low = other.low;
     if (!(best.high >= other.high) && !std::isnan(other.high)) best.high = other.high;
@@ -221,6 +240,8 @@ Stacking::Stacking(const ShownRun& shown, Quantity quantity, Stack stack)
       by_state();
     } else {
       by_heads(stack);
+      all_places_ = static_cast<int>(names_.size());
+      for (int place = 0; place < all_places_; ++place) places_.push_back(place);
     }
   }
 }
@@ -266,6 +287,8 @@ void Stacking::by_state() {
   host_ = ever(shown_.run().host);
   names_.insert(names_.end(), {"active: read in the row", "inactive: held, not read"});
   if (host_) names_.push_back("offloaded");
+  all_places_ = 4;
+  for (int place = overhead_ ? 0 : 1; place < (host_ ? 4 : 3); ++place) places_.push_back(place);
   if (quantity_ == Quantity::bytes) {
     note_ = "KV bytes split in proportion to entries read";
   }

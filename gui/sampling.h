@@ -55,7 +55,8 @@ class Columns {
 // the shorter line. What was not measured is passed over.
 [[nodiscard]] std::vector<QPointF> sample_line(const Measure& measure, const Columns& columns);
 
-// a - b in every row that both have. Building reads all rows once. Errors: Interrupted when
+// a - b in every row that both have. Building reads all rows once; of more than 2^22 none, and
+// extremes are then those of a sample. Errors: Interrupted when
 // `cancelled` says so.
 [[nodiscard]] SeriesPtr series_of_difference(Measure a, Measure b,
                                              const std::function<bool()>& cancelled);
@@ -73,6 +74,9 @@ class Stacking {
   // Why there are no parts; empty if there are.
   [[nodiscard]] const QString& missing() const { return missing_; }
   [[nodiscard]] const std::vector<QString>& names() const { return names_; }
+  // The parts' places among all that the stack could have: a part has one colour in every run.
+  [[nodiscard]] const std::vector<int>& places() const { return places_; }
+  [[nodiscard]] int all_places() const { return all_places_; }
   [[nodiscard]] const QString& note() const { return note_; }  // how bytes were split, or empty
   // Values of the parts in a row.
   //   parts  [names().size()]
@@ -87,6 +91,8 @@ class Stacking {
   std::vector<int> part_of_head_;  // [layers * heads]; empty: by state
   bool overhead_ = false, host_ = false;
   std::vector<QString> names_;
+  std::vector<int> places_;
+  int all_places_ = 0;
   QString note_, missing_;
 };
 

@@ -28,8 +28,10 @@
 #include <QVBoxLayout>
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "gui/background.h"
@@ -121,7 +123,8 @@ class ParameterEditors final : public QStyledItemDelegate {
   static bool may_be_auto(const Parameter& p) { return p.fallback == "auto"; }
 };
 
-// A slider whose steps are equal ratios of [lowest, highest].
+// A slider whose steps are equal ratios of [lowest, highest]; where it was set it stands for that
+// very number, which may lie between two steps.
 class LogSlider final : public QSlider {
  public:
   explicit LogSlider(QWidget* parent) : QSlider(Qt::Horizontal, parent) {
@@ -133,23 +136,38 @@ class LogSlider final : public QSlider {
     highest_ = std::max(lowest, highest);
   }
   [[nodiscard]] TokenCount number() const {
+    if (untouched()) return set_;
     const double ratio = static_cast<double>(value()) / kSliderSteps;
     return lowest_ - 1 + static_cast<TokenCount>(std::llround(std::pow(span(), ratio)));
   }
   void set_number(TokenCount number) {
-    const double above = static_cast<double>(number - lowest_ + 1);
+    const double above = static_cast<double>(std::clamp(number, lowest_, highest_) - lowest_ + 1);
     setValue(span() <= 1 ? 0
                          : static_cast<int>(
                                std::lround(kSliderSteps * std::log(above) / std::log(span()))));
+    set_ = number;
+    set_at_ = value();
   }
+  // True where set_number() left it.
+  [[nodiscard]] bool untouched() const { return value() == set_at_; }
 
  private:
   [[nodiscard]] double span() const { return static_cast<double>(highest_ - lowest_ + 1); }
-  TokenCount lowest_ = 1, highest_ = 1;
+  TokenCount lowest_ = 1, highest_ = 1, set_ = 1;
+  int set_at_ = -1;  // the value that stands for set_
 };
 
+// Lines may end after commas, slashes and brackets too: specs and paths are long words.
+QString breakable(QString text) {
+  static const QRegularExpression ends("([,/(+]|\\w{24})");
+  return text.replace(ends, "\\1" + QString(QChar(0x200B)));
+}
+
+// As wide as the panel is, whatever it says.
 QLabel* small_label(QWidget* parent) {
   auto* label = new QLabel(parent);
+  label->setTextFormat(Qt::PlainText);
+  label->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
   label->setWordWrap(true);
   QFont font = label->font();
   font.setPointSizeF(font.pointSizeF() * 0.92);
@@ -230,6 +248,8 @@ struct SimulatePanel::Parts {
   void run();
   void say(const QString& text, bool bad);
   void show_busy();
+  void note_budgets();
+  void remove_closed();
   [[nodiscard]] SimulationRequest request() const;
   [[nodiscard]] Geometry geometry(const Trace& of) const;
 
@@ -257,6 +277,7 @@ struct SimulatePanel::Parts {
   QPushButton* add = nullptr;
   QLabel* spec_message = nullptr;
   QLineEdit* budgets = nullptr;
+  QLabel* budgets_note = nullptr;
   QListWidget* list = nullptr;
   QSpinBox *chunk = nullptr, *prompt = nullptr, *kv_bytes = nullptr, *seed = nullptr;
   QComboBox *rows = nullptr, *layout = nullptr, *prefill = nullptr;
@@ -286,7 +307,8 @@ struct SimulatePanel::Parts {
   bool binding_sliders = false;
 
   int runs = 0;
-  std::shared_ptr<const Trace> trace;  // of trace_line; null: none, or malformed
+  std::set<std::filesystem::path> on_disk;  // results whose files are there
+  std::shared_ptr<const Trace> trace;       // of trace_line; null: none, or malformed
   QTimer* pause = nullptr;
   Simulation simulation;
   LiveSimulation live;
@@ -469,6 +491,9 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
   budgets_label->setBuddy(budgets);
   options->addWidget(budgets_label, 0, 0);
   options->addWidget(budgets, 0, 1, 1, 3);
+  budgets_note = small_label(page);
+  budgets_note->setObjectName("budgets_note");
+  options->addWidget(budgets_note, 1, 0, 1, 4);
   chunk = number("chunk", "Prefill chunk, tokens", "one pass", 0, kMost, 0);
   prompt = number("prompt", "Rows of the prompt; the rest is decoding", "as traced", 0, kMost, 0);
   rows = named(new QComboBox(page), "rows measured",
@@ -485,19 +510,20 @@ void SimulatePanel::Parts::build_run_page(QWidget* page) {
                   "When a runtime compresses: after all layers, or layer by layer");
   prefill->addItems({"whole", "layerwise"});
   narrow(prefill, 5);
-  place(1, 0, "&Chunk", chunk);
-  place(1, 1, "&Prompt", prompt);
-  place(2, 0, "&Fidelity", rows);
-  place(2, 1, "&Layout", layout);
-  place(3, 0, "Bytes", kv_bytes);
-  place(3, 1, "Prefill", prefill);
-  place(4, 0, "Seed", seed);
+  place(2, 0, "&Chunk", chunk);
+  place(2, 1, "&Prompt", prompt);
+  place(3, 0, "Fidelity", rows);
+  place(3, 1, "&Layout", layout);
+  place(4, 0, "Bytes", kv_bytes);
+  place(4, 1, "Prefill", prefill);
+  place(5, 0, "Seed", seed);
   options->setColumnStretch(1, 1);
   options->setColumnStretch(3, 1);
   box->addLayout(options);
 
   auto* buttons = new QHBoxLayout;
-  start = named(new QPushButton("&Run", page), "run", "Run the list (Ctrl+Return)");
+  start = named(new QPushButton("Run", page), "run",
+                "Run the list (Ctrl+Return with the keyboard in this panel)");
   stop = named(new QPushButton("Cancel", page), "cancel", "Stop; what is finished stays (Escape)");
   buttons->addWidget(start, 1);
   buttons->addWidget(stop);
@@ -574,6 +600,7 @@ void SimulatePanel::Parts::connect_all() {
   connect(spec_line, &QLineEdit::textEdited, panel, [this] { spec_edited(); });
   connect(spec_line, &QLineEdit::returnPressed, panel, [this] { add_to_list(); });
   connect(add, &QPushButton::clicked, panel, [this] { add_to_list(); });
+  connect(budgets, &QLineEdit::textChanged, panel, [this] { note_budgets(); });
   connect(pause, &QTimer::timeout, panel, [this] { judge(); });
   for (QSpinBox* spin : {chunk, prompt}) {
     connect(spin, &QSpinBox::valueChanged, panel, [this] { pause->start(); });
@@ -602,11 +629,13 @@ void SimulatePanel::Parts::connect_all() {
   });
   connect(&simulation, &Simulation::grown, panel,
           [this](const ResultPtr& result, int finished, int total) {
+            on_disk.insert(result->path);
             document.add(result);
             say(QString("%1 of %2 runs finished").arg(finished).arg(total), false);
           });
   connect(&simulation, &Simulation::finished, panel, [this](const ResultPtr& result) {
-    say(QString("%1 runs finished").arg(result->runs.size()), false);
+    const auto runs_done = result->runs.size();
+    say(QString("%1 run%2 finished").arg(runs_done).arg(runs_done == 1 ? "" : "s"), false);
     show_busy();
     emit panel->finished(result);
   });
@@ -620,6 +649,7 @@ void SimulatePanel::Parts::connect_all() {
     show_busy();
   });
 
+  connect(&document, &Document::runs_changed, panel, [this] { remove_closed(); });
   connect(&document, &Document::current_changed, panel, [this] {
     if (trace_line->currentText().isEmpty() && document.current_run() != nullptr) {
       // The file may have moved since the result was written.
@@ -647,7 +677,7 @@ void SimulatePanel::Parts::connect_all() {
             show_what_if(result, coarse, ms);
           });
   connect(&live, &LiveSimulation::failed, panel, [this](const QString& line) {
-    what_message->setText(line);
+    what_message->setText(breakable(line));
     emit panel->failed(line);
   });
   bind();
@@ -658,6 +688,7 @@ void SimulatePanel::Parts::apply_theme() {
   set_colour(trace_facts, bad_trace ? theme().bad : theme().faint);
   set_colour(spec_message, bad_spec ? theme().bad : theme().faint);
   set_colour(message, bad_message ? theme().bad : theme().faint);
+  set_colour(budgets_note, theme().faint);
   set_colour(what_message, theme().faint);
 }
 
@@ -669,7 +700,7 @@ void SimulatePanel::Parts::open_trace() {
   trace.reset();
   if (path.isEmpty()) return;
   const auto show = [this](const QString& text, bool bad) {
-    trace_facts->setText(text);
+    trace_facts->setText(breakable(text));
     bad_trace = bad;
     if (!bad && bad_message) message->clear();
     apply_theme();
@@ -737,7 +768,7 @@ void SimulatePanel::Parts::judge() {
     if (!bad_spec && form->spec() == text && !form->policy().isEmpty()) {
       said = QString::fromStdString(find_policy(form->policy().toStdString()).summary);
     }
-    spec_message->setText(said);
+    spec_message->setText(breakable(said));
     add->setEnabled(!bad_spec && !text.trimmed().isEmpty());
     apply_theme();
   };
@@ -792,18 +823,55 @@ void SimulatePanel::Parts::run() {
   show_busy();
 }
 
+// Files of results that nobody can open any more.
+void SimulatePanel::Parts::remove_closed() {
+  std::set<std::filesystem::path> open;
+  for (const ResultPtr& result : document.results()) open.insert(result->path);
+  if (simulation.busy()) open.insert(simulation.path());
+  std::erase_if(on_disk, [&](const std::filesystem::path& path) {
+    if (open.contains(path)) return false;
+    remove_temporary(path);
+    return true;
+  });
+}
+
 void SimulatePanel::Parts::say(const QString& text, bool bad) {
-  message->setText(text);
+  message->setText(breakable(text));
   bad_message = bad;
   apply_theme();
 }
 
 void SimulatePanel::Parts::show_busy() {
   const bool busy = simulation.busy();
-  start->setText(list->count() < 2 ? "&Run" : QString("&Run %1 policies").arg(list->count()));
+  start->setText(list->count() < 2 ? "Run" : QString("Run %1 policies").arg(list->count()));
   stop->setEnabled(busy);
   progress->setVisible(busy);
   if (!busy) progress->setValue(0);
+  note_budgets();
+}
+
+// Whom the field of budgets does not change.
+void SimulatePanel::Parts::note_budgets() {
+  const SimulationRequest wanted = request();
+  std::size_t unchanged = 0;
+  for (const std::string& spec : wanted.specs) {
+    try {
+      const auto texts = [&](const std::vector<std::string>& sizes) {
+        std::vector<std::string> out;
+        for (const RecipeSpec& one : expand_policies({spec}, sizes)) out.push_back(to_text(one));
+        return out;
+      };
+      if (texts({}) == texts({"1"})) ++unchanged;
+    } catch (const Error&) {
+      continue;  // said when it runs
+    }
+  }
+  const bool shown = unchanged > 0 && !wanted.budgets.empty();
+  budgets_note->setVisible(shown);
+  if (!shown) return;
+  budgets_note->setText(QString("%1 of %2 policies: a budget of their own, or none to set")
+                            .arg(unchanged)
+                            .arg(wanted.specs.size()));
 }
 
 // ---- What if ------------------------------------------------------------------------------------
@@ -820,7 +888,7 @@ void SimulatePanel::Parts::bind() {
   bound.reset();
   binding.cancel();
   const auto unbound = [this](const QString& why) {
-    what_policy->setText(why);
+    what_policy->setText(breakable(why));
     what_text->clear();
     what_message->clear();
     for (LogSlider* slider : {chunk_slider, budget_slider}) slider->setEnabled(false);
@@ -870,9 +938,9 @@ void SimulatePanel::Parts::bind() {
       [this](const Bound& done) {
         bound = done;
         binding_sliders = true;
-        what_policy->setText(QString::fromStdString(
+        what_policy->setText(breakable(QString::fromStdString(
             bound->origin +
-            (bound->turns ? "" : "\nhas nothing to tune; the chunk can be changed")));
+            (bound->turns ? "" : "\nhas nothing to tune; the chunk can be changed"))));
         budget_slider->setEnabled(bound->turns);
         chunk_slider->setEnabled(true);
         if (bound->turns) {
@@ -909,7 +977,8 @@ void SimulatePanel::Parts::slide(bool coarse) {
   wanted.fidelity = options.fidelity;
   wanted.fidelity_rows = options.fidelity_rows;
   wanted.chunk = chunk_slider->number() >= bound->prompt ? 0 : chunk_slider->number();
-  wanted.specs = {bound->turns ? to_text(bound->tunable.at(budget_slider->number())) : bound->spec};
+  const bool turned = bound->turns && !budget_slider->untouched();
+  wanted.specs = {turned ? to_text(bound->tunable.at(budget_slider->number())) : bound->spec};
   live.show(wanted, coarse);
 }
 

@@ -42,6 +42,15 @@ bool is_temporary(const std::filesystem::path& result) {
   return result.parent_path() == results_folder();
 }
 
+void remove_temporary(const std::filesystem::path& result) {
+  if (!is_temporary(result)) return;
+  std::error_code ignored;
+  for (const auto& file :
+       {result, companion_name(result, "timeline"), companion_name(result, "lifetimes")}) {
+    std::filesystem::remove(file, ignored);
+  }
+}
+
 std::vector<std::string> SimulationRequest::command() const {
   std::vector<std::string> words{"kvspan", "run", trace};
   const auto add = [&](const char* option, const std::string& value) {
@@ -52,8 +61,9 @@ std::vector<std::string> SimulationRequest::command() const {
   if (chunk != 0) add("--chunk", std::to_string(chunk));
   if (prompt != 0) add("--prompt", std::to_string(prompt));
   if (evict_at != 0) add("--evict-at", std::to_string(evict_at));
-  if (!fidelity) add("--fidelity", "none");
-  if (fidelity && fidelity_rows != 0) add("--fidelity", fmt::format("rows={}", fidelity_rows));
+  if (coarse || !fidelity) add("--fidelity", "none");
+  if (!coarse && fidelity && fidelity_rows != 0)
+    add("--fidelity", fmt::format("rows={}", fidelity_rows));
   if (kv_bytes != 2) add("--kv-bytes", std::to_string(kv_bytes));
   if (layerwise) add("--prefill", "layerwise");
   if (layout != "ideal") add("--layout", layout);
@@ -68,10 +78,10 @@ EngineOptions SimulationRequest::options() const {
   out.chunk = chunk;
   out.kv_bytes = kv_bytes;
   out.seed = seed;
-  out.fidelity = fidelity;
+  out.fidelity = fidelity && !coarse;
   out.fidelity_rows = fidelity_rows;
-  out.keep_scores = true;
-  out.keep_reads = kKeptReadsBytes;
+  out.keep_scores = !coarse;
+  out.keep_reads = coarse ? 0 : kKeptReadsBytes;
   return out;
 }
 
@@ -207,7 +217,7 @@ LiveSimulation::LiveSimulation(const QString& name, QObject* parent)
 }
 
 void LiveSimulation::show(SimulationRequest request, bool coarse) {
-  if (coarse) request.fidelity = false;
+  request.coarse = coarse;
   Request wanted{std::move(request), coarse};
   if (busy() && running_.coarse) {
     waiting_ = std::move(wanted);

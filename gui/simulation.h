@@ -28,6 +28,7 @@ struct SimulationRequest {
   std::vector<std::string> budgets;   // as --budget takes them
   RowIndex chunk = 0;                 // tokens; 0: the prompt is one pass
   RowIndex prompt = 0, evict_at = 0;  // rows; 0: as the trace says, at the prompt's end
+  bool coarse = false;  // measures no fidelity and keeps neither scores nor reads, for speed
   bool fidelity = true;
   RowIndex fidelity_rows = 0;  // per phase; 0: all
   std::int64_t kv_bytes = 2;
@@ -80,7 +81,6 @@ class LiveSimulation : public QObject {
   Q_OBJECT
  public:
   explicit LiveSimulation(const QString& name, QObject* parent = nullptr);
-  // A coarse request measures no fidelity.
   void show(SimulationRequest request, bool coarse);
   [[nodiscard]] bool busy() const { return simulation_.busy(); }
   [[nodiscard]] const std::filesystem::path& path() const { return simulation_.path(); }
@@ -104,6 +104,9 @@ class LiveSimulation : public QObject {
 
 // True of results of this process that are gone at its end.
 [[nodiscard]] bool is_temporary(const std::filesystem::path& result);
+
+// Removes the files of a result of this process; what has them open keeps what it has.
+void remove_temporary(const std::filesystem::path& result);
 
 // Copies a result and the companions that it names to `target` (".json" is added if it has no
 // ending), NAME.timeline.safetensors and NAME.lifetimes.safetensors; the copy names the copies.

@@ -11,6 +11,7 @@
 #include <QLogValueAxis>
 #include <QMouseEvent>
 #include <QPainter>
+#include <QPainterPath>
 #include <QTimer>
 #include <QVBoxLayout>
 #include <QValueAxis>
@@ -68,13 +69,12 @@ QFont small_font(const QFont& base) {
 }
 
 // Text that stays readable on lines.
-void draw_haloed(QPainter& painter, const QPointF& at, const QString& text, const QColor& colour) {
-  QColor halo = theme().paper;
-  halo.setAlphaF(0.8F);
-  painter.setPen(halo);
-  for (const QPointF& by : {QPointF(-1, 0), QPointF(1, 0), QPointF(0, -1), QPointF(0, 1)}) {
-    painter.drawText(at + by, text);
-  }
+void draw_haloed(QPainter& painter, const QPointF& at, const QString& text, const QColor& colour,
+                 double halo) {
+  QPainterPath letters;
+  letters.addText(at, painter.font(), text);
+  painter.strokePath(letters,
+                     QPen(theme().paper, 2 * halo, Qt::SolidLine, Qt::RoundCap, Qt::RoundJoin));
   painter.setPen(colour);
   painter.drawText(at, text);
 }
@@ -264,6 +264,22 @@ class TimeChart::Plot final : public QChartView {
     return content_.difference ? difference_text(content_.quantity, value)
                                : value_text(content_.quantity, value);
   }
+  // Where the trace of the current run ends.
+  [[nodiscard]] double end_of_current() const {
+    const RowIndex tokens = document_.current_run()->result->trace.tokens;
+    return std::clamp(x_of(static_cast<double>(tokens)), area_.left(), area_.right());
+  }
+  [[nodiscard]] QString decode_caption() const;
+  [[nodiscard]] QColor colour_of_part(int part) const {
+    const Stacking& stacking = *content_.stacking;
+    return part_colour(stacking.places()[static_cast<std::size_t>(part)], stacking.all_places());
+  }
+  // True if something of it is drawn.
+  [[nodiscard]] bool occurs(std::size_t part) const {
+    const std::vector<double>& top = stack_.tops[part];
+    return part == 0 ? std::any_of(top.begin(), top.end(), [](double value) { return value > 0; })
+                     : top != stack_.tops[part - 1];
+  }
   void place();
   void set_axes();
   void set_x_ticks();
@@ -276,6 +292,8 @@ class TimeChart::Plot final : public QChartView {
   void paint_stack(QPainter& painter);
   void paint_difference(QPainter& painter);
   void paint_peaks(QPainter& painter);
+  // Of all lines, those that are drawn in `box`.
+  [[nodiscard]] std::size_t points_in(const QRectF& box) const;
   void paint_stack_legend(QPainter& painter);
   void paint_front(QPainter& painter);
   void paint_legend(QPainter& painter);
@@ -410,7 +428,8 @@ void TimeChart::Plot::place() {
   const QFontMetricsF metrics(small_font(font()));
   const double left = metrics.horizontalAdvance("000000") + 2 * metrics.height();
   const double bottom = 2.9 * metrics.height();
-  const double top = paper_ && !content_.title.isEmpty() ? 2.2 * metrics.height() : 8;
+  // Above it, half of the highest label has room.
+  const double top = (paper_ && !content_.title.isEmpty() ? 2.2 : 1.5) * metrics.height();
   const QRectF inside = QRectF(QPointF(), chart()->size()).adjusted(left, top, -14, -bottom);
   area_ = inside.adjusted(0, 0, 0, paper_ ? -legend_height() : 0);
   if (area_.width() < 8 || area_.height() < 8) area_ = QRectF(left, top, 8, 8);
@@ -582,7 +601,9 @@ void TimeChart::Plot::paint_back(QPainter& painter) {
   const Theme& t = theme();
   const RowIndex prompt = current->result->trace.prompt;
   const double border = std::clamp(x_of(static_cast<double>(prompt)), area_.left(), area_.right());
-  painter.fillRect(QRectF(QPointF(border, area_.top()), area_.bottomRight()), t.panel);
+  painter.fillRect(QRectF(QPointF(border, area_.top()),
+                          QPointF(std::max(border, end_of_current()), area_.bottom())),
+                   t.panel);
   const std::vector<RowIndex>& ends = current->result->pass_ends;
   const auto first = std::lower_bound(ends.begin(), ends.end(), zoom_.begin);
   const auto last = std::upper_bound(first, ends.end(), zoom_.end);
@@ -631,16 +652,27 @@ void TimeChart::Plot::paint_lines(QPainter& painter) {
       if (to - from < width + 10) return;
       const QRectF box(std::clamp(x, from + 5, to - width - 5), area_.top() + 2, width,
                        metrics.height());
-      draw_haloed(painter, {box.left(), base}, text, t.faint);
+      draw_haloed(painter, {box.left(), base}, text, t.faint, 1);
       captions_.push_back(box.adjusted(-3, -2, 3, 2));
     };
     caption("prefill", border - metrics.horizontalAdvance("prefill") - 6, area_.left(),
             std::min(border, area_.right()));
-    caption("decode", border + 6, std::max(border, area_.left()), area_.right());
+    caption(decode_caption(), border + 6, std::max(border, area_.left()), end_of_current());
   }
   if (content_.stacking) paint_stack_legend(painter);
   paint_peaks(painter);
   if (paper_) paint_legend(painter);
+}
+
+// Phases are the current run's; if others have another prompt, the caption says so.
+QString TimeChart::Plot::decode_caption() const {
+  const ShownRun& current = *document_.current_run();
+  const bool same =
+      std::all_of(content_.lines.begin(), content_.lines.end(), [&](const ChartLine& line) {
+        return shown(line).result->trace.prompt == current.result->trace.prompt;
+      });
+  return same ? QString("decode")
+              : "decode of " + run_names(document_)[static_cast<std::size_t>(document_.current())];
 }
 
 void TimeChart::Plot::paint_stack(QPainter& painter) {
@@ -657,7 +689,7 @@ void TimeChart::Plot::paint_stack(QPainter& painter) {
       const double below = p == 0 ? 0 : stack_.tops[static_cast<std::size_t>(p - 1)][i];
       polygon << QPointF(x_of(stack_.x[i]), y_of(below));
     }
-    painter.setBrush(part_colour(p, parts));
+    painter.setBrush(colour_of_part(p));
     painter.drawPolygon(polygon);
   }
 }
@@ -710,14 +742,13 @@ void TimeChart::Plot::paint_peaks(QPainter& painter) {
     taken.emplace_back(at - QPointF(kDot, kDot), QSizeF(2 * kDot, 2 * kDot));
   }
   const std::size_t own = captions_.size();
+  double largest = 0;
+  for (const std::size_t i : order) largest = std::max(largest, peaks_[i].value);
   std::vector<std::pair<QString, QPointF>> written;
   for (std::size_t k = 0; k < order.size(); ++k) {
     const std::size_t i = order[k];
     const QPointF at = place_of(i);
     const QColor colour = run_colour(shown(content_.lines[i]).colour);
-    painter.setPen(QPen(theme().paper, 1));
-    painter.setBrush(colour);
-    painter.drawEllipse(at, kDot + 0.5, kDot + 0.5);
     const QString text = text_of(peaks_[i].said);
     const auto same = [&](const auto& one) {
       return one.first == text && QLineF(one.second, at).length() < 24;
@@ -730,39 +761,72 @@ void TimeChart::Plot::paint_peaks(QPainter& painter) {
                              QPointF(4, -h - 5),      QPointF(-w - 7, -h / 2),
                              QPointF(7, -h / 2),      QPointF(-w / 2, 6),
                              QPointF(-w - 4, 5),      QPointF(4, 5)};
+    // Where it is on no other label, and on as little of lines as can be.
+    std::optional<QRectF> drawn;
+    std::size_t least = std::numeric_limits<std::size_t>::max();
     for (const QPointF& corner : corners) {
       const QRectF box(at + corner, size);
-      const bool inside = area_.adjusted(1, -4, -1, 0).contains(box);
-      bool free = inside;
+      bool free = area_.adjusted(1, -4, -1, 0).contains(box);
       for (std::size_t b = 0; b < taken.size() && free; ++b) {
         free = b == own + k || !taken[b].intersects(box);
       }
-      const bool forced = content_.lines[i].current && &corner == &corners.back();
-      if (!free && !forced) continue;
-      const QRectF drawn =
-          free ? box
-               : QRectF({std::max(area_.left(), std::min(at.x() - w / 2, area_.right() - w)),
-                         std::max(area_.top(), at.y() - h - 6)},
-                        size);
-      taken.push_back(drawn.adjusted(-2, -1, 2, 1));
-      draw_haloed(painter, {drawn.left(), drawn.bottom() - 1}, text, colour);
-      written.emplace_back(text, at);
-      break;
+      if (!free) continue;
+      const std::size_t under = points_in(box);
+      if (under >= least) continue;
+      least = under;
+      drawn = box;
     }
+    // The current run's and the largest are never left out.
+    if (!drawn && (content_.lines[i].current || peaks_[i].value >= largest)) {
+      drawn = QRectF({std::max(area_.left(), std::min(at.x() - w / 2, area_.right() - w)),
+                      std::max(area_.top(), at.y() - h - 6)},
+                     size);
+    }
+    if (!drawn) continue;
+    taken.push_back(drawn->adjusted(-4, -3, 4, 3));
+    draw_haloed(painter, {drawn->left(), drawn->bottom() - 1}, text, colour, 3);
+    written.emplace_back(text, at);
+  }
+  painter.setPen(QPen(theme().paper, 1));
+  for (const std::size_t i : order) {
+    painter.setBrush(run_colour(shown(content_.lines[i]).colour));
+    painter.drawEllipse(place_of(i), kDot + 0.5, kDot + 0.5);
   }
 }
 
-// Parts from the top to the bottom, as they lie; of many, a few that are evenly spread.
+std::size_t TimeChart::Plot::points_in(const QRectF& box) const {
+  std::size_t found = 0;
+  const auto row_of = [&](double x) {
+    return (x - area_.left()) / pixels_per_row() + static_cast<double>(zoom_.begin);
+  };
+  for (const std::vector<QPointF>& line : lines_) {
+    auto point = std::lower_bound(line.begin(), line.end(), row_of(box.left()),
+                                  [](const QPointF& p, double x) { return p.x() < x; });
+    for (; point != line.end() && x_of(point->x()) <= box.right(); ++point) {
+      const double y = y_at(point->y());
+      found += box.top() <= y && y <= box.bottom() ? 1 : 0;
+    }
+  }
+  return found;
+}
+
+// Parts that are drawn, from the top to the bottom, as they lie; of many, a few that are evenly
+// spread.
 void TimeChart::Plot::paint_stack_legend(QPainter& painter) {
   const std::vector<QString>& names = content_.stacking->names();
-  const auto count = static_cast<int>(names.size());
+  std::vector<int> drawn;
+  for (std::size_t part = 0; part < stack_.tops.size(); ++part) {
+    if (occurs(part)) drawn.push_back(static_cast<int>(part));
+  }
+  const auto count = static_cast<int>(drawn.size());
   const QFontMetricsF metrics(painter.font());
   const double step = metrics.lineSpacing();
   const int room = std::max(2, static_cast<int>((area_.height() * 0.8) / step) - 2);
   const int listed = std::min(count, std::min(room, 12));
   std::vector<int> parts;
   for (int k = 0; k < listed; ++k) {
-    parts.push_back(listed == 1 ? 0 : (count - 1) * k / (listed - 1));
+    parts.push_back(
+        drawn[static_cast<std::size_t>(listed == 1 ? 0 : (count - 1) * k / (listed - 1))]);
   }
   std::vector<QString> notes{
       run_names(document_)[static_cast<std::size_t>(content_.lines.back().run)]};
@@ -773,7 +837,11 @@ void TimeChart::Plot::paint_stack_legend(QPainter& painter) {
   }
   for (const QString& note : notes) width = std::max(width, metrics.horizontalAdvance(note));
   const auto rows = static_cast<double>(parts.size() + notes.size());
-  const QRectF box(area_.left() + 10, area_.top() + 6 + step, width + 14, rows * step + 10);
+  QRectF box(area_.left() + 10, area_.top() + 6 + step, width + 14, rows * step + 10);
+  // Not where the stack is highest.
+  if (x_of(static_cast<double>(peaks_.back().row)) < area_.center().x()) {
+    box.moveRight(area_.right() - 10);
+  }
   QColor paper = theme().paper;
   paper.setAlphaF(0.94F);
   painter.setPen(QPen(theme().grid, 1));
@@ -785,7 +853,7 @@ void TimeChart::Plot::paint_stack_legend(QPainter& painter) {
   painter.drawText(QPointF(box.left() + 7, y + metrics.ascent()), notes.front());
   y += step;
   for (auto part = parts.rbegin(); part != parts.rend(); ++part) {
-    painter.fillRect(QRectF(box.left() + 7, y + step / 2 - 5, 12, 10), part_colour(*part, count));
+    painter.fillRect(QRectF(box.left() + 7, y + step / 2 - 5, 12, 10), colour_of_part(*part));
     painter.setPen(theme().ink);
     painter.drawText(QPointF(box.left() + 25, y + metrics.ascent()),
                      names[static_cast<std::size_t>(*part)]);
@@ -938,9 +1006,8 @@ std::vector<BoxLine> TimeChart::Plot::readout(RowIndex row) const {
     const std::size_t listed = std::min<std::size_t>(order.size(), 2 * kReadout);
     for (std::size_t k = 0; k < listed; ++k) {
       const auto part = static_cast<int>(order[k]);
-      box.push_back(
-          {names[order[k]], text_of(parts[order[k]]),
-           QPen(part_colour(part, static_cast<int>(parts.size())), 8, Qt::SolidLine, Qt::FlatCap)});
+      box.push_back({names[order[k]], text_of(parts[order[k]]),
+                     QPen(colour_of_part(part), 8, Qt::SolidLine, Qt::FlatCap)});
     }
     if (listed < order.size())
       box.push_back({QString("and %1 more").arg(order.size() - listed), {}});

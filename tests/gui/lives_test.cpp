@@ -577,6 +577,19 @@ void LivesTest::the_kept_sets_panel_says_what_differs() {
   const auto* list = panel->findChild<QTableView*>();
   QVERIFY(list->model()->rowCount() > 0);
   panel->grab().save(picture_folder().filePath("kept_sets.png"));
+  // As in the chart of the difference: what only the current run holds is more.
+  for (QWidget* part : panel->findChildren<QWidget*>()) {
+    if (!part->accessibleName().startsWith("Tokens held by both runs")) continue;
+    QVERIFY(part->minimumWidth() <= 440);
+    const QImage legend = part->grab(QRect(0, 0, part->width(), 21)).toImage();
+    const auto place = [&](const QColor& colour) {
+      int x = 0;
+      while (x < legend.width() && legend.pixelColor(x, 10) != colour) ++x;
+      return x;
+    };
+    QVERIFY(0 < place(theme().bad) && place(theme().bad) < place(theme().good));
+    QVERIFY(place(theme().good) < legend.width());
+  }
   document->set_baseline(document->current());
   QVERIFY(text->text().contains("choose another run"));
   QVERIFY(!list->isVisible());

@@ -216,6 +216,20 @@ void MemoryTest::differences_equal_those_of_a_walk_over_all_rows() {
                std::max_element(less.begin() + begin, less.begin() + end) - less.begin());
     }
   }
+  // What a damaged file claims costs no more than what it says.
+  constexpr RowIndex kClaimed = (RowIndex{1} << 31) - 1;
+  const SeriesPtr up = series_of_steps({0, 5, 9000}, {1, 7, 3}, kClaimed);
+  const SeriesPtr flat = series_of_steps({0}, {2}, kClaimed);
+  const SeriesPtr claimed = series_of_difference({up, 1}, {flat, 2}, [] { return false; });
+  QCOMPARE(claimed->over(0, kClaimed).low, -3.0);
+  QCOMPARE(claimed->over(0, kClaimed).high, 3.0);
+  QCOMPARE(claimed->row_of_high(0, kClaimed), RowIndex{5});
+  QCOMPARE(claimed->over(9000, kClaimed).high, -1.0);
+  const SeriesPtr other = series_of_steps({0, 7000}, {1, 2}, kClaimed);
+  const SeriesPtr both = series_of_difference({up, 1}, {other, 1}, [] { return false; });
+  QCOMPARE(both->over(8000, kClaimed).high, 5.0);
+  QCOMPARE(both->over(9000, kClaimed).high, 1.0);
+  QVERIFY(both->over(0, kClaimed).high <= 6.0);
   const SeriesPtr steps = series_of_steps({0}, {1}, 100);
   QVERIFY_EXCEPTION_THROWN((void)series_of_difference({steps, 1}, {steps, 1}, [] { return true; }),
                            std::exception);
@@ -232,6 +246,11 @@ void MemoryTest::parts_of_every_stack_sum_to_the_total() {
         const Stacking stacking(shown, quantity, stack);
         QVERIFY2(stacking.missing().isEmpty(), qPrintable(stacking.missing()));
         several = several || stacking.names().size() > 2;
+        QCOMPARE(stacking.places().size(), stacking.names().size());
+        for (std::size_t part = 0; part < stacking.names().size(); ++part) {
+          QVERIFY(stacking.places()[part] < stacking.all_places());
+          if (stacking.names()[part].startsWith("active")) QCOMPARE(stacking.places()[part], 1);
+        }
         std::vector<double> parts(stacking.names().size());
         for (RowIndex row = 0; row < result->trace.tokens; row += 37) {
           stacking.parts_at(row, parts);

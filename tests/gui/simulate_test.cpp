@@ -41,6 +41,7 @@ class SimulateTest : public QObject {
   void of_slider_positions_the_latest_wins();
   void knobs_are_found_where_specs_have_them();
   void the_panel_runs_cancels_and_slides();
+  void long_words_do_not_widen_the_panel();
 };
 
 namespace {
@@ -270,6 +271,13 @@ void SimulateTest::of_slider_positions_the_latest_wins() {
   QCOMPARE(shown.size(), 2);  // the one that ran, and the one that waited
   QCOMPARE(shown[0][1].toBool(), true);
   QCOMPARE(shown[1][1].toBool(), false);
+  // Only what rests is worth scores and reads on the disk: 12 bytes an entry and more.
+  const auto plain = [](const SimulationRequest& of) {
+    return !of.options().keep_scores && of.options().keep_reads == 0 && !of.options().fidelity;
+  };
+  QVERIFY(!plain(request));
+  request.coarse = true;
+  QVERIFY(plain(request));
   const auto last = shown[1][0].value<ResultPtr>();
   QCOMPARE(last->runs[0].label, std::string("streaming_llm(budget=60)"));
 }
@@ -340,6 +348,14 @@ void SimulateTest::the_panel_runs_cancels_and_slides() {
   QTest::keyClick(spec, Qt::Key_Return);
   QCOMPARE(list->count(), 2);
   QCOMPARE(panel->findChild<QComboBox*>("wrapper")->currentData().toString(), QString("chunked"));
+  auto* budgets = panel->findChild<QLineEdit*>("budgets");
+  auto* budgets_note = panel->findChild<QLabel*>("budgets_note");
+  QVERIFY(budgets_note->isHidden());
+  budgets->setText("5%");
+  QVERIFY(!budgets_note->isHidden());
+  QVERIFY2(budgets_note->text().startsWith("1 of 2 policies"), qPrintable(budgets_note->text()));
+  budgets->clear();
+  QVERIFY(budgets_note->isHidden());
   panel->findChild<QSpinBox*>("prompt")->setValue(512);
   panel->findChild<QSpinBox*>("chunk")->setValue(128);
   auto* rows = panel->findChild<QComboBox*>("rows_measured");
@@ -389,6 +405,10 @@ void SimulateTest::the_panel_runs_cancels_and_slides() {
   budget->setSliderDown(false);  // released
   QTRY_VERIFY_WITH_TIMEOUT(what->text().contains("measured"), kWaitMs);
   QVERIFY(figure(document.runs()[2].run(), "fidelity.rows_measured").has_value());
+  QVERIFY(document.runs()[2].run().policy != document.runs()[1].run().policy);
+  budget->setValue(budget->value() - 40);  // back where it was bound
+  QTRY_VERIFY_WITH_TIMEOUT(document.runs()[2].run().policy == document.runs()[1].run().policy,
+                           kWaitMs);
   auto* chunk = panel->findChild<QSlider*>("chunk_slider");
   chunk->setFocus();
   QTest::keyClick(chunk, Qt::Key_Right);
@@ -396,13 +416,44 @@ void SimulateTest::the_panel_runs_cancels_and_slides() {
   QTRY_VERIFY_WITH_TIMEOUT(!panel->busy() && what->text().contains("measured"), kWaitMs);
   QCOMPARE(document.runs().size(), std::size_t{3});
   QCOMPARE(document.runs()[2].colour, colour);
+  QCOMPARE(document.runs()[2].run().policy, document.runs()[1].run().policy);  // the chunk only
   QCOMPARE(document.runs()[1].run().label, std::string("chunked(snapkv)"));
   picture("what-if");
+
+  // Closed, its files are gone.
+  const ResultPtr first = document.runs()[0].result;
+  QVERIFY(std::filesystem::exists(first->path));
+  document.close(first);
+  QVERIFY(!std::filesystem::exists(first->path));
+  QVERIFY(std::filesystem::exists(document.runs()[0].result->path));  // of the sliders
 
   // Destroyed while it runs.
   panel->findChild<QTabWidget*>()->setCurrentIndex(0);
   panel->run();
   delete panel;
+}
+
+void SimulateTest::long_words_do_not_widen_the_panel() {
+  Document document;
+  SimulatePanel panel(document, nullptr);
+  panel.resize(340, 800);
+  panel.show();
+  auto* spec = panel.findChild<QLineEdit*>("specification");
+  const auto* page = spec->parentWidget();
+  const int wide = page->width();
+  const QString word(300, 'w');
+  spec->setFocus();
+  QTest::keyClicks(spec, word);
+  const auto said = [&] {
+    for (const QLabel* label : page->findChildren<QLabel*>()) {
+      if (label->text().remove(QChar(0x200B)).contains(word)) return true;
+    }
+    return false;
+  };
+  QTRY_VERIFY(said());
+  QCoreApplication::processEvents();
+  QCOMPARE(page->width(), wide);
+  QVERIFY(wide <= 340);
 }
 
 KVSPAN_GUI_TEST(SimulateTest, "simulate");
