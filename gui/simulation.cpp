@@ -183,7 +183,8 @@ void Simulation::start(const SimulationRequest& request) {
       write_lifetimes(report, report.lifetimes_path);
       write_file_atomically(path, to_json(report).dump(1) + "\n");
       result = open_result(path);
-      post([this, result, end, all = specs.size()] {
+      post([this, result, end, text, all = specs.size()] {
+        emit progressed(static_cast<double>(end) / static_cast<double>(all), text);
         emit grown(result, static_cast<int>(end), static_cast<int>(all));
       });
       begin = end;
