@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "gui/numbers.h"
+#include "gui/sampling.h"
 #include "sim/error.h"
 #include "sim/spec.h"
 
@@ -154,6 +155,7 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
 void CriticalTable::set(const Tradeoff& tradeoff, const std::vector<ShownRun>& runs) {
   beginResetModel();
   rows_.clear();
+  const std::vector<QString> names = run_names(runs);
   for (const Tradeoff::Family& family : tradeoff.families) {
     Row row;
     row.family = QString::fromStdString(family.name) + (family.bound ? " (bound)" : "");
@@ -164,8 +166,10 @@ void CriticalTable::set(const Tradeoff& tradeoff, const std::vector<ShownRun>& r
       row.footprint = point.footprint;
       row.fidelity = point.fidelity;
       row.run = static_cast<int>(point.run);
-      row.spec = QString::fromStdString(shown.run().label);
-      if (shown.result->chunk > 0) row.spec += QString(", chunk %1").arg(shown.result->chunk);
+      row.spec = names[point.run];
+      if (shown.result->chunk > 0 && row.spec == QString::fromStdString(shown.run().label)) {
+        row.spec += QString(", chunk %1").arg(shown.result->chunk);
+      }
     }
     rows_.push_back(std::move(row));
   }

@@ -22,6 +22,7 @@
 #include <functional>
 
 #include "gui/csv.h"
+#include "gui/sampling.h"
 #include "gui/theme.h"
 #include "gui/tradeoff.h"
 #include "gui/view.h"
@@ -472,16 +473,17 @@ class TradeoffView final : public View {
   }
   [[nodiscard]] std::string csv() const override {
     std::string text = csv_line({"policy", "label", "chunk", "footprint", "fidelity", "bound",
-                                 "pareto", "critical", "family"});
+                                 "pareto", "critical", "family", "file"});
     const auto yes = [](bool is) { return csv_field(std::int64_t{is ? 1 : 0}); };
     for (const Tradeoff::Point& p : tradeoff_.points) {
       const ShownRun& shown = document().runs()[p.run];
-      text += csv_line({csv_field(std::string_view(shown.run().policy)),
-                        csv_field(std::string_view(shown.run().label)),
-                        csv_field(static_cast<std::int64_t>(shown.result->chunk)),
-                        csv_field(p.footprint), csv_field(p.fidelity), yes(p.bound), yes(p.front),
-                        yes(p.critical),
-                        csv_field(std::string_view(tradeoff_.families[p.family].name))});
+      text +=
+          csv_line({csv_field(std::string_view(shown.run().policy)),
+                    csv_field(std::string_view(shown.run().label)),
+                    csv_field(static_cast<std::int64_t>(shown.result->chunk)),
+                    csv_field(p.footprint), csv_field(p.fidelity), yes(p.bound), yes(p.front),
+                    yes(p.critical), csv_field(std::string_view(tradeoff_.families[p.family].name)),
+                    csv_field(std::string_view(shown.result->path.filename().string()))});
     }
     return text;
   }
@@ -523,9 +525,8 @@ class TradeoffView final : public View {
         });
     QString text;
     if (at != tradeoff_.points.end()) {
-      const ShownRun& shown = document().runs()[at->run];
-      text = QString::fromStdString(shown.run().label) + ": footprint " +
-             percent_text(at->footprint) + ", fidelity " + percent_text(at->fidelity);
+      text = run_names(document())[at->run] + ": footprint " + percent_text(at->footprint) +
+             ", fidelity " + percent_text(at->fidelity);
       if (at->front) text += ", on the front";
       if (at->bound) text += ", a bound: reads the future";
     }
