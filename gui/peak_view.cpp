@@ -283,7 +283,7 @@ class PeakView final : public View {
     }
     bars_->parts = {{"prompt", sum.prompt, run_colour(2)},
                     {"generated", sum.generated, run_colour(6)},
-                    {"layout", sum.layout + parts.copies, run_colour(1)},
+                    {"layout", sum.layout + parts.rest, run_colour(1)},
                     {"overhead", sum.overhead + parts.state + parts.once, run_colour(4)}};
     if (bars_->bars.empty()) {
       bars_->bars.push_back({layout_->currentText(), parts.total});
