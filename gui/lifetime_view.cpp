@@ -674,10 +674,10 @@ class MapCanvas final : public QWidget {
     QColor thin = theme().ink;
     thin.setAlpha(60);
     // Too many to be told apart: none.
-    const double apart = (y_of(static_cast<double>(result.trace.prompt)) - y_of(0)) /
-                         static_cast<double>(result.pass_ends.size());
-    for (const RowIndex end : result.pass_ends) {
-      if (end >= result.trace.prompt || apart < kLeastApart) break;
+    const Rows shown = rows();
+    for (const RowIndex end :
+         pass_ends(result, shown.begin, shown.end, kLeastApart / (y_of(1) - y_of(0)))) {
+      if (end == result.trace.prompt) break;
       const double y = y_of(static_cast<double>(end));
       painter.setPen(QPen(thin, 1, Qt::DotLine));
       painter.drawLine(QPointF(map.left(), y), QPointF(map.right(), y));
