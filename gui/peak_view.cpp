@@ -156,6 +156,7 @@ class PeakView final : public View {
     controls->addWidget(layout_);
     row->addWidget(controls_);
     caption_ = new QLabel(this);
+    caption_->setTextFormat(Qt::PlainText);
     caption_->setObjectName("caption");
     caption_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
     row->addWidget(caption_, 1);
@@ -178,6 +179,7 @@ class PeakView final : public View {
     table_->horizontalHeader()->setHighlightSections(false);
     table_->horizontalHeader()->setSectionResizeMode(QHeaderView::ResizeToContents);
     note_ = new QLabel(this);
+    note_->setTextFormat(Qt::PlainText);
     note_->setObjectName("note");
     note_->setWordWrap(true);
     right->addWidget(table_, 1);

@@ -81,6 +81,7 @@ class ResidentView final : public View {
     text_->chosen = [this](std::int64_t token) { choose(token); };
     text_->tip = [this](std::int64_t token) { return facts(token); };
     nothing_ = new QLabel(this);
+    nothing_->setTextFormat(Qt::PlainText);
     nothing_->setAlignment(Qt::AlignCenter);
     nothing_->setWordWrap(true);
     nothing_->setMargin(20);
@@ -238,7 +239,7 @@ class ResidentView final : public View {
     text_->show(source, tokens ? trace.tokens : 0, std::move(shares));
     scale_->set_heads(tokens ? holdings_->scope_heads : 0);
     summary_->setText(summary());
-    summary_->setToolTip(summary_->text());
+    summary_->setToolTip(Qt::convertFromPlainText(summary_->text()));
     following_ = false;
     select_focus();
     show_page();

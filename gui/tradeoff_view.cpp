@@ -406,6 +406,7 @@ class TradeoffView final : public View {
     auto* label = new QLabel("&Threshold F", this);
     label->setBuddy(threshold_);
     readout_ = new QLabel(this);
+    readout_->setTextFormat(Qt::PlainText);
     readout_->setObjectName("readout");
     readout_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
     controls->addWidget(figure_);
