@@ -97,7 +97,7 @@ class Plot final : public QChartView {
       axis->setLabelsFont(font);
       axis->setTitleFont(font);
     }
-    draw_front();
+    for (const Tradeoff::Group& group : tradeoff_.groups) draw_front(group.front);
     for (const Tradeoff::Family& family : tradeoff_.families) draw_family(family);
     for (const Tradeoff::Point& p : tradeoff_.points) draw_point(p);
     auto* line = add_line(QPen(t.accent, 1, Qt::DashLine));
@@ -229,13 +229,13 @@ class Plot final : public QChartView {
   }
 
   // Steps: what is reached with at most so much.
-  void draw_front() {
+  void draw_front(const std::vector<std::size_t>& front) {
     QColor colour = theme().faint;
     colour.setAlphaF(0.5F);
     auto* steps = add_line(QPen(colour, 5, Qt::SolidLine, Qt::RoundCap, Qt::MiterJoin));
     double height = 0;
-    for (std::size_t i = 0; i < tradeoff_.front.size(); ++i) {
-      const Tradeoff::Point& p = tradeoff_.points[tradeoff_.front[i]];
+    for (std::size_t i = 0; i < front.size(); ++i) {
+      const Tradeoff::Point& p = tradeoff_.points[front[i]];
       if (i > 0) steps->append(100 * p.footprint, 100 * height);
       steps->append(100 * p.footprint, 100 * p.fidelity);
       height = p.fidelity;
@@ -294,11 +294,13 @@ class Plot final : public QChartView {
         out.emplace_back(at(*family.critical), QPointF(at(*family.critical).x(), area.bottom()));
       }
     }
-    for (std::size_t i = 1; i < tradeoff_.front.size(); ++i) {
-      const QPointF from = at(tradeoff_.front[i - 1]);
-      const QPointF to = at(tradeoff_.front[i]);
-      out.emplace_back(from, QPointF(to.x(), from.y()));
-      out.emplace_back(QPointF(to.x(), from.y()), to);
+    for (const Tradeoff::Group& group : tradeoff_.groups) {
+      for (std::size_t i = 1; i < group.front.size(); ++i) {
+        const QPointF from = at(group.front[i - 1]);
+        const QPointF to = at(group.front[i]);
+        out.emplace_back(from, QPointF(to.x(), from.y()));
+        out.emplace_back(QPointF(to.x(), from.y()), to);
+      }
     }
     return out;
   }
@@ -530,6 +532,11 @@ class TradeoffView final : public View {
              ", fidelity " + percent_text(at->fidelity);
       if (at->front) text += ", on the front";
       if (at->bound) text += ", a bound: reads the future";
+    }
+    if (tradeoff_.groups.size() > 1) {
+      text += QString("%1%2 traces or prompts, a front each")
+                  .arg(text.isEmpty() ? "" : "; ")
+                  .arg(tradeoff_.groups.size());
     }
     if (tradeoff_.unmeasured > 0) {
       text += QString("%1%2 without this figure")
