@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <QApplication>
 #include <QChart>
 #include <QChartView>
 #include <QComboBox>
@@ -367,19 +368,29 @@ class FamilyDelegate final : public QStyledItemDelegate {
  public:
   using QStyledItemDelegate::QStyledItemDelegate;
 
+ public:
+  void paint(QPainter* painter, const QStyleOptionViewItem& option,
+             const QModelIndex& index) const override {
+    QStyledItemDelegate::paint(painter, option, index);
+    if (index.column() != 0) return;
+    QStyleOptionViewItem box = option;
+    initStyleOption(&box, index);
+    const QStyle* style = box.widget != nullptr ? box.widget->style() : QApplication::style();
+    const QRectF place = style->subElementRect(QStyle::SE_ItemViewItemDecoration, &box, box.widget);
+    painter->save();
+    painter->setRenderHint(QPainter::Antialiasing);
+    painter->setPen(Qt::NoPen);
+    painter->setBrush(run_colour(index.data(CriticalTable::kColourRole).toInt()));
+    painter->drawEllipse(place.center(), 4, 4);
+    painter->restore();
+  }
+
  protected:
+  // Leaves room for the mark.
   void initStyleOption(QStyleOptionViewItem* option, const QModelIndex& index) const override {
     QStyledItemDelegate::initStyleOption(option, index);
     if (index.column() != 0) return;
-    QPixmap mark(10, 10);
-    mark.fill(Qt::transparent);
-    QPainter painter(&mark);
-    painter.setRenderHint(QPainter::Antialiasing);
-    painter.setPen(Qt::NoPen);
-    painter.setBrush(run_colour(index.data(CriticalTable::kColourRole).toInt()));
-    painter.drawEllipse(1, 1, 8, 8);
-    option->icon = QIcon(mark);
-    option->decorationSize = mark.size();
+    option->decorationSize = QSize(10, 10);
     option->features |= QStyleOptionViewItem::HasDecoration;
   }
 };
