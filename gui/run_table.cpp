@@ -132,7 +132,7 @@ QVariant RunTable::data(const QModelIndex& index, int role) const {
       return value;
     }
     case Qt::ToolTipRole:
-      return Qt::convertFromPlainText(tool_tip(shown));
+      return tip_text(tool_tip(shown));
     case Qt::CheckStateRole:
       return column == label ? QVariant(shown.visible ? Qt::Checked : Qt::Unchecked) : QVariant();
     case Qt::TextAlignmentRole:

@@ -215,8 +215,8 @@ QVariant CriticalTable::data(const QModelIndex& index, int role) const {
                           ? Qt::AlignRight | Qt::AlignVCenter
                           : Qt::AlignLeft | Qt::AlignVCenter);
     case Qt::ToolTipRole:
-      return Qt::convertFromPlainText(
-          row.run < 0 ? QString("no run of %1 reaches the threshold").arg(row.family) : row.spec);
+      return tip_text(row.run < 0 ? QString("no run of %1 reaches the threshold").arg(row.family)
+                                  : row.spec);
     case Qt::DisplayRole:
     case Qt::EditRole:
       break;
