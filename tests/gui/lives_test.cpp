@@ -516,7 +516,7 @@ void LivesTest::attention_can_be_shown_and_cancelled() {
     QCOMPARE(std::stof(lines[t + 1][7]), whole.lost[t]);
   }
   document->set_focus({0, 0, 3});
-  QVERIFY(view->findChild<QLabel*>()->text().contains("of attention, lost"));
+  QVERIFY(view->findChild<QLabel*>()->text().contains("attention received"));
 }
 
 void LivesTest::the_resident_view_follows_and_leads_the_document() {
