@@ -72,6 +72,7 @@ CompareView::CompareView(Document& document, QWidget* parent)
   current_->setAccessibleName("Current run");
   baseline_->setAccessibleName("Baseline");
   readout_->setAccessibleName("Difference in the selection");
+  readout_->setTextFormat(Qt::PlainText);
   readout_->setTextInteractionFlags(Qt::TextSelectableByMouse);
   readout_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
   for (QComboBox* list : {current_, baseline_}) {

@@ -315,6 +315,7 @@ class HeadView final : public View {
     difference_ = new QCheckBox("less the &baseline", controls_);
     difference_->setObjectName("difference");
     readout_ = new QLabel(controls_);
+    readout_->setTextFormat(Qt::PlainText);
     readout_->setObjectName("readout");
     readout_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
     row->addWidget(figure_);

@@ -410,8 +410,10 @@ class MapCanvas final : public QWidget {
       return QString::number(static_cast<double>(value), 'g', 3);
     };
     if (!std::isnan(life.received)) {
-      parts
-          << QString("received %1 of attention, lost %2").arg(mass(life.received), mass(life.lost));
+      parts << QString("attention received %1, lost %2 (summed over rows)")
+                   .arg(mass(life.received), mass(life.lost));
+    } else if (!wants_attention_) {
+      parts << "A computes the attention it received";
     }
     QStringList eviction;
     if (!std::isnan(life.score)) eviction << "score " + mass(life.score);
@@ -441,8 +443,9 @@ class MapCanvas final : public QWidget {
       const auto* help = static_cast<QHelpEvent*>(event);
       const auto at = under(help->pos());
       if (at && at->first <= at->second) {
-        QToolTip::showText(help->globalPos(),
-                           facts(at->first).replace(QString(" ") + QChar(0xb7) + " ", "\n"), this);
+        const QString text = facts(at->first).replace(QString(" ") + QChar(0xb7) + " ", "\n");
+        // A token may be "<s>", which is not meant as HTML.
+        QToolTip::showText(help->globalPos(), Qt::convertFromPlainText(text), this);
       } else {
         QToolTip::hideText();
       }
@@ -674,10 +677,10 @@ class MapCanvas final : public QWidget {
     QColor thin = theme().ink;
     thin.setAlpha(60);
     // Too many to be told apart: none.
-    const double apart = (y_of(static_cast<double>(result.trace.prompt)) - y_of(0)) /
-                         static_cast<double>(result.pass_ends.size());
-    for (const RowIndex end : result.pass_ends) {
-      if (end >= result.trace.prompt || apart < kLeastApart) break;
+    const Rows shown = rows();
+    for (const RowIndex end :
+         pass_ends(result, shown.begin, shown.end, kLeastApart / (y_of(1) - y_of(0)))) {
+      if (end == result.trace.prompt) break;
       const double y = y_of(static_cast<double>(end));
       painter.setPen(QPen(thin, 1, Qt::DotLine));
       painter.drawLine(QPointF(map.left(), y), QPointF(map.right(), y));
@@ -937,7 +940,7 @@ class LifetimeView final : public View {
                     : !shown                      ? QString()
                     : token < 0 ? "Click, or use the arrow keys, to choose a token and a row."
                                 : canvas_->facts(token));
-    facts_->setToolTip(facts_->text());
+    facts_->setToolTip(Qt::convertFromPlainText(facts_->text()));
   }
   static void fill(QComboBox* box, const QStringList& names, int current) {
     QStringList now;

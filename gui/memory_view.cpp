@@ -55,6 +55,7 @@ MemoryView::MemoryView(Document& document, QWidget* parent)
   stack_->setToolTip("Lines of all runs, or the current run in parts (S)");
   log_->setToolTip("Logarithmic values (L)");
   readout_->setAccessibleName("Selection");
+  readout_->setTextFormat(Qt::PlainText);
   readout_->setTextInteractionFlags(Qt::TextSelectableByMouse);
   readout_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
   auto* bar = new QHBoxLayout;

@@ -25,4 +25,8 @@ QString percent_text(std::optional<double> share, int decimals) {
   return QString::number(100 * *share, 'f', decimals) + " %";
 }
 
+QString tip_text(const QString& plain) {
+  return "<qt>" + plain.toHtmlEscaped().replace('\n', "<br>") + "</qt>";
+}
+
 }  // namespace kvspan::gui

@@ -15,4 +15,7 @@ namespace kvspan::gui {
 // "41.3 %"; a dash for nothing
 [[nodiscard]] QString percent_text(std::optional<double> share, int decimals = 1);
 
+// A tool tip that shows `plain` as it is: names may look like HTML.
+[[nodiscard]] QString tip_text(const QString& plain);
+
 }  // namespace kvspan::gui

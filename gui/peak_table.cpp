@@ -124,9 +124,22 @@ PeakParts peak_parts(const Result& result, std::size_t run, const std::string& l
   });
   out.state = state_at(out.row);
   out.once = once;
+  out.layerwise = file.accounting().layerwise;
   out.total += out.state + out.once;
   if (const auto said = peak_total(result, run, layout, phase)) {
-    out.copies = *said - out.total;
+    if (state.empty()) {
+      // Writers that did not list the policy's state counted it nevertheless.
+      std::int64_t known = once;
+      for (const PeakParts::Part& part : out.layers) known += part.overhead;
+      const auto overhead = phase == PeakPhase::peak ? peak_figure(result, run, layout, "overhead")
+                                                     : std::optional<double>();
+      if (overhead)
+        out.state = static_cast<std::int64_t>(*overhead) - known;
+      else if (!out.layerwise)
+        out.state = *said - out.total;
+      out.total += out.state;
+    }
+    out.rest = *said - out.total;
     out.total = *said;
   }
   return out;
@@ -154,9 +167,11 @@ void PeakTable::set(const PeakParts& parts) {
   };
   whole("policy state", parts.state);
   whole("once, for the model", parts.once);
-  if (parts.copies != 0) {
-    rows_.push_back({"copies while a layer compresses", {{}, {}, parts.copies, {}, parts.copies}});
-    sum.layout += parts.copies;
+  if (parts.rest != 0) {
+    rows_.push_back(
+        {parts.layerwise ? "copies while a layer compresses" : "not in the lifetimes file",
+         {{}, {}, parts.rest, {}, parts.rest}});
+    sum.layout += parts.rest;
   }
   rows_.push_back({"total", {sum.prompt, sum.generated, sum.layout, sum.overhead, parts.total}});
   endResetModel();

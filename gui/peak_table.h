@@ -26,7 +26,10 @@ struct PeakParts {
   RowIndex row = 0;  // the last row of the pass that peaks
   std::vector<Part> layers;
   std::int64_t state = 0, once = 0;  // the policy's, for the whole model
-  std::int64_t copies = 0;  // --prefill layerwise: by how much the peak differs from the sum
+  // By how much the peak differs from the sum: copies where prefill is layerwise, else what the
+  // lifetimes file does not list.
+  std::int64_t rest = 0;
+  bool layerwise = false;
   std::int64_t total = 0;
 };
 

@@ -156,6 +156,7 @@ class PeakView final : public View {
     controls->addWidget(layout_);
     row->addWidget(controls_);
     caption_ = new QLabel(this);
+    caption_->setTextFormat(Qt::PlainText);
     caption_->setObjectName("caption");
     caption_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
     row->addWidget(caption_, 1);
@@ -178,6 +179,7 @@ class PeakView final : public View {
     table_->horizontalHeader()->setHighlightSections(false);
     table_->horizontalHeader()->setSectionResizeMode(QHeaderView::ResizeToContents);
     note_ = new QLabel(this);
+    note_->setTextFormat(Qt::PlainText);
     note_->setObjectName("note");
     note_->setWordWrap(true);
     right->addWidget(table_, 1);
@@ -283,7 +285,7 @@ class PeakView final : public View {
     }
     bars_->parts = {{"prompt", sum.prompt, run_colour(2)},
                     {"generated", sum.generated, run_colour(6)},
-                    {"layout", sum.layout + parts.copies, run_colour(1)},
+                    {"layout", sum.layout + parts.rest, run_colour(1)},
                     {"overhead", sum.overhead + parts.state + parts.once, run_colour(4)}};
     if (bars_->bars.empty()) {
       bars_->bars.push_back({layout_->currentText(), parts.total});

@@ -29,14 +29,17 @@ constexpr int kMostExpanded = 64;  // heads that are all shown at first
 class HeldScale final : public QWidget {
  public:
   explicit HeldScale(QWidget* parent) : QWidget(parent) { setMinimumSize(150, 20); }
-  void set_heads(int heads) {
+  // host: held includes what is on the host.
+  void set_heads(int heads, bool host) {
     heads_ = heads;
+    host_ = host;
     update();
   }
   void paint(QPainter& painter, const QRect& area) const {
     if (heads_ > 0) {
       paint_held_scale(painter, area, heads_ == 1 ? "evicted" : "held by 0",
-                       heads_ == 1 ? QString("held") : QString("%1 heads").arg(heads_));
+                       (heads_ == 1 ? QString("held") : QString("%1 heads").arg(heads_)) +
+                           (host_ ? ", on device or host" : ""));
     }
   }
 
@@ -48,6 +51,7 @@ class HeldScale final : public QWidget {
 
  private:
   int heads_ = 0;
+  bool host_ = false;
 };
 
 class ResidentView final : public View {
@@ -81,6 +85,7 @@ class ResidentView final : public View {
     text_->chosen = [this](std::int64_t token) { choose(token); };
     text_->tip = [this](std::int64_t token) { return facts(token); };
     nothing_ = new QLabel(this);
+    nothing_->setTextFormat(Qt::PlainText);
     nothing_->setAlignment(Qt::AlignCenter);
     nothing_->setWordWrap(true);
     nothing_->setMargin(20);
@@ -117,6 +122,12 @@ class ResidentView final : public View {
     for (QWidget* page : std::initializer_list<QWidget*>{text_, tokens_, nothing_}) {
       pages_->addWidget(page);
     }
+    no_text_ = new QLabel(right);
+    no_text_->setObjectName("no_text");
+    no_text_->setTextFormat(Qt::PlainText);
+    no_text_->setWordWrap(true);
+    no_text_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
+    column->addWidget(no_text_);
     column->addWidget(pages_, 1);
     auto* parts = new QSplitter(this);
     parts->addWidget(heads_);
@@ -225,7 +236,8 @@ class ResidentView final : public View {
     }
     for (int c = 0; c < HeadsModel::kColumns; ++c) heads_->resizeColumnToContents(c);
     const bool tokens = holdings_ && !holdings_->held_by.empty();
-    const auto source = tokens ? document().trace_of(*shown->result) : nullptr;
+    QString why;
+    const auto source = tokens ? document().trace_of(*shown->result, &why) : nullptr;
     tokens_model_.set(tokens ? holdings_ : nullptr, source, trace.tokens);
     tokens_->setColumnHidden(TokensModel::kFirst, tokens && holdings_->scope_heads == 1);
     tokens_->setColumnHidden(TokensModel::kHeldBy, tokens && holdings_->scope_heads == 1);
@@ -236,9 +248,12 @@ class ResidentView final : public View {
       }
     }
     text_->show(source, tokens ? trace.tokens : 0, std::move(shares));
-    scale_->set_heads(tokens ? holdings_->scope_heads : 0);
+    scale_->set_heads(tokens ? holdings_->scope_heads : 0,
+                      tokens && holdings_->sum().host_entries > 0);
+    no_text_->setText(tokens && source == nullptr ? "No text of tokens: " + why : QString());
+    no_text_->setVisible(!no_text_->text().isEmpty());
     summary_->setText(summary());
-    summary_->setToolTip(summary_->text());
+    summary_->setToolTip(Qt::convertFromPlainText(summary_->text()));
     following_ = false;
     select_focus();
     show_page();
@@ -252,8 +267,11 @@ class ResidentView final : public View {
     const double full =
         static_cast<double>(holdings_->row + 1) * holdings_->layers * holdings_->heads;
     QString text =
-        QString("%1 holds %2 entries in row %3, %4 of a full cache")
+        QString("%1 holds %2 entries%3 in row %4, %5 of a full cache")
             .arg(QString::fromStdString(shown->run().label), count_text(sum.entries),
+                 sum.host_entries == 0
+                     ? QString()
+                     : " on the device, " + count_text(sum.host_entries) + " on the host,",
                  count_text(holdings_->row), percent_text(static_cast<double>(sum.entries) / full));
     if (sum.bytes > 0) text += ", " + bytes_text(static_cast<double>(sum.bytes));
     if (sum.host_bytes > 0) {
@@ -334,7 +352,7 @@ class ResidentView final : public View {
   bool following_ = false;  // the selection moves because the document changed
   bool expanded_ = false;
   bool stale_ = true;  // the document has changed since
-  QLabel *summary_, *nothing_;
+  QLabel *summary_, *nothing_, *no_text_;
   QTreeView* heads_;
   QTableView* tokens_;
   TokenText* text_;
@@ -407,7 +425,14 @@ void ResidentView::draw(QPainter& painter, const QSize& size) {
   }
   scale_->paint(painter, QRect(right.left(), right.top(), right.width(), line));
   painter.setFont(font());
-  text_->draw(painter, right.adjusted(0, line + 4, 0, 0));
+  QRect below = right.adjusted(0, line + 4, 0, 0);
+  if (!no_text_->text().isEmpty()) {
+    painter.setPen(theme().faint);
+    QRect taken;
+    painter.drawText(below, Qt::AlignLeft | Qt::TextWordWrap, no_text_->text(), &taken);
+    below.setTop(taken.bottom() + 4);
+  }
+  text_->draw(painter, below);
 }
 
 }  // namespace

@@ -49,6 +49,7 @@ class HeldAs {
       out.entries += count[i] * entries;
       out.bytes += count[i] * (as.device_bytes + entries * of_->charge.entry);
       out.host_bytes += count[i] * as.host_bytes;
+      if (entries == 0 && as.host_bytes > 0) out.host_entries += count[i];
     }
     return out;
   }
@@ -76,6 +77,7 @@ HeadHolding& HeadHolding::operator+=(const HeadHolding& other) {
   bytes += other.bytes;
   host_bytes += other.host_bytes;
   entries_before += other.entries_before;
+  host_entries += other.host_entries;
   return *this;
 }
 
@@ -104,7 +106,7 @@ Holdings holdings_at(const Result& result, std::size_t run, RowIndex row, RowInd
     const std::int64_t bytes = of.one_representation ? of.newborn_bytes : 0;
     for (const Polygon& head : of.heads_over_time) {
       const std::int64_t entries = head.at(row);
-      out.of.push_back({entries, entries * bytes, 0, head.at(since)});
+      out.of.push_back({entries, entries * bytes, 0, head.at(since), 0});
     }
     return out;
   }

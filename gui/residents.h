@@ -28,6 +28,7 @@ struct HeadHolding {
   std::int64_t bytes = 0;    // of them on the device, overhead per entry included, as if ideal
   std::int64_t host_bytes = 0;
   std::int64_t entries_before = 0;  // on the device at the row that it is compared with
+  std::int64_t host_entries = 0;    // on the host alone
   HeadHolding& operator+=(const HeadHolding& other);
 };
 

@@ -169,8 +169,9 @@ Run read_run(const Node& node, const TraceInfo& trace) {
 }
 
 void read_json(const std::filesystem::path& path, Result& result) {
-  result.json = std::make_shared<const json>(parse_json(path));
-  const Node root(path, *result.json, "");
+  const auto whole = std::make_shared<json>(parse_json(path));
+  result.json = whole;
+  const Node root(path, *whole, "");
   if (!result.json->is_object() || !result.json->contains("schema_version")) {
     fail(path, "is JSON, but not a result of 'kvspan run --out': it has no schema_version");
   }
@@ -206,7 +207,10 @@ void read_json(const std::filesystem::path& path, Result& result) {
   if (info.layers() != layers) {
     per_layer.wrong(fmt::format("found {} layers, the trace has {}", info.layers(), layers));
   }
-  for (std::size_t r = 0; r < runs.size(); ++r) result.runs.push_back(read_run(runs.item(r), info));
+  for (std::size_t r = 0; r < runs.size(); ++r) {
+    result.runs.push_back(read_run(runs.item(r), info));
+    (*whole)["runs"][r].erase("timeline");  // the series have it
+  }
 }
 
 // ---- Timeline files -----------------------------------------------------------------------------
@@ -508,10 +512,6 @@ ResultPtr open_result(const std::filesystem::path& path) {
     case FileKind::trace:
       fail(path, "is a trace, not a result");
   }
-  for (RowIndex end = result->chunk; end > 0 && end < result->trace.prompt; end += result->chunk) {
-    result->pass_ends.push_back(end);
-  }
-  result->pass_ends.push_back(result->trace.prompt);
   return result;
 }
 
@@ -538,6 +538,18 @@ std::optional<double> figure(const Run& run, std::string_view path) {
 std::optional<double> retained_mass(const Run& run) {
   const auto decode = figure(run, "fidelity.decode.retained_mass.mean");
   return decode ? decode : figure(run, "fidelity.all.retained_mass.mean");
+}
+
+std::vector<RowIndex> pass_ends(const Result& result, RowIndex begin, RowIndex end, double least) {
+  std::vector<RowIndex> ends;
+  const RowIndex chunk = result.chunk;
+  const RowIndex prompt = result.trace.prompt;
+  if (chunk > 0 && static_cast<double>(chunk) >= least) {
+    const RowIndex first = std::max<RowIndex>(1, (begin + chunk - 1) / chunk) * chunk;
+    for (RowIndex at = first; at < prompt && at <= end; at += chunk) ends.push_back(at);
+  }
+  if (begin <= prompt && prompt <= end) ends.push_back(prompt);
+  return ends;
 }
 
 double full_entries(const Result& result, const Run& run) {

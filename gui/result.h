@@ -55,9 +55,8 @@ struct Result {
   RowIndex chunk = 0;
   std::int64_t kv_bytes = 2;
   std::string layout = "ideal", prefill = "whole";
-  std::vector<RowIndex> pass_ends;  // of the prompt's passes
   std::vector<Run> runs;
-  std::shared_ptr<const nlohmann::json> json;      // or null
+  std::shared_ptr<const nlohmann::json> json;      // without timelines; or null
   std::shared_ptr<const LifetimesFile> lifetimes;  // or null; its runs are numbered as `runs`
   std::vector<std::string> warnings;               // companions that were left out, and why
 };
@@ -82,6 +81,11 @@ enum class FileKind : std::uint8_t { result, timeline, lifetimes, trace };
 
 // Retained mass of decode rows, or of all rows where none was decoded: what the table shows.
 [[nodiscard]] std::optional<double> retained_mass(const Run& run);
+
+// Where passes of the prompt end, from row `begin` to row `end`, ascending. Only the last one, the
+// end of the prompt, where passes are shorter than `least` rows.
+[[nodiscard]] std::vector<RowIndex> pass_ends(const Result& result, RowIndex begin, RowIndex end,
+                                              double least);
 
 // Entries that a full cache holds at the end: what percent are of. 0: not known.
 [[nodiscard]] double full_entries(const Result& result, const Run& run);

@@ -83,8 +83,10 @@ QString tool_tip(const ShownRun& shown) {
 RunTable::RunTable(Document& document, QObject* parent)
     : QAbstractTableModel(parent),
       document_(document),
-      rows_(static_cast<int>(document.runs().size())) {
+      rows_(static_cast<int>(document.runs().size())),
+      names_(run_names(document)) {
   connect(&document, &Document::runs_changed, this, [this] {
+    names_ = run_names(document_);
     const auto rows = static_cast<int>(document_.runs().size());
     if (rows == rows_) {
       if (rows > 0) emit dataChanged(index(0, 0), index(rows - 1, column_count - 1));
@@ -119,20 +121,23 @@ QVariant RunTable::data(const QModelIndex& index, int role) const {
     case Qt::DisplayRole:
     case Qt::EditRole: {
       if (column == label) {
-        return QString::fromStdString(role == Qt::EditRole ? shown.run().policy
-                                                           : shown.run().label);
+        return role == Qt::EditRole ? QString::fromStdString(shown.run().policy)
+                                    : names_[static_cast<std::size_t>(index.row())];
+      }
+      if (column == file) {
+        return QString::fromStdString(shown.result->path.filename().string());
       }
       const double value = number(document_, shown, column);
       if (role == Qt::DisplayRole) return text_of(value, column, document_.display().quantity);
       return value;
     }
     case Qt::ToolTipRole:
-      return tool_tip(shown);
+      return tip_text(tool_tip(shown));
     case Qt::CheckStateRole:
       return column == label ? QVariant(shown.visible ? Qt::Checked : Qt::Unchecked) : QVariant();
     case Qt::TextAlignmentRole:
-      return int(column == label ? Qt::AlignLeft | Qt::AlignVCenter
-                                 : Qt::AlignRight | Qt::AlignVCenter);
+      return int(column == label || column == file ? Qt::AlignLeft | Qt::AlignVCenter
+                                                   : Qt::AlignRight | Qt::AlignVCenter);
     case slot_role:
       return shown.colour;
     case current_role:
@@ -161,7 +166,8 @@ QVariant RunTable::headerData(int section, Qt::Orientation orientation, int role
       {"error", "Relative output error (mean), of the same rows"},
       {"at begin", "In the first selected row, in the quantity of the charts"},
       {"at end", "In the last selected row"},
-      {"delta", "Last selected row less the first"}};
+      {"delta", "Last selected row less the first"},
+      {"file", "The result that the run is of"}};
   if (role == Qt::DisplayRole) return QString(kHeads[section].name);
   if (role == Qt::ToolTipRole) return QString(kHeads[section].help);
   return {};

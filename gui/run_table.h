@@ -4,6 +4,7 @@
 #pragma once
 
 #include <QAbstractTableModel>
+#include <vector>
 
 #include "gui/document.h"
 
@@ -22,6 +23,7 @@ class RunTable : public QAbstractTableModel {
     at_begin,  // of the selection, in the quantity of the charts
     at_end,
     delta,
+    file,  // name of the result's
     column_count
   };
   enum Role {
@@ -42,7 +44,8 @@ class RunTable : public QAbstractTableModel {
 
  private:
   Document& document_;
-  int rows_ = 0;  // that views know of
+  int rows_ = 0;                // that views know of
+  std::vector<QString> names_;  // of the runs
 };
 
 }  // namespace kvspan::gui

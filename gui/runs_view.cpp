@@ -13,6 +13,8 @@
 namespace kvspan::gui {
 namespace {
 
+constexpr int kFileWidth = 110;
+
 class RunsView final : public View {
  public:
   RunsView(Document& document, QWidget* parent) : View(document, parent) {
@@ -33,6 +35,8 @@ class RunsView final : public View {
     table_->verticalHeader()->setSectionResizeMode(QHeaderView::ResizeToContents);
     table_->horizontalHeader()->setSectionResizeMode(QHeaderView::ResizeToContents);
     table_->horizontalHeader()->setSectionResizeMode(RunTable::label, QHeaderView::Stretch);
+    table_->horizontalHeader()->setSectionResizeMode(RunTable::file, QHeaderView::Interactive);
+    table_->horizontalHeader()->resizeSection(RunTable::file, kFileWidth);
     table_->horizontalHeader()->setHighlightSections(false);
     table_->setSortingEnabled(true);
     table_->sortByColumn(-1, Qt::AscendingOrder);

@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <set>
 #include <utility>
 
 #include "gui/csv.h"
@@ -354,20 +355,33 @@ SampledStack sample_stack(const Stacking& stacking, const Measure& total, const 
 
 // ---- Numbers ------------------------------------------------------------------------------------
 
-std::vector<QString> run_names(const Document& document) {
-  std::map<QString, int> times;
+std::vector<QString> run_names(const std::vector<ShownRun>& runs) {
+  const auto file = [](const Result& r) { return QString::fromStdString(r.path.stem().string()); };
+  const auto chunk = [](const Result& r) {
+    return r.chunk == 0 ? QString("whole prompt") : QString("chunk %1").arg(r.chunk);
+  };
+  const auto folder = [](const Result& r) {
+    return QString::fromStdString(r.path.parent_path().string());
+  };
   std::vector<QString> names;
-  for (const ShownRun& shown : document.runs()) {
-    names.push_back(QString::fromStdString(shown.run().label));
-    ++times[names.back()];
-  }
-  for (std::size_t r = 0; r < names.size(); ++r) {
-    if (times[names[r]] == 1) continue;
-    const auto file = document.runs()[r].result->path.stem().string();
-    names[r] += QString(" (%1)").arg(QString::fromStdString(file));
+  std::vector<QStringList> details(runs.size());
+  for (const ShownRun& shown : runs) names.push_back(QString::fromStdString(shown.run().label));
+  for (const std::function<QString(const Result&)>& detail :
+       std::initializer_list<std::function<QString(const Result&)>>{file, chunk, folder}) {
+    std::map<QString, std::set<QString>> found;  // by name
+    for (std::size_t r = 0; r < runs.size(); ++r) found[names[r]].insert(detail(*runs[r].result));
+    for (std::size_t r = 0; r < runs.size(); ++r) {
+      if (found[names[r]].size() > 1) details[r] += detail(*runs[r].result);
+    }
+    for (std::size_t r = 0; r < runs.size(); ++r) {
+      names[r] = QString::fromStdString(runs[r].run().label);
+      if (!details[r].isEmpty()) names[r] += " (" + details[r].join(", ") + ")";
+    }
   }
   return names;
 }
+
+std::vector<QString> run_names(const Document& document) { return run_names(document.runs()); }
 
 namespace {
 

@@ -108,7 +108,8 @@ struct SampledStack {
 
 inline constexpr int kCsvRows = 4096;
 
-// Labels, with the file's name where two runs have the same.
+// Labels; where runs have the same, with what tells them apart: file, chunk, folder.
+[[nodiscard]] std::vector<QString> run_names(const std::vector<ShownRun>& runs);
 [[nodiscard]] std::vector<QString> run_names(const Document& document);
 
 // The zoom as CSV: `row`, and a column a visible run, or, stacked, a column a part of the current

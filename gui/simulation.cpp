@@ -7,6 +7,7 @@
 #include <QTemporaryDir>
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <system_error>
 #include <utility>
 
@@ -247,8 +248,13 @@ void save_result(const Result& result, std::filesystem::path target) {
                                   result.path.string()));
   }
   if (!target.has_extension()) target += ".json";
-  nlohmann::json json = *result.json;
-  nlohmann::json& files = json["files"];
+  // What is open does not keep all of it.
+  std::ifstream in(result.path);
+  nlohmann::ordered_json json = nlohmann::ordered_json::parse(in, nullptr, false);
+  if (!json.is_object()) {
+    throw Error(fmt::format("cannot read {} again", result.path.string()), 1);
+  }
+  nlohmann::ordered_json& files = json["files"];
   for (const char* which : {"timeline", "lifetimes"}) {
     if (!files.is_object() || !files.contains(which) || !files[which].is_string()) continue;
     const std::filesystem::path from = companion_path(result.path, files[which]);

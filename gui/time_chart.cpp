@@ -604,14 +604,10 @@ void TimeChart::Plot::paint_back(QPainter& painter) {
   painter.fillRect(QRectF(QPointF(border, area_.top()),
                           QPointF(std::max(border, end_of_current()), area_.bottom())),
                    t.panel);
-  const std::vector<RowIndex>& ends = current->result->pass_ends;
-  const auto first = std::lower_bound(ends.begin(), ends.end(), zoom_.begin);
-  const auto last = std::upper_bound(first, ends.end(), zoom_.end);
   painter.setPen(QPen(t.faint, 1, Qt::DotLine));
-  const auto chunk = static_cast<double>(current->result->chunk);
-  for (auto end = first; end != last; ++end) {
-    if (*end != prompt && chunk * pixels_per_row() < kPassGap) continue;
-    const double x = std::round(x_of(static_cast<double>(*end))) + 0.5;
+  for (const RowIndex end :
+       pass_ends(*current->result, zoom_.begin, zoom_.end, kPassGap / pixels_per_row())) {
+    const double x = std::round(x_of(static_cast<double>(end))) + 0.5;
     painter.drawLine(QPointF(x, area_.top()), QPointF(x, area_.bottom()));
   }
 }

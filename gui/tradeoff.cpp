@@ -2,6 +2,7 @@
 #include "gui/tradeoff.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -9,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "gui/numbers.h"
+#include "gui/sampling.h"
 #include "sim/error.h"
 #include "sim/spec.h"
 
@@ -70,8 +72,8 @@ std::string family_name(const std::string& label) {
 Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_wanted,
                        double threshold) {
   Tradeoff out;
-  // Another trace, or another prompt, is another experiment.
-  std::map<std::tuple<std::string, RowIndex, std::string>, std::size_t> known;
+  std::map<std::pair<std::string, RowIndex>, std::size_t> groups;
+  std::map<std::pair<std::size_t, std::string>, std::size_t> known;
   for (std::size_t r = 0; r < runs.size(); ++r) {
     const ShownRun& shown = runs[r];
     if (!shown.visible) continue;
@@ -82,11 +84,18 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
       continue;
     }
     const TraceInfo& trace = shown.result->trace;
-    const auto [at, fresh] = known.try_emplace(
-        {trace.sha256, trace.prompt, family_key(shown.run().policy)}, out.families.size());
+    const auto [group, first] = groups.try_emplace({trace.sha256, trace.prompt}, out.groups.size());
+    if (first) {
+      out.groups.push_back(
+          {fmt::format("{}, prompt {}", std::filesystem::path(trace.path).stem().string(),
+                       trace.prompt),
+           {}});
+    }
+    const auto [at, fresh] =
+        known.try_emplace({group->second, family_key(shown.run().policy)}, out.families.size());
     if (fresh) {
       out.families.push_back(
-          {family_name(shown.run().label), {}, {}, shown.run().bound, shown.colour});
+          {family_name(shown.run().label), {}, {}, shown.run().bound, shown.colour, group->second});
     }
     out.families[at->second].points.push_back(out.points.size());
     out.points.push_back({r, *footprint, *fidelity, at->second, shown.run().bound});
@@ -112,31 +121,35 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
     out.points[*reached].critical = true;
   }
   for (std::size_t p = 0; p < out.points.size(); ++p) {
-    if (!out.points[p].bound) out.front.push_back(p);
-  }
-  std::sort(out.front.begin(), out.front.end(), before);
-  double best = 0;
-  double best_footprint = 0;
-  bool any = false;
-  std::erase_if(out.front, [&](std::size_t p) {
     const Tradeoff::Point& point = out.points[p];
-    // An equal point is not beaten.
-    const bool beaten = any && (point.fidelity < best ||
-                                (point.fidelity == best && point.footprint > best_footprint));
-    if (beaten) return true;
-    any = true;
-    best = point.fidelity;
-    best_footprint = point.footprint;
-    return false;
-  });
-  for (const std::size_t p : out.front) out.points[p].front = true;
+    if (!point.bound) out.groups[out.families[point.family].group].front.push_back(p);
+  }
+  for (Tradeoff::Group& group : out.groups) {
+    std::sort(group.front.begin(), group.front.end(), before);
+    double best = 0;
+    double best_footprint = 0;
+    bool any = false;
+    std::erase_if(group.front, [&](std::size_t p) {
+      const Tradeoff::Point& point = out.points[p];
+      // An equal point is not beaten.
+      const bool beaten = any && (point.fidelity < best ||
+                                  (point.fidelity == best && point.footprint > best_footprint));
+      if (beaten) return true;
+      any = true;
+      best = point.fidelity;
+      best_footprint = point.footprint;
+      return false;
+    });
+    for (const std::size_t p : group.front) out.points[p].front = true;
+  }
   // Families in the order of their critical footprints.
   std::vector<std::size_t> order(out.families.size());
   for (std::size_t f = 0; f < order.size(); ++f) order[f] = f;
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
     const auto rank = [&](std::size_t f) {
       const auto& critical = out.families[f].critical;
-      return std::pair(!critical, critical ? out.points[*critical].footprint : 0);
+      return std::tuple(out.families[f].group, !critical,
+                        critical ? out.points[*critical].footprint : 0);
     };
     return rank(a) < rank(b);
   });
@@ -154,9 +167,13 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
 void CriticalTable::set(const Tradeoff& tradeoff, const std::vector<ShownRun>& runs) {
   beginResetModel();
   rows_.clear();
+  const std::vector<QString> names = run_names(runs);
   for (const Tradeoff::Family& family : tradeoff.families) {
     Row row;
     row.family = QString::fromStdString(family.name) + (family.bound ? " (bound)" : "");
+    if (tradeoff.groups.size() > 1) {
+      row.family += ": " + QString::fromStdString(tradeoff.groups[family.group].name);
+    }
     row.colour = family.colour;
     if (family.critical) {
       const Tradeoff::Point& point = tradeoff.points[*family.critical];
@@ -164,8 +181,10 @@ void CriticalTable::set(const Tradeoff& tradeoff, const std::vector<ShownRun>& r
       row.footprint = point.footprint;
       row.fidelity = point.fidelity;
       row.run = static_cast<int>(point.run);
-      row.spec = QString::fromStdString(shown.run().label);
-      if (shown.result->chunk > 0) row.spec += QString(", chunk %1").arg(shown.result->chunk);
+      row.spec = names[point.run];
+      if (shown.result->chunk > 0 && row.spec == QString::fromStdString(shown.run().label)) {
+        row.spec += QString(", chunk %1").arg(shown.result->chunk);
+      }
     }
     rows_.push_back(std::move(row));
   }
@@ -196,7 +215,8 @@ QVariant CriticalTable::data(const QModelIndex& index, int role) const {
                           ? Qt::AlignRight | Qt::AlignVCenter
                           : Qt::AlignLeft | Qt::AlignVCenter);
     case Qt::ToolTipRole:
-      return row.run < 0 ? QString("no run of %1 reaches the threshold").arg(row.family) : row.spec;
+      return tip_text(row.run < 0 ? QString("no run of %1 reaches the threshold").arg(row.family)
+                                  : row.spec);
     case Qt::DisplayRole:
     case Qt::EditRole:
       break;

@@ -39,15 +39,22 @@ struct Tradeoff {
     // Slot of the palette: of its run, or, where families have several runs, which then cannot be
     // told apart by their own colours, one for each family.
     int colour = 0;
+    std::size_t group = 0;  // in `groups`
+  };
+  // Runs of one trace and prompt: only these compare.
+  struct Group {
+    std::string name;                // "smollm2-passkey, prompt 512"
+    std::vector<std::size_t> front;  // points by footprint
   };
   std::vector<Point> points;
-  std::vector<Family> families;    // by critical footprint, then those that do not reach it
-  std::vector<std::size_t> front;  // points by footprint
-  std::size_t unmeasured = 0;      // visible runs without this figure
+  // By group, then by critical footprint, then those that do not reach it.
+  std::vector<Family> families;
+  std::vector<Group> groups;
+  std::size_t unmeasured = 0;  // visible runs without this figure
 };
 
 // Of the visible runs. The Pareto front: points of methods, not bounds, of which no other one has
-// less footprint and as much fidelity, or as little and more. The critical footprint of a family:
+// the group has less footprint and as much fidelity, or as little and more. The critical footprint of a family:
 // the smallest of its points with fidelity >= threshold (arXiv 2506.17121, section 2.1).
 [[nodiscard]] Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure,
                                      double threshold);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <QApplication>
 #include <QChart>
 #include <QChartView>
 #include <QComboBox>
@@ -22,6 +23,7 @@
 #include <functional>
 
 #include "gui/csv.h"
+#include "gui/sampling.h"
 #include "gui/theme.h"
 #include "gui/tradeoff.h"
 #include "gui/view.h"
@@ -96,7 +98,7 @@ class Plot final : public QChartView {
       axis->setLabelsFont(font);
       axis->setTitleFont(font);
     }
-    draw_front();
+    for (const Tradeoff::Group& group : tradeoff_.groups) draw_front(group.front);
     for (const Tradeoff::Family& family : tradeoff_.families) draw_family(family);
     for (const Tradeoff::Point& p : tradeoff_.points) draw_point(p);
     auto* line = add_line(QPen(t.accent, 1, Qt::DashLine));
@@ -228,13 +230,13 @@ class Plot final : public QChartView {
   }
 
   // Steps: what is reached with at most so much.
-  void draw_front() {
+  void draw_front(const std::vector<std::size_t>& front) {
     QColor colour = theme().faint;
     colour.setAlphaF(0.5F);
     auto* steps = add_line(QPen(colour, 5, Qt::SolidLine, Qt::RoundCap, Qt::MiterJoin));
     double height = 0;
-    for (std::size_t i = 0; i < tradeoff_.front.size(); ++i) {
-      const Tradeoff::Point& p = tradeoff_.points[tradeoff_.front[i]];
+    for (std::size_t i = 0; i < front.size(); ++i) {
+      const Tradeoff::Point& p = tradeoff_.points[front[i]];
       if (i > 0) steps->append(100 * p.footprint, 100 * height);
       steps->append(100 * p.footprint, 100 * p.fidelity);
       height = p.fidelity;
@@ -293,11 +295,13 @@ class Plot final : public QChartView {
         out.emplace_back(at(*family.critical), QPointF(at(*family.critical).x(), area.bottom()));
       }
     }
-    for (std::size_t i = 1; i < tradeoff_.front.size(); ++i) {
-      const QPointF from = at(tradeoff_.front[i - 1]);
-      const QPointF to = at(tradeoff_.front[i]);
-      out.emplace_back(from, QPointF(to.x(), from.y()));
-      out.emplace_back(QPointF(to.x(), from.y()), to);
+    for (const Tradeoff::Group& group : tradeoff_.groups) {
+      for (std::size_t i = 1; i < group.front.size(); ++i) {
+        const QPointF from = at(group.front[i - 1]);
+        const QPointF to = at(group.front[i]);
+        out.emplace_back(from, QPointF(to.x(), from.y()));
+        out.emplace_back(QPointF(to.x(), from.y()), to);
+      }
     }
     return out;
   }
@@ -364,19 +368,29 @@ class FamilyDelegate final : public QStyledItemDelegate {
  public:
   using QStyledItemDelegate::QStyledItemDelegate;
 
+ public:
+  void paint(QPainter* painter, const QStyleOptionViewItem& option,
+             const QModelIndex& index) const override {
+    QStyledItemDelegate::paint(painter, option, index);
+    if (index.column() != 0) return;
+    QStyleOptionViewItem box = option;
+    initStyleOption(&box, index);
+    const QStyle* style = box.widget != nullptr ? box.widget->style() : QApplication::style();
+    const QRectF place = style->subElementRect(QStyle::SE_ItemViewItemDecoration, &box, box.widget);
+    painter->save();
+    painter->setRenderHint(QPainter::Antialiasing);
+    painter->setPen(Qt::NoPen);
+    painter->setBrush(run_colour(index.data(CriticalTable::kColourRole).toInt()));
+    painter->drawEllipse(place.center(), 4, 4);
+    painter->restore();
+  }
+
  protected:
+  // Leaves room for the mark.
   void initStyleOption(QStyleOptionViewItem* option, const QModelIndex& index) const override {
     QStyledItemDelegate::initStyleOption(option, index);
     if (index.column() != 0) return;
-    QPixmap mark(10, 10);
-    mark.fill(Qt::transparent);
-    QPainter painter(&mark);
-    painter.setRenderHint(QPainter::Antialiasing);
-    painter.setPen(Qt::NoPen);
-    painter.setBrush(run_colour(index.data(CriticalTable::kColourRole).toInt()));
-    painter.drawEllipse(1, 1, 8, 8);
-    option->icon = QIcon(mark);
-    option->decorationSize = mark.size();
+    option->decorationSize = QSize(10, 10);
     option->features |= QStyleOptionViewItem::HasDecoration;
   }
 };
@@ -405,6 +419,7 @@ class TradeoffView final : public View {
     auto* label = new QLabel("&Threshold F", this);
     label->setBuddy(threshold_);
     readout_ = new QLabel(this);
+    readout_->setTextFormat(Qt::PlainText);
     readout_->setObjectName("readout");
     readout_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
     controls->addWidget(figure_);
@@ -472,16 +487,17 @@ class TradeoffView final : public View {
   }
   [[nodiscard]] std::string csv() const override {
     std::string text = csv_line({"policy", "label", "chunk", "footprint", "fidelity", "bound",
-                                 "pareto", "critical", "family"});
+                                 "pareto", "critical", "family", "file"});
     const auto yes = [](bool is) { return csv_field(std::int64_t{is ? 1 : 0}); };
     for (const Tradeoff::Point& p : tradeoff_.points) {
       const ShownRun& shown = document().runs()[p.run];
-      text += csv_line({csv_field(std::string_view(shown.run().policy)),
-                        csv_field(std::string_view(shown.run().label)),
-                        csv_field(static_cast<std::int64_t>(shown.result->chunk)),
-                        csv_field(p.footprint), csv_field(p.fidelity), yes(p.bound), yes(p.front),
-                        yes(p.critical),
-                        csv_field(std::string_view(tradeoff_.families[p.family].name))});
+      text +=
+          csv_line({csv_field(std::string_view(shown.run().policy)),
+                    csv_field(std::string_view(shown.run().label)),
+                    csv_field(static_cast<std::int64_t>(shown.result->chunk)),
+                    csv_field(p.footprint), csv_field(p.fidelity), yes(p.bound), yes(p.front),
+                    yes(p.critical), csv_field(std::string_view(tradeoff_.families[p.family].name)),
+                    csv_field(std::string_view(shown.result->path.filename().string()))});
     }
     return text;
   }
@@ -523,11 +539,15 @@ class TradeoffView final : public View {
         });
     QString text;
     if (at != tradeoff_.points.end()) {
-      const ShownRun& shown = document().runs()[at->run];
-      text = QString::fromStdString(shown.run().label) + ": footprint " +
-             percent_text(at->footprint) + ", fidelity " + percent_text(at->fidelity);
+      text = run_names(document())[at->run] + ": footprint " + percent_text(at->footprint) +
+             ", fidelity " + percent_text(at->fidelity);
       if (at->front) text += ", on the front";
       if (at->bound) text += ", a bound: reads the future";
+    }
+    if (tradeoff_.groups.size() > 1) {
+      text += QString("%1%2 traces or prompts, a front each")
+                  .arg(text.isEmpty() ? "" : "; ")
+                  .arg(tradeoff_.groups.size());
     }
     if (tradeoff_.unmeasured > 0) {
       text += QString("%1%2 without this figure")

@@ -189,6 +189,8 @@ Trace Trace::from_tensors(TensorSet tensors, const std::string& name) {
     }
   }
   check_token_tensors(check, meta);
+  trace.token_text_ = set.find("token_text");
+  trace.token_text_offsets_ = set.find("token_text_offsets");
   return trace;
 }
 
@@ -213,13 +215,12 @@ const ScoreLayer& Trace::scores(int layer) const {
 }
 
 std::string_view Trace::token_text(std::int64_t token) const {
-  const TensorView* offsets = tensors_->find("token_text_offsets");
-  const TensorView* text = tensors_->find("token_text");
-  if (offsets == nullptr || text == nullptr || token < 0 || token >= meta_.tokens) return {};
-  const auto begin = static_cast<std::size_t>(integer_at(*offsets, token));
-  const auto end = static_cast<std::size_t>(integer_at(*offsets, token + 1));
-  if (begin > end || end > text->bytes.size()) return {};  // the file was changed meanwhile
-  return {reinterpret_cast<const char*>(text->bytes.data()) + begin, end - begin};
+  const bool any = token_text_offsets_ != nullptr && token_text_ != nullptr;
+  if (!any || token < 0 || token >= meta_.tokens) return {};
+  const auto begin = static_cast<std::size_t>(integer_at(*token_text_offsets_, token));
+  const auto end = static_cast<std::size_t>(integer_at(*token_text_offsets_, token + 1));
+  if (begin > end || end > token_text_->bytes.size()) return {};  // the file was changed meanwhile
+  return {reinterpret_cast<const char*>(token_text_->bytes.data()) + begin, end - begin};
 }
 
 std::vector<std::int32_t> Trace::token_ids() const {

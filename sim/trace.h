@@ -111,6 +111,8 @@ class Trace {
   bool qkv_ = false;
   bool has_v_ = false;
   std::vector<ScoreLayer> scores_;
+  const TensorView* token_text_ = nullptr;          // into tensors_, as its offsets
+  const TensorView* token_text_offsets_ = nullptr;  // null: there is no text
 };
 
 // Elements [first, first + out.size()) of a tensor of floating type, widened to float.

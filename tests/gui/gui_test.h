@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json_fwd.hpp>
+
 #include "gui/document.h"
 
 namespace kvspan::gui::test {
@@ -32,6 +34,8 @@ bool add_test_class(const std::string& name) {
 // process: 512 tokens as the prompt, `full`, a few that evict, one that selects and one that
 // quantises, at 20 %.
 [[nodiscard]] QString bundled_result();
+// The timelines of a result JSON, which opened results do not keep: those of its runs.
+[[nodiscard]] nlohmann::json timelines_of(const QString& path);
 // A folder of this process, removed at its end.
 [[nodiscard]] QDir work_folder();
 // Where pictures that a person looks at are left: a folder of the build.

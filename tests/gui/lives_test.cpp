@@ -49,6 +49,7 @@ class LivesTest : public QObject {
   void the_resident_view_follows_and_leads_the_document();
   void the_kept_sets_panel_says_what_differs();
   void a_result_without_lifetimes_says_what_is_missing();
+  void without_the_trace_its_absence_is_told();
   void damaged_lifetimes_are_one_sentence();
   void hidden_views_catch_up_when_they_are_shown();
   void pictures();
@@ -515,7 +516,7 @@ void LivesTest::attention_can_be_shown_and_cancelled() {
     QCOMPARE(std::stof(lines[t + 1][7]), whole.lost[t]);
   }
   document->set_focus({0, 0, 3});
-  QVERIFY(view->findChild<QLabel*>()->text().contains("of attention, lost"));
+  QVERIFY(view->findChild<QLabel*>()->text().contains("attention received"));
 }
 
 void LivesTest::the_resident_view_follows_and_leads_the_document() {
@@ -622,6 +623,22 @@ void LivesTest::a_result_without_lifetimes_says_what_is_missing() {
 }
 
 // Values are checked when they are asked for: here a death before the birth.
+void LivesTest::without_the_trace_its_absence_is_told() {
+  auto moved = std::make_shared<Result>(*result_);
+  moved->path = "elsewhere.json";
+  moved->trace.path = "no/such/trace.safetensors";
+  Document document;
+  document.add(moved);
+  QWidget window;
+  View* resident = make_resident_view(document, &window);
+  window.show();
+  QVERIFY(wait_for(*resident));
+  QString why;
+  QVERIFY(document.trace_of(*moved, &why) == nullptr);
+  QVERIFY(!why.isEmpty());
+  QVERIFY(resident->findChild<QLabel*>("no_text")->text().contains(why));
+}
+
 void LivesTest::damaged_lifetimes_are_one_sentence() {
   QFile good(work_folder().filePath("bundled.lifetimes.safetensors"));
   QVERIFY(good.open(QIODevice::ReadOnly));

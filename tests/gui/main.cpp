@@ -2,6 +2,7 @@
 #include <QApplication>
 #include <QStandardPaths>
 #include <cstdio>
+#include <fstream>
 
 #include <nlohmann/json.hpp>
 
@@ -26,6 +27,14 @@ QDir work_folder() {
 QDir picture_folder() {
   QDir().mkpath(KVSPAN_PICTURES_DIR);
   return {KVSPAN_PICTURES_DIR};
+}
+
+nlohmann::json timelines_of(const QString& path) {
+  std::ifstream in(path.toStdString());
+  const nlohmann::json result = nlohmann::json::parse(in);
+  nlohmann::json timelines;
+  for (const nlohmann::json& run : result["runs"]) timelines.push_back(run["timeline"]);
+  return timelines;
 }
 
 QString bundled_result() {

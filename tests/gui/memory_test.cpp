@@ -299,6 +299,7 @@ void MemoryTest::head_classes_are_the_same_with_and_without_the_json() {
 void MemoryTest::csv_reads_back_as_the_series_and_the_json() {
   Document document;
   const ResultPtr result = open_result(bundled_result().toStdString());
+  const nlohmann::json timelines = timelines_of(bundled_result());
   document.add(result);
   document.set_visible(2, false);
   for (const Quantity quantity : kQuantities) {
@@ -312,7 +313,7 @@ void MemoryTest::csv_reads_back_as_the_series_and_the_json() {
       ++column;
       const Run& run = result->runs[r];
       QCOMPARE(lines[0][column], run.label);
-      const nlohmann::json& json = (*run.figures)["timeline"];
+      const nlohmann::json& json = timelines[r];
       const char* name = quantity == Quantity::bytes  ? "resident_bytes"
                          : quantity == Quantity::mass ? "retained_mass"
                                                       : "resident_entries";

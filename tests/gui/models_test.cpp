@@ -70,6 +70,26 @@ void ModelsTest::the_table_of_runs_shows_the_numbers_of_the_json() {
   }
   QVERIFY(table.setData(table.index(1, 0), Qt::Unchecked, Qt::CheckStateRole));
   QVERIFY(!document.runs()[1].visible);
+  // What tells runs of the same label apart: nothing, the file, its chunk, its folder.
+  const QString label = table.index(0, 0).data().toString();
+  QCOMPARE(label.toStdString(), document.runs()[0].run().label);
+  const int runs = table.rowCount();
+  auto other = std::make_shared<Result>(*document.runs()[0].result);
+  for (const auto& [path, chunk] : {std::pair("a/other.json", 0), std::pair("b/other.json", 64),
+                                    std::pair("c/other.json", 64)}) {
+    other = std::make_shared<Result>(*other);
+    other->path = path;
+    other->chunk = chunk;
+    document.add(other);
+  }
+  const auto name = [&](int r) { return table.index(r, 0).data().toString(); };
+  QCOMPARE(name(runs), label + " (other, whole prompt)");
+  QCOMPARE(name(2 * runs), label + " (other, chunk 64, b)");
+  QCOMPARE(name(3 * runs), label + " (other, chunk 64, c)");
+  QCOMPARE(table.index(runs, RunTable::file).data().toString(), QString("other.json"));
+  for (const ResultPtr& result : document.results()) {
+    if (result != document.runs()[0].result) document.close(result);
+  }
   document.close(ResultPtr(document.runs()[0].result));
   QCOMPARE(table.rowCount(), 0);
 }
@@ -95,7 +115,7 @@ void ModelsTest::csv_reads_back_equal() {
   const auto read = parse_csv(csv_of(table));
   QCOMPARE(read.size(), static_cast<std::size_t>(table.rowCount()) + 1);
   for (int r = 0; r < table.rowCount(); ++r) {
-    for (int c = 1; c < table.columnCount(); ++c) {
+    for (int c = 1; c < RunTable::file; ++c) {
       QCOMPARE(std::stod(read[static_cast<std::size_t>(r) + 1][static_cast<std::size_t>(c)]),
                table.index(r, c).data(Qt::EditRole).toDouble());
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <QAbstractItemModelTester>
 #include <QComboBox>
+#include <QFile>
 #include <QLabel>
 #include <QSignalSpy>
 
@@ -13,6 +14,7 @@
 #include "gui/simulation.h"
 #include "gui/theme.h"
 #include "gui/view.h"
+#include "sim/lifetimes_file.h"
 #include "sim/metrics.h"
 
 namespace kvspan::gui::test {
@@ -22,6 +24,7 @@ class PeakTest : public QObject {
  private slots:
   void layers_add_up_to_the_total_of_the_json();
   void layer_by_layer_the_copies_take_the_difference();
+  void state_that_an_older_file_does_not_list_is_overhead();
   void the_view_switches_run_phase_and_layout();
 };
 
@@ -34,6 +37,11 @@ std::int64_t sum_of(const PeakParts& parts) {
   std::int64_t sum = parts.state + parts.once;
   for (const PeakParts::Part& part : parts.layers) sum += part.total();
   return sum;
+}
+
+QString companion_of(const Result& result, const char* which) {
+  const std::string named = (*result.json)["files"][which];
+  return QString::fromStdString(companion_path(result.path, named).string());
 }
 
 }  // namespace
@@ -53,7 +61,7 @@ void PeakTest::layers_add_up_to_the_total_of_the_json() {
             std::pair(PeakPhase::decode, "decode")}) {
         const PeakParts parts = peak_parts(*result, run, layout, phase, kGoOn);
         QCOMPARE(sum_of(parts), said[key].get<std::int64_t>());
-        QCOMPARE(parts.copies, std::int64_t{0});
+        QCOMPARE(parts.rest, std::int64_t{0});
         QCOMPARE(parts.total, said[key].get<std::int64_t>());
         QCOMPARE(parts.row < result->trace.prompt,
                  phase == PeakPhase::prefill ||
@@ -97,11 +105,40 @@ void PeakTest::layer_by_layer_the_copies_take_the_difference() {
   const auto result = finished[0][0].value<ResultPtr>();
   const PeakParts parts = peak_parts(*result, 0, "ideal", PeakPhase::prefill, kGoOn);
   QCOMPARE(parts.total, (*result->json)["runs"][0]["peak_bytes"]["prefill"].get<std::int64_t>());
-  QVERIFY(parts.copies != 0);
-  QCOMPARE(parts.total, sum_of(parts) + parts.copies);
+  QVERIFY(parts.rest != 0);
+  QCOMPARE(parts.total, sum_of(parts) + parts.rest);
   PeakTable table;
   table.set(parts);
   QVERIFY(table.index(table.rowCount() - 2, 0).data().toString().contains("copies"));
+}
+
+void PeakTest::state_that_an_older_file_does_not_list_is_overhead() {
+  const ResultPtr result = open_result(bundled_result().toStdString());
+  // The same file with the tensors of another name, which nobody reads.
+  QFile file(companion_of(*result, "lifetimes"));
+  QVERIFY(file.open(QIODevice::ReadOnly));
+  QByteArray bytes = file.readAll();
+  QVERIFY(bytes.contains(".state\""));
+  bytes.replace(".state\"", ".stats\"");
+  const QString path = work_folder().filePath("older.lifetimes.safetensors");
+  QFile older(path);
+  QVERIFY(older.open(QIODevice::WriteOnly) && older.write(bytes) == bytes.size());
+  older.close();
+  Result bare = *result;
+  bare.lifetimes = open_result(path.toStdString())->lifetimes;
+  std::int64_t most = 0;
+  for (std::size_t run = 0; run < result->runs.size(); ++run) {
+    QVERIFY(bare.lifetimes->state(static_cast<int>(run)).empty());
+    for (const PeakPhase phase : {PeakPhase::peak, PeakPhase::prefill, PeakPhase::decode}) {
+      const PeakParts known = peak_parts(*result, run, "ideal", phase, kGoOn);
+      const PeakParts parts = peak_parts(bare, run, "ideal", phase, kGoOn);
+      QCOMPARE(parts.total, known.total);
+      QCOMPARE(parts.state, known.state);
+      QCOMPARE(parts.rest, std::int64_t{0});
+      most = std::max(most, parts.state);
+    }
+  }
+  QVERIFY(most > 0);
 }
 
 void PeakTest::the_view_switches_run_phase_and_layout() {

@@ -17,6 +17,7 @@ class ResultTest : public QObject {
   Q_OBJECT
  private slots:
   void a_result_has_its_timeline_and_its_lifetimes();
+  void passes_are_counted_where_they_are_shown();
   void lifetimes_alone_equal_the_timeline_of_the_result();
   void a_bad_result_is_one_line_that_says_what_is_wrong_data();
   void a_bad_result_is_one_line_that_says_what_is_wrong();
@@ -77,16 +78,36 @@ void ResultTest::a_result_has_its_timeline_and_its_lifetimes() {
   }
 }
 
+void ResultTest::passes_are_counted_where_they_are_shown() {
+  using List = std::vector<RowIndex>;
+  Result result;
+  result.trace.prompt = 1000;
+  QCOMPARE(pass_ends(result, 0, 2000, 1), List{1000});
+  result.chunk = 300;
+  QCOMPARE(pass_ends(result, 0, 2000, 1), (List{300, 600, 900, 1000}));
+  QCOMPARE(pass_ends(result, 300, 600, 1), (List{300, 600}));
+  QCOMPARE(pass_ends(result, 301, 599, 1), List{});
+  QCOMPARE(pass_ends(result, 0, 2000, 301), List{1000});
+  result.chunk = 500;
+  QCOMPARE(pass_ends(result, 0, 2000, 1), (List{500, 1000}));
+  // Whoever says so in a small file gets no list of all.
+  result.chunk = 1;
+  result.trace.prompt = std::numeric_limits<std::int32_t>::max();
+  QCOMPARE(pass_ends(result, 0, result.trace.prompt, 1e6), List{result.trace.prompt});
+}
+
 void ResultTest::lifetimes_alone_equal_the_timeline_of_the_result() {
   const ResultPtr result = open_result(bundled_result().toStdString());
   const ResultPtr alone = open_result(lifetimes_path().toStdString());
   QCOMPARE(alone->runs.size(), result->runs.size());
   QCOMPARE(alone->trace.sha256, result->trace.sha256);
   QCOMPARE(alone->trace.layer_ids, result->trace.layer_ids);
-  QCOMPARE(alone->pass_ends, result->pass_ends);
+  QCOMPARE(alone->chunk, result->chunk);
+  const json lines = timelines_of(bundled_result());
   for (std::size_t r = 0; r < alone->runs.size(); ++r) {
     const Run& run = alone->runs[r];
-    const json& line = (*result->runs[r].figures)["timeline"];
+    QVERIFY(!result->runs[r].figures->contains("timeline"));
+    const json& line = lines[r];
     const auto check = [&](const char* name, const SeriesPtr& series) {
       for (std::size_t i = 0; i < line["row"].size(); ++i) {
         QCOMPARE(series->at(line["row"][i].get<RowIndex>()), line[name][i].get<double>());

@@ -250,6 +250,7 @@ void SimulateTest::saved_results_stand_alone() {
   }
   const ResultPtr saved = open_result(target.string() + ".json");
   QVERIFY((*saved->json)["runs"] == runs);
+  QVERIFY(!timelines_of(QString::fromStdString(target.string() + ".json"))[0]["row"].empty());
   QCOMPARE((*saved->json)["files"]["timeline"].get<std::string>(),
            target.string() + ".timeline.safetensors");
   QVERIFY(saved->warnings.empty());

@@ -24,6 +24,7 @@ class TradeoffTest : public QObject {
  private slots:
   void families_differ_in_more_than_numbers();
   void front_and_critical_footprints_equal_a_search_of_all_pairs();
+  void another_trace_is_another_front();
   void points_are_those_of_the_json();
   void the_view_opens_runs_by_key_and_click();
 };
@@ -118,6 +119,36 @@ void TradeoffTest::front_and_critical_footprints_equal_a_search_of_all_pairs() {
       last = *wanted;
       QCOMPARE(cell.data(Qt::EditRole).toDouble(), *wanted);
     }
+  }
+}
+
+void TradeoffTest::another_trace_is_another_front() {
+  Document one, two, both;
+  const ResultPtr first = random_sweep(1);
+  auto other = std::make_shared<Result>(*random_sweep(2));
+  other->path = "other.json";
+  other->trace.sha256 = "other";
+  one.add(first);
+  two.add(other);
+  both.add(first);
+  both.add(other);
+  const auto of = [](const Document& document) {
+    return make_tradeoff(document.runs(), FidelityFigure::mass_mean, 0.8);
+  };
+  const Tradeoff a = of(one), b = of(two), ab = of(both);
+  QCOMPARE(ab.groups.size(), std::size_t{2});
+  QCOMPARE(ab.groups[0].front, a.groups[0].front);
+  QCOMPARE(ab.groups[1].front.size(), b.groups[0].front.size());
+  QCOMPARE(ab.families.size(), a.families.size() + b.families.size());
+  for (std::size_t f = 0; f < ab.families.size(); ++f) {
+    const bool in_first = f < a.families.size();
+    const Tradeoff& alone = in_first ? a : b;
+    const Tradeoff::Family& family = alone.families[in_first ? f : f - a.families.size()];
+    QCOMPARE(ab.families[f].name, family.name);
+    QCOMPARE(ab.families[f].critical.has_value(), family.critical.has_value());
+    if (!family.critical) continue;
+    QCOMPARE(ab.points[*ab.families[f].critical].footprint,
+             alone.points[*family.critical].footprint);
   }
 }
 
