@@ -577,6 +577,7 @@ void SimulatePanel::Parts::connect_all() {
         "Traces (*.safetensors *.safetensors.index.json);;All files (*)");
     if (!path.isEmpty()) panel->set_trace(path);
   });
+  panel->setFocusProxy(search);
   connect(search, &QLineEdit::textChanged, panel, [this](const QString& text) {
     found->setFilterFixedString(text);
     policy_tree->expandAll();
