@@ -38,7 +38,7 @@ inline constexpr std::int64_t kKeptReadsBytes = std::int64_t{64} << 20U;
 // and where a selector chose what is read
 //   runs.{r}.selected  I64 [tokens]  entries read in each row
 //   runs.{r}.read_rows I64 [R]  rows of which `reads` tells, ascending
-//   runs.{r}.reads     U8 [layers, heads, R, ceil(tokens / 8)]  entry t was read in that row: bit
+//   runs.{r}.reads     U8 [layers, heads, R, ceil(tokens / 8)]  the row attended to entry t: bit
 //                      t % 8 of byte t / 8; union over the query heads of a stored head
 // LifetimesFile (lifetimes_file.h) reads it back. Written atomically.
 // Errors: Error when the disk refuses.
