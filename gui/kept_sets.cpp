@@ -20,6 +20,7 @@
 #include "gui/lives.h"
 #include "gui/residents.h"
 #include "gui/theme.h"
+#include "gui/view.h"
 
 namespace kvspan::gui {
 namespace {
@@ -294,14 +295,9 @@ class KeptSetsPanel final : public QWidget {
     map_ = new OverlapMap(document, this);
     tokens_ = new QTableView(this);
     tokens_->setModel(&model_);
-    tokens_->setSelectionBehavior(QAbstractItemView::SelectRows);
-    tokens_->setSelectionMode(QAbstractItemView::SingleSelection);
-    tokens_->setAlternatingRowColors(true);
-    tokens_->setShowGrid(false);
-    tokens_->setFrameShape(QFrame::NoFrame);
+    set_up_rows(*tokens_);
     tokens_->setSortingEnabled(true);
     tokens_->sortByColumn(KeptModel::kToken, Qt::AscendingOrder);
-    tokens_->verticalHeader()->hide();
     tokens_->verticalHeader()->setDefaultSectionSize(fontMetrics().height() + 6);
     tokens_->horizontalHeader()->setSectionResizeMode(KeptModel::kText, QHeaderView::Stretch);
     tokens_->setAccessibleName("Tokens that only one of the runs holds");

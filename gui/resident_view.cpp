@@ -70,14 +70,9 @@ class ResidentView final : public View {
     heads_->setAccessibleName("Entries by layer and head");
     tokens_ = new QTableView(this);
     tokens_->setModel(&tokens_model_);
-    tokens_->setSelectionBehavior(QAbstractItemView::SelectRows);
-    tokens_->setSelectionMode(QAbstractItemView::SingleSelection);
-    tokens_->setAlternatingRowColors(true);
-    tokens_->setShowGrid(false);
-    tokens_->setFrameShape(QFrame::NoFrame);
+    set_up_rows(*tokens_);
     tokens_->setSortingEnabled(true);
     tokens_->sortByColumn(TokensModel::kToken, Qt::AscendingOrder);
-    tokens_->verticalHeader()->hide();
     tokens_->verticalHeader()->setDefaultSectionSize(fontMetrics().height() + 6);
     tokens_->horizontalHeader()->setSectionResizeMode(TokensModel::kText, QHeaderView::Stretch);
     tokens_->setAccessibleName("Tokens that are held");

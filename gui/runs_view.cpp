@@ -25,13 +25,8 @@ class RunsView final : public View {
     table_ = new QTableView;
     table_->setAccessibleName("Table of runs");
     table_->setModel(sorted_);
-    table_->setSelectionBehavior(QAbstractItemView::SelectRows);
-    table_->setSelectionMode(QAbstractItemView::SingleSelection);
-    table_->setShowGrid(false);
-    table_->setAlternatingRowColors(true);
-    table_->setFrameShape(QFrame::NoFrame);
+    set_up_rows(*table_);
     table_->setTextElideMode(Qt::ElideMiddle);
-    table_->verticalHeader()->hide();
     table_->verticalHeader()->setSectionResizeMode(QHeaderView::ResizeToContents);
     table_->horizontalHeader()->setSectionResizeMode(QHeaderView::ResizeToContents);
     table_->horizontalHeader()->setSectionResizeMode(RunTable::label, QHeaderView::Stretch);

@@ -3,9 +3,11 @@
 
 #include <QBuffer>
 #include <QFileInfo>
+#include <QHeaderView>
 #include <QImage>
 #include <QLayout>
 #include <QSvgGenerator>
+#include <QTableView>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -30,6 +32,15 @@ void View::draw_without(QWidget& controls, QPainter& painter, const QSize& size)
   View::draw(painter, size);
   controls.show();
   layout()->activate();
+}
+
+void set_up_rows(QTableView& table) {
+  table.setSelectionBehavior(QAbstractItemView::SelectRows);
+  table.setSelectionMode(QAbstractItemView::SingleSelection);
+  table.setAlternatingRowColors(true);
+  table.setShowGrid(false);
+  table.setFrameShape(QFrame::NoFrame);
+  table.verticalHeader()->hide();
 }
 
 namespace {

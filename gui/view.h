@@ -11,6 +11,8 @@
 
 #include "gui/document.h"
 
+class QTableView;
+
 namespace kvspan::gui {
 
 class View : public QWidget {
@@ -40,6 +42,9 @@ class View : public QWidget {
  private:
   Document& document_;
 };
+
+// A table of rows to choose from: one row at a time, striped, without grid, frame or row numbers.
+void set_up_rows(QTableView& table);
 
 // Writes a view as .png, .svg or .csv, by the name's end; atomically.
 //   size   logical pixels; scale: of PNG pixels to them
