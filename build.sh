@@ -13,7 +13,7 @@ demo_policies=(--policy full --policy streaming_llm --policy h2o --policy tova -
   --policy "chunked(snapkv)" --policy "chunked(h2o)" --budget 20% --chunk 512 --chart)
 capture_policies=(--policy full --policy streaming_llm --policy h2o --policy tova --policy snapkv
   --policy "chunked(snapkv)" --policy quest --policy kivi --budget 20% --chunk 256)
-kvspan=build/release/sim/kvspan
+kvspan=build/release/cli/kvspan
 viewer=build/release/gui/kvspan-viewer
 model=build/release/models/minimind2-small
 
@@ -173,7 +173,7 @@ run_tests() {
 # Tracked sources of C++ and CUDA; in a tarball, all of them.
 sources() {
   git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' 2>/dev/null | grep . ||
-    find sim tests tracegen gpu_replay gui -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null
+    find cli sim tests tracegen gpu_replay gui -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null
 }
 
 check_format() { sources | xargs clang-format-16 --dry-run -Werror; }

@@ -19,7 +19,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -140,6 +140,7 @@ PolicyEntry adakv() {
   entry.summary = "shares a layer's budget out among its heads by the scores of the prompt";
   entry.source = "Feng et al. 2024, arXiv 2407.11550";
   entry.evidence = "code read";
+  entry.differs = "the authors' repository and kvpress allocate differently (form=code|kvpress)";
   entry.needs = "q and k, or probabilities of the last `window` prompt rows";
   entry.parameters = votes_parameters(32, 7);
   entry.parameters.insert(

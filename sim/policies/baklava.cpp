@@ -27,12 +27,12 @@
 #include <fmt/format.h>
 #include <tbb/parallel_for.h>
 
-#include "sim/error.h"
-#include "sim/kernels/kernels.h"
-#include "sim/policies/gates.h"
-#include "sim/policies/helpers.h"
-#include "sim/score_block.h"
-#include "sim/trace.h"
+#include "sim/attention/kernels.h"
+#include "sim/attention/layer_scores.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/gates.h"
+#include "sim/policies/shared/helpers.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -252,6 +252,9 @@ PolicyEntry baklava() {
   entry.summary = "baklava-like: sinks and recent windows, longer in heads that change values more";
   entry.source = "Gulhan et al. 2025, arXiv 2502.13176";
   entry.evidence = "secondary";
+  entry.differs =
+      "no public code; the cosine's input, the GQA operator and the map from importance to "
+      "tokens are unpublished, so that this is a stand-in by name";
   entry.needs =
       "nothing with profile=TRACE, or profile=FILE and power; else q, k and v, or probabilities of "
       "the prompt's first half";

@@ -24,8 +24,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -204,6 +204,9 @@ PolicyEntry chunkkv() {
   entry.summary = "keeps whole chunks of tokens, one set per layer, once, after the prompt";
   entry.source = "Liu et al. 2025, arXiv 2502.00299";
   entry.evidence = "code read (kvpress), paper secondary";
+  entry.differs =
+      "the paper sums over 10 tokens and adds the window, kvpress averages 20 and quantises "
+      "the budget (preset=)";
   entry.needs = "q and k, or probabilities of the last `window` prompt rows";
   entry.parameters = {
       budget_parameter(),

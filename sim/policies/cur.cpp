@@ -8,7 +8,7 @@
 // of zero vectors) the leverage is 0 here. Entries that are ranked together are one sequence.
 #include <algorithm>
 
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -87,6 +87,8 @@ PolicyEntry cur() {
   entry.summary = "keeps entries of high leverage, by local norms of key and value";
   entry.source = "Sengupta et al. 2025, arXiv 2509.15038; code NVIDIA/kvpress";
   entry.evidence = "code read (kvpress)";
+  entry.differs =
+      "the paper's random sketch is unseeded in kvpress; the local norms are taken here";
   entry.needs = "k and v (leverage=key or value: that one)";
   entry.parameters = {
       budget_parameter(),

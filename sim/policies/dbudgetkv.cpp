@@ -21,7 +21,7 @@
 
 #include <fmt/format.h>
 
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -148,6 +148,9 @@ PolicyEntry dbudgetkv() {
   entry.summary = "sinks and a recent window as long as the attention's norm asks for (ReFreeKV)";
   entry.source = "Ni et al. 2025, arXiv 2502.16886";
   entry.evidence = "code read, paper read";
+  entry.differs =
+      "the paper's norm includes the sinks, the code's does not (norm=code is the default: "
+      "the published budgets look like it); 1 % in the paper, 5 % in its scripts";
   entry.needs = "q and k, or probabilities of the prompt's last `rows` rows";
   entry.parameters = {
       {"threshold", Kind::real, "0.01", "", "share of the norm that may be lost", {}, 0, 1},

@@ -9,8 +9,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/policies/gates.h"
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/gates.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -31,6 +31,9 @@ PolicyEntry duoattention() {
   entry.summary = "retrieval heads keep all, streaming heads keep sinks and a recent window";
   entry.source = "Xiao et al. 2024, arXiv 2410.10819";
   entry.evidence = "code read";
+  entry.differs =
+      "the paper rounds gates at 0.5, the code cuts at a quantile: sparsity= is the code's, "
+      "a file without it the paper's";
   entry.needs =
       "nothing with heads=FILE or TRACE; else q and k, or probabilities of the last half of the "
       "rows";

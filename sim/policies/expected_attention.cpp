@@ -11,8 +11,8 @@
 
 #include <Eigen/Core>
 
-#include "sim/policies/helpers.h"
-#include "sim/trace.h"
+#include "sim/policies/shared/helpers.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan::policies {
 namespace {

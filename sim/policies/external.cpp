@@ -7,8 +7,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {

@@ -20,8 +20,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/policies/helpers.h"
-#include "sim/trace.h"
+#include "sim/policies/shared/helpers.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -214,6 +214,9 @@ PolicyEntry fastgen() {
   entry.summary = "every head the cheapest of five sets that explains its attention in the prompt";
   entry.source = "Ge et al. 2023, arXiv 2310.01801; AnswerDotAI/cold-compress";
   entry.evidence = "secondary";
+  entry.differs =
+      "the paper bounds |A - softmax(QK_C)|, read here as recovered mass >= T; MHA only, a "
+      "group takes its most demanding head's class";
   entry.needs =
       "q and k, or probabilities of all rows; special_ids and token text if there are any";
   entry.parameters = {

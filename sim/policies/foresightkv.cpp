@@ -25,11 +25,12 @@
 
 #include <fmt/format.h>
 
-#include "sim/attention_stats.h"
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
-#include "sim/policies/learned.h"
-#include "sim/trace.h"
+#include "sim/attention/full_rows.h"
+#include "sim/base/error.h"
+#include "sim/base/random.h"
+#include "sim/policies/shared/fitted.h"
+#include "sim/policies/shared/helpers.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -445,6 +446,9 @@ PolicyEntry foresightkv() {
       "a learned drop score of recent attention, k and v, every interval of decode rows";
   entry.source = "arXiv 2602.03203; code RUCAIBox/ForesightKV";
   entry.evidence = "code read; weights fitted here";
+  entry.differs =
+      "the interval is 256 in training and 128 in evaluation; the evaluation code rebuilds "
+      "the decayed sum from the wrong tensor, here it decays as in training";
   entry.needs = "q, k and v; golden: probabilities of all decode rows";
   entry.parameters = {
       budget_parameter(),

@@ -2,7 +2,7 @@
 // Full cache: nothing is ever evicted. The baseline of every figure.
 // model_window=evict: entries leave when the model's own sliding window has passed them, which loses
 // nothing (Mistral, Gemma); keep is what runtimes without window support do.
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {

@@ -19,8 +19,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -61,6 +61,9 @@ PolicyEntry h2o() {
   entry.summary = "heavy hitters by accumulated attention plus the newest tokens, in decode too";
   entry.source = "Zhang et al. 2023, arXiv 2306.14048";
   entry.evidence = "code read (real_drop)";
+  entry.differs =
+      "the repository holds three definitions of the budget (variant=) and one that reads "
+      "future rows (not offered); the paper is for MHA, GQA sums the group";
   entry.needs =
       "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows)";
   entry.parameters = {

@@ -18,10 +18,10 @@
 
 #include <fmt/format.h>
 
-#include "sim/attention_stats.h"
-#include "sim/error.h"
-#include "sim/policies/gates.h"
-#include "sim/policies/helpers.h"
+#include "sim/attention/full_rows.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/gates.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -85,6 +85,9 @@ PolicyEntry headkv() {
   entry.summary = "SnapKV's votes under fixed budgets per head, from importance scores";
   entry.source = "Fu et al. 2024, arXiv 2410.19258";
   entry.evidence = "code read";
+  entry.differs =
+      "the README says that a larger beta shares more, the formula that it shares less: the "
+      "formula; the code stores per query head (group=none), here per KV head";
   entry.needs =
       "q and k, or probabilities of the last `window` prompt rows; without heads=FILE or TRACE of "
       "the last half of the rows";

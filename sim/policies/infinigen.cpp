@@ -18,8 +18,8 @@
 #include <Eigen/Core>
 #include <Eigen/Eigenvalues>
 
-#include "sim/error.h"
-#include "sim/policies/selection.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/selection.h"
 
 namespace kvspan::policies {
 namespace {
@@ -177,6 +177,9 @@ PolicyEntry infinigen() {
       "cache on the host; fetches what partial scores predict (with the row's own query)";
   entry.source = "Lee et al. 2024, arXiv 2406.19707";
   entry.evidence = "code read";
+  entry.differs =
+      "the query of a layer is guessed from the layer below, which a trace does not hold: "
+      "the row's own query; r is 0.2 in the scripts, 0.3 in the paper";
   entry.needs = "q and k; scores=exact: q and k, or probabilities of generated rows";
   Parameter cap = budget_parameter();
   cap.name = "cap";

@@ -16,11 +16,12 @@
 
 #include <Eigen/Core>
 
-#include "sim/attention_stats.h"
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
-#include "sim/policies/learned.h"
-#include "sim/trace.h"
+#include "sim/attention/full_rows.h"
+#include "sim/base/error.h"
+#include "sim/base/random.h"
+#include "sim/policies/shared/fitted.h"
+#include "sim/policies/shared/helpers.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -320,6 +321,9 @@ PolicyEntry judgeq() {
   entry.summary = "keeps what queries that stand for the answer attend to, once, after the prompt";
   entry.source = "arXiv 2509.10798 (abstract; third-party summary)";
   entry.evidence = "secondary; weights fitted here";
+  entry.differs =
+      "the official code could not be obtained: pooling, window and group reduction are "
+      "ours";
   entry.needs =
       "q and k (oracle: probabilities of all decode rows; file: nothing); rope_* to place "
       "the queries";

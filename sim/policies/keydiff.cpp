@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {

@@ -12,7 +12,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "sim/policies/helpers.h"
+#include "sim/base/random.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -100,6 +101,9 @@ PolicyEntry keyformer() {
   entry.summary = "heavy hitters by a noisy softmax that warms up, plus the newest tokens";
   entry.source = "Adnan et al. 2024, arXiv 2403.09054";
   entry.evidence = "code read";
+  entry.differs =
+      "the code first shrinks at the first decode step, here at the prompt's end; one of "
+      "its variants evicts every 8 rows (every=8)";
   entry.needs = "q and k";
   entry.parameters = {
       budget_parameter(),

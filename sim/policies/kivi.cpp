@@ -12,8 +12,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/quantise.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/quantise.h"
 
 namespace kvspan::policies {
 namespace {
@@ -127,6 +127,8 @@ PolicyEntry kivi() {
   entry.summary = "keys per channel and values per token in 2 or 4 bits, the newest in full";
   entry.source = "Liu et al. 2024, arXiv 2402.02750; code jy-yuan/KIVI";
   entry.evidence = "code read";
+  entry.differs =
+      "2 bits are recommended for MHA, 4 for GQA; scale and zero are fp16, as in the code";
   entry.needs = "nothing; k and v for the error of the output";
   entry.parameters = {
       {"bits", Kind::word, "2", "bits", "of keys and values", {"2", "4"}},

@@ -6,7 +6,7 @@
 // 2506.17121); kvpress, and the default here, leave none.
 #include <cmath>
 
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 
@@ -17,6 +17,7 @@ PolicyEntry knorm() {
   entry.summary = "keeps the keys of the smallest norm, once, after the prompt";
   entry.source = "Devoto et al. 2024, arXiv 2406.11430";
   entry.evidence = "code read";
+  entry.differs = "the authors leave the first two layers alone (skip=2), kvpress does not";
   entry.needs = "k";
   entry.parameters = {budget_parameter(),
                       {"skip",

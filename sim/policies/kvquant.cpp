@@ -24,9 +24,9 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/quantise.h"
-#include "sim/trace.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/quantise.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -256,6 +256,9 @@ PolicyEntry kvquant() {
   entry.summary = "keys before rotation per channel, values per token, to a fitted codebook";
   entry.source = "Hooper et al. 2024, arXiv 2401.18079; code SqueezeAILab/KVQuant";
   entry.evidence = "code read";
+  entry.differs =
+      "the paper's accounting and the released deployment code differ in bytes "
+      "(accounting=); codebooks are fitted here without Fisher information";
   entry.needs = "nothing; k, v and the rope_* fields for the error of the output";
   entry.parameters = {{"bits", Kind::word, "4", "bits", "of keys and values", {"4", "3", "2"}},
                       {"outliers", Kind::amount, "1%", "% of the elements", "kept as they are", {}},

@@ -15,7 +15,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -114,6 +114,9 @@ PolicyEntry lagkv() {
   entry.summary = "keeps keys and values that spread widely within the range of the next tokens";
   entry.source = "Liang et al. 2025, arXiv 2504.04704; code NVIDIA/kvpress";
   entry.evidence = "code read";
+  entry.differs =
+      "the authors keep a share of every partition and go on in decode; kvpress ranks once "
+      "over the prompt, as here";
   entry.needs = "k and v";
   entry.parameters = {
       budget_parameter(),

@@ -26,8 +26,9 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
+#include "sim/base/error.h"
+#include "sim/base/random.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -467,6 +468,9 @@ PolicyEntry less() {
   entry.summary = "an evictor whose victims live on in a low-rank state of constant size";
   entry.source = "Dong et al. 2024, arXiv 2402.09398; code hdong920/LESS";
   entry.evidence = "code read";
+  entry.differs =
+      "MHA only in the code: states per KV head, features per query head; the learned "
+      "kernels are replaced by stand-ins of the same size";
   entry.needs =
       "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows); "
       "q, "

@@ -17,10 +17,10 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
-#include "sim/policies/learned.h"
-#include "sim/trace.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/fitted.h"
+#include "sim/policies/shared/helpers.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -109,6 +109,9 @@ PolicyEntry locret() {
   entry.summary = "a learned score at birth; after every chunk of the prompt all entries compete";
   entry.source = "arXiv 2410.01805; code huangyuxiang03/Locret; rule also arXiv 2506.17121";
   entry.evidence = "code read; weights fitted here";
+  entry.differs =
+      "the metric of arXiv 2506.17121 adds the stabilizers to every chunk, the code counts "
+      "them inside: the code is followed, the metric is locret_head() of the analytic model";
   entry.needs = "q, k and v (file: nothing)";
   entry.parameters = {
       budget_parameter(),

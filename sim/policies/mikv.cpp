@@ -18,8 +18,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/quantise.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/quantise.h"
 
 namespace kvspan::policies {
 namespace {
@@ -147,6 +147,9 @@ PolicyEntry mikv() {
   entry.summary = "keeps every entry: heavy hitters in full, H2O's victims in few bits";
   entry.source = "Yang et al. 2024, arXiv 2402.18096";
   entry.evidence = "secondary (a third-party implementation that cites the paper)";
+  entry.differs =
+      "no public code; whether the high tier grows with the text is not said (ratio_mode=), "
+      "nor how a group's heads share it (importance summed)";
   entry.needs =
       "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows); "
       "q, "

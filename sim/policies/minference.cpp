@@ -16,8 +16,8 @@
 #include <cmath>
 #include <limits>
 
-#include "sim/kernels/kernels.h"
-#include "sim/policies/selection.h"
+#include "sim/attention/kernels.h"
+#include "sim/policies/shared/selection.h"
 
 namespace kvspan::policies {
 namespace {
@@ -132,6 +132,7 @@ PolicyEntry minference() {
   entry.summary = "sparse attention in the prompt (vertical lines and diagonals); evicts nothing";
   entry.source = "Jiang et al. 2024, arXiv 2407.02490";
   entry.evidence = "code read";
+  entry.differs = "released patterns are vertical-slash for every head; block-sparse is left out";
   entry.needs = "q and k; pattern=a_shape: nothing";
   entry.parameters = {
       {"pattern",

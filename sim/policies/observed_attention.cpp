@@ -3,7 +3,7 @@
 // attention, divided by the number of rows that could see it, mean over the group. Once, after the
 // prompt. Nothing is protected; the last token is judged by its own row alone.
 // Source: kvpress ObservedAttentionPress, after H2O (arXiv 2306.14048).
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {

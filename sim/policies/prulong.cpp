@@ -13,8 +13,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/policies/gates.h"
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/gates.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -49,6 +49,9 @@ PolicyEntry prulong() {
   entry.summary = "full and streaming heads by gates trained on next-token prediction";
   entry.source = "Bhaskar et al. 2025, arXiv 2506.17121";
   entry.evidence = "code read (save_prulong_masks.py)";
+  entry.differs =
+      "the hard-concrete constants of paper and code differ; only the order of the gates "
+      "counts here, and the code's random ties go to the lower (layer, head)";
   entry.needs =
       "nothing with heads=FILE or TRACE; else q and k, or probabilities of the last half of the "
       "rows";

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -129,6 +129,9 @@ PolicyEntry pyramidkv() {
   entry.summary = "SnapKV's votes; lower layers keep more, higher layers less";
   entry.source = "Cai et al. 2024, arXiv 2406.02069";
   entry.evidence = "code read";
+  entry.differs =
+      "the code's integer step overspends small budgets (rounding=code), the paper's line "
+      "does not (exact), kvpress counts the window inside (kvpress)";
   entry.needs = "q and k, or probabilities of the last `window` prompt rows";
   entry.parameters = votes_parameters(8, 7);
   entry.parameters.insert(entry.parameters.begin(), budget_parameter());

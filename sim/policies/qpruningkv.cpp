@@ -13,8 +13,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/quantise.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/quantise.h"
 
 namespace kvspan::policies {
 namespace {
@@ -76,6 +76,9 @@ PolicyEntry qpruningkv() {
   entry.summary = "a pruner that keeps 16 / bits times the tokens, quantised, in the same bytes";
   entry.source = "Zhang et al. 2024, arXiv 2412.12706; code zhzihao/QPruningKV";
   entry.evidence = "code read";
+  entry.differs =
+      "the paper counts no scales, the bytes here do; the code's default HQQ axis is a "
+      "strided grouping, here groups run along a vector; the code stores per query head";
   entry.needs = "what the pruner needs; k and v for the error of the output";
   entry.parameters = votes_parameters(8, 7);
   entry.parameters.insert(

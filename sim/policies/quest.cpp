@@ -9,7 +9,7 @@
 // EMCLab-Sinica/WG-KV: one choice per KV head by the largest score of the group.
 // With a policy that evicts, pages stay blocks of token indices: dead pages are skipped, and a dead
 // entry stays in the bounds of its page.
-#include "sim/policies/selection.h"
+#include "sim/policies/shared/selection.h"
 
 namespace kvspan::policies {
 namespace {
@@ -41,6 +41,9 @@ PolicyEntry quest() {
   entry.summary = "reads the pages whose key bounds promise the largest scores; evicts nothing";
   entry.source = "Tang et al. 2024, arXiv 2406.10774";
   entry.evidence = "code read";
+  entry.differs =
+      "the kernel always reads the last page (last_page=true), the evaluation code reads at "
+      "least 3 pages; both select per query head, WG-KV's port per KV head (per=kv)";
   entry.needs = "q and k";
   entry.parameters = page_parameters("20%", {"query", "kv"});
   entry.make = [](Arguments& arguments, const Geometry& geometry) {

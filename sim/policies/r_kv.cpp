@@ -17,8 +17,8 @@
 #include <cmath>
 #include <limits>
 
-#include "sim/ledger.h"
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
+#include "sim/policy/passes.h"
 
 namespace kvspan::policies {
 namespace {
@@ -180,6 +180,7 @@ PolicyEntry r_kv() {
   entry.summary = "in decode, every 128 tokens: keeps important entries that are not redundant";
   entry.source = "Cai et al. 2025, arXiv 2505.24133";
   entry.evidence = "code read";
+  entry.differs = "lambda is 0.1 in the README and 0.07 in the code's signature; here 0.1";
   entry.needs = "q and k";
   entry.parameters = {
       budget_parameter(),

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random eviction: every entry draws one rank at birth and keeps it, so that budgets nest and the
 // result depends on neither threads nor order. The control of every eviction study (kvpress).
-#include "sim/policies/helpers.h"
+#include "sim/base/random.h"
+
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {

@@ -17,7 +17,7 @@
 #include <deque>
 #include <numeric>
 
-#include "sim/policies/selection.h"
+#include "sim/policies/shared/selection.h"
 
 namespace kvspan::policies {
 namespace {
@@ -132,6 +132,9 @@ PolicyEntry refreshkv() {
   entry.summary = "most rows read a small copy, which full rows make anew; evicts nothing";
   entry.source = "Xu et al. 2024, arXiv 2411.05787";
   entry.evidence = "secondary (no public code)";
+  entry.differs =
+      "no public code; thresholds differ between versions and models (0.8, 0.95); version 1 "
+      "refreshes on a fixed stride (schedule=fixed)";
   entry.needs =
       "q, and k or probabilities of the prompt's last and all generated rows; schedule=fixed: "
       "those rows only";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one list of policies. Explicit: self-registration silently fails in static libraries.
-#include "sim/recipe.h"
+#include "sim/policy/recipe.h"
 
 namespace kvspan {
 namespace policies {

@@ -13,7 +13,7 @@
 
 #include <fmt/format.h>
 
-#include "sim/policies/selection.h"
+#include "sim/policies/shared/selection.h"
 
 namespace kvspan::policies {
 namespace {
@@ -66,6 +66,9 @@ PolicyEntry retroattention() {
   entry.summary = "Quest's pages, and past rows also attend to what the next rows load";
   entry.source = "Choi et al. 2025, arXiv 2508.09001";
   entry.evidence = "secondary";
+  entry.differs =
+      "page size and dense layers are not stated: Quest's 16 and 2; rewritten keys and "
+      "values are not in a trace";
   entry.needs = "q and k";
   entry.parameters = page_parameters("15%", {"kv", "query"});
   entry.parameters.insert(entry.parameters.begin() + 1,

@@ -19,9 +19,9 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
-#include "sim/trace.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/helpers.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -200,6 +200,9 @@ PolicyEntry sagekv() {
   entry.summary = "sinks, what the prompt's last row selects per query head, and a sliding window";
   entry.source = "Wang et al. 2025, arXiv 2503.08879";
   entry.evidence = "paper read";
+  entry.differs =
+      "no public code: whether entries chosen by several heads of a group are stored once "
+      "is not said (dup=fill keeps exactly B, union the distinct ones)";
   entry.needs = "q and k, or probabilities of the prompt's last row; agg=sum: q and k";
   entry.parameters = {
       budget_parameter(),

@@ -18,8 +18,8 @@
 #include <cmath>
 #include <deque>
 
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -206,6 +206,9 @@ PolicyEntry scissorhands() {
   entry.summary = "drops half of a full cache at once: what recent rows attended to least often";
   entry.source = "Liu et al. 2023, arXiv 2305.17118";
   entry.evidence = "secondary (paper); code read (eval_code)";
+  entry.differs =
+      "the released evaluation code is another rule than the paper's (mode=eval_code); the "
+      "paper's curve over layers is unpublished, every layer has the same budget";
   entry.needs = "q and k, or probabilities of all rows";
   entry.parameters = {
       budget_parameter(),

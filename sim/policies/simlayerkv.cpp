@@ -12,8 +12,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -109,6 +109,7 @@ PolicyEntry simlayerkv() {
   entry.summary = "layers whose last row looks at sinks and recent tokens stream, others keep all";
   entry.source = "Zhang et al. 2024, arXiv 2410.13846";
   entry.evidence = "code read";
+  entry.differs = "kvpress' default threshold 1.0 never fires; the authors use 0.65 to 0.9 a model";
   entry.needs = "q and k, or probabilities of the last `last` prompt rows";
   entry.parameters = {
       {"threshold", Kind::real, "0.9", "", "a layer above it is lazy", {}, 0, 1},

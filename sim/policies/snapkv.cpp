@@ -4,7 +4,7 @@
 // the query heads of the group, pooled along the candidates. Generated entries are appended.
 // Source: Li et al., arXiv 2404.14469; code FasterDecoding/SnapKV (LongBench settings: window 32,
 // kernel 7, max). The authors' code keeps one set per *query* head: group=none.
-#include "sim/policies/helpers.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 
@@ -15,6 +15,9 @@ PolicyEntry snapkv() {
   entry.summary = "keeps what the prompt's last rows attend to, once, after the prompt";
   entry.source = "Li et al. 2024, arXiv 2404.14469";
   entry.evidence = "code read";
+  entry.differs =
+      "the authors' code keeps one set per query head (group=none); kvpress averages the "
+      "group and pools by average (pool=avg,order=pool_then_group,window=64,kernel=5)";
   entry.needs = "q and k, or probabilities of the last `window` prompt rows";
   entry.parameters = votes_parameters(32, 7);
   entry.parameters.insert(entry.parameters.begin(), budget_parameter());

@@ -12,8 +12,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 
@@ -25,6 +25,9 @@ PolicyEntry streaming_llm() {
   entry.summary = "attention sinks and a recent window, after every pass";
   entry.source = "Xiao et al. 2023, arXiv 2309.17453";
   entry.evidence = "code read";
+  entry.differs =
+      "the authors number positions by cache slot (positions=cache; default original, "
+      "deaths are equal) and evict before adding, here a row is added first";
   entry.needs = "nothing; positions=cache: the rope_* fields";
   entry.parameters = {
       {"sinks", Kind::count, "4", "tokens", "first tokens, always kept", {}, 0, 1e12, true},
@@ -76,6 +79,7 @@ PolicyEntry lambda() {
   entry.summary = "attention sinks and a recent window under the original positions, by budget";
   entry.source = "Han et al. 2023, arXiv 2308.16137";
   entry.evidence = "secondary";
+  entry.differs = "LM-Infinite also clips distances; the logged scores are taken as they are";
   entry.needs = "nothing";
   entry.parameters = {
       budget_parameter(),

@@ -11,8 +11,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/error.h"
-#include "sim/policies/quantise.h"
+#include "sim/base/error.h"
+#include "sim/policies/shared/quantise.h"
 
 namespace kvspan::policies {
 namespace {
@@ -85,6 +85,9 @@ PolicyEntry think() {
   entry.summary = "prunes the key channels that matter least to the prompt's last rows";
   entry.source = "Xu et al. 2024, arXiv 2407.21018; code SalesforceAIResearch/ThinK";
   entry.evidence = "code read";
+  entry.differs =
+      "the reference has one mask per query head, kvpress one per KV head, as here; kvpress "
+      "zeroes channels of the newest keys too and saves no byte (preset=kvpress)";
   entry.needs = "nothing; q, k and v for the error of the output";
   entry.parameters = {
       {"ratio", Kind::amount, "40%", "% of the channels", "pruned", {}},

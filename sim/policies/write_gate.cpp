@@ -32,11 +32,12 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
-#include "sim/attention_stats.h"
-#include "sim/error.h"
-#include "sim/policies/helpers.h"
-#include "sim/policies/learned.h"
-#include "sim/trace.h"
+#include "sim/attention/full_rows.h"
+#include "sim/base/error.h"
+#include "sim/base/random.h"
+#include "sim/policies/shared/fitted.h"
+#include "sim/policies/shared/helpers.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -479,6 +480,9 @@ PolicyEntry write_gate() {
   entry.summary = "a gate on the key decides at birth what is written once it leaves the window";
   entry.source = "arXiv 2512.17452; code EMCLab-Sinica/WG-KV";
   entry.evidence = "code read; weights fitted here";
+  entry.differs =
+      "the authors train the gate end to end; oracles, fitted gates and a random control "
+      "stand in for it; their cap is over all layers, here per layer";
   entry.needs =
       "q and k (oracle_out: v, too; oracle: probabilities of all rows; random, file: "
       "nothing); rope_* tell k before rotary from k";

@@ -16,7 +16,7 @@
 #include <hwy/targets.h>
 
 #include "tests/bench/eigen_twin.h"
-#include "tracegen/runner.h"
+#include "tracegen/forward/runner.h"
 
 namespace {
 

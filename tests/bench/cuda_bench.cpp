@@ -18,7 +18,7 @@
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
-#include "sim/error.h"
+#include "sim/base/error.h"
 #include "tracegen/cuda/attention.h"
 #include "tracegen/cuda/device.h"
 #include "tracegen/cuda/layer.h"

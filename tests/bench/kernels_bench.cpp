@@ -20,7 +20,7 @@
 #include <benchmark/benchmark.h>
 #include <hwy/targets.h>
 
-#include "sim/kernels/kernels.h"
+#include "sim/attention/kernels.h"
 #include "tests/bench/eigen_twin.h"
 
 namespace {

@@ -7,7 +7,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include "sim/engine.h"
+#include "sim/replay/engine.h"
 #include "tests/support/trace_builder.h"
 
 namespace {

@@ -30,9 +30,9 @@
 
 #include <benchmark/benchmark.h>
 
-#include "gui/time_chart.h"
-#include "gui/view.h"
-#include "sim/result_files.h"
+#include "gui/paint/time_chart.h"
+#include "gui/views/view.h"
+#include "sim/report/result_files.h"
 
 namespace kvspan::gui {
 namespace {

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "sim/error.h"
-#include "tracegen/gguf.h"
+#include "sim/base/error.h"
+#include "tracegen/model/gguf.h"
 
 namespace {
 

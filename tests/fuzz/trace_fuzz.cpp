@@ -16,9 +16,9 @@
 
 #include <nlohmann/json.hpp>
 
-#include "sim/error.h"
-#include "sim/safetensors.h"
-#include "sim/trace.h"
+#include "sim/base/error.h"
+#include "sim/trace/safetensors.h"
+#include "sim/trace/trace.h"
 
 namespace {
 

@@ -14,7 +14,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
-#include "gui/document.h"
+#include "gui/model/document.h"
 
 namespace kvspan::gui::test {
 

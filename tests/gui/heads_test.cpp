@@ -6,12 +6,11 @@
 
 #include <nlohmann/json.hpp>
 
-#include "gui_test.h"
-
-#include "gui/csv.h"
-#include "gui/head_table.h"
-#include "gui/theme.h"
-#include "gui/view.h"
+#include "gui/model/csv.h"
+#include "gui/model/head_table.h"
+#include "gui/paint/theme.h"
+#include "gui/views/view.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 

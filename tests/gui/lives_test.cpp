@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "gui/lives.h"
+#include "gui/model/lives.h"
 
 #include <QAbstractItemModelTester>
 #include <QComboBox>
@@ -16,16 +16,15 @@
 
 #include <nlohmann/json.hpp>
 
-#include "gui_test.h"
-
-#include "gui/csv.h"
-#include "gui/kept_sets.h"
-#include "gui/residents.h"
-#include "gui/theme.h"
-#include "gui/view.h"
-#include "sim/head_attention.h"
-#include "sim/lifetimes_file.h"
-#include "sim/result_files.h"
+#include "gui/model/csv.h"
+#include "gui/model/residents.h"
+#include "gui/paint/theme.h"
+#include "gui/views/kept_sets.h"
+#include "gui/views/view.h"
+#include "sim/attention/head_attention.h"
+#include "sim/report/lifetimes_file.h"
+#include "sim/report/result_files.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 

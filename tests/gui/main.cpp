@@ -6,11 +6,10 @@
 
 #include <nlohmann/json.hpp>
 
-#include "gui_test.h"
-
-#include "sim/report.h"
-#include "sim/result_files.h"
-#include "sim/run.h"
+#include "sim/report/report.h"
+#include "sim/report/result_files.h"
+#include "sim/run/run.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 

@@ -9,16 +9,15 @@
 
 #include <nlohmann/json.hpp>
 
-#include "gui_test.h"
-
-#include "gui/csv.h"
-#include "gui/sampling.h"
-#include "gui/theme.h"
-#include "gui/time_chart.h"
-#include "gui/view.h"
-#include "sim/report.h"
-#include "sim/result_files.h"
-#include "sim/safetensors.h"
+#include "gui/model/columns.h"
+#include "gui/model/csv.h"
+#include "gui/paint/theme.h"
+#include "gui/paint/time_chart.h"
+#include "gui/views/view.h"
+#include "sim/report/report.h"
+#include "sim/report/result_files.h"
+#include "sim/trace/safetensors.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 namespace {

@@ -6,15 +6,14 @@
 
 #include <nlohmann/json.hpp>
 
-#include "gui_test.h"
-
-#include "gui/csv.h"
-#include "gui/run_table.h"
-#include "gui/session.h"
-#include "sim/error.h"
-#include "sim/report.h"
-#include "sim/result_files.h"
-#include "sim/run.h"
+#include "gui/model/csv.h"
+#include "gui/model/run_table.h"
+#include "gui/model/session.h"
+#include "sim/base/error.h"
+#include "sim/report/report.h"
+#include "sim/report/result_files.h"
+#include "sim/run/run.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 

@@ -7,15 +7,14 @@
 
 #include <nlohmann/json.hpp>
 
-#include "gui_test.h"
-
-#include "gui/csv.h"
-#include "gui/peak_table.h"
-#include "gui/simulation.h"
-#include "gui/theme.h"
-#include "gui/view.h"
-#include "sim/lifetimes_file.h"
-#include "sim/metrics.h"
+#include "gui/model/csv.h"
+#include "gui/model/peak_table.h"
+#include "gui/model/simulation.h"
+#include "gui/paint/theme.h"
+#include "gui/views/view.h"
+#include "sim/ledger/metrics.h"
+#include "sim/report/lifetimes_file.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 

@@ -3,10 +3,9 @@
 
 #include <nlohmann/json.hpp>
 
-#include "gui_test.h"
-
-#include "sim/error.h"
-#include "sim/lifetimes_file.h"
+#include "sim/base/error.h"
+#include "sim/report/lifetimes_file.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 

@@ -4,9 +4,8 @@
 #include <limits>
 #include <random>
 
-#include "gui_test.h"
-
-#include "sim/result_files.h"
+#include "sim/report/result_files.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 

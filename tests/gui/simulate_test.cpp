@@ -16,15 +16,14 @@
 
 #include <nlohmann/json.hpp>
 
-#include "gui_test.h"
-
-#include "gui/policy_form.h"
-#include "gui/simulate_panel.h"
-#include "gui/simulation.h"
-#include "gui/theme.h"
-#include "sim/error.h"
-#include "sim/lifetimes_file.h"
-#include "sim/report.h"
+#include "gui/model/policy_form.h"
+#include "gui/model/simulation.h"
+#include "gui/paint/theme.h"
+#include "gui/window/simulate_panel.h"
+#include "sim/base/error.h"
+#include "sim/report/lifetimes_file.h"
+#include "sim/report/report.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "gui/tradeoff.h"
+#include "gui/model/tradeoff.h"
 
 #include <QAbstractItemModelTester>
 #include <QComboBox>
@@ -11,11 +11,10 @@
 
 #include <nlohmann/json.hpp>
 
-#include "gui_test.h"
-
-#include "gui/csv.h"
-#include "gui/theme.h"
-#include "gui/view.h"
+#include "gui/model/csv.h"
+#include "gui/paint/theme.h"
+#include "gui/views/view.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 

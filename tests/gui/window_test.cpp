@@ -10,13 +10,12 @@
 #include <filesystem>
 #include <fstream>
 
-#include "gui_test.h"
-
-#include "gui/command_palette.h"
-#include "gui/main_window.h"
-#include "gui/map_guard.h"
-#include "gui/theme.h"
-#include "sim/error.h"
+#include "gui/paint/theme.h"
+#include "gui/window/command_palette.h"
+#include "gui/window/main_window.h"
+#include "gui/window/map_guard.h"
+#include "sim/base/error.h"
+#include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdio>
 
-#include "sim/build_info.h"
-#include "sim/safetensors.h"
+#include "sim/base/build_info.h"
+#include "sim/trace/safetensors.h"
 
 int main(int, char** argv) {
   std::printf("kvspan %s\n", std::string(kvspan::build_info().version).c_str());

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "tracegen/attention.h"
 #include "tracegen/cuda/attention.h"
+#include "tracegen/forward/attention.h"
 
 namespace kvspan::tracegen::testing {
 

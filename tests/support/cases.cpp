@@ -5,8 +5,8 @@
 
 #include <fmt/format.h>
 
-#include "sim/analytic.h"
-#include "sim/model_geometry.h"
+#include "sim/models/model_geometry.h"
+#include "sim/predict/analytic.h"
 #include "tests/support/twin_bridge.h"
 
 namespace kvspan::test {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "sim/engine.h"
+#include "sim/replay/engine.h"
 #include "tests/support/trace_builder.h"
 
 namespace kvspan::test {

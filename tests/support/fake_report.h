@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "sim/result.h"
+#include "sim/run/result.h"
 
 namespace kvspan::test {
 

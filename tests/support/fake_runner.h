@@ -11,8 +11,8 @@
 
 #include <tbb/task_arena.h>
 
-#include "tracegen/attention.h"
-#include "tracegen/runner.h"
+#include "tracegen/forward/attention.h"
+#include "tracegen/forward/runner.h"
 
 namespace kvspan::test {
 

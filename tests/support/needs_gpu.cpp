@@ -6,7 +6,7 @@
 
 #include <catch2/catch.hpp>
 
-#include "sim/error.h"
+#include "sim/base/error.h"
 #include "tracegen/cuda/device.h"
 
 namespace {

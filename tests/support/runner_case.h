@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "tracegen/runner.h"
+#include "tracegen/forward/runner.h"
 
 namespace kvspan::tracegen::testing {
 

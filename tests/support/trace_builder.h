@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "sim/safetensors.h"
-#include "sim/trace.h"
+#include "sim/trace/safetensors.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan::test {
 

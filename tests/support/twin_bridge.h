@@ -7,7 +7,7 @@
 #include <random>
 #include <string>
 
-#include "sim/engine.h"
+#include "sim/replay/engine.h"
 #include "tests/support/trace_builder.h"
 #include "tests/twin/twin.h"
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefill speed of `kvspan capture` beside Hugging Face transformers (eager and sdpa, fp32).
 
-    bench_transformers.py --kvspan build/release/sim/kvspan --gguf SmolLM2-135M-Instruct.Q4_1.gguf
+    bench_transformers.py --kvspan build/release/cli/kvspan --gguf SmolLM2-135M-Instruct.Q4_1.gguf
                           [--text traces/texts/pride-excerpt.txt] [--tokens 2048,8192]
                           [--threads 2] [--turns 3] [--attention eager,sdpa]
 

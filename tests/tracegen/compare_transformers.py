@@ -76,7 +76,7 @@ def compare(name, got, expected):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     root = pathlib.Path(__file__).resolve().parents[2]
-    parser.add_argument("--kvspan", default=root / "build/release/sim/kvspan", type=pathlib.Path)
+    parser.add_argument("--kvspan", default=root / "build/release/cli/kvspan", type=pathlib.Path)
     parser.add_argument("--work", type=pathlib.Path, help="kept; default: a temporary folder")
     parser.add_argument("--tokens", type=int, default=700)
     parser.add_argument("--only", help="one name of make_fixtures.models()")

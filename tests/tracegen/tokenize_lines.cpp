@@ -6,7 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "tracegen/tokenizer.h"
+#include "tracegen/tokenizer/tokenizer.h"
 
 int main(int argc, char** argv) {
   if (argc != 2) return 2;

@@ -2,7 +2,7 @@
 // Brute-force twin of attention_cpu() and attention_cuda(): row by row, in fp64.
 #pragma once
 
-#include "tracegen/attention.h"
+#include "tracegen/forward/attention.h"
 
 namespace kvspan::test {
 

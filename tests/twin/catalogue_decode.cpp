@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "catalogue_decode.h"
+#include "tests/twin/catalogue_decode.h"
 
 #include <algorithm>
 #include <cctype>
@@ -11,7 +11,7 @@
 #include <set>
 #include <stdexcept>
 
-#include "parts.h"
+#include "tests/twin/parts.h"
 
 namespace kvspan::twin::decode {
 namespace {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "twin.h"
+#include "tests/twin/twin.h"
 
 namespace kvspan::twin::decode {
 

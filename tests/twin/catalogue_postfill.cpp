@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "catalogue_postfill.h"
+#include "tests/twin/catalogue_postfill.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "parts.h"
+#include "tests/twin/parts.h"
 
 namespace kvspan::twin::postfill {
 namespace {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "twin.h"
+#include "tests/twin/twin.h"
 
 namespace kvspan::twin::postfill {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "parts.h"
+#include "tests/twin/parts.h"
 
 #include <algorithm>
 #include <cmath>

@@ -126,7 +126,7 @@ struct Closed {
 [[nodiscard]] Closed evicting_head(int n, int m, int chunk, double s, int w);
 
 // Peak in bytes of one storage layout, prefill mode whole, overhead on the resident entries
-// included (a constant overhead is the caller's to add).  Definitions: sim/metrics.h.
+// included (a constant overhead is the caller's to add).  Definitions: sim/ledger/metrics.h.
 //   death [layers, heads, tokens]
 // Names: ideal query_head padded paged16_per_head paged16_per_layer paged16_per_head_compact
 // paged16_per_layer_compact masked.

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "twin.h"
+#include "tests/twin/twin.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands for tracegen/cuda in a build without a CUDA compiler.
-#include "sim/error.h"
-#include "tracegen/runner.h"
+#include "sim/base/error.h"
+#include "tracegen/forward/runner.h"
 
 namespace kvspan::tracegen {
 

@@ -43,7 +43,7 @@
 #include <numbers>
 #include <string>
 
-#include "sim/error.h"
+#include "sim/base/error.h"
 #include "tracegen/cuda/attention.h"
 #include "tracegen/cuda/kernel.h"
 

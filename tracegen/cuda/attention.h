@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention with capture on a GPU: what tracegen/attention.h states, with q, k and v in the type in
+// Attention with capture on a GPU: what tracegen/forward/attention.h states, with q, k and v in the type in
 // which the model keeps them. No CUDA syntax here; attention.cu says how it works.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "tracegen/attention.h"
+#include "tracegen/forward/attention.h"
 
 struct CUstream_st;  // cudaStream_t is a pointer to it
 

@@ -10,7 +10,7 @@
 //
 // Weights are widened on the host and uploaded a layer at a time; all layers stay on the device if
 // generation is to come (keep_kv) and they fit, else one place is used for each layer in turn.
-#include "tracegen/runner.h"
+#include "tracegen/forward/runner.h"
 
 #include <algorithm>
 #include <array>
@@ -23,13 +23,13 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
-#include "sim/error.h"
-#include "sim/terminal_chart.h"
+#include "sim/base/error.h"
+#include "sim/base/text.h"
 #include "tracegen/cuda/attention.h"
 #include "tracegen/cuda/device.h"
 #include "tracegen/cuda/layer.h"
-#include "tracegen/rope_table.h"
-#include "tracegen/runner_common.h"
+#include "tracegen/forward/rope_table.h"
+#include "tracegen/forward/runner_common.h"
 
 namespace kvspan::tracegen {
 namespace {

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Footprint against fidelity: the runs of all open results as points, which of them nobody beats, and
+// how little memory each policy needs for a wanted fidelity.
+#pragma once
+
+#include <QAbstractTableModel>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "gui/model/document.h"
+
+namespace kvspan::gui {
+
+// Retained attention of decode rows (mean, or what 95 % of them exceed; of all rows where none was
+// decoded), or 1 - mean relative output error of the same rows.
+enum class FidelityFigure : std::uint8_t { mass_mean, mass_p5, output };
+[[nodiscard]] std::optional<double> fidelity_of(const Run& run, FidelityFigure figure);
+
+// Runs that differ only in numbers are one family: their policies' texts without digits.
+struct Tradeoff {
+  struct Point {
+    std::size_t run = 0;     // in Document::runs()
+    double footprint = 0;    // KV footprint, share of a full cache
+    double fidelity = 0;     // share
+    std::size_t family = 0;  // in `families`
+    bool bound = false;      // reads the future
+    bool front = false;      // on the Pareto front
+    bool critical = false;   // the critical footprint of its family
+  };
+  struct Family {
+    std::string name;                     // "chunked(snapkv)"
+    std::vector<std::size_t> points;      // by footprint
+    std::optional<std::size_t> critical;  // point; nullopt: none reaches the threshold
+    bool bound = false;
+    // Slot of the palette: of its run, or, where families have several runs, which then cannot be
+    // told apart by their own colours, one for each family.
+    int colour = 0;
+    std::size_t group = 0;  // in `groups`
+  };
+  // Runs of one trace and prompt: only these compare.
+  struct Group {
+    std::string name;                // "smollm2-passkey, prompt 512"
+    std::vector<std::size_t> front;  // points by footprint
+  };
+  std::vector<Point> points;
+  // By group, then by critical footprint, then those that do not reach it.
+  std::vector<Family> families;
+  std::vector<Group> groups;
+  std::size_t unmeasured = 0;  // visible runs without this figure
+};
+
+// Of the visible runs. The Pareto front: points of methods, not bounds, of which no other one has
+// the group has less footprint and as much fidelity, or as little and more. The critical footprint of a family:
+// the smallest of its points with fidelity >= threshold (arXiv 2506.17121, section 2.1).
+[[nodiscard]] Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure,
+                                     double threshold);
+
+// "h2o(heavy=64,recent=64)" -> "ho(heavy=,recent=)": equal for runs that differ only in numbers.
+[[nodiscard]] std::string family_key(std::string_view policy);
+// "chunked(snapkv(budget=20%),variant=patched)" -> "chunked(snapkv,variant=patched)".
+[[nodiscard]] std::string family_name(const std::string& label);
+
+// Critical footprints, one family a row. Qt::EditRole: shares, invalid where there is none;
+// kRunRole: the run in Document::runs(), or -1.
+class CriticalTable final : public QAbstractTableModel {
+  Q_OBJECT
+ public:
+  static constexpr int kRunRole = Qt::UserRole;
+  static constexpr int kColourRole = Qt::UserRole + 1;  // slot of the family
+  using QAbstractTableModel::QAbstractTableModel;
+  void set(const Tradeoff& tradeoff, const std::vector<ShownRun>& runs);
+  [[nodiscard]] int rowCount(const QModelIndex& parent = {}) const override;
+  [[nodiscard]] int columnCount(const QModelIndex& parent = {}) const override;
+  [[nodiscard]] QVariant data(const QModelIndex& index, int role = Qt::DisplayRole) const override;
+  [[nodiscard]] QVariant headerData(int section, Qt::Orientation orientation,
+                                    int role = Qt::DisplayRole) const override;
+
+ private:
+  struct Row {
+    QString family, spec;
+    std::optional<double> footprint, fidelity;
+    int run = -1, colour = 0;
+  };
+  std::vector<Row> rows_;
+};
+
+}  // namespace kvspan::gui

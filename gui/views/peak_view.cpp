@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <QComboBox>
+#include <QEvent>
+#include <QHBoxLayout>
+#include <QHeaderView>
+#include <QKeyEvent>
+#include <QLabel>
+#include <QMouseEvent>
+#include <QTableView>
+#include <QVBoxLayout>
+#include <algorithm>
+#include <array>
+#include <functional>
+
+#include "gui/model/background.h"
+#include "gui/model/csv.h"
+#include "gui/model/peak_table.h"
+#include "gui/paint/theme.h"
+#include "gui/views/view.h"
+
+namespace kvspan::gui {
+namespace {
+
+// What a bar is made of, from the left.
+struct BarPart {
+  QString name;
+  std::int64_t bytes = 0;
+  QColor colour;
+};
+
+// One bar a layout; the chosen one in its parts.
+class LayoutBars final : public QWidget {
+ public:
+  explicit LayoutBars(QWidget* parent) : QWidget(parent) {
+    setFocusPolicy(Qt::StrongFocus);
+    setAccessibleName("storage layouts");
+    setMinimumSize(220, 90);
+  }
+
+  struct Bar {
+    QString layout;
+    std::int64_t bytes = 0;
+  };
+  std::vector<Bar> bars;
+  std::vector<BarPart> parts;  // of the chosen bar
+  int chosen = 0;
+  std::function<void(int)> choose;
+
+ protected:
+  void paintEvent(QPaintEvent*) override {
+    QPainter painter(this);
+    painter.fillRect(rect(), theme().paper);
+    if (bars.empty()) return;
+    painter.setRenderHint(QPainter::Antialiasing);
+    const QFontMetricsF metrics(font());
+    std::int64_t most = 1;
+    double names = 0, values = 0;
+    for (const Bar& bar : bars) {
+      most = std::max(most, bar.bytes);
+      names = std::max(names, metrics.horizontalAdvance(bar.layout));
+      values = std::max(values, metrics.horizontalAdvance(number(bar.bytes)));
+    }
+    const double left = names + 12;
+    const double room = std::max(10.0, width() - left - values - 16);
+    for (int i = 0; i < static_cast<int>(bars.size()); ++i) {
+      const Bar& bar = bars[static_cast<std::size_t>(i)];
+      const double y = top(i);
+      const double high = std::min(step() - 4, 22.0);
+      const double length = room * static_cast<double>(bar.bytes) / static_cast<double>(most);
+      QFont face = font();
+      face.setBold(i == chosen);
+      painter.setFont(face);
+      painter.setPen(i == chosen && hasFocus() ? theme().accent : theme().ink);
+      painter.drawText(QRectF(0, y, left - 8, high), Qt::AlignRight | Qt::AlignVCenter, bar.layout);
+      painter.drawText(QRectF(left + length + 6, y, values + 12, high),
+                       Qt::AlignLeft | Qt::AlignVCenter, number(bar.bytes));
+      painter.setPen(Qt::NoPen);
+      if (i != chosen || parts.empty()) {
+        painter.setBrush(i == chosen ? theme().accent
+                                     : theme().grid.darker(theme().dark ? 70 : 108));
+        painter.drawRect(QRectF(left, y, length, high));
+      } else {
+        double x = left;
+        for (const BarPart& part : parts) {
+          const double wide = room * static_cast<double>(std::max<std::int64_t>(0, part.bytes)) /
+                              static_cast<double>(most);
+          painter.setBrush(part.colour);
+          painter.drawRect(QRectF(x, y, std::min(wide, left + length - x), high));
+          x = std::min(x + wide, left + length);
+        }
+      }
+    }
+    legend(painter, left, metrics);
+  }
+
+  void mousePressEvent(QMouseEvent* event) override {
+    setFocus();
+    for (int i = 0; i < static_cast<int>(bars.size()); ++i) {
+      if (event->position().y() >= top(i) && event->position().y() < top(i) + step()) {
+        if (choose) choose(i);
+      }
+    }
+  }
+  void keyPressEvent(QKeyEvent* event) override {
+    if (event->key() != Qt::Key_Up && event->key() != Qt::Key_Down) return event->ignore();
+    const int next = chosen + (event->key() == Qt::Key_Up ? -1 : 1);
+    if (next >= 0 && next < static_cast<int>(bars.size()) && choose) choose(next);
+  }
+  void focusInEvent(QFocusEvent*) override { update(); }
+  void focusOutEvent(QFocusEvent*) override { update(); }
+
+ private:
+  static QString number(std::int64_t bytes) { return bytes_text(static_cast<double>(bytes)); }
+  [[nodiscard]] double step() const {
+    return std::clamp((height() - 30.0) / static_cast<double>(bars.size()), 8.0, 30.0);
+  }
+  [[nodiscard]] double top(int bar) const { return 4 + bar * step(); }
+
+  void legend(QPainter& painter, double left, const QFontMetricsF& metrics) const {
+    double x = left;
+    const double y = top(static_cast<int>(bars.size())) + 4;
+    painter.setFont(font());
+    for (const BarPart& part : parts) {
+      if (part.bytes == 0) continue;
+      const double wide = metrics.horizontalAdvance(part.name);
+      if (x + wide + 16 > width()) break;
+      painter.setPen(Qt::NoPen);
+      painter.setBrush(part.colour);
+      painter.drawRect(QRectF(x, y + 4, 10, 10));
+      painter.setPen(theme().ink);
+      painter.drawText(QRectF(x + 14, y, wide + 4, 18), Qt::AlignLeft | Qt::AlignVCenter,
+                       part.name);
+      x += wide + 28;
+    }
+  }
+};
+
+class PeakView final : public View {
+ public:
+  PeakView(Document& document, QWidget* parent) : View(document, parent), background_(nullptr) {
+    auto* box = new QVBoxLayout(this);
+    box->setContentsMargins(6, 4, 6, 4);
+    box->setSpacing(4);
+    auto* row = new QHBoxLayout;
+    controls_ = new QWidget(this);
+    auto* controls = new QHBoxLayout(controls_);
+    controls->setContentsMargins(0, 0, 0, 0);
+    phase_ = new QComboBox(controls_);
+    phase_->addItems({"peak of the run", "peak of prefill", "peak of decode"});
+    phase_->setAccessibleName("phase");
+    phase_->setObjectName("phase");
+    layout_ = new QComboBox(controls_);
+    layout_->setAccessibleName("storage layout");
+    layout_->setObjectName("layout");
+    controls->addWidget(phase_);
+    controls->addWidget(layout_);
+    row->addWidget(controls_);
+    caption_ = new QLabel(this);
+    caption_->setTextFormat(Qt::PlainText);
+    caption_->setObjectName("caption");
+    caption_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
+    row->addWidget(caption_, 1);
+    box->addLayout(row);
+    auto* content = new QHBoxLayout;
+    bars_ = new LayoutBars(this);
+    content->addWidget(bars_, 5);
+    auto* right = new QVBoxLayout;
+    table_ = new QTableView(this);
+    model_ = new PeakTable(this);
+    table_->setModel(model_);
+    table_->setAccessibleName("parts of the peak");
+    table_->setShowGrid(false);
+    table_->setWordWrap(false);
+    table_->setFrameShape(QFrame::NoFrame);
+    table_->setTabKeyNavigation(false);
+    table_->setSelectionBehavior(QAbstractItemView::SelectRows);
+    table_->verticalHeader()->hide();
+    table_->verticalHeader()->setDefaultSectionSize(fontMetrics().height() + 5);
+    table_->horizontalHeader()->setHighlightSections(false);
+    table_->horizontalHeader()->setSectionResizeMode(QHeaderView::ResizeToContents);
+    note_ = new QLabel(this);
+    note_->setTextFormat(Qt::PlainText);
+    note_->setObjectName("note");
+    note_->setWordWrap(true);
+    right->addWidget(table_, 1);
+    right->addWidget(note_);
+    content->addLayout(right, 6);
+    box->addLayout(content, 1);
+
+    bars_->choose = [this](int bar) { layout_->setCurrentIndex(bar); };
+    connect(phase_, &QComboBox::currentIndexChanged, this, [this] { rebuild(); });
+    connect(layout_, &QComboBox::currentIndexChanged, this, [this] {
+      if (!filling_) rebuild();
+    });
+    connect(&document, &Document::current_changed, this, [this] { rebuild(); });
+    rebuild();
+  }
+
+  [[nodiscard]] QString name() const override { return "peak"; }
+  [[nodiscard]] QString title() const override { return "Peak"; }
+  [[nodiscard]] QString help() const override {
+    return "What the current run's memory is made of at its peak, by layer, and what the same run "
+           "would take in other storage layouts; choose a phase and a layout.";
+  }
+  [[nodiscard]] bool is_ready() const override { return !background_.busy(); }
+  [[nodiscard]] std::string csv() const override { return csv_of(*model_); }
+  void draw(QPainter& painter, const QSize& size) override {
+    draw_without(*controls_, painter, size);
+  }
+
+ protected:
+  void changeEvent(QEvent* event) override {
+    if (event->type() == QEvent::PaletteChange) rebuild();
+    View::changeEvent(event);
+  }
+
+ private:
+  [[nodiscard]] PeakPhase phase() const { return static_cast<PeakPhase>(phase_->currentIndex()); }
+
+  void rebuild() {
+    background_.cancel();
+    const ShownRun* shown = document().current_run();
+    bars_->bars.clear();
+    bars_->parts.clear();
+    if (shown == nullptr) {
+      model_->set_total(std::nullopt);
+      caption_->clear();
+      note_->setText("Open a result to see what its peak is made of.");
+      bars_->update();
+      return;
+    }
+    const Result& result = *shown->result;
+    // The layout stays when the run changes.
+    const QString wanted =
+        layout_->count() > 0 ? layout_->currentText() : QString::fromStdString(result.layout);
+    filling_ = true;
+    layout_->clear();
+    for (const std::string& name : peak_layouts(result, shown->index)) {
+      layout_->addItem(QString::fromStdString(name));
+    }
+    layout_->setCurrentIndex(std::max(0, layout_->findText(wanted)));
+    filling_ = false;
+    for (int i = 0; i < layout_->count(); ++i) {
+      const auto total =
+          peak_total(result, shown->index, layout_->itemText(i).toStdString(), phase());
+      if (total) bars_->bars.push_back({layout_->itemText(i), *total});
+    }
+    bars_->chosen = layout_->currentIndex();
+    bars_->update();
+    const std::string layout = layout_->currentText().toStdString();
+    const auto total = peak_total(result, shown->index, layout, phase());
+    model_->set_total(total);
+    const bool decodes = result.trace.prompt < result.trace.tokens;
+    if (phase() == PeakPhase::decode && !decodes) {
+      return say(*shown, "", "This trace has no decode rows.");
+    }
+    if (!result.lifetimes) {
+      return say(*shown, total ? bytes_text(static_cast<double>(*total)) : "",
+                 "By layer needs the run's lifetimes: kvspan run ... --lifetimes FILE");
+    }
+    say(*shown, "", "adding up layers ...");
+    background_.run(
+        [held = shown->result, run = shown->index, layout,
+         which = phase()](const Background::Cancelled& cancelled) {
+          return peak_parts(*held, run, layout, which, cancelled);
+        },
+        [this, run = *shown](const PeakParts& parts) {
+          show_parts(run, parts);
+          emit ready();
+        },
+        [this](const QString& line) {
+          note_->setText(line);
+          emit ready();
+        });
+  }
+
+  void show_parts(const ShownRun& shown, const PeakParts& parts) {
+    model_->set(parts);
+    PeakParts::Part sum;
+    for (const PeakParts::Part& part : parts.layers) {
+      sum.prompt += part.prompt;
+      sum.generated += part.generated;
+      sum.layout += part.layout;
+      sum.overhead += part.overhead;
+    }
+    bars_->parts = {{"prompt", sum.prompt, run_colour(2)},
+                    {"generated", sum.generated, run_colour(6)},
+                    {"layout", sum.layout + parts.rest, run_colour(1)},
+                    {"overhead", sum.overhead + parts.state + parts.once, run_colour(4)}};
+    if (bars_->bars.empty()) {
+      bars_->bars.push_back({layout_->currentText(), parts.total});
+      bars_->chosen = 0;
+    }
+    bars_->update();
+    say(shown,
+        QString("%1 at row %2")
+            .arg(bytes_text(static_cast<double>(parts.total)), count_text(parts.row)),
+        "");
+  }
+
+  void say(const ShownRun& shown, const QString& figures, const QString& note) {
+    caption_->setText(QString::fromStdString(shown.run().label) + ", " + phase_->currentText() +
+                      (figures.isEmpty() ? "" : ": " + figures) + ", layout " +
+                      layout_->currentText());
+    note_->setText(note);
+    note_->setVisible(!note.isEmpty());
+  }
+
+  QWidget* controls_ = nullptr;
+  QComboBox *phase_ = nullptr, *layout_ = nullptr;
+  QLabel *caption_ = nullptr, *note_ = nullptr;
+  LayoutBars* bars_ = nullptr;
+  QTableView* table_ = nullptr;
+  PeakTable* model_ = nullptr;
+  bool filling_ = false;
+  Background background_;
+};
+
+}  // namespace
+
+View* make_peak_view(Document& document, QWidget* parent) { return new PeakView(document, parent); }
+
+}  // namespace kvspan::gui

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every view is: a widget on the document that can also be put on paper, as a picture or as the
+// numbers behind it.
+#pragma once
+
+#include <QPainter>
+#include <QString>
+#include <QWidget>
+#include <string>
+#include <vector>
+
+#include "gui/model/document.h"
+
+class QTableView;
+
+namespace kvspan::gui {
+
+class View : public QWidget {
+  Q_OBJECT
+ public:
+  View(Document& document, QWidget* parent) : QWidget(parent), document_(document) {}
+
+  [[nodiscard]] virtual QString name() const = 0;   // of --view: "memory"
+  [[nodiscard]] virtual QString title() const = 0;  // of its tab: "Memory over time"
+  [[nodiscard]] virtual QString help() const = 0;   // one sentence: what it shows, what can be done
+  // False while something that it shows is still being computed; ready() follows.
+  [[nodiscard]] virtual bool is_ready() const { return true; }
+  // The numbers that are shown, RFC 4180 with a line of column names, lines end with '\n'.
+  [[nodiscard]] virtual std::string csv() const = 0;
+  // Draws the view as a picture of `size` (at most a legend or a caption beyond what the window
+  // shows); the default draws the widget.
+  virtual void draw(QPainter& painter, const QSize& size);
+
+ signals:
+  void ready();
+
+ protected:
+  [[nodiscard]] Document& document() const { return document_; }
+  // Draws the widget without a part of it that is only there to be clicked.
+  void draw_without(QWidget& controls, QPainter& painter, const QSize& size);
+
+ private:
+  Document& document_;
+};
+
+// A table of rows to choose from: one row at a time, striped, without grid, frame or row numbers.
+void set_up_rows(QTableView& table);
+
+// Writes a view as .png, .svg or .csv, by the name's end; atomically.
+//   size   logical pixels; scale: of PNG pixels to them
+// Errors: ConfigError for another ending; Error when the disk refuses.
+void export_view(View& view, const QString& path, const QSize& size, double scale);
+
+// ---- The views ----------------------------------------------------------------------------------
+
+[[nodiscard]] View* make_memory_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_lifetime_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_head_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_tradeoff_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_peak_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_resident_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_runs_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_compare_view(Document& document, QWidget* parent);
+// All of them, in the order of their tabs.
+[[nodiscard]] std::vector<View*> make_views(Document& document, QWidget* parent);
+
+}  // namespace kvspan::gui

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// The window: it only wires. Files come in, views show the document, actions change it.
+#pragma once
+
+#include <QFileSystemWatcher>
+#include <QMainWindow>
+#include <QTimer>
+#include <filesystem>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "gui/model/background.h"
+#include "gui/model/document.h"
+#include "gui/views/view.h"
+
+class QLabel;
+class QMenu;
+class QSplitter;
+class QTabWidget;
+
+namespace kvspan::gui {
+
+class RunList;
+class SimulatePanel;
+
+class MainWindow : public QMainWindow {
+  Q_OBJECT
+ public:
+  // session_file: where the state is kept from start to start; empty: nowhere.
+  explicit MainWindow(const QString& session_file, QWidget* parent = nullptr);
+  ~MainWindow() override;
+
+  [[nodiscard]] Document& document() { return document_; }
+  [[nodiscard]] const std::vector<View*>& views() const { return views_; }
+  void show_view(const QString& name);
+
+  // Opens results and traces one after the other in the background; `opened` or `failed` follows for
+  // each. A trace becomes that of the next simulation.
+  //   afterwards  called once all of them were read or refused
+  void open(const QStringList& paths, const std::function<void()>& afterwards = {});
+  // What the last session had open, and how; false if there is none.
+  bool restore_session();
+  void save_session();
+  // A line in the strip above the charts, below those that were not closed yet.
+  void show_message(const QString& text);
+  [[nodiscard]] QString message() const;
+
+ signals:
+  void opened(const QString& path);
+  void failed(const QString& message);
+
+ protected:
+  void closeEvent(QCloseEvent* event) override;
+  void dragEnterEvent(QDragEnterEvent* event) override;
+  void dropEvent(QDropEvent* event) override;
+
+ private:
+  void build_widgets();
+  void build_actions();
+  QAction* add_action(QMenu* menu, const QString& text, const QKeySequence& key,
+                      const std::function<void()>& run);
+  void open_next();
+  void accept(const QString& path, ResultPtr result);
+  void choose_files();
+  void export_current_view();
+  void save_result();
+  void reload();
+  void show_palette();
+  void show_recent();
+  void remember(const QString& path);
+  void update_title();
+  void set_dark(bool dark);
+  [[nodiscard]] View* current_view() const;
+
+  Document document_;
+  QString session_file_;
+  std::vector<View*> views_;
+  QSplitter* columns_ = nullptr;
+  QSplitter* charts_ = nullptr;
+  QTabWidget* side_ = nullptr;
+  QTabWidget* tabs_ = nullptr;
+  RunList* run_list_ = nullptr;
+  SimulatePanel* simulate_ = nullptr;
+  QWidget* strip_ = nullptr;
+  QLabel* strip_text_ = nullptr;
+  QLabel* hint_ = nullptr;
+  QMenu* recent_menu_ = nullptr;
+  QFileSystemWatcher watcher_;
+  QTimer autosave_;
+  QStringList to_open_;
+  std::vector<std::function<void()>> after_opening_;
+  std::string saved_session_;
+  Background opener_{this};
+};
+
+}  // namespace kvspan::gui

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// Softmax terms of blocks of rows of one layer, from q and k or from stored probabilities: the one
+// place where attention is computed. Everything downstream sees terms[j] with
+//   p(j) = terms[j] / (sum + sink),   sum = sum over all keys of terms[j]
+// For a qkv trace terms[j] = exp(z_j - max z); for a score trace terms[j] = p_j and sum + sink = 1
+// (up to what the trace truncated).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "sim/policy/policy.h"
+#include "sim/trace/trace.h"
+
+namespace kvspan {
+
+// A row's softmax: shared by all policies.
+struct RowTerms {
+  const float* terms = nullptr;  // [padded keys], zero at keys that the row cannot read
+  double sum = 0;                // over all keys, without the sink logit
+  double sink = 0;               // term of the sink logit, 0 if there is none
+  double max = 0;                // of the logits (qkv trace)
+  double slack = 0;              // by how much a single p may be wrong (score trace)
+};
+
+// Keys of one layer in fp32 panels, and everything else that blocks of rows need.
+// Memory: padded(tokens) * kv_heads * head_dim * 4 bytes, and with values the same for v. With
+// `only_kv_head`, one KV head's keys are held, and only its query heads may be asked for.
+class LayerScores {
+ public:
+  // Errors: TraceError on NaN or infinity in q, k, v or the probabilities.
+  LayerScores(const Trace& trace, int layer, bool with_values,
+              std::optional<int> only_kv_head = std::nullopt);
+  ~LayerScores();
+  LayerScores(const LayerScores&) = delete;
+  LayerScores& operator=(const LayerScores&) = delete;
+
+  // False when a score trace did not capture the row.
+  [[nodiscard]] bool has_row(RowIndex row) const;
+  [[nodiscard]] bool is_qkv() const;
+  [[nodiscard]] RowIndex window() const;  // the model's own sliding window, 0: none
+  // First key that a row reads.
+  [[nodiscard]] RowIndex first_key(RowIndex row) const {
+    return window() == 0 || row < window() ? 0 : row - window() + 1;
+  }
+
+  // Terms of rows [begin, end) for the query heads of one KV head; keys up to `key_end` are computed
+  // or zero. out: pointers to padded rows, [query head of the group][row].
+  struct Block {
+    RowIndex begin = 0, end = 0;
+    std::int64_t key_end = 0;  // multiple of the panel width, > every row of the block
+  };
+  void compute(int kv_head, const Block& block, std::span<float* const> out,
+               std::span<RowTerms> info) const;
+
+  // One row of one query head, into `out` [padded(row + 1) or more].
+  [[nodiscard]] RowTerms row(int query_head, RowIndex row, std::span<float> out) const;
+  // Logits of the same row, at the keys that it can read. REQUIRES: is_qkv().
+  void logits(int query_head, RowIndex row, std::span<float> out) const;
+  // The same row with its maximum taken over the keys of `mask` only, everything else zero: for rows
+  // whose readable keys lie so far below the maximum that their terms underflow. nullopt-like: sum 0
+  // when no key is readable. `scale` receives exp(max - old max).
+  [[nodiscard]] RowTerms rescued(int query_head, RowIndex row, const float* mask,
+                                 std::span<float> out, double old_max, double& scale) const;
+  // Terms of a query that is not in the trace: the logged query of `row`, re-rotated to `position`,
+  // over the keys [first, end).
+  [[nodiscard]] RowTerms probe(int query_head, RowIndex row, RowIndex position, RowIndex first,
+                               RowIndex end, std::span<float> out) const;
+
+  // Keys in panels [kv_heads][padded(tokens) / kPanel, head_dim, kPanel] (with only_kv_head, [1]).
+  // REQUIRES: is_qkv().
+  [[nodiscard]] std::span<const float> key_panels() const;
+  // Values [tokens, kv_heads, v_dim] in fp32. REQUIRES: with_values.
+  [[nodiscard]] const float* values() const;
+  // Column mass of prefill pass `pass` [tokens], or empty when the trace has none.
+  [[nodiscard]] std::vector<float> column_mass(int query_head, std::size_t pass) const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvspan

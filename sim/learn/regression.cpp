@@ -1,0 +1,574 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/learn/regression.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+#include <numeric>
+
+#include <Eigen/Cholesky>
+#include <Eigen/Core>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "sim/base/error.h"
+#include "sim/base/random.h"
+
+namespace kvspan {
+namespace {
+
+using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using FloatRows =
+    Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
+
+Eigen::Index eigen(std::size_t i) { return static_cast<Eigen::Index>(i); }
+
+void standardise(const Samples& samples, Model& model) {
+  const std::size_t rows = samples.rows();
+  model.mean.assign(samples.width, 0);
+  model.scale.assign(samples.width, 0);
+  if (rows == 0) return;
+  const FloatRows x(samples.x.data(), eigen(rows), eigen(samples.width));
+  for (std::size_t f = 0; f < samples.width; ++f) {
+    const Eigen::ArrayXd column = x.col(eigen(f)).cast<double>().array();
+    const double mean = column.mean();
+    const double deviation = std::sqrt((column - mean).square().mean());
+    model.mean[f] = static_cast<float>(mean);
+    if (deviation > 1e-6 * std::abs(mean) && deviation > 1e-30)
+      model.scale[f] = static_cast<float>(1 / deviation);
+  }
+}
+
+Matrix standardised(const Model& model, std::span<const float> x) {
+  const FloatRows raw(x.data(), eigen(x.size() / model.width), eigen(model.width));
+  const Eigen::Map<const Eigen::RowVectorXf> mean(model.mean.data(), eigen(model.width));
+  const Eigen::Map<const Eigen::RowVectorXf> scale(model.scale.data(), eigen(model.width));
+  Matrix out = raw.cast<double>();
+  out.rowwise() -= mean.cast<double>();
+  return (out.array().rowwise() * scale.cast<double>().array()).matrix();
+}
+
+Model empty_model(const char* method, const Samples& samples, std::size_t hidden = 0) {
+  Model model;
+  model.method = method;
+  model.width = samples.width;
+  model.outputs = samples.outputs;
+  model.hidden = hidden;
+  standardise(samples, model);
+  model.parameters.assign(
+      hidden > 0 ? hidden * (samples.width + 2) + 1 : samples.outputs * (samples.width + 1), 0);
+  return model;
+}
+
+double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::numbers::sqrt2)); }
+double gelu_slope(double x) {
+  return 0.5 * (1 + std::erf(x / std::numbers::sqrt2)) +
+         x * std::exp(-0.5 * x * x) / std::sqrt(2 * std::numbers::pi);
+}
+
+// The network, in double.
+struct Network {
+  Matrix w1;           // [hidden, width]
+  Eigen::VectorXd b1;  // [hidden]
+  Eigen::VectorXd w2;  // [hidden]
+  double b2 = 0;
+  explicit Network(const Model& m) {
+    const auto* p = m.parameters.data();
+    w1 = FloatRows(p, eigen(m.hidden), eigen(m.width)).cast<double>();
+    p += m.hidden * m.width;
+    b1 = Eigen::Map<const Eigen::VectorXf>(p, eigen(m.hidden)).cast<double>();
+    p += m.hidden;
+    w2 = Eigen::Map<const Eigen::VectorXf>(p, eigen(m.hidden)).cast<double>();
+    b2 = static_cast<double>(p[m.hidden]);
+  }
+  Eigen::VectorXd forward(const Matrix& x, Matrix& before) const {
+    before = (x * w1.transpose()).rowwise() + b1.transpose();
+    return (before.unaryExpr(&gelu) * w2).array() + b2;
+  }
+};
+
+// d loss / d f of the rows [begin, end); adds to the loss.
+double hinge(std::span<const double> y, const Eigen::VectorXd& f, double margin,
+             Eigen::VectorXd& slope) {
+  const std::size_t n = y.size();
+  double loss = 0;
+  std::int64_t pairs = 0;
+  slope.setZero(eigen(n));
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t j = 0; j < n; ++j) {
+      if (!(y[i] > y[j])) continue;
+      ++pairs;
+      const double gap = margin - (f(eigen(i)) - f(eigen(j)));
+      if (gap <= 0) continue;
+      loss += gap;
+      slope(eigen(i)) -= 1;
+      slope(eigen(j)) += 1;
+    }
+  }
+  if (pairs == 0) return 0;
+  slope /= static_cast<double>(pairs);
+  return loss / static_cast<double>(pairs);
+}
+
+double cross_entropy(std::span<const double> y, const Eigen::VectorXd& f, Eigen::VectorXd& slope) {
+  const std::size_t n = y.size();
+  double loss = 0;
+  slope.setZero(eigen(n));
+  for (std::size_t i = 0; i < n; ++i) {
+    const double z = f(eigen(i));
+    loss += std::max(z, 0.0) - z * y[i] + std::log1p(std::exp(-std::abs(z)));
+    slope(eigen(i)) = (1 / (1 + std::exp(-z)) - y[i]) / static_cast<double>(n);
+  }
+  return n == 0 ? 0 : loss / static_cast<double>(n);
+}
+
+// Rows of one decision, [begin, end).
+std::vector<std::pair<std::size_t, std::size_t>> decisions_of(const Samples& samples) {
+  std::vector<std::pair<std::size_t, std::size_t>> out;
+  const std::size_t rows = samples.rows();
+  if (samples.decision.empty()) return {{0, rows}};
+  for (std::size_t i = 0; i < rows;) {
+    std::size_t j = i;
+    while (j < rows && samples.decision[j] == samples.decision[i]) ++j;
+    out.emplace_back(i, j);
+    i = j;
+  }
+  return out;
+}
+
+// The loss of some rows with standardised features; the gradient is added.
+double piece_loss(const Network& net, const Matrix& x, std::span<const double> y,
+                  const MlpOptions& options, double weight, Eigen::VectorXd* gradient) {
+  Matrix before;
+  const Eigen::VectorXd f = net.forward(x, before);
+  Eigen::VectorXd slope;
+  const double loss =
+      options.pairwise ? hinge(y, f, options.margin, slope) : cross_entropy(y, f, slope);
+  if (gradient == nullptr) return loss * weight;
+  slope *= weight;
+  const Matrix inner =
+      (slope * net.w2.transpose()).cwiseProduct(before.unaryExpr(&gelu_slope));  // [rows, hidden]
+  const Eigen::Index hidden = net.w1.rows();
+  const Eigen::Index width = net.w1.cols();
+  Eigen::Map<Matrix>(gradient->data(), hidden, width) += inner.transpose() * x;
+  gradient->segment(hidden * width, hidden) += inner.colwise().sum().transpose();
+  gradient->segment(hidden * (width + 1), hidden) += before.unaryExpr(&gelu).transpose() * slope;
+  (*gradient)(hidden*(width + 2)) += slope.sum();
+  return loss * weight;
+}
+
+std::int64_t merge_count(std::vector<double>& values, std::vector<double>& scratch,
+                         std::size_t begin, std::size_t end) {
+  if (end - begin < 2) return 0;
+  const std::size_t middle = begin + (end - begin) / 2;
+  std::int64_t swaps =
+      merge_count(values, scratch, begin, middle) + merge_count(values, scratch, middle, end);
+  std::size_t a = begin;
+  std::size_t b = middle;
+  for (std::size_t i = begin; i < end; ++i) {
+    if (a < middle && (b == end || values[a] <= values[b])) {
+      scratch[i] = values[a++];
+    } else {
+      swaps += static_cast<std::int64_t>(middle - a);
+      scratch[i] = values[b++];
+    }
+  }
+  std::copy(scratch.begin() + static_cast<std::ptrdiff_t>(begin),
+            scratch.begin() + static_cast<std::ptrdiff_t>(end),
+            values.begin() + static_cast<std::ptrdiff_t>(begin));
+  return swaps;
+}
+
+// Pairs of equal neighbours in a sorted range.
+template <class Equal>
+std::int64_t tied_pairs(std::size_t n, const Equal& equal) {
+  std::int64_t out = 0;
+  std::int64_t run = 1;
+  for (std::size_t i = 1; i <= n; ++i) {
+    if (i < n && equal(i - 1, i)) {
+      ++run;
+    } else {
+      out += run * (run - 1) / 2;
+      run = 1;
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+void Model::evaluate(std::span<const float> x, std::span<double> out) const {
+  if (out.empty()) return;
+  const Matrix z = standardised(*this, x);
+  const std::size_t rows = x.size() / width;
+  Eigen::Map<Matrix> result(out.data(), eigen(rows), eigen(outputs));
+  if (method == "mlp") {
+    Matrix before;
+    result = Network(*this).forward(z, before);
+    return;
+  }
+  const FloatRows w(parameters.data(), eigen(outputs), eigen(width));
+  const Eigen::Map<const Eigen::RowVectorXf> constants(parameters.data() + outputs * width,
+                                                       eigen(outputs));
+  result = (z * w.cast<double>().transpose()).rowwise() + constants.cast<double>();
+}
+
+Model fit_ridge(const Samples& samples, double lambda) {
+  Model model = empty_model("ridge", samples);
+  const std::size_t rows = samples.rows();
+  if (rows == 0) return model;
+  const Matrix x = standardised(model, samples.x);
+  const Eigen::Map<const Matrix> y(samples.y.data(), eigen(rows), eigen(samples.outputs));
+  const Eigen::RowVectorXd mean = y.colwise().mean();
+  Matrix gram = x.transpose() * x;
+  gram.diagonal().array() += lambda;
+  const Matrix w = gram.ldlt().solve(x.transpose() * (y.rowwise() - mean));  // [width, outputs]
+  for (std::size_t o = 0; o < samples.outputs; ++o) {
+    for (std::size_t f = 0; f < samples.width; ++f) {
+      const double value = model.scale[f] > 0 ? w(eigen(f), eigen(o)) : 0.0;
+      model.parameters[o * samples.width + f] = static_cast<float>(value);
+    }
+    model.parameters[samples.outputs * samples.width + o] = static_cast<float>(mean(eigen(o)));
+  }
+  return model;
+}
+
+Model fit_logit(const Samples& samples, double lambda, double positive_weight) {
+  Model model = empty_model("logit", samples);
+  const std::size_t rows = samples.rows();
+  const auto positive =
+      std::count_if(samples.y.begin(), samples.y.end(), [](double y) { return y > 0.5; });
+  // With one class only there is nothing to tell apart; its log odds, with half a row of the other.
+  if (positive == 0 || static_cast<std::size_t>(positive) == rows) {
+    const double p = static_cast<double>(positive) + 0.5;
+    const double n = static_cast<double>(rows) - static_cast<double>(positive) + 0.5;
+    model.parameters.back() = static_cast<float>(std::log(p / n));
+    return model;
+  }
+  Matrix x(eigen(rows), eigen(samples.width + 1));
+  x.leftCols(eigen(samples.width)) = standardised(model, samples.x);
+  x.rightCols(1).setOnes();
+  const Eigen::Map<const Eigen::VectorXd> y(samples.y.data(), eigen(rows));
+  const Eigen::ArrayXd weight =
+      y.array().unaryExpr([=](double label) { return label > 0.5 ? positive_weight : 1.0; });
+  Eigen::VectorXd penalty = Eigen::VectorXd::Constant(x.cols(), lambda);
+  penalty(x.cols() - 1) = 1e-9;  // the constant is free
+  const auto loss_of = [&](const Eigen::VectorXd& w) {
+    const Eigen::ArrayXd z = (x * w).array();
+    const Eigen::ArrayXd rest = (1 + (-z.abs()).exp()).log();
+    return (weight * (z.max(0.0) - z * y.array() + rest)).sum() +
+           0.5 * (penalty.array() * w.array().square()).sum();
+  };
+  Eigen::VectorXd w = Eigen::VectorXd::Zero(x.cols());
+  double loss = loss_of(w);
+  for (int round = 0; round < 50; ++round) {
+    const Eigen::ArrayXd p = 1 / (1 + (-(x * w).array()).exp());
+    const Eigen::VectorXd slope =
+        x.transpose() * (weight * (p - y.array())).matrix() + penalty.cwiseProduct(w);
+    Matrix curvature = x.transpose() * (x.array().colwise() * (weight * p * (1 - p))).matrix();
+    curvature.diagonal() += penalty;
+    curvature.diagonal().array() += 1e-12;
+    const Eigen::VectorXd step = curvature.ldlt().solve(slope);
+    double size = 1;
+    Eigen::VectorXd next = w - step;
+    double next_loss = loss_of(next);
+    while (next_loss > loss && size > 1e-6) {
+      size /= 2;
+      next = w - size * step;
+      next_loss = loss_of(next);
+    }
+    if (!(next_loss < loss)) break;
+    const double gain = loss - next_loss;
+    w = next;
+    loss = next_loss;
+    if (gain < 1e-10 * (1 + std::abs(loss))) break;
+  }
+  for (std::size_t f = 0; f <= samples.width; ++f) {
+    const bool live = f == samples.width || model.scale[f] > 0;
+    model.parameters[f] = live ? static_cast<float>(w(eigen(f))) : 0.0F;
+  }
+  return model;
+}
+
+double mlp_loss(const Model& model, const Samples& samples, const MlpOptions& options,
+                std::vector<double>* gradient) {
+  const Network net(model);
+  const auto decisions = decisions_of(samples);
+  Eigen::VectorXd sum = Eigen::VectorXd::Zero(eigen(model.parameters.size()));
+  double loss = 0;
+  for (const auto& [begin, end] : decisions) {
+    const std::span<const float> x(samples.x.data() + begin * samples.width,
+                                   (end - begin) * samples.width);
+    loss += piece_loss(net, standardised(model, x), {samples.y.data() + begin, end - begin},
+                       options, 1.0 / static_cast<double>(decisions.size()),
+                       gradient != nullptr ? &sum : nullptr);
+  }
+  if (gradient != nullptr) gradient->assign(sum.data(), sum.data() + sum.size());
+  return loss;
+}
+
+Model fit_mlp(const Samples& samples, const MlpOptions& options) {
+  Model model = empty_model("mlp", samples, options.hidden);
+  if (samples.rows() == 0) return model;
+  // Uniform within +- 1 / sqrt(inputs), as torch starts linear layers.
+  const std::size_t first = options.hidden * samples.width;
+  for (std::size_t i = 0; i < model.parameters.size(); ++i) {
+    const double inputs =
+        static_cast<double>(i < first + options.hidden ? samples.width : options.hidden);
+    const double u = uniform(options.seed, {static_cast<std::int64_t>(i)});
+    model.parameters[i] = static_cast<float>((2 * u - 1) / std::sqrt(inputs));
+  }
+  const auto decisions = decisions_of(samples);
+  constexpr std::size_t kMostRows = 256;  // of a step: pairs grow with the square
+  const Matrix x = standardised(model, samples.x);
+  const auto size = eigen(model.parameters.size());
+  Eigen::VectorXd first_moment = Eigen::VectorXd::Zero(size);
+  Eigen::VectorXd second_moment = Eigen::VectorXd::Zero(size);
+  Eigen::VectorXd values =
+      Eigen::Map<const Eigen::VectorXf>(model.parameters.data(), size).cast<double>();
+  Model step_model = model;
+  for (int step = 0; step < options.steps; ++step) {
+    const auto [begin, end] = decisions[static_cast<std::size_t>(
+        uniform(options.seed, {1, step}) * static_cast<double>(decisions.size()))];
+    // Every stride-th row of the decision, from a random one.
+    const std::size_t stride = (end - begin + kMostRows - 1) / kMostRows;
+    std::vector<double> y;
+    std::vector<Eigen::Index> rows;
+    const auto from = static_cast<std::size_t>(
+        uniform(options.seed, {2, step}) * static_cast<double>(std::max<std::size_t>(1, stride)));
+    for (std::size_t i = begin + from; i < end; i += stride) {
+      rows.push_back(eigen(i));
+      y.push_back(samples.y[i]);
+    }
+    Eigen::VectorXd gradient = Eigen::VectorXd::Zero(size);
+    Eigen::Map<Eigen::VectorXf>(step_model.parameters.data(), size) = values.cast<float>();
+    (void)piece_loss(Network(step_model), x(rows, Eigen::all), y, options, 1.0, &gradient);
+    const double norm = gradient.norm();
+    if (norm > 1) gradient /= norm;  // clipped at 1
+    const double t = step + 1;
+    const double rate =
+        options.rate * 0.5 * (1 + std::cos(std::numbers::pi * step / options.steps));
+    first_moment = 0.9 * first_moment + 0.1 * gradient;
+    second_moment = 0.999 * second_moment + 0.001 * gradient.cwiseAbs2();
+    const Eigen::ArrayXd unbiased = second_moment.array() / (1 - std::pow(0.999, t));
+    values.array() -=
+        rate * (first_moment.array() / (1 - std::pow(0.9, t))) / (unbiased.sqrt() + 1e-8);
+  }
+  Eigen::Map<Eigen::VectorXf>(model.parameters.data(), size) = values.cast<float>();
+  return model;
+}
+
+Model fit_centres(std::span<const float> x, std::size_t width, std::size_t centres,
+                  std::uint64_t seed) {
+  Model model;
+  model.method = "centres";
+  model.width = model.outputs = width;
+  model.hidden = centres;
+  model.mean.assign(width, 0);
+  model.scale.assign(width, 1);
+  model.parameters.assign(centres * width, 0);
+  const std::size_t rows = x.size() / width;
+  if (rows == 0) return model;
+  const Matrix points = FloatRows(x.data(), eigen(rows), eigen(width)).cast<double>();
+  Matrix c(eigen(centres), eigen(width));
+  Eigen::VectorXd nearest = Eigen::VectorXd::Constant(eigen(rows), 1e300);
+  for (std::size_t i = 0; i < centres; ++i) {
+    const double u = uniform(seed, {static_cast<std::int64_t>(i)});
+    std::size_t chosen =
+        std::min(rows - 1, static_cast<std::size_t>(u * static_cast<double>(rows)));
+    if (i > 0 && nearest.sum() > 0) {
+      double left = u * nearest.sum();
+      for (chosen = 0; chosen + 1 < rows && left > nearest(eigen(chosen)); ++chosen)
+        left -= nearest(eigen(chosen));
+    }
+    c.row(eigen(i)) = points.row(eigen(chosen));
+    nearest = nearest.cwiseMin((points.rowwise() - c.row(eigen(i))).rowwise().squaredNorm());
+  }
+  for (int round = 0; round < 10; ++round) {
+    Matrix sum = Matrix::Zero(c.rows(), c.cols());
+    Eigen::VectorXd count = Eigen::VectorXd::Zero(c.rows());
+    const Eigen::VectorXd half_norm = c.rowwise().squaredNorm() / 2;
+    const Matrix closeness = (points * c.transpose()).rowwise() - half_norm.transpose();
+    for (Eigen::Index r = 0; r < points.rows(); ++r) {
+      Eigen::Index best = 0;
+      closeness.row(r).maxCoeff(&best);
+      sum.row(best) += points.row(r);
+      count(best) += 1;
+    }
+    for (Eigen::Index i = 0; i < c.rows(); ++i) {
+      if (count(i) > 0) c.row(i) = sum.row(i) / count(i);
+    }
+  }
+  for (std::size_t i = 0; i < model.parameters.size(); ++i)
+    model.parameters[i] = static_cast<float>(c.data()[i]);
+  return model;
+}
+
+double area_under_curve(std::span<const double> scores, std::span<const double> labels) {
+  std::vector<std::size_t> order(scores.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t a, std::size_t b) { return scores[a] < scores[b]; });
+  double positives = 0;
+  double rank_sum = 0;
+  for (std::size_t i = 0; i < order.size();) {
+    std::size_t j = i;
+    while (j < order.size() && scores[order[j]] == scores[order[i]]) ++j;
+    const double rank = 0.5 * static_cast<double>(i + j + 1);  // mean rank of a tie, from 1
+    for (; i < j; ++i) {
+      if (labels[order[i]] <= 0.5) continue;
+      positives += 1;
+      rank_sum += rank;
+    }
+  }
+  const double negatives = static_cast<double>(scores.size()) - positives;
+  if (positives == 0 || negatives == 0) return 0.5;
+  return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives);
+}
+
+double kendall_tau(std::span<const double> a, std::span<const double> b) {
+  const std::size_t n = a.size();
+  std::vector<std::size_t> order(n);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t i, std::size_t j) { return a[i] != a[j] ? a[i] < a[j] : b[i] < b[j]; });
+  const auto same_a = [&](std::size_t i, std::size_t j) { return a[order[i]] == a[order[j]]; };
+  const std::int64_t ties_a = tied_pairs(n, same_a);
+  const std::int64_t ties_both = tied_pairs(
+      n, [&](std::size_t i, std::size_t j) { return same_a(i, j) && b[order[i]] == b[order[j]]; });
+  std::vector<double> sorted(n);
+  for (std::size_t i = 0; i < n; ++i) sorted[i] = b[order[i]];
+  std::vector<double> scratch(n);
+  const std::int64_t swaps = merge_count(sorted, scratch, 0, n);
+  const std::int64_t ties_b =
+      tied_pairs(n, [&](std::size_t i, std::size_t j) { return sorted[i] == sorted[j]; });
+  const auto count = static_cast<std::int64_t>(n);
+  const std::int64_t pairs = count * (count - 1) / 2;
+  const double denominator = std::sqrt(static_cast<double>(pairs - ties_a)) *
+                             std::sqrt(static_cast<double>(pairs - ties_b));
+  if (!(denominator > 0)) return 0;
+  return static_cast<double>(pairs - ties_a - ties_b + ties_both - 2 * swaps) / denominator;
+}
+
+// ---- Files ---------------------------------------------------------------------------------------
+
+void ModelSet::save(const std::filesystem::path& path) const {
+  const Model& any = models.front().front();
+  const auto layers = static_cast<std::int64_t>(models.size());
+  const auto heads = static_cast<std::int64_t>(models.front().size());
+  Metadata metadata = about;
+  metadata["kvspan_models"] = "1";
+  metadata["scorer"] = scorer;
+  metadata["method"] = any.method;
+  metadata["layer_ids"] = nlohmann::json(layer_ids).dump();
+  metadata["width"] = std::to_string(any.width);
+  metadata["outputs"] = std::to_string(any.outputs);
+  metadata["hidden"] = std::to_string(any.hidden);
+  const auto width = static_cast<std::int64_t>(any.width);
+  const auto size = static_cast<std::int64_t>(any.parameters.size());
+  SafetensorsWriter writer(path, metadata,
+                           {{"mean", Dtype::f32, {layers, heads, width}},
+                            {"scale", Dtype::f32, {layers, heads, width}},
+                            {"parameters", Dtype::f32, {layers, heads, size}}});
+  std::int64_t i = 0;
+  for (const auto& row : models) {
+    for (const Model& m : row) {
+      writer.write("mean", i * width * 4, std::as_bytes(std::span(m.mean)));
+      writer.write("scale", i * width * 4, std::as_bytes(std::span(m.scale)));
+      writer.write("parameters", i * size * 4, std::as_bytes(std::span(m.parameters)));
+      ++i;
+    }
+  }
+  writer.finish();
+}
+
+ModelSet ModelSet::load(const std::filesystem::path& path) {
+  const TensorSet file = TensorSet::open(path);
+  const auto fail = [&](const std::string& what) -> void {
+    throw TraceError(fmt::format("{}: {}: not a file of `kvspan fit`", path.string(), what));
+  };
+  const auto text = [&](const std::string& key) {
+    const auto found = file.metadata().find(key);
+    if (found == file.metadata().end()) fail(fmt::format("no metadata '{}'", key));
+    return found->second;
+  };
+  if (text("kvspan_models") != "1") fail("unknown version of kvspan_models");
+  ModelSet out;
+  out.about = file.metadata();
+  out.scorer = text("scorer");
+  Model model;
+  model.method = text("method");
+  try {
+    out.layer_ids = nlohmann::json::parse(text("layer_ids")).get<std::vector<int>>();
+    model.width = std::stoul(text("width"));
+    model.outputs = std::stoul(text("outputs"));
+    model.hidden = std::stoul(text("hidden"));
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception&) {
+    fail("layer_ids, width, outputs or hidden is no number");
+  }
+  if (model.method != "ridge" && model.method != "logit" && model.method != "mlp" &&
+      model.method != "centres")
+    fail(fmt::format("unknown method '{}'", model.method));
+  constexpr std::size_t kMost = std::size_t{1} << 24U;  // keeps products of sizes from overflowing
+  if (model.width == 0 || model.width > kMost || model.outputs == 0 || model.outputs > kMost ||
+      model.hidden > kMost)
+    fail("width, outputs or hidden is out of range");
+  const std::size_t size = model.method == "centres" ? model.hidden * model.width
+                           : model.method == "mlp"   ? model.hidden * (model.width + 2) + 1
+                                                     : model.outputs * (model.width + 1);
+  const auto layers = static_cast<std::int64_t>(out.layer_ids.size());
+  std::int64_t heads = 0;
+  const auto tensor = [&](const char* name, std::size_t last) {
+    const TensorView* t = file.find(name);
+    if (t == nullptr || t->dtype != Dtype::f32 || t->shape.size() != 3 || t->shape[0] != layers ||
+        t->shape[2] != static_cast<std::int64_t>(last) || (heads != 0 && t->shape[1] != heads)) {
+      fail(fmt::format("'{}' is missing or has another shape than [{} layers, heads, {}] F32", name,
+                       layers, last));
+    }
+    heads = t->shape[1];
+    std::vector<float> values(static_cast<std::size_t>(t->elements()));
+    if (!values.empty()) std::memcpy(values.data(), t->bytes.data(), values.size() * 4);
+    if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }))
+      fail(fmt::format("'{}' holds a number that is not finite", name));
+    return values;
+  };
+  const std::vector<float> mean = tensor("mean", model.width);
+  const std::vector<float> scale = tensor("scale", model.width);
+  const std::vector<float> parameters = tensor("parameters", size);
+  const auto part = [](const std::vector<float>& all, std::size_t i, std::size_t n) {
+    return std::vector<float>(all.begin() + static_cast<std::ptrdiff_t>(i * n),
+                              all.begin() + static_cast<std::ptrdiff_t>((i + 1) * n));
+  };
+  std::size_t i = 0;
+  for (std::int64_t l = 0; l < layers; ++l) {
+    out.models.emplace_back();
+    for (std::int64_t h = 0; h < heads; ++h, ++i) {
+      model.mean = part(mean, i, model.width);
+      model.scale = part(scale, i, model.width);
+      model.parameters = part(parameters, i, size);
+      out.models.back().push_back(model);
+    }
+  }
+  return out;
+}
+
+const std::vector<Model>& ModelSet::layer(int model_layer, std::size_t heads,
+                                          std::size_t width) const {
+  const auto at = std::find(layer_ids.begin(), layer_ids.end(), model_layer);
+  if (at == layer_ids.end()) {
+    throw ConfigError(fmt::format("{}: the weights hold no models of layer {} of the model", scorer,
+                                  model_layer));
+  }
+  const auto& out = models[static_cast<std::size_t>(at - layer_ids.begin())];
+  if (out.size() != heads || out.front().width != width) {
+    throw ConfigError(
+        fmt::format("{}: the weights are for {} heads and {} features; this trace needs {} and {}",
+                    scorer, out.size(), out.empty() ? 0 : out.front().width, heads, width));
+  }
+  return out;
+}
+
+}  // namespace kvspan

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Small models that stand in for networks whose weights are not public or belong to another model:
+// ridge and logistic regression, a one-hidden-layer network, cluster centres. One model for each
+// (layer, head); a set of them is a safetensors file that says what it was fitted on.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "sim/trace/safetensors.h"
+
+namespace kvspan {
+
+// Feature rows with labels. Rows of one decision are compared with one another only.
+struct Samples {
+  std::size_t width = 0;               // features
+  std::size_t outputs = 1;             // labels of a row
+  std::vector<float> x;                // [rows, width]
+  std::vector<double> y;               // [rows, outputs]
+  std::vector<std::int32_t> decision;  // [rows]; empty: one decision
+  [[nodiscard]] std::size_t rows() const { return outputs == 0 ? 0 : y.size() / outputs; }
+};
+
+// y = linear or network of (x - mean) * scale. scale is 1 / standard deviation, 0 for a constant.
+struct Model {
+  std::string method;     // "ridge", "logit", "mlp", "centres"
+  std::size_t width = 0;  // features
+  std::size_t outputs = 1;
+  std::size_t hidden = 0;          // units of the network; rows of `parameters` of centres
+  std::vector<float> mean, scale;  // [width]
+  // linear: [outputs, width] weights, [outputs] constants
+  // mlp:    [hidden, width] W1, [hidden] b1, [hidden] w2, b2; y = w2 . gelu(W1 x + b1) + b2
+  // centres: [hidden, width]
+  std::vector<float> parameters;
+  // x [rows, width], out [rows, outputs]: the log odds of a logistic regression. REQUIRES: no centres.
+  void evaluate(std::span<const float> x, std::span<double> out) const;
+};
+
+// (X'X + lambda I) w = X'y on standardised features and centred labels; LDLT.
+[[nodiscard]] Model fit_ridge(const Samples& samples, double lambda);
+// Logistic regression, labels 0 and 1, by Newton steps; lambda / 2 |w|^2 is added to the loss, and
+// rows with label 1 weigh `positive_weight`.
+[[nodiscard]] Model fit_logit(const Samples& samples, double lambda, double positive_weight = 1);
+
+struct MlpOptions {
+  std::size_t hidden = 16;
+  int steps = 300;
+  double rate = 1e-2;  // Adam
+  std::uint64_t seed = 0;
+  // Pairwise hinge: mean over ordered pairs of a decision with y_i > y_j of max(0, margin - (f_i -
+  // f_j)); otherwise binary cross-entropy of labels 0 and 1.
+  bool pairwise = true;
+  double margin = 0.01;
+};
+[[nodiscard]] Model fit_mlp(const Samples& samples, const MlpOptions& options);
+// The loss, and its gradient in the order of Model::parameters if asked for.
+[[nodiscard]] double mlp_loss(const Model& model, const Samples& samples, const MlpOptions& options,
+                              std::vector<double>* gradient);
+
+// k-means (k-means++ starts, 10 rounds) of x [rows, width]; fewer rows than centres repeat.
+[[nodiscard]] Model fit_centres(std::span<const float> x, std::size_t width, std::size_t centres,
+                                std::uint64_t seed);
+
+// Probability that a positive scores above a negative, ties half. 0.5 if a class is empty.
+[[nodiscard]] double area_under_curve(std::span<const double> scores,
+                                      std::span<const double> labels);
+// Kendall's tau-b in O(n log n) (Knight 1966). 0 if one side is constant.
+[[nodiscard]] double kendall_tau(std::span<const double> a, std::span<const double> b);
+
+// One model for each (layer, head), and where they come from.
+struct ModelSet {
+  std::string scorer;                      // the policy they are for
+  std::vector<int> layer_ids;              // [layers] of the model they were fitted on
+  std::vector<std::vector<Model>> models;  // [layers][heads]; all of the same shape
+  Metadata about;  // method, features, label, lambda, seed, traces, sha256, sizes, scores
+  void save(const std::filesystem::path& path) const;
+  // Errors: TraceError naming the file and what it lacks.
+  [[nodiscard]] static ModelSet load(const std::filesystem::path& path);
+  // The models of a layer of the model. Errors: ConfigError when the set lacks it, or its heads or
+  // width are not these.
+  [[nodiscard]] const std::vector<Model>& layer(int model_layer, std::size_t heads,
+                                                std::size_t width) const;
+};
+
+}  // namespace kvspan

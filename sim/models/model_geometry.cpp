@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/models/model_geometry.h"
+
+#include <algorithm>
+#include <cctype>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+
+#include <fmt/format.h>
+
+#include "sim/base/error.h"
+#include "sim/models/known_models.h"
+#include "sim/policy/passes.h"
+#include "sim/policy/spec.h"
+#include "sim/trace/trace.h"
+
+namespace kvspan {
+namespace {
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return text;
+}
+
+ModelGeometry from_config(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::error_code ignored;
+  if (!in || std::filesystem::is_directory(path, ignored))
+    throw ConfigError(fmt::format("cannot read model configuration '{}'", path.string()));
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
+  ModelGeometry model = read_model_config(text, path.string());
+  if (model.name.empty()) model.name = path.parent_path().filename().string();
+  if (model.name.empty() || model.name == "." || model.name == "..") model.name = path.string();
+  return model;
+}
+
+ModelGeometry from_trace(const std::string& path) {
+  const TraceMeta meta = Trace::open(path).meta();
+  ModelGeometry model;
+  model.name = meta.model.empty() ? path : meta.model;
+  model.layers = meta.model_layers;
+  model.query_heads = meta.query_heads;
+  model.kv_heads = meta.kv_heads;
+  model.head_dim = meta.head_dim;
+  model.v_head_dim = meta.v_head_dim;
+  model.layer_ids = meta.layer_ids;
+  model.sliding_window = meta.sliding_window;
+  model.weights.refusal = fmt::format(
+      "'{}' is a trace and says nothing of the model's weights; give --model a config.json, or one "
+      "of the built-in names",
+      path);
+  return model;
+}
+
+}  // namespace
+
+std::vector<std::string> known_models() {
+  std::vector<std::string> names;
+  for (const KnownModel& m : known_model_configs()) names.emplace_back(m.name);
+  return names;
+}
+
+ModelGeometry load_model(const std::string& name_or_path) {
+  const std::filesystem::path path(name_or_path);
+  for (const KnownModel& m : known_model_configs()) {
+    if (lower(std::string(m.name)) != lower(name_or_path)) continue;
+    ModelGeometry model = read_model_config(std::string(m.config), std::string(m.name));
+    model.name = m.name;
+    return model;
+  }
+  if (std::filesystem::is_directory(path)) return from_config(path / "config.json");
+  if (name_or_path.ends_with(".safetensors") || name_or_path.ends_with(".safetensors.index.json"))
+    return from_trace(name_or_path);
+  if (std::filesystem::exists(path) || name_or_path.ends_with(".json")) return from_config(path);
+  throw ConfigError(
+      fmt::format("unknown model '{}', and no such file; {} (or a config.json, or a trace)",
+                  name_or_path, nearest_hint(name_or_path, known_models())));
+}
+
+Geometry geometry_of(const ModelGeometry& model, std::int64_t prompt, std::int64_t generated,
+                     std::int64_t chunk, std::int64_t kv_bytes) {
+  Geometry g;
+  g.model_layers = model.layers;
+  g.layer_ids = model.layer_ids;
+  g.query_heads = model.query_heads;
+  g.kv_heads = model.kv_heads;
+  g.k_dim = model.head_dim;
+  g.v_dim = model.v_head_dim;
+  g.tokens = prompt + generated;
+  g.prompt = prompt;
+  g.evict_at = prompt;
+  g.chunk = chunk;
+  g.kv_bytes = kv_bytes;
+  g.sliding_window = model.sliding_window;
+  if (generated < 0)
+    throw ConfigError(fmt::format("gen: found {}, expected 0 or more tokens", generated));
+  (void)make_passes(g.tokens, g.prompt, g.evict_at, g.chunk);
+  return g;
+}
+
+std::string describe_windows(const ModelGeometry& model) {
+  std::map<std::int64_t, std::vector<int>> layers;
+  for (std::size_t i = 0; i < model.sliding_window.size(); ++i) {
+    if (model.sliding_window[i] > 0) layers[model.sliding_window[i]].push_back(model.layer_ids[i]);
+  }
+  std::string out;
+  for (const auto& [window, ids] : layers) {
+    std::string list;
+    for (std::size_t i = 0; i < ids.size();) {
+      std::size_t end = i + 1;
+      while (end < ids.size() && ids[end] == ids[end - 1] + 1) ++end;
+      list += fmt::format("{}{}", list.empty() ? "" : ",", ids[i]);
+      if (end - i > 1) list += fmt::format("-{}", ids[end - 1]);
+      i = end;
+    }
+    out += fmt::format("{}{} tokens in layers {} ({} of {})", out.empty() ? "" : "; ", window, list,
+                       ids.size(), model.layers);
+  }
+  return out;
+}
+
+}  // namespace kvspan

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// decoding(policy): leaves the prompt alone; after every `every`-th decode row the policy cuts each head
+// to `target` entries, prompt included, in place of its own schedule and budget.
+// Source: kvpress DecodingPress, whose defaults these are. There a policy that looks at queries sees the
+// last 256 hidden states, all rotated to the current position; here it sees its last rows as they were.
+// The queries of the last 256 rows (more if the policy's window is larger) are charged.
+#include <algorithm>
+
+#include "sim/policies/shared/wrapping.h"
+
+namespace kvspan::policies {
+
+PolicyEntry decoding() {
+  using Kind = Parameter::Kind;
+  PolicyEntry entry;
+  entry.name = "decoding";
+  entry.klass = "wrapper";
+  entry.summary = "lets a policy act in decode only, every so many rows, down to a total size";
+  entry.source = "NVIDIA/kvpress, DecodingPress";
+  entry.evidence = "code read";
+  entry.differs =
+      "kvpress rotates all buffered queries to the current position; here each has its own";
+  entry.needs = "what the inner policy needs, for decode rows";
+  entry.wrapper = true;
+  entry.parameters = {
+      {"every", Kind::count, "512", "rows", "decode rows between two cuts", {}, 1, 1e9},
+      {"target", Kind::count, "2048", "tokens", "entries after a cut", {}, 1, 1e12}};
+  entry.wrap = [](Arguments& arguments, const Geometry& geometry, Recipe inner) {
+    require_ranking(arguments, inner);
+    const Needs needs = needs_of(inner, geometry);
+    const TokenCount target = arguments.count("target");
+    if (inner.size.filling == Slot<Amount>::Filling::own) {
+      inner.notes.push_back(
+          fmt::format("decoding: target={} replaces the budget of {}", target, inner.size.owner));
+    }
+    inner.schedule = own_of(arguments, Schedule{false, false, arguments.count("every")});
+    inner.size = own_of(arguments, Amount{Amount::Kind::tokens, target, 0, std::to_string(target)});
+    inner.scorer.value.evicts_in_decode = true;
+    if (needs.last_rows > 0 || needs.q) {
+      const std::int64_t row_bytes = std::int64_t{geometry.layers()} * geometry.query_heads *
+                                     geometry.k_dim * geometry.kv_bytes;
+      const RowIndex rows = std::max<RowIndex>(256, needs.last_rows);
+      inner.charge.during = [before = inner.charge.during, row_bytes, rows,
+                             prompt = geometry.evict_at](RowIndex row) {
+        const std::int64_t ring =
+            row < prompt ? 0 : std::min<RowIndex>(rows, row + 1 - prompt) * row_bytes;
+        return ring + (before ? before(row) : 0);
+      };
+    }
+    inner.knob = Knob{"target", 1, geometry.tokens, true,
+                      [](TokenCount tokens) { return std::to_string(tokens); }};
+    inner.terms = wrapped_terms(inner, arguments);
+    return inner;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/predict/analytic.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+
+#include <Eigen/Core>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "sim/base/error.h"
+
+namespace kvspan {
+namespace {
+
+using Counts =
+    Eigen::Array<std::int64_t, Eigen::Dynamic, Eigen::Dynamic>;  // [layers, heads] entries
+using PerLayer = Eigen::Array<std::int64_t, Eigen::Dynamic, 1>;
+
+std::int64_t triangle(std::int64_t x) { return x * (x + 1) / 2; }
+
+// Entries of every head after the rules that are due at the end of `pass`; `now` holds the newborns.
+// Rules that look at content bound it from above.
+Counts evicted(const Policy& policy, const Geometry& geometry, const Pass& pass,
+               const Counts& now) {
+  Counts after = now;
+  Counts newborn = Counts::Constant(now.rows(), now.cols(), pass.rows());
+  for (const Rule& rule : policy.rules) {
+    if (!rule.schedule.due(pass) || rule.threshold) continue;
+    const Sizing sizing = rule.sizing(pass);
+    for (Eigen::Index l = 0; l < after.rows(); ++l) {
+      const LayerShape shape = geometry.shape(static_cast<int>(l), policy.per_query_head);
+      if (shape.model_layer < policy.full_layers) continue;
+      for (Eigen::Index h = 0; h < after.cols(); ++h) {
+        // Entries from rule.first on: the newest, since what came before was cut at prompt end.
+        const std::int64_t since = rule.first > 0 ? pass.end - rule.first : after(l, h);
+        const std::int64_t domain =
+            rule.domain == Domain::newborn ? newborn(l, h) : std::min(since, after(l, h));
+        Sizing own = sizing;
+        if (own.rows == kCompeting) own.rows = domain;
+        const TokenCount kept = rule.budget->kept(shape, static_cast<int>(h), own);
+        if (domain <= kept) continue;
+        after(l, h) -= domain - kept;
+        newborn(l, h) = std::min(newborn(l, h), kept);
+      }
+    }
+  }
+  return after;
+}
+
+// Payload bytes of all layers, one entry a layer, in a layout that looks at counts only.
+class CountLayout {
+ public:
+  CountLayout(const std::string& name, std::int64_t entry_bytes, std::int64_t replication)
+      : layout_(parse_layout(name)), entry_(entry_bytes), replication_(replication) {
+    if (layout_.kind == Layout::Kind::paged && !layout_.compact) {
+      throw ConfigError(
+          fmt::format("layout '{}' depends on which entries leave: replay a trace (kvspan run), or "
+                      "predict '{}_compact'",
+                      name, name));
+    }
+  }
+  // born: rows so far, for the layout that frees nothing.
+  [[nodiscard]] PerLayer bytes(const Counts& counts, std::int64_t born) const {
+    const auto heads = counts.cols();
+    switch (layout_.kind) {
+      case Layout::Kind::ideal:
+        return counts.rowwise().sum() * entry_;
+      case Layout::Kind::query_head:
+        return counts.rowwise().sum() * (entry_ * replication_);
+      case Layout::Kind::padded:
+        return counts.rowwise().maxCoeff() * (heads * entry_);
+      case Layout::Kind::masked:
+        return PerLayer::Constant(counts.rows(), born * heads * entry_);
+      case Layout::Kind::paged:
+        break;
+    }
+    const Counts blocks = (counts + (layout_.block_size - 1)) / layout_.block_size;
+    if (layout_.per_layer)
+      return blocks.rowwise().maxCoeff() * (heads * layout_.block_size * entry_);
+    return blocks.rowwise().sum() * (layout_.block_size * entry_);
+  }
+  // Sum over the rows of a pass of bytes(), for layouts that grow by the same amount every row.
+  [[nodiscard]] bool linear() const { return layout_.kind != Layout::Kind::paged; }
+  [[nodiscard]] bool frees() const { return layout_.kind != Layout::Kind::masked; }
+
+ private:
+  Layout layout_;
+  std::int64_t entry_;
+  std::int64_t replication_;
+};
+
+// Feeds one instant into a peak.
+void offer(PeakBytes& peak, std::int64_t kv, std::int64_t overhead, RowIndex row, bool prefill) {
+  const std::int64_t total = kv + overhead;
+  std::int64_t& phase = prefill ? peak.prefill : peak.decode;
+  phase = std::max(phase, total);
+  if (total > peak.total) peak = {total, kv, overhead, peak.prefill, peak.decode, row};
+}
+
+// Entries and what they weigh, [layers, heads], at three moments of a pass.
+struct Occupancy {
+  Counts entries;
+  Counts units;  // entries, or bytes where a store holds entries in more than one way
+};
+struct PassOccupancy {
+  Occupancy past, now, after;
+};
+
+void offer_pass(PeakBytes& peak, const CountLayout& layout, const Charge& charge, const Pass& pass,
+                const PassOccupancy& o, bool layerwise) {
+  const bool prefill = pass.end <= pass.prompt_end;
+  const std::int64_t fixed = charge.at(pass.end - 1);
+  const PerLayer end_bytes = layout.bytes(o.now.units, pass.end);
+  if (!prefill || !layerwise) {
+    offer(peak, end_bytes.sum(), o.now.entries.sum() * charge.entry + fixed, pass.end - 1, prefill);
+    return;
+  }
+  const PerLayer past_bytes = layout.bytes(o.past.units, pass.begin);
+  const PerLayer after_bytes = layout.bytes(o.after.units, pass.end);
+  const PerLayer past_count = o.past.entries.rowwise().sum();
+  const PerLayer now_count = o.now.entries.rowwise().sum();
+  const PerLayer after_count = o.after.entries.rowwise().sum();
+  for (Eigen::Index l = 0; l < o.now.entries.rows(); ++l) {
+    const bool evicts = layout.frees() && after_count(l) < now_count(l);  // else nothing is copied
+    const Eigen::Index rest = o.now.entries.rows() - l - 1;
+    const std::int64_t kv = after_bytes.head(l).sum() + end_bytes(l) +
+                            (evicts ? after_bytes(l) : 0) + past_bytes.tail(rest).sum();
+    const std::int64_t held =
+        after_count.head(l).sum() + now_count(l) + past_count.tail(rest).sum();
+    offer(peak, kv, held * charge.entry + fixed, pass.end - 1, true);
+  }
+}
+
+// What is held after the decisions at the end of a pass.
+Occupancy after_pass(const Policy& policy, const Geometry& geometry, const Pass& pass,
+                     const Occupancy& now, const Counts& competing_now, Counts& competing) {
+  Occupancy out = now;
+  competing = evicted(policy, geometry, pass, competing_now);
+  if (!policy.demotes) out.entries = competing;
+  if (!policy.payload) {
+    out.units = out.entries;
+    return out;
+  }
+  for (Eigen::Index l = 0; l < competing.rows(); ++l) {
+    const bool exempt = geometry.layer_ids[static_cast<std::size_t>(l)] < policy.full_layers;
+    for (Eigen::Index h = 0; h < competing.cols(); ++h) {
+      out.units(l, h) = exempt ? out.entries(l, h) * policy.representations[0].device_bytes
+                               : policy.payload(competing(l, h), pass);
+    }
+  }
+  return out;
+}
+
+std::vector<std::string> count_layouts(bool by_entries) {
+  std::vector<std::string> out;
+  for (const std::string& name : standard_layouts()) {
+    const Layout layout = parse_layout(name);
+    const bool any_units =
+        layout.kind == Layout::Kind::ideal || layout.kind == Layout::Kind::query_head;
+    if (!by_entries && !any_units) continue;
+    if (layout.kind != Layout::Kind::paged || layout.compact) out.push_back(name);
+  }
+  return out;
+}
+
+}  // namespace
+
+Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting,
+                   bool every_layout) {
+  const LayerShape shape = geometry.shape(0, policy.per_query_head);
+  const PassPlan plan =
+      make_passes(geometry.tokens, geometry.prompt, geometry.evict_at, geometry.chunk, policy.cuts);
+  const bool by_entries = !policy.payload;
+  const std::int64_t born = by_entries ? 1 : policy.representations[0].device_bytes;
+  const std::int64_t unit = by_entries ? policy.representations[0].device_bytes : 1;
+  const std::int64_t replication = geometry.query_heads / shape.heads;
+  const std::vector<std::string> names = count_layouts(by_entries);
+  if (!by_entries && std::find(names.begin(), names.end(), accounting.layout) == names.end()) {
+    throw ConfigError(
+        fmt::format("{} holds entries in several ways: layout '{}' is known from a replay only "
+                    "(kvspan run); predict 'ideal' or 'query_head'",
+                    policy.spec, accounting.layout));
+  }
+  const CountLayout chosen(accounting.layout, unit, replication);
+  std::map<std::string, CountLayout> others;
+  for (const std::string& name : names) {
+    if (every_layout && name != accounting.layout)
+      others.emplace(name, CountLayout(name, unit, replication));
+  }
+
+  Prediction out;
+  out.spec = policy.spec;
+  out.exact = policy.closed_form;
+  out.notes = policy.notes;
+  for (const auto& [name, layout] : others) out.layouts[name] = {};
+  PassOccupancy o;
+  o.past.entries = o.past.units = Counts::Zero(geometry.layers(), shape.heads);
+  Counts competing = o.past.entries;
+  std::int64_t peak_entries = 0;
+  std::int64_t kv_byte_rows = 0;
+  for (std::size_t i = 0; i < plan.ends.size(); ++i) {
+    const Pass pass = pass_at(plan, i);
+    const std::int64_t rows = pass.rows();
+    o.now.entries = o.past.entries + rows;
+    o.now.units = o.past.units + rows * born;
+    o.after = o.now;
+    if (pass.end < plan.tokens) {
+      o.after = after_pass(policy, geometry, pass, o.now, competing + rows, competing);
+    }
+    out.entry_rows += o.past.entries.size() * triangle(rows) + rows * o.past.entries.sum();
+    peak_entries = std::max(peak_entries, o.now.entries.sum());
+    // Row i of the pass holds past + i + 1: an arithmetic series from its first row to its last.
+    const std::int64_t first_row = chosen.bytes(o.past.units + born, pass.begin + 1).sum();
+    kv_byte_rows += (first_row + chosen.bytes(o.now.units, pass.end).sum()) * rows / 2;
+    offer_pass(out.peak_bytes, chosen, policy.charge, pass, o, accounting.layerwise);
+    for (auto& [name, layout] : others)
+      offer_pass(out.layouts[name], layout, policy.charge, pass, o, accounting.layerwise);
+    o.past = o.after;
+  }
+  const std::int64_t heads = o.past.entries.size();
+  out.full_entry_rows = heads * triangle(plan.tokens);
+  out.footprint = static_cast<double>(out.entry_rows) / static_cast<double>(out.full_entry_rows);
+  out.peak_kv = static_cast<double>(peak_entries) / static_cast<double>(heads * plan.tokens);
+  if (chosen.linear()) {
+    std::int64_t fixed = plan.tokens * policy.charge.once;
+    for (RowIndex row = 0; policy.charge.during && row < plan.tokens; ++row)
+      fixed += policy.charge.during(row);
+    out.byte_rows = kv_byte_rows + out.entry_rows * policy.charge.entry + fixed;
+  }
+  const PerLayer per_layer = o.past.entries.rowwise().sum();
+  out.after.assign(per_layer.data(), per_layer.data() + per_layer.size());
+  const PerLayer layer_bytes = o.past.units.rowwise().sum() * unit;
+  out.after_bytes.assign(layer_bytes.data(), layer_bytes.data() + layer_bytes.size());
+  return out;
+}
+
+std::map<std::string, Occupancies> read_occupancies(const std::string& result_file) {
+  std::ifstream in(result_file);
+  if (!in) throw ConfigError(fmt::format("--calibrate: cannot read '{}'", result_file));
+  std::map<std::string, Occupancies> out;
+  try {
+    const nlohmann::json json = nlohmann::json::parse(in);
+    const auto& trace = json.at("trace");
+    const auto prompt = trace.at("prompt_tokens").get<std::int64_t>();
+    const auto tokens = trace.at("tokens").get<std::int64_t>();
+    for (const auto& run : json.at("runs")) {
+      const auto heads = static_cast<double>(run.at("per_head").at("footprint").size() *
+                                             run.at("per_head").at("footprint").at(0).size());
+      const auto rows = run.at("timeline").at("row").get<std::vector<std::int64_t>>();
+      const auto entries = run.at("timeline").at("resident_entries").get<std::vector<double>>();
+      // The first decode row holds what stayed of the prompt, and its own entries.
+      const auto first = std::lower_bound(rows.begin(), rows.end(), prompt);
+      if (first == rows.end()) continue;  // nothing was generated
+      const double after = entries.at(static_cast<std::size_t>(first - rows.begin())) / heads - 1;
+      const double end = entries.back() / heads - 1;
+      Occupancies o;
+      o.kept = after / static_cast<double>(prompt);
+      o.grows = tokens > prompt + 1 ? (end - after) / static_cast<double>(tokens - 1 - prompt) : 1;
+      out[run.at("policy").get<std::string>()] = o;
+    }
+  } catch (const nlohmann::json::exception&) {
+    throw ConfigError(
+        fmt::format("--calibrate: '{}' is not a result of kvspan run (--out FILE)", result_file));
+  }
+  return out;
+}
+
+Policy calibrated(Policy policy, const Occupancies& measured, const std::string& result_file) {
+  Rule rule;
+  rule.schedule = Schedule::prompt_end_and_decode();
+  rule.budget = uniform_budget();
+  rule.sizing = [measured](const Pass& pass) {
+    const double tokens = measured.kept * static_cast<double>(pass.evict_at) +
+                          measured.grows * static_cast<double>(pass.end - pass.evict_at);
+    return Sizing{std::max<TokenCount>(1, std::llround(tokens)), pass.evict_at};
+  };
+  policy.rules = {std::move(rule)};
+  policy.full_layers = 0;  // their entries are in the mean that was measured
+  policy.closed_form = true;
+  policy.notes.push_back(
+      fmt::format("calibrated on {}: {:.1f} % of the prompt stays, and {:.2f} entries of each "
+                  "generated token",
+                  result_file, 100 * measured.kept, measured.grows));
+  return policy;
+}
+
+HeadArea streaming_head(std::int64_t n, std::int64_t m, std::int64_t chunk, std::int64_t sinks,
+                        std::int64_t window) {
+  HeadArea out;
+  const auto held = [&](std::int64_t a) {
+    const std::int64_t local = std::min(a, window);
+    return local + std::min(a - local, sinks);
+  };
+  for (std::int64_t a = 0; a < n; a += chunk) {
+    const std::int64_t c = std::min(chunk, n - a);
+    out.entry_rows += triangle(c) + c * held(a);
+    out.peak_points.push_back(c + held(a));
+  }
+  for (std::int64_t a = n; a < n + m; ++a) out.entry_rows += 1 + held(a);
+  if (m > 0) out.peak_points.push_back(1 + held(n + m - 1));
+  return out;
+}
+
+namespace {
+
+// Every chunk keeps min(round_half_even((1 - s) c) + w, c) of its own.
+HeadArea add_only_head(const std::vector<std::int64_t>& chunks, std::int64_t m, double s,
+                       std::int64_t w) {
+  HeadArea out;
+  std::int64_t past = 0;
+  for (const std::int64_t c : chunks) {
+    out.entry_rows += triangle(c) + past * c;
+    out.peak_points.push_back(past + c);
+    past += std::min<std::int64_t>(std::llrint((1.0 - s) * static_cast<double>(c)) + w, c);
+  }
+  if (m > 0) {
+    out.entry_rows += triangle(m) + past * m;
+    out.peak_points.push_back(past + m);
+  }
+  return out;
+}
+
+std::vector<std::int64_t> chunks_of(std::int64_t n, std::int64_t chunk) {
+  std::vector<std::int64_t> out;
+  for (std::int64_t a = 0; a < n; a += chunk) out.push_back(std::min(chunk, n - a));
+  return out;
+}
+
+}  // namespace
+
+HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
+                       std::int64_t w) {
+  return add_only_head(chunks_of(n, chunk), m, s, w);
+}
+
+HeadArea locret_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
+                     std::int64_t local, std::int64_t stabilizers) {
+  std::vector<std::int64_t> chunks = chunks_of(n - std::min(local, n), chunk);
+  chunks.push_back(std::min(local, n));
+  return add_only_head(chunks, m, s, stabilizers);
+}
+
+FootprintAndPeak mixed(const HeadArea& streaming, const HeadArea& evicting, double h,
+                       std::int64_t n, std::int64_t m) {
+  FootprintAndPeak out;
+  const auto full = static_cast<double>(triangle(n + m));
+  out.footprint = h * (static_cast<double>(streaming.entry_rows) / full) +
+                  (1.0 - h) * (static_cast<double>(evicting.entry_rows) / full);
+  for (std::size_t j = 0; j < streaming.peak_points.size(); ++j) {
+    const double point = h * static_cast<double>(streaming.peak_points[j]) +
+                         (1.0 - h) * static_cast<double>(evicting.peak_points[j]);
+    out.peak = std::max(out.peak, point);
+  }
+  out.peak /= static_cast<double>(n + m);
+  return out;
+}
+
+}  // namespace kvspan

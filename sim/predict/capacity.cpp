@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/predict/capacity.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <string_view>
+
+#include <fmt/format.h>
+
+#include "sim/base/error.h"
+#include "sim/predict/analytic.h"
+
+namespace kvspan {
+namespace {
+
+using Count = std::int64_t;
+using Split = WeightGroup::Split;
+using Kind = WeightGroup::Kind;
+
+// Sizes beyond any memory are all alike.
+constexpr Count kTooMuch = std::numeric_limits<Count>::max() / 8;
+
+Count times(Count a, Count b) {
+  Count product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? kTooMuch : std::min(product, kTooMuch);
+}
+
+Count divided(Count a, Count b) { return a / b + (a % b != 0 ? 1 : 0); }
+
+struct WeightFormat {
+  std::string_view name;
+  Count kept, matrix, experts;  // quarters of a bit of one parameter
+};
+constexpr std::array<WeightFormat, 7> kWeightFormats{{{"bf16", 64, 64, 64},
+                                                      {"fp16", 64, 64, 64},
+                                                      {"fp32", 128, 128, 128},
+                                                      {"fp8", 64, 32, 32},
+                                                      {"int8", 64, 32, 32},
+                                                      {"int4", 64, 18, 18},
+                                                      {"mxfp4", 64, 64, 17}}};
+
+struct KvFormat {
+  std::string_view name;
+  Count bytes;
+};
+constexpr std::array<KvFormat, 7> kKvFormats{{{"fp16", 2},
+                                              {"bf16", 2},
+                                              {"fp32", 4},
+                                              {"fp8", 1},
+                                              {"fp8_e4m3", 1},
+                                              {"fp8_e5m2", 1},
+                                              {"int8", 1}}};
+
+[[noreturn]] void refuse_format(const char* option, const std::string& found,
+                                const std::vector<std::string>& known) {
+  const std::string hint = nearest_hint(found, known);
+  throw ConfigError(fmt::format("{}: found '{}', expected one of {}{}", option, found,
+                                fmt::join(known, ", "),
+                                hint.starts_with("did") ? fmt::format("; {}", hint) : ""));
+}
+
+const WeightFormat& weight_format(const std::string& dtype) {
+  const auto* found = std::find_if(kWeightFormats.begin(), kWeightFormats.end(),
+                                   [&](const WeightFormat& f) { return f.name == dtype; });
+  if (found == kWeightFormats.end()) refuse_format("weight-dtype", dtype, weight_dtypes());
+  return *found;
+}
+
+std::string dtype_of(const ModelGeometry& model, const Deployment& deployment) {
+  if (!model.weights.refusal.empty()) throw ConfigError(model.weights.refusal);
+  if (!deployment.weight_dtype.empty()) return deployment.weight_dtype;
+  if (model.weights.dtype.empty()) {
+    throw ConfigError(
+        fmt::format("the configuration of '{}' does not say in what format its weights are stored "
+                    "('torch_dtype', 'quantization_config'); give --weight-dtype {}",
+                    model.name, fmt::join(weight_dtypes(), "|")));
+  }
+  return model.weights.dtype;
+}
+
+// Neither heads nor GPUs are left over.
+bool divides(const ModelGeometry& model, Count tp) {
+  return model.query_heads % tp == 0 && (model.kv_heads % tp == 0 || tp % model.kv_heads == 0);
+}
+
+// The passes that a workload's prefill is made of beside decode steps of the rest of the batch.
+Count activations_of(const ModelGeometry& model, const Workload& w, const Deployment& d) {
+  const Count chunk = w.chunk == 0 ? w.prompt : std::min(w.chunk, w.prompt);
+  return activation_bytes(model.weights, chunk + d.batch - 1, d.batch, d.tp);
+}
+
+// Bytes of one request on one GPU.
+struct Request {
+  Prediction prediction;
+  Count peak = 0, waiting = 0;
+};
+
+class Sizer {
+ public:
+  Sizer(const RecipeSpec& spec, const ModelGeometry& model, const Accounting& accounting, Count tp)
+      : spec_(spec),
+        model_(model),
+        accounting_(accounting),
+        tp_(tp),
+        shards_(kv_shards(model, tp)) {}
+
+  [[nodiscard]] Request request(const Workload& w) const {
+    const Geometry geometry =
+        geometry_of(model_, w.prompt, w.generated, w.chunk, accounting_.kv_bytes);
+    const Policy policy = make_policy(spec_, geometry);
+    Request out;
+    out.prediction = predict(policy, geometry, accounting_, false);
+    // Where every query head has its own entries, they are divided as query heads are.
+    const Count shards =
+        policy.per_query_head || accounting_.layout == "query_head" ? tp_ : shards_;
+    const PeakBytes& peak = out.prediction.peak_bytes;
+    const Count state = divided(model_.state_bytes, tp_);
+    out.peak = divided(peak.total, shards) + state;
+    out.waiting = divided(w.generated > 0 ? peak.decode : peak.total, shards) + state;
+    return out;
+  }
+
+ private:
+  const RecipeSpec& spec_;
+  const ModelGeometry& model_;
+  const Accounting& accounting_;
+  Count tp_, shards_;
+};
+
+Count batch_bytes(const Request& r, Count batch) {
+  return std::min(kTooMuch, r.peak + times(batch - 1, r.waiting));
+}
+
+// The largest x in [low, high] that holds; nothing if `low` does not.
+template <class Holds>
+std::optional<Count> largest(Count low, Count high, const Holds& holds) {
+  if (low > high || !holds(low)) return std::nullopt;
+  if (holds(high)) return high;
+  while (high - low > 1) {
+    const Count middle = low + (high - low) / 2;
+    (holds(middle) ? low : high) = middle;
+  }
+  return low;
+}
+
+}  // namespace
+
+std::vector<std::string> weight_dtypes() {
+  std::vector<std::string> names;
+  for (const WeightFormat& f : kWeightFormats) names.emplace_back(f.name);
+  return names;
+}
+
+std::vector<std::string> kv_dtypes() {
+  std::vector<std::string> names;
+  for (const KvFormat& f : kKvFormats) names.emplace_back(f.name);
+  return names;
+}
+
+Count kv_dtype_bytes(const std::string& dtype) {
+  for (const KvFormat& f : kKvFormats) {
+    if (f.name == dtype) return f.bytes;
+  }
+  refuse_format("kv-dtype", dtype, kv_dtypes());
+}
+
+Count weight_bytes(const ModelGeometry& model, const std::string& dtype, Count tp) {
+  if (!model.weights.refusal.empty()) throw ConfigError(model.weights.refusal);
+  const WeightFormat& format = weight_format(dtype);
+  Count sum = 0;
+  for (const WeightGroup& g : model.weights.groups) {
+    const Count quarters = g.kind == Kind::kept     ? format.kept
+                           : g.kind == Kind::matrix ? format.matrix
+                                                    : format.experts;
+    const Count copies = g.split == Split::sharded    ? tp
+                         : g.split == Split::kv_heads ? std::min<Count>(tp, model.kv_heads)
+                                                      : 1;
+    sum += divided(divided(g.parameters, copies) * quarters, 32);  // at most 10^15 parameters
+  }
+  return sum;
+}
+
+Count activation_bytes(const ModelWeights& weights, Count tokens, Count requests, Count tp) {
+  const Count wide = 2 * weights.hidden + divided(weights.inner, tp);
+  return std::max(times(times(tokens, wide), 2),
+                  times(times(requests, divided(weights.vocabulary, tp)), 4));
+}
+
+Count kv_shards(const ModelGeometry& model, Count tp) {
+  if (tp >= 1 && divides(model, tp)) return std::min<Count>(tp, model.kv_heads);
+  Count below = 1;
+  Count above = model.query_heads;
+  for (Count k = 1; k <= model.query_heads; ++k) {
+    if (!divides(model, k)) continue;
+    if (k < tp) below = k;
+    if (k > tp) above = std::min(above, k);
+  }
+  throw ConfigError(fmt::format(
+      "tp: {} GPUs cannot share {} query heads and {} KV heads evenly; "
+      "the nearest that can: {}",
+      tp, model.query_heads, model.kv_heads,
+      below == above || tp > model.query_heads ? std::to_string(below)
+                                               : fmt::format("{} or {}", below, above)));
+}
+
+Budgeted budget_memory(const ModelGeometry& model, const Workload& workload, const Deployment& d) {
+  const bool is_share = d.utilization > 0 && d.utilization <= 1;
+  if (!is_share) {
+    throw ConfigError(
+        fmt::format("gpu-utilization: found {}, expected above 0 and at most 1", d.utilization));
+  }
+  if (d.batch < 1)
+    throw ConfigError(fmt::format("batch: found {}, expected 1 or more requests", d.batch));
+  (void)kv_shards(model, d.tp);
+  Budgeted out;
+  out.weight_dtype = dtype_of(model, d);
+  out.usable = static_cast<Count>(std::floor(static_cast<double>(d.gpu_memory) * d.utilization));
+  out.parameters = model.weights.parameters();
+  out.all_weights = weight_bytes(model, out.weight_dtype, 1);
+  out.weights = weight_bytes(model, out.weight_dtype, d.tp);
+  out.activations = activations_of(model, workload, d);
+  out.left = out.usable - out.weights - out.activations;
+  if (out.left > 0) return out;
+  const auto left = [&](const std::string& dtype, Count tp) {
+    Deployment other = d;
+    other.tp = tp;
+    return out.usable - weight_bytes(model, dtype, tp) - activations_of(model, workload, other);
+  };
+  std::vector<std::string> ways;
+  for (Count tp = d.tp + 1; tp <= model.query_heads; ++tp) {
+    if (!divides(model, tp) || left(out.weight_dtype, tp) <= 0) continue;
+    ways.push_back(fmt::format("--tp {}", tp));
+    break;
+  }
+  const WeightFormat& now = weight_format(out.weight_dtype);
+  for (const char* dtype : {"fp8", "int4"}) {
+    if (weight_format(dtype).matrix >= now.matrix || left(dtype, d.tp) <= 0) continue;
+    ways.push_back(fmt::format("--weight-dtype {}", dtype));
+    break;
+  }
+  if (out.weights < out.usable) ways.emplace_back("a smaller --chunk or --batch");
+  out.advice = ways.empty() ? "no number of GPUs that its heads allow is enough"
+                            : fmt::format("try {}", fmt::join(ways, ", or "));
+  return out;
+}
+
+Fit fit(const RecipeSpec& spec, const ModelGeometry& model, const Workload& workload,
+        const Accounting& accounting, const Deployment& deployment) {
+  const Budgeted budget = budget_memory(model, workload, deployment);
+  const Sizer sizer(spec, model, accounting, deployment.tp);
+  const Request own = sizer.request(workload);
+  Fit out;
+  out.kv = own.prediction.peak_bytes.kv;
+  out.overhead = own.prediction.peak_bytes.overhead;
+  out.state = model.state_bytes;
+  out.request = own.peak;
+  out.waiting = own.waiting;
+  out.total = budget.weights + budget.activations + batch_bytes(own, deployment.batch);
+  out.fits = out.total <= budget.usable;
+
+  const auto holds = [&](const Workload& w, const Deployment& d, const Request& r) {
+    return activations_of(model, w, d) + batch_bytes(r, d.batch) <= budget.usable - budget.weights;
+  };
+  // Where the configuration states no limit, 16 Mi tokens are taken as one.
+  const Count limit = model.max_context > 0 ? model.max_context : Count{1} << 24;
+  const auto longest = largest(1, limit - workload.generated, [&](Count prompt) {
+    Workload w = workload;
+    w.prompt = prompt;
+    return holds(w, deployment, sizer.request(w));
+  });
+  out.longest_prompt = longest.value_or(0);
+  out.limited_by_model = longest && *longest == limit - workload.generated;
+  const Count most = budget.usable / std::max<Count>(1, own.waiting) + 1;
+  out.largest_batch = largest(1, most, [&](Count batch) {
+                        Deployment d = deployment;
+                        d.batch = batch;
+                        return holds(workload, d, own);
+                      }).value_or(0);
+  return out;
+}
+
+}  // namespace kvspan

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fidelity: what a policy's reads keep of the full-cache attention, gathered while the engine walks.
+// Retained mass of a (layer, query head, row) = full-cache probability of the entries that it reads;
+// output error = ||o_kept - o_full|| / ||o_full||. Teacher-forced proxies, not accuracy.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sim/base/distribution.h"
+#include "sim/ledger/ledger.h"
+#include "sim/trace/trace.h"
+
+namespace kvspan {
+
+// Fidelity of one phase. Every (layer, query head, row) weighs the same.
+struct PhaseFidelity {
+  std::int64_t values = 0;
+  double mass_mean = 0, mass_p5 = 0, mass_min = 0;  // retained mass
+  bool has_error = false;
+  double error_mean = 0, error_p95 = 0, error_max = 0;  // relative output error
+  // Mean distance of logits in nats where keys are held altered or positions are renumbered.
+  std::optional<double> logit_error;
+  bool exact_percentiles = true;  // false: from a histogram of 2^16 bins
+};
+
+struct SpanResult {
+  std::string name;
+  double resident_share = 0;  // of its (layer, head, token) entries, at the end
+  double mass_lost = 0;  // mean full-cache probability on its entries that were gone, rows after it
+};
+
+struct Fidelity {
+  std::int64_t rows_measured = 0;
+  std::optional<PhaseFidelity> all, prefill, decode;  // absent: no rows measured there
+  std::vector<float> row_mass;     // [tokens] mean over layers and query heads, NaN: not measured
+  std::vector<double> layer_mass;  // [layers] decode rows, or all rows if there are none
+  std::vector<std::vector<double>> head_mass;  // [layers][query_heads], likewise
+  std::vector<SpanResult> spans;
+};
+
+// Which rows are measured.
+struct FidelityPlan {
+  std::vector<char> measured;  // [tokens]; empty: fidelity is off
+  RowIndex prompt = 0;
+  bool output_error = false;
+  std::vector<Span> spans;
+  [[nodiscard]] bool on() const { return !measured.empty(); }
+  [[nodiscard]] bool measures(RowIndex row) const {
+    return on() && measured[static_cast<std::size_t>(row)] != 0;
+  }
+};
+
+// per_phase: rows measured in each phase (at start + floor((2i + 1) len / 2K)); 0: all.
+[[nodiscard]] FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex per_phase);
+
+// One layer of one policy. Sums run in row order within a query head, so they do not depend on blocks.
+class LayerFidelity {
+ public:
+  LayerFidelity(const FidelityPlan& plan, int query_heads);
+  // REQUIRES: plan.measures(row); rows ascending within a query head.
+  void add_mass(int query_head, RowIndex row, double mass);
+  void add_error(int query_head, RowIndex row, double error);
+  // Mean distance of logits from the full cache's, nats, weighted by the full cache's probabilities.
+  void add_logit_error(int query_head, RowIndex row, double error);
+  void add_unchanged(RowIndex row);  // every query head: mass 1, error 0
+  // Probability lost on span `s` by one (query head, row).
+  void add_span_loss(std::size_t s, double lost) { span_lost_[s] += lost; }
+
+ private:
+  friend class FidelityTotal;
+  struct Phase {
+    std::vector<double> mass, error;  // [query_heads] sums
+    Distribution masses{1.0F}, errors{0.0F};
+    std::vector<double> logit_error;  // [query_heads] sums
+    std::int64_t logit_rows = 0;
+  };
+  Phase& phase(RowIndex row) { return phases_[row < plan_->prompt ? 0 : 1]; }
+  const FidelityPlan* plan_;
+  int query_heads_;
+  std::vector<double> row_mass_;  // [tokens]
+  std::vector<Phase> phases_;
+  std::vector<double> span_lost_;
+};
+
+// All layers of one policy; layers are added in order.
+class FidelityTotal {
+ public:
+  FidelityTotal(const FidelityPlan& plan, int layers, int query_heads);
+  void add(LayerFidelity&& layer);
+  // `resident_share` is filled from the ledger. REQUIRES: plan.on().
+  [[nodiscard]] Fidelity finish(const Ledger& ledger);
+
+ private:
+  [[nodiscard]] std::int64_t rows(int phase) const;
+  const FidelityPlan* plan_;
+  int layers_;
+  int query_heads_;
+  std::vector<double> row_mass_;
+  double mass_[2] = {0, 0}, error_[2] = {0, 0}, logit_error_[2] = {0, 0};
+  std::int64_t logit_rows_[2] = {0, 0};
+  Distribution masses_[2] = {Distribution(1.0F), Distribution(1.0F)};
+  Distribution errors_[2] = {Distribution(0.0F), Distribution(0.0F)};
+  std::vector<std::vector<double>> head_mass_[2];  // [layers][query_heads]
+  std::vector<double> span_lost_;
+};
+
+}  // namespace kvspan

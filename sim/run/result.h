@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one replay of one trace under several policies yields. Plain values.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sim/ledger/ledger.h"
+#include "sim/ledger/metrics.h"
+#include "sim/replay/fidelity.h"
+#include "sim/trace/trace.h"
+
+namespace kvspan {
+
+struct RunResult {
+  std::string spec;   // canonical
+  std::string label;  // short: as the user wrote it
+  std::string klass;
+  bool bound = false;
+  std::vector<std::string> notes;
+  Ledger ledger;
+  Metrics metrics;
+  std::optional<Fidelity> fidelity;       // absent: --fidelity none
+  std::optional<std::int64_t> undecided;  // score traces only
+  // --match: what was wanted and reached.
+  struct Match {
+    std::string what;
+    double wanted = 0, reached = 0;
+    bool reachable = true;
+    double lowest = 0, highest = 0;  // range, when it cannot be reached
+  };
+  std::optional<Match> match;
+};
+
+struct RunReport {
+  std::vector<std::string> command;
+  std::string trace_path, trace_sha256;
+  TraceMeta trace;
+  std::int64_t chunk = 0;
+  Accounting accounting;
+  std::vector<RunResult> runs;
+  std::string lifetimes_path, timeline_path;  // empty: not written
+};
+
+}  // namespace kvspan

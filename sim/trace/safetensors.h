@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// safetensors files: 8-byte little-endian header length, JSON header, raw tensors.
+// The reader maps the file and copies nothing; the writer streams tensors into a temporary file and
+// renames it when it is complete. Format: traces/README.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sim/base/file.h"
+
+namespace kvspan {
+
+enum class Dtype : std::uint8_t { f32, f16, bf16, i32, i64, u8, u32 };
+
+[[nodiscard]] std::string_view dtype_name(Dtype dtype);  // "F32", "F16", ...
+[[nodiscard]] std::int64_t dtype_bytes(Dtype dtype);
+
+// A tensor that somebody else owns: dtype, shape (outermost first) and its raw little-endian bytes,
+// not necessarily aligned.
+struct TensorView {
+  Dtype dtype = Dtype::f32;
+  std::vector<std::int64_t> shape;
+  std::span<const std::byte> bytes;
+  [[nodiscard]] std::int64_t elements() const;
+};
+
+using Metadata = std::map<std::string, std::string>;
+
+// The tensors of one file, of all shards of an index, or of memory: an immutable value that keeps
+// whatever it points into alive.
+class TensorSet {
+ public:
+  // Opens NAME.safetensors, or NAME.safetensors.index.json with its shards.
+  // Errors: TraceError naming file, tensor, what was found and what was expected.
+  [[nodiscard]] static TensorSet open(const std::filesystem::path& path);
+  // The bytes of one safetensors file, which are copied; `name` stands for the file in messages.
+  [[nodiscard]] static TensorSet from_bytes(std::span<const std::byte> file,
+                                            const std::string& name);
+  // Tensors in memory (tests, synthetic traces). Errors: TraceError when bytes and shape disagree.
+  struct Owned {
+    Dtype dtype;
+    std::vector<std::int64_t> shape;
+    std::vector<std::byte> bytes;
+  };
+  [[nodiscard]] static TensorSet from_memory(Metadata metadata,
+                                             std::map<std::string, Owned> tensors);
+
+  [[nodiscard]] const Metadata& metadata() const { return metadata_; }
+  [[nodiscard]] const std::map<std::string, TensorView>& tensors() const { return tensors_; }
+  [[nodiscard]] const TensorView* find(const std::string& name) const;
+  [[nodiscard]] const std::vector<std::filesystem::path>& files() const { return files_; }
+  // Tells the kernel that the pages of a mapped tensor are not needed for now (no-op in memory).
+  void release(const TensorView& tensor) const;
+
+ private:
+  Metadata metadata_;
+  std::map<std::string, TensorView> tensors_;
+  std::vector<std::filesystem::path> files_;
+  std::vector<std::shared_ptr<const void>> owners_;
+  bool mapped_ = false;
+};
+
+// Writes one safetensors file of known layout; tensors may be filled in any order and in pieces.
+// The file appears under its name only after finish(); a destructor without finish() removes the
+// temporary file. Memory: the header only.
+class SafetensorsWriter {
+ public:
+  struct Entry {
+    std::string name;
+    Dtype dtype;
+    std::vector<std::int64_t> shape;
+  };
+  SafetensorsWriter(std::filesystem::path path, const Metadata& metadata,
+                    const std::vector<Entry>& entries);
+  ~SafetensorsWriter();
+  SafetensorsWriter(const SafetensorsWriter&) = delete;
+  SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
+  // Writes `bytes` at `byte_offset` inside tensor `name`. Errors: std::logic_error on a name that was
+  // not declared or a write past its end; Error when the disk refuses.
+  void write(const std::string& name, std::int64_t byte_offset, std::span<const std::byte> bytes);
+  void finish();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvspan

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+// `kvspan capture`, as a user runs it.
+#include <chrono>
+#include <csignal>
+#include <thread>
+#include <unistd.h>
+
+#include "sim/trace/trace.h"
+#include "tests/support/program.h"
+
+using namespace kvspan::test;
+using Catch::Matchers::Contains;
+
+namespace {
+
+const std::string kModel = KVSPAN_MODELS_DIR "/minimind2-small";
+
+std::string text(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/texts/" + name; }
+
+std::string capture(const std::string& arguments) {
+  return fmt::format("capture --device cpu --model {} {}", kModel, arguments);
+}
+
+}  // namespace
+
+TEST_CASE("text becomes a trace that the reader checks and the simulator replays", "[cli]") {
+  const Folder folder;
+  const std::string out = folder / "t.safetensors";
+  const Outcome made =
+      program(capture(fmt::format("--text {} --bos 1 --prompt 512 --generate 8 --out {} --json {} "
+                                  "--span 'name=Irene Adler' --span sinks=0:4 --licence Apache-2.0",
+                                  text("sherlock-excerpt.txt"), out, folder / "t.json")));
+  INFO(made.text);
+  REQUIRE(made.code == 0);
+  CHECK_THAT(made.text, Contains("of anonymous memory at most") && Contains("decode") &&
+                            Contains("512 prompt + 8 generated"));
+  const nlohmann::json json = read_json(folder / "t.json");
+  // The independent program's figure for these 511 predictions (tests/data/references.safetensors).
+  CHECK(fmt::format("{:.3f}", json["nll"]["prompt"]["mean"].get<double>()) == "4.846");
+  CHECK(json["nll"]["after_prompt"]["tokens"] == 8);
+  CHECK(json["generated"]["ids"].size() == 8);
+  CHECK(json["bytes"] == std::filesystem::file_size(out));
+  const kvspan::Trace trace = kvspan::Trace::open(out);
+  CHECK(trace.meta().licence == "Apache-2.0");
+  CHECK(trace.meta().spans.at(1).end == 4);
+  const kvspan::Span name = trace.meta().spans.at(0);
+  std::string spanned;
+  for (std::int64_t i = name.begin; i < name.end; ++i) spanned += trace.token_text(i);
+  CHECK_THAT(spanned, Contains("Irene Adler"));
+  const Outcome checked = program("trace check " + out);
+  INFO(checked.text);
+  CHECK(checked.code == 0);
+  CHECK(program("run " + out + " --policy snapkv --policy h2o --budget 25%").code == 0);
+}
+
+TEST_CASE("the first token follows the tokenizer's settings, and the program says so", "[cli]") {
+  const Folder folder;
+  const std::string rest = fmt::format("--text {} --prompt 64 --out {}",
+                                       text("sherlock-excerpt.txt"), folder / "t.safetensors");
+  const Outcome automatic = program(capture(rest));
+  CHECK(automatic.code == 0);
+  CHECK_THAT(automatic.text, Contains("bos: none (") && Contains("--bos 1 puts"));
+  CHECK_THAT(automatic.text, Contains("worse than guessing"));  // this model needs its bos
+  CHECK(kvspan::Trace::open(folder / "t.safetensors").token_ids().at(0) != 1);
+  const Outcome given = program(capture(rest + " --bos 1"));
+  CHECK_THAT(given.text, !Contains("worse than guessing"));
+  CHECK(kvspan::Trace::open(folder / "t.safetensors").token_ids().at(0) == 1);
+  const Outcome chat = program(capture(rest + " --chat"));
+  CHECK_THAT(chat.text, Contains("bos: the text begins with token 1 as it is"));
+}
+
+TEST_CASE("a killed capture goes on after its last complete layer", "[cli]") {
+  const Folder folder;
+  const auto arguments = [&](const char* name) {
+    return capture(
+        fmt::format("--text {} --bos 1 --prompt 800 --generate 4 --emit both "
+                    "--keys 8 --shards layers --threads 1 --out {}",
+                    text("pride-excerpt.txt"), folder / name));
+  };
+  const Outcome whole = program(arguments("whole.safetensors"));
+  INFO(whole.text);
+  REQUIRE(whole.code == 0);
+  const std::string journal = folder / "killed.safetensors.partial/journal.json";
+  FILE* pipe = popen(fmt::format("exec 2>/dev/null; {} {} --quiet >/dev/null & echo $!; wait $!",
+                                 KVSPAN_PROGRAM, arguments("killed.safetensors"))
+                         .c_str(),
+                     "r");
+  REQUIRE(pipe != nullptr);
+  int child = 0;
+  REQUIRE(fscanf(pipe, "%d", &child) == 1);
+  const auto layers = [&] {
+    const nlohmann::json state = nlohmann::json::parse(read_text(journal), nullptr, false);
+    return state.is_object() ? state["layers"].get<int>() : 0;
+  };
+  for (int i = 0; i < 20000 && layers() < 2; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  REQUIRE(kill(child, SIGKILL) == 0);
+  pclose(pipe);
+  const int done = layers();
+  REQUIRE(done >= 2);
+  CHECK(!std::filesystem::exists(folder / "killed.safetensors.index.json"));
+  const Outcome resumed = program(arguments("killed.safetensors"));
+  INFO(resumed.text);
+  REQUIRE(resumed.code == 0);
+  CHECK_THAT(resumed.text, Contains("resuming"));
+  CHECK(!std::filesystem::exists(folder / "killed.safetensors.partial"));
+  int shards = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with("whole") || name.ends_with(".json")) continue;
+    ++shards;
+    CHECK(read_text(folder / name) == read_text(folder / ("killed" + name.substr(5))));
+  }
+  CHECK(shards == 16);
+}
+
+TEST_CASE("a full disk is one line, and leaves no trace", "[cli]") {
+  const Folder folder;
+  const std::string out = folder / "t.safetensors";
+  const std::string command = capture(fmt::format("--text {} --bos 1 --prompt 200 --quiet --out {}",
+                                                  text("sherlock-excerpt.txt"), out));
+  for (const int blocks : {1, 300, 2000}) {  // of 512 or 1,024 bytes a file
+    const Outcome full =
+        shell(fmt::format("ulimit -f {}; {} {} 2>&1", blocks, KVSPAN_PROGRAM, command));
+    INFO(full.text);
+    CHECK(full.code == 1);
+    CHECK(std::count(full.text.begin(), full.text.end(), '\n') == 1);
+    CHECK_THAT(full.text, Contains("File too large"));
+    CHECK(!std::filesystem::exists(out));
+  }
+  const Outcome after = program(command);
+  INFO(after.text);
+  CHECK(after.code == 0);
+  CHECK(program("trace check " + out).code == 0);
+}
+
+TEST_CASE("wrong input of a capture is one line", "[cli]") {
+  const Folder folder;
+  const std::string out = " --out " + (folder / "t.safetensors");
+  const std::string sherlock = "--text " + text("sherlock-excerpt.txt");
+  const auto file = [&](const char* name, const std::string& content) {
+    std::ofstream(folder / name) << content;
+    return folder / name;
+  };
+  const auto wrong = [&](const std::string& arguments, int code, const std::string& why) {
+    fails(capture(arguments + " --quiet"), code, why);
+  };
+  wrong(sherlock + " --prompt 100000" + out, 2, "--prompt 100000: the text has ");
+  wrong(sherlock + " --prompt 5000 --teacher --generate 50000" + out, 2, "teacher-forced");
+  wrong("--text " + file("empty.txt", "") + out, 3, "is empty");
+  wrong("--text " + (folder / "none.txt") + out, 3, "No such file");
+  wrong("--text " + file("broken.txt", "abc\xff") + out, 3, "UTF-8");
+  wrong("--tokens " + file("ids.json", "[1, 6400]") + out, 3,
+        "token 1 has id 6400; the vocabulary of");
+  wrong("--tokens " + file("words.txt", "one two") + out, 3, "token 0 is 'one'");
+  wrong("--prompt 5" + out, 2, "one of --text FILE and --tokens FILE");
+  wrong(sherlock + " --prompt 5 --out " + (folder / "t.bin"), 2, "ends in .safetensors");
+  wrong(sherlock + " --prompt 5 --out " + (folder / "no/t.safetensors"), 2, "there is no folder");
+  wrong(sherlock + " --prompt 5 --out /proc/t.safetensors", 1, "cannot be created");
+  wrong(sherlock + " --prompt 5 --out " + kModel + "/model.safetensors", 2,
+        "is an input of this command");
+  wrong(sherlock + " --prompt 5 --span a=Zebra" + out, 2, "does not stand in the 5 tokens");
+  wrong(sherlock + " --prompt 5 --bos first" + out, 2, "--bos: found 'first'");
+  wrong(sherlock + " --prompt 5 --bos 9999" + out, 3, "token 0 has id 9999");
+  wrong(sherlock + " --prompt 5 --emit scores --rows last=0" + out, 2, "--rows: found 'last=0'");
+  wrong(sherlock + " --prompt 5 --rows last=4" + out, 2, "need --emit scores");
+  wrong(sherlock + " --prompt 5 --json " + (folder / "no/x.json") + out, 2, "--json: there is no");
+  wrong(sherlock + " --prompt 5 --layers 8" + out, 2, "layers 0 to 7");
+  wrong(sherlock + " --prompt 5 --memory 1MiB" + out, 2, "--memory 1MiB");
+  fails("capture --model " + (folder / "nothing") + " " + sherlock + out, 3, "nothing");
+  fails(capture("--frobnicate"), 2, "unknown option '--frobnicate'");
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path))
+    CHECK(entry.path().extension() != ".partial");
+}
+
+TEST_CASE("a capture replaces and removes none of its inputs", "[cli]") {
+  const Folder folder;
+  namespace fs = std::filesystem;
+  const fs::path model = folder / "model";
+  fs::create_directory(model);
+  for (const auto& entry : fs::directory_iterator(kModel))
+    fs::create_symlink(fs::canonical(entry.path()), model / entry.path().filename());
+  // As a sharded model has it.
+  fs::rename(model / "model.safetensors", model / "part.safetensors");
+  nlohmann::json index{{"weight_map", nlohmann::json::object()}};
+  const auto weights = kvspan::TensorSet::open(model / "part.safetensors");
+  for (const auto& [name, view] : weights.tensors()) index["weight_map"][name] = "part.safetensors";
+  std::ofstream(model / "model.safetensors.index.json") << index;
+  const auto ids = [&](const std::string& path) {
+    kvspan::SafetensorsWriter writer(path, {}, {{"token_ids", kvspan::Dtype::i32, {2}}});
+    writer.finish();
+  };
+  ids(folder / "ids-00001-of-00001.safetensors");
+  std::ofstream(folder / "ids.safetensors.index.json")
+      << R"({"weight_map": {"token_ids": "ids-00001-of-00001.safetensors"}})";
+  std::ofstream(folder / "text.txt") << "One two three";
+  const auto refused = [&](const std::string& input, const std::string& outputs,
+                           const std::string& why) {
+    fails(fmt::format("capture --device cpu --model {} {} --quiet {}", model.string(), input,
+                      outputs),
+          2, why);
+  };
+  const std::string in = "--text " + (folder / "text.txt");
+  const std::string out = " --out " + (folder / "t.safetensors");
+  const std::string input = "is an input of this command", twice = "would be written twice";
+  refused(in, "--out " + (model / "model.safetensors").string(), input);
+  refused(in, out + " --json " + (model / "tokenizer.json").string(), input);
+  refused(in, out + " --json " + (folder / "text.txt"), input);
+  const std::string tokens = "--tokens " + (folder / "ids.safetensors.index.json");
+  refused(tokens, "--out " + (folder / "ids.safetensors"), input);
+  refused(tokens, out + " --json " + (folder / "ids-00001-of-00001.safetensors"), input);
+  refused(in, out + " --json " + (folder / "t.safetensors"), twice);
+  refused(in, out + " --emit both --json " + (folder / "t.scores.safetensors"), twice);
+  refused(in, out + " --json " + (folder / "t-00003-of-00008.safetensors"), twice);
+  refused(in, out + " --keys 8", "--keys, --rows");
+  fails(
+      fmt::format("capture --device cpu --model {} {} --prompt 9 {}", model.string(), tokens, out),
+      2, "the text has 2 tokens\n");
+  CHECK(fs::exists(model / "model.safetensors.index.json"));
+  CHECK(fs::exists(folder / "ids.safetensors.index.json"));
+}

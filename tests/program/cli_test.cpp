@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// The real program, as a user runs it: output, files, error lines and exit codes.
+#include <fmt/ranges.h>
+
+#include "sim/report/catalogue.h"
+#include "sim/run/run.h"
+#include "sim/trace/safetensors.h"
+#include "tests/support/program.h"
+
+using namespace kvspan::test;
+using Catch::Matchers::Contains;
+
+namespace {
+
+std::string trace(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/" + name; }
+
+}  // namespace
+
+TEST_CASE("the paper's worked example is 26 of 36 on the command line", "[cli]") {
+  const Folder folder;
+  const Outcome out = program("run " + trace("tiny-paper.safetensors") +
+                              " --policy \"streaming_llm(sinks=0,window=3)\" --prompt 1 --out " +
+                              (folder / "r.json"));
+  CHECK(out.code == 0);
+  CHECK_THAT(out.text, Contains("72.2"));
+  CHECK_THAT(out.text, Contains("memory held"));
+  CHECK_THAT(program("run " + trace("tiny-paper.safetensors") + " --no-chart").text,
+             !Contains("memory held"));
+  const nlohmann::json run = read_json(folder / "r.json")["runs"][0];
+  CHECK(run["entry_rows"] == 26);
+  CHECK(run["full_entry_rows"] == 36);
+}
+
+TEST_CASE("every output of one run agrees with the others", "[cli]") {
+  const Folder folder;
+  const std::string result = folder / "result.json";
+  const Outcome out =
+      program(fmt::format("run {} --policy all --budget 25% --chunk 512 --quiet --out {} --csv {} "
+                          "--svg {} --lifetimes {} --timeline {}",
+                          trace("smollm2-passkey.safetensors"), result, folder / "r.csv",
+                          folder / "r.svg", folder / "l.safetensors", folder / "t.safetensors"));
+  INFO(out.text);
+  REQUIRE(out.code == 0);
+  const nlohmann::json json = read_json(result);
+  CHECK(json["schema_version"] == 1);
+  CHECK(json["trace"]["sha256"] == kvspan::sha256_of_files({trace("smollm2-passkey.safetensors")}));
+  CHECK(json["runs"].size() == kvspan::expand_policies({"all"}, {}).size());
+  CHECK(json["runs"][0]["footprint"] == 1.0);
+  CHECK(json["chunk"] == 512);
+  // Given deaths give the same figures again.
+  std::size_t snap = 0;
+  while (!json["runs"][snap]["policy"].get<std::string>().starts_with("snapkv(")) ++snap;
+  const Outcome again = program(fmt::format(
+      "run {} --policy 'deaths(file=\"{}\",run={})' --chunk 512 --quiet --out {}",
+      trace("smollm2-passkey.safetensors"), folder / "l.safetensors", snap, folder / "again.json"));
+  INFO(again.text);
+  REQUIRE(again.code == 0);
+  const nlohmann::json replayed = read_json(folder / "again.json")["runs"][0];
+  for (const char* key :
+       {"footprint", "peak_kv", "entry_rows", "peak_bytes", "byte_rows", "fidelity", "spans"}) {
+    INFO(key);
+    CHECK(replayed[key] == json["runs"][snap][key]);
+  }
+  CHECK_THAT(read_text(folder / "r.svg"), Contains("</svg>"));
+  CHECK_THAT(read_text(folder / "r.csv"), Contains("peak_bytes.total"));
+  const kvspan::TensorSet timeline = kvspan::TensorSet::open(folder / "t.safetensors");
+  CHECK(timeline.find("runs.0.entries") != nullptr);
+}
+
+TEST_CASE("predict gives the replay's figures without its trace", "[cli]") {
+  const Folder folder;
+  const std::string policies =
+      "--policy \"snapkv(budget=20%)\" --policy h2o --policy \"chunked(snapkv(budget=10%))\" "
+      "--chunk 512 --out ";
+  REQUIRE(program("run " + trace("smollm2-passkey.safetensors") + " --fidelity none " + policies +
+                  (folder / "run.json"))
+              .code == 0);
+  REQUIRE(program("predict --model " + trace("smollm2-passkey.safetensors") +
+                  " --prompt 1868 --gen 12 " + policies + (folder / "predict.json"))
+              .code == 0);
+  const nlohmann::json run = read_json(folder / "run.json");
+  const nlohmann::json predicted = read_json(folder / "predict.json");
+  for (std::size_t i = 0; i < 3; ++i) {
+    for (const char* key :
+         {"policy", "footprint", "peak_kv", "entry_rows", "peak_bytes", "byte_rows"}) {
+      INFO(key);
+      CHECK(run["runs"][i][key] == predicted["runs"][i][key]);
+    }
+  }
+}
+
+TEST_CASE("predict bounds what depends on content, and takes measured shares", "[cli]") {
+  const Folder folder;
+  const std::string policy = "--policy \"write_gate(gate=random)\" --out ";
+  const std::string passkey = trace("smollm2-passkey.safetensors");
+  REQUIRE(
+      program("run " + passkey + " --prompt 900 --fidelity none " + policy + (folder / "run.json"))
+          .code == 0);
+  const std::string predict = "predict --model " + passkey + " --prompt 900 --gen 980 " + policy;
+  const Outcome bound = program(predict + (folder / "bound.json"));
+  INFO(bound.text);
+  REQUIRE(bound.code == 0);
+  CHECK_THAT(bound.text, Contains("<= 100.00 %") && Contains("--calibrate"));
+  const Outcome measured =
+      program(predict + (folder / "measured.json") + " --calibrate " + (folder / "run.json"));
+  INFO(measured.text);
+  REQUIRE(measured.code == 0);
+  CHECK_THAT(measured.text, Contains("calibrated on") && !Contains("<= "));
+  const double real = read_json(folder / "run.json")["runs"][0]["footprint"];
+  CHECK(read_json(folder / "bound.json")["runs"][0]["exact"] == false);
+  CHECK(read_json(folder / "bound.json")["runs"][0]["footprint"] >= real);
+  CHECK(read_json(folder / "measured.json")["runs"][0]["footprint"].get<double>() ==
+        Approx(real).epsilon(0.02));
+  const Outcome wrong = program(predict + (folder / "x.json") + " --calibrate " + passkey);
+  CHECK(wrong.code == 2);
+  CHECK_THAT(wrong.text, Contains("is not a result of kvspan run"));
+}
+
+TEST_CASE("predict says what fits into a GPU", "[cli]") {
+  const Folder folder;
+  const std::string model = "predict --model Llama-3.1-70B --prompt 32768 --gen 1024 --chunk 8192 ";
+  const Outcome out = program(model + "--gpu-memory 80GiB --tp 4 --batch 8 --kv-dtype fp8 --out " +
+                              (folder / "fits.json"));
+  INFO(out.text);
+  REQUIRE(out.code == 0);
+  CHECK_THAT(out.text, Contains("what fits into 4 GPUs of 80.0 GiB"));
+  CHECK_THAT(out.text, Contains("2 of 8 KV heads on each GPU"));
+  const nlohmann::json json = read_json(folder / "fits.json");
+  CHECK(json["accounting"]["kv_bytes"] == 1);
+  CHECK(json["model"]["weights"]["parameters"] == 70553706496);
+  CHECK(json["gpu"]["tp"] == 4);
+  const nlohmann::json full = json["runs"][0]["fit"];
+  CHECK(full["kv"] == 33792LL * 163840);
+  CHECK(full["request"] == 33792LL * 163840 / 4);
+  CHECK(full["fits"] == true);
+  CHECK(full["largest_batch"] > 8);
+  const Outcome none = program(model + "--gpu-memory 80GiB --out " + (folder / "none.json"));
+  CHECK(none.code == 0);
+  CHECK_THAT(none.text, Contains("the weights alone do not fit: 131 GiB needed, 72.0 GiB usable; "
+                                 "try --tp 2, or --weight-dtype fp8"));
+  CHECK(read_json(folder / "none.json")["runs"][0]["fit"].is_null());
+  // The model's own windows are a row of the table.
+  const Outcome gemma = program("predict --model Gemma-2-9B --prompt 8000");
+  CHECK_THAT(gemma.text, Contains("sliding window: 4096 tokens in layers 0,2,4"));
+  CHECK_THAT(gemma.text, Contains("\nfull(model_window=evict) "));
+}
+
+TEST_CASE("a wrong command line is one line, and exit code 2", "[cli]") {
+  const std::string t = trace("tiny-picture.safetensors");
+  fails("", 2, "subcommand");
+  fails("rnu " + t, 2, "did you mean 'run'?");
+  fails("run " + t + " --polcy full", 2, "did you mean '--policy'?");
+  fails("run " + t + " --policy snapvk", 2, "did you mean 'snapkv'?");
+  fails("run " + t + " --policy \"snapkv(budgt=1)\"", 2, "did you mean 'budget'?");
+  fails("run " + t + " --policy \"snapkv(budget=1\"", 2, "position 16");
+  fails("run " + t + " --policy full --chunk -1", 2, "chunk: found -1");
+  fails("run " + t + " --policy full --prompt 99", 2, "expected 1 to 12");
+  fails("run " + t + " --policy full --evict-at nedle", 2, "did you mean 'needle'?");
+  fails("run " + t + " --policy full --fidelity some", 2, "all, none or rows=K");
+  fails("run " + t + " --policy full --layout paded", 2, "did you mean 'padded'?");
+  fails("run " + t + " --quiet --policy full --match footprint=0.5", 2, "no parameter to tune");
+  fails("run " + t + " --policy full --out /no/such/folder/x.json", 2, "there is no folder");
+  fails("predict --model Llama-3.1-8C --prompt 10", 2, "did you mean 'Llama-3.1-8B'?");
+  fails("predict --model Llama-3.1-8B --prompt 10 --tp 2", 2, "--tp requires --gpu-memory");
+  fails("predict --model Llama-3.1-8B --prompt 10 --gpu-memory 80GB", 2, "80GiB");
+  fails("predict --model Llama-3.1-8B --prompt 10 --gpu-memory 80GiB --tp 3", 2, "2 or 4");
+  fails("predict --model Llama-3.1-8B --prompt 10 --kv-dtype fp88", 2, "did you mean 'fp8'?");
+  fails("predict --model DeepSeek-V3 --prompt 10 --layout query_head", 2, "latent cache");
+  fails("policies nosuch", 2, "unknown policy 'nosuch'");
+  fails("trace slice " + t + " --layers 7 --out /tmp/kvspan_never.safetensors", 2, "7");
+}
+
+TEST_CASE("wrong input data is one line, and exit code 3", "[cli]") {
+  fails("run /no/such/trace.safetensors --policy full", 3, "/no/such/trace.safetensors");
+  fails("trace check " + std::string(KVSPAN_TRACES_DIR) + "/README.md", 3, "README.md");
+  fails("run " + trace("tiny-scores.safetensors") +
+            " --quiet --policy \"chunked(snapkv(budget=50%,window=2),variant=patched)\" --chunk 4",
+        3, "layers.*.q");
+}
+
+TEST_CASE("--evict-at a span and --match run on the bundled trace", "[cli]") {
+  const Folder folder;
+  const std::string t = trace("smollm2-passkey.safetensors");
+  REQUIRE(
+      program("run " + t +
+              " --policy \"snapkv(budget=10%)\" --evict-at question --fidelity none --lifetimes " +
+              (folder / "l.safetensors") + " --out " + (folder / "r.json"))
+          .code == 0);
+  CHECK(read_json(folder / "r.json")["runs"][0]["timeline"]["resident_entries"].size() > 10);
+  REQUIRE(program("run " + t +
+                  " --policy tova --policy snapkv --prompt 512 --match footprint=40% --fidelity "
+                  "rows=4 --out " +
+                  (folder / "m.json"))
+              .code == 0);
+  for (const nlohmann::json& run : read_json(folder / "m.json")["runs"])
+    CHECK(run["footprint"].get<double>() <= 0.4);
+}
+
+TEST_CASE("a fit says how good it is, and its weights run", "[cli]") {
+  const Folder folder;
+  const std::string from = "fit locret --train " + trace("smollm2-passkey.safetensors") + " --out ";
+  const Outcome out = program(from + (folder / "w") + " --json " + (folder / "w.json"));
+  CHECK(out.code == 0);
+  CHECK_THAT(out.text, Contains("not the authors' weights"));
+  CHECK_THAT(out.text, Contains("test Kendall tau"));
+  const nlohmann::json about = read_json(folder / "w.json");
+  CHECK(about["train_score"].get<std::string>() > "0.4");
+  CHECK(about["train_sha256"] == kvspan::sha256_of_files({trace("smollm2-passkey.safetensors")}));
+  // The same file again, bit for bit; it gives what weights=self fits.
+  CHECK(program(from + (folder / "again") + " --quiet").code == 0);
+  CHECK(read_text(folder / "w") == read_text(folder / "again"));
+  REQUIRE(program("run " + trace("smollm2-passkey.safetensors") +
+                  " --policy locret --policy 'locret(weights=\"" + (folder / "w") + "\")' --out " +
+                  (folder / "r.json"))
+              .code == 0);
+  const nlohmann::json runs = read_json(folder / "r.json")["runs"];
+  CHECK(runs[0]["fidelity"] == runs[1]["fidelity"]);
+  fails("fit h2o --train " + trace("tiny-paper.safetensors") + " --out x", 2, "nothing to fit");
+  fails("fit locret --method forest --train " + trace("smollm2-passkey.safetensors") + " --out x",
+        2, "expected one of ridge");
+  fails("fit judgeq --train " + trace("tiny-scores.safetensors") + " --out x", 3, "score trace");
+}
+
+TEST_CASE("outputs of one command are different files, and none is its input", "[cli]") {
+  const Folder folder;
+  const std::string t = folder / "t.safetensors";
+  std::filesystem::copy_file(trace("tiny-picture.safetensors"), t);
+  const std::string before = kvspan::sha256_of_files({t});
+  const std::string fit = "synth fit " + t + " --quiet";
+  const std::string x = folder / "x";
+  fails(fit + " --out " + x + " --json " + x, 2, "--json: '" + x + "' is also given to --out");
+  fails(fit + " --json " + x + " --trace-out " + (folder / "./x"), 2, "also given to --");
+  fails(fit + " --trace-out " + t, 2, "--trace-out: '" + t + "' is an input of this command");
+  CHECK(kvspan::sha256_of_files({t}) == before);
+  CHECK_FALSE(std::filesystem::exists(x));
+  fails("synth --tokens 2147483648 --out " + x, 2, "16 to 2147483647 are possible");
+}
+
+TEST_CASE("tokenize prints the ids that the tokenizers library gives", "[cli]") {
+  const Folder folder;
+  const std::string fixtures = std::string(KVSPAN_TESTS_DIR) + "/data/tracegen/tokenizers/";
+  const nlohmann::json expected = read_json(fixtures + "expected.json");
+  const std::string text = expected["texts"][2];
+  const auto ids = expected["ids"]["gpt2"][2].get<std::vector<int>>();
+  REQUIRE(ids.size() > 10);
+  std::ofstream(folder / "text") << text;
+  const std::string tokenize = "tokenize --model " + fixtures + "gpt2 ";
+  const std::string from = tokenize + "--text " + (folder / "text");
+  CHECK(program(from + " --ids").text == fmt::format("{}\n", fmt::join(ids, " ")));
+  CHECK(program(tokenize + "--ids < " + (folder / "text")).text == program(from + " --ids").text);
+  const nlohmann::json json = nlohmann::json::parse(program(from + " --json").text);
+  CHECK(json["ids"] == ids);
+  std::string pieces;
+  for (const nlohmann::json& piece : json["pieces"]) pieces += piece.get<std::string>();
+  CHECK(pieces == text);
+  const Outcome table = program(from);
+  CHECK(table.code == 0);
+  CHECK_THAT(table.text, Contains(fmt::format("\n 0  {:>3}  'H'\n", ids[0])) &&
+                             Contains(fmt::format("\n{} tokens of {} bytes; leading bos: none",
+                                                  ids.size(), text.size())));
+  // A chat's markers are single tokens, unless they are to be plain text.
+  const std::string chat =
+      "tokenize --model " + trace("minimind2-small") + " --chat --ids --text " + (folder / "text");
+  CHECK_THAT(program(chat).text, Catch::Matchers::StartsWith("1 "));
+  CHECK_THAT(program(chat + " --plain").text, !Catch::Matchers::StartsWith("1 "));
+  std::ofstream(folder / "text") << "abc\xFF";
+  fails(from, 3, "not UTF-8");
+  fails(tokenize + "--text " + (folder / "none"), 3, "cannot be read");
+  fails(tokenize + "--ids --json", 2, "--ids");
+  fails("tokenize --model " + (folder / "none"), 3, "none");
+}
+
+TEST_CASE("every help has examples, and every bundled trace passes its check", "[cli]") {
+  for (const char* command :
+       {"", "run", "predict", "policies", "trace", "fit", "synth", "tokenize"}) {
+    const Outcome out = program(std::string(command) + " --help");
+    CHECK(out.code == 0);
+    CHECK_THAT(out.text, Contains("Examples:"));
+  }
+  for (const char* name : {"smollm2-passkey.safetensors", "tiny-paper.safetensors",
+                           "tiny-picture.safetensors", "tiny-scores.safetensors"}) {
+    INFO(name);
+    CHECK(program("trace check " + trace(name)).code == 0);
+    CHECK(program("trace info " + trace(name)).code == 0);
+    // Provenance: the checksum in the README is the file's.
+    CHECK_THAT(read_text(trace("README.md")), Contains(kvspan::sha256_of_files({trace(name)})));
+  }
+}
+
+TEST_CASE("the catalogue in sim/policies/README.md is current", "[cli]") {
+  CHECK(read_text(std::string(KVSPAN_TESTS_DIR) + "/../sim/policies/README.md") ==
+        kvspan::policies_markdown());
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tracegen/forward/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include <catch2/catch.hpp>
+#include <tbb/global_control.h>
+
+#include "sim/base/error.h"
+#include "tests/twin/attention.h"
+#include "tracegen/forward/dense_kernels.h"
+
+using kvspan::test::attention_twin;
+using kvspan::tracegen::attention_cpu;
+using kvspan::tracegen::AttentionProblem;
+using kvspan::tracegen::AttentionTensors;
+
+namespace {
+
+// Inputs of a problem, and room for everything that an attention emits.
+struct Arrays {
+  Arrays(const AttentionProblem& p, int top_k, std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    std::normal_distribution<float> normal;
+    const std::int64_t keys = p.first + p.rows;
+    for (auto* x : {&q, &k, &v}) {
+      const std::int64_t tokens = x == &q ? p.rows * p.query_heads : keys * p.kv_heads;
+      x->resize(static_cast<std::size_t>(tokens * p.head_dim));
+      for (float& value : *x) value = normal(random);
+    }
+    const auto heads = static_cast<std::size_t>(p.rows * p.query_heads);
+    out.resize(heads * static_cast<std::size_t>(p.head_dim));
+    lse.resize(heads);
+    prob.resize(heads * static_cast<std::size_t>(top_k));
+    index.resize(prob.size());
+    mass.assign(static_cast<std::size_t>(p.query_heads * keys), 0.5F);  // is added to
+    tensors = {q.data(),    k.data(),     v.data(),   out.data(),  top_k,
+               prob.data(), index.data(), lse.data(), mass.data(), keys};
+  }
+  std::vector<float> q, k, v, out, lse, prob, mass;
+  std::vector<std::int32_t> index;
+  AttentionTensors tensors;
+};
+
+double worst(const std::vector<float>& a, const std::vector<float>& b) {
+  double most = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != b[i]) most = std::max(most, std::abs(double{a[i]} - double{b[i]}));
+  }
+  return most;
+}
+
+}  // namespace
+
+TEST_CASE("attention emits what a score trace holds", "[attention]") {
+  // Two rows, one head of one channel; logits are q * k: weights 1 : 3 in the second row.
+  const AttentionProblem problem{
+      .query_heads = 1, .kv_heads = 1, .head_dim = 1, .rows = 2, .scale = 1};
+  Arrays a(problem, 2, 1);
+  a.q = {1, 1};
+  a.k = {0, std::log(3.0F)};
+  a.v = {4, 8};
+  a.mass = {0, 0};
+  attention_cpu(problem, a.tensors);
+  CHECK(a.out[0] == Approx(4));
+  CHECK(a.out[1] == Approx(7));
+  CHECK(a.lse[1] == Approx(std::log(4.0)));
+  CHECK(a.index == std::vector<std::int32_t>{0, -1, 1, 0});
+  CHECK(a.prob[1] == 0);
+  CHECK(a.prob[2] == Approx(0.75));
+  CHECK(a.mass[0] == Approx(1.25));
+}
+
+TEST_CASE("attention equals its fp64 twin for any shape, window and visibility", "[attention]") {
+  struct Case {
+    int query_heads, kv_heads, head_dim;
+    std::int64_t first, rows, window;
+    bool hides;
+  };
+  const Case c = GENERATE(Case{1, 1, 1, 0, 1, 0, false}, Case{4, 2, 8, 0, 70, 0, false},
+                          Case{9, 3, 64, 1100, 150, 0, false}, Case{2, 1, 33, 510, 5, 7, false},
+                          Case{4, 1, 32, 900, 140, 600, false}, Case{6, 2, 16, 300, 260, 0, true},
+                          Case{4, 4, 80, 0, 600, 40, true}, Case{8, 1, 128, 1023, 1, 0, false});
+  AttentionProblem p{c.query_heads, c.kv_heads, c.head_dim, c.first,
+                     c.rows,        c.window,   0.3F,       nullptr};
+  const std::int64_t keys = c.first + c.rows;
+  std::vector<std::uint8_t> visible(static_cast<std::size_t>(c.kv_heads * keys));
+  std::mt19937_64 random(7);
+  for (auto& flag : visible) flag = random() % 3 == 0 ? 0 : 1;
+  std::fill_n(visible.begin(), 3, std::uint8_t{0});  // the first rows of head 0 read nothing
+  if (c.hides) p.visible = visible.data();
+  Arrays got(p, 5, 11);
+  Arrays expected(p, 5, 11);
+  attention_cpu(p, got.tensors);
+  attention_twin(p, expected.tensors);
+  CHECK(worst(got.out, expected.out) < 1e-5);
+  CHECK(worst(got.lse, expected.lse) < 1e-5);
+  CHECK(worst(got.prob, expected.prob) < 3e-6);
+  CHECK(worst(got.mass, expected.mass) < 2e-5);
+  // Keys may only differ where their probabilities tie to fp32 rounding.
+  for (std::size_t i = 0; i < got.index.size(); ++i) {
+    if (got.index[i] == expected.index[i]) continue;
+    REQUIRE(got.index[i] >= 0);
+    CHECK(got.prob[i] == Approx(expected.prob[i]).epsilon(1e-5));
+  }
+  if (c.hides && c.first == 0) {
+    CHECK(got.lse[0] == -std::numeric_limits<float>::infinity());
+    CHECK(got.out[0] == 0);
+    CHECK(got.index[0] == -1);
+  }
+}
+
+TEST_CASE("equal logits are listed by key, and the bits do not depend on threads", "[attention]") {
+  const AttentionProblem p{
+      .query_heads = 4, .kv_heads = 2, .head_dim = 16, .first = 700, .rows = 200, .scale = 0.25F};
+  Arrays many(p, 8, 3);
+  std::fill(many.k.begin(), many.k.end(), 1.0F);  // every key of a row ties
+  Arrays one = many;
+  one.tensors = {
+      one.q.data(),    one.k.data(),     one.v.data(),   one.out.data(),  8,
+      one.prob.data(), one.index.data(), one.lse.data(), one.mass.data(), p.first + p.rows};
+  attention_cpu(p, many.tensors);
+  const tbb::global_control limit(tbb::global_control::max_allowed_parallelism, 1);
+  attention_cpu(p, one.tensors);
+  for (std::size_t i = 0; i < many.index.size(); ++i) REQUIRE(many.index[i] == int(i % 8));
+  CHECK(many.out == one.out);
+  CHECK(many.lse == one.lse);
+  CHECK(many.prob == one.prob);
+  CHECK(many.mass == one.mass);
+}
+
+TEST_CASE("a product that the library refuses is one error line", "[attention]") {
+  const std::vector<float> a(4, 1.0F);
+  std::vector<float> c(4);
+  try {
+    kvspan::tracegen::kernels::gemm({.m = 2,
+                                     .n = 2,
+                                     .k = 2,
+                                     .a = a.data(),
+                                     .lda = 1,
+                                     .b = a.data(),
+                                     .ldb = 2,
+                                     .c = c.data(),
+                                     .ldc = 2});
+    FAIL("rows of two elements that lie one element apart");
+  } catch (const kvspan::Error& error) {
+    CHECK(error.exit_code() == 1);
+  }
+}
