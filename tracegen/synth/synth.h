@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Synthetic qkv traces with named structure. The logit of row i and key j is a sum of channels, each
-// in a subspace of its own (formulas and figures: synth.md):
+// in a subspace of its own (formulas and figures: synth/README.md):
 //   z_ij = locality(i - j) + sink + hitters + content + topic + needle
 // Every vector depends on (seed, profile, layer, token) only: it is computed alone, so that traces of
 // any length stream with bounded memory, and its bits do not depend on threads or machine.
@@ -40,7 +40,7 @@ struct HeadProfile {
 struct LayerProfile {
   std::vector<HeadProfile> heads;  // query head h is heads[h % size]
   // Keys share a component along the hitter channel: the more attended a key, the shorter
-  // (> 0, as in trained models) or longer (< 0) it is; see synth.md.
+  // (> 0, as in trained models) or longer (< 0) it is; see synth/README.md.
   double key_common = 3;
 };
 

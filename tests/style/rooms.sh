@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The map cannot rot: an include that follows no arrow of the rooms' tables (sim/README.md,
+# tracegen/README.md, gui/README.md) or of the top level fails.
+#   usage: rooms.sh REPOSITORY
+set -euo pipefail
+cd "$1"
+
+# Top level: who may include whom, beside itself.
+top='cli: sim tracegen gpu_replay
+sim:
+tracegen: sim
+gpu_replay: sim
+gui: sim
+tests: cli sim tracegen gpu_replay gui'
+
+# "folder/room: room room" of every row "| [`room/`](room) | purpose | room room |".
+rooms_of() {
+  sed -nE "s#^\| \[\`([a-z_]+)/\`\]\([a-z_]+\) \|[^|]*\| *([a-z_ ]*)\|\$#$1/\1: \2#p" "$1/README.md"
+}
+rooms=$(for folder in sim tracegen gui; do rooms_of "$folder"; done)
+
+failed=0
+complain() { echo "$*" >&2; failed=1; }
+allowed() { grep -qE "^$2:.*\b$3\b" <<<"$1"; }
+
+while read -r file included; do
+  from=${file%%/*} to=${included%%/*}
+  if [ "$from" != "$to" ]; then
+    allowed "$top" "$from" "$to" || complain "$file includes $included: $from may not include $to"
+    continue
+  fi
+  case $from in sim | tracegen | gui) ;; *) continue ;; esac
+  room=$(cut -d / -f 2 <<<"$file") other=$(cut -d / -f 2 <<<"$included")
+  grep -q "^$from/$room:" <<<"$rooms" || complain "$file: $from/README.md knows no room '$room'"
+  [ "$room" = "$other" ] || allowed "$rooms" "$from/$room" "$other" ||
+    complain "$file includes $included: $from/README.md has no arrow from $room to $other"
+done < <(grep -rE '^#include "[a-z_]+/' --include='*.h' --include='*.cpp' --include='*.cu' \
+  cli sim tracegen gui tests $([ ! -d gpu_replay ] || echo gpu_replay) |
+  sed -E 's/^([^:]+):#include "([^"]+)".*/\1 \2/')
+
+[ "$(grep -c . <<<"$rooms")" -ge 20 ] || complain "fewer than 20 rooms found: has a table changed its form?"
+[ "$failed" -eq 0 ] && echo "every include follows an arrow between $(grep -c . <<<"$rooms") rooms"
+exit "$failed"
