@@ -11,6 +11,7 @@
 #include "sim/report.h"
 #include "sim/result_files.h"
 #include "sim/run.h"
+#include "tests/support/chosen_target.h"
 
 namespace kvspan::gui::test {
 
@@ -70,6 +71,7 @@ QString bundled_result() {
 
 // kvspan_gui_tests CLASS [QTEST_ARGUMENT...]
 int main(int argc, char** argv) {
+  if (const int refused = kvspan::test::choose_target(); refused != 0) return refused;
   QStandardPaths::setTestModeEnabled(true);
   QApplication app(argc, argv);
   QApplication::setApplicationName("kvspan-viewer-test");
