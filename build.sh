@@ -43,14 +43,17 @@ USAGE
 say() { printf '%s\n' "$*"; }
 die() { printf 'build.sh: %s\n' "$*" >&2; exit 1; }
 
-# ---- Stages: one line each, output in a log, the end of the log on failure -----------------------
+# ---- Stages: one line each, output in a log, the ends of failed logs at the end of the script ----
 
-times=()
+stages=()       # a line each, for the summary
+failed_logs=()
 stage_number=0
 child=
+trap report_failures EXIT
 trap 'if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null; wait "$child"; fi || true; exit 130' INT TERM
 
-# stage NAME COMMAND...: afterwards $log names the log.
+# stage NAME COMMAND...: afterwards $log names the log. A failure is kept for report_failures; under
+# `set -e` it ends the script, unless the caller goes on.
 stage() {
   local name=$1 start=$SECONDS status=0 shown=$SECONDS
   shift
@@ -73,15 +76,39 @@ stage() {
   wait "$child" || status=$?
   child=
   [ ! -t 1 ] || printf '\r\033[K'
-  times+=("$(printf '%-36s %4d s' "$name" $((SECONDS - start)))")
+  local line
+  line=$(printf '%-36s %4d s' "$name" $((SECONDS - start)))
   if [ "$status" -ne 0 ]; then
-    printf '%-36s %4d s  FAILED (exit code %d)\n' "$name" $((SECONDS - start)) "$status"
-    say "---- end of $log ----"
-    tail -n 60 "$log"
-    say "---- $name failed; the whole log is $log ----"
-    exit 1
+    line+="  FAILED (exit code $status), log: $log"
+    failed_logs+=("$log")
   fi
-  printf '%-36s %4d s\n' "$name" $((SECONDS - start))
+  stages+=("$line")
+  say "$line"
+  [ "$status" -eq 0 ]
+}
+
+# skip NAME REASON: a stage that cannot run because one before it failed.
+skip() {
+  local line
+  line=$(printf '%-36s skipped: %s' "$1" "$2")
+  stages+=("$line")
+  say "$line"
+}
+
+# However the script ends: what failed, compilers' errors first, and the stages as the last lines.
+report_failures() {
+  local status=$? log
+  [ ${#failed_logs[@]} -gt 0 ] || return "$status"
+  for log in "${failed_logs[@]}"; do
+    say
+    say "---- errors and end of $log ----"
+    { head -n -60 "$log" | grep -E '(: |fatal )error: |^FAILED: ' | head -n 40; } || true
+    tail -n 60 "$log"
+  done
+  say
+  say "${#failed_logs[@]} of $stage_number stages failed:"
+  printf '    %s\n' "${stages[@]}"
+  return "$status"
 }
 
 # How far ninja or ctest says it is.
@@ -152,22 +179,51 @@ check_tools() {
 
 # ---- Building and testing ------------------------------------------------------------------------
 
-# build PRESET [CMAKE_ARGUMENT...]: configures and builds everything, or only ${targets[@]} if set.
+# build PRESET [CMAKE_ARGUMENT...]: configures and builds everything, or only ${targets[@]} if set; all
+# that compiles, so that every error shows.
 build() {
   local preset=$1
   shift
-  stage "configure $preset" cmake --preset "$preset" "$@"
+  if ! stage "configure $preset" cmake --preset "$preset" "$@"; then
+    skip "build $preset" "configure $preset failed"
+    return 1
+  fi
   sed -n '/^-- kvspan /,/^-- $/ { /^-- $/d; s/^-- /    /; p }' "$log"
   stage "build $preset" cmake --build --preset "$preset" -j "$(job_count)" \
-    ${targets[@]+--target "${targets[@]}"}
+    ${targets[@]+--target "${targets[@]}"} -- -k 0
 }
 
 # run_tests PRESET [CTEST_ARGUMENT...]
 run_tests() {
-  local preset=$1
+  local preset=$1 status=0
   shift
-  stage "test $preset" ctest --preset "$preset" -j "$(job_count)" --no-label-summary "$@"
+  stage "test $preset" ctest --preset "$preset" -j "$(job_count)" --no-label-summary "$@" || status=1
   sed -n '/tests passed,/,$ p' "$log" | sed 's/^/    /'
+  return "$status"
+}
+
+# check PRESET [CMAKE_ARGUMENT...]: builds (${targets[@]}) and runs the tests (chosen by ${tests[@]}), and
+# the script goes on whatever fails. Afterwards $built says whether there was something to test.
+check() {
+  local preset=$1
+  built=no
+  if build "$@"; then
+    built=yes
+    run_tests "$preset" ${tests[@]+"${tests[@]}"} || true
+  else
+    skip "test $preset" "build $preset failed"
+  fi
+}
+
+# check_stage NAME NEEDED COMMAND...: a stage that needs what $built said of the preset NEEDED.
+check_stage() {
+  local name=$1 needed=$2
+  shift 2
+  if [ "$built" = yes ]; then
+    stage "$name" "$@" || true
+  else
+    skip "$name" "build $needed failed"
+  fi
 }
 
 # Tracked sources of C++ and CUDA; in a tarball, all of them.
@@ -275,32 +331,30 @@ run_test() {
   [ "$deep" = no ] || install_packages "${deep_packages[@]}"
   check_tools
   if [ "$deep" = yes ]; then
-    build dev -D KVSPAN_GUI=ON
-    run_tests dev
+    check dev -D KVSPAN_GUI=ON
   else  # each test once: those that read or decide under the sanitizers, below
     targets=(kvspan kvspan-viewer kvspan_tests kvspan_capture_tests kvspan_cli_tests
       kvspan_twin_selfcheck kvspan_gui_tests)
-    build dev -D KVSPAN_GUI=ON
-    run_tests dev -LE input
+    tests=(-LE input)
+    check dev -D KVSPAN_GUI=ON
     targets=(kvspan_input_tests kvspan_tracegen_input_tests kvspan_fuzz_replay kvspan_gguf_fuzz_replay)
-    build asan
-    unset targets
-    run_tests asan -L input
+    tests=(-L input)
+    check asan
+    unset targets tests
   fi
-  stage 'format' check_format
+  stage 'format' check_format || true
   if [ "$deep" = yes ]; then
-    build asan
-    run_tests asan
-    build clang-16
-    run_tests clang-16
-    build release -D KVSPAN_TESTS=ON
-    run_tests release
-    stage 'build benchmarks' cmake --build --preset release -j "$(job_count)" --target kvspan_bench kvspan_replay_bench kvspan_viewer_bench
-    stage 'clang-tidy' check_tidy
+    check asan
+    check clang-16
+    check_stage 'clang-tidy' clang-16 check_tidy
+    check release -D KVSPAN_TESTS=ON
+    check_stage 'build benchmarks' release cmake --build --preset release -j "$(job_count)" \
+      --target kvspan_bench kvspan_replay_bench kvspan_viewer_bench -- -k 0
   fi
+  [ ${#failed_logs[@]} -eq 0 ] || exit 1
   say
   say "all checks passed; time by stage:"
-  printf '    %s\n' "${times[@]}"
+  printf '    %s\n' "${stages[@]}"
   printf '    %-36s %4d s\n' total "$SECONDS"
 }
 

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "cli/commands.h"
+#include "sim/attention/simd_target.h"
 #include "sim/base/build_info.h"
 #include "sim/base/error.h"
 #include "sim/policy/spec.h"
@@ -34,6 +35,7 @@ Examples:
   kvspan capture --model DIR --text FILE --prompt 1792 --generate 256 --out TRACE.safetensors
   kvspan tokenize --model DIR --text FILE
 
+Environment: KVSPAN_SIMD=avx512|avx2|sse4 caps the instructions used (default: the best of the machine).
 Exit codes: 0 ok, 1 internal, 2 wrong arguments, 3 wrong input data, 4 a policy broke its contract,
 5 no usable device.)help";
 
@@ -92,6 +94,7 @@ int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error of write(), as a full disk is
   kvspan::cli::Context context{{argv, argv + argc}};
   try {
+    kvspan::kernels::choose_simd_target();
     CLI::App app(
         "kvspan: how much KV cache memory a policy really holds, over time, and what it loses.",
         "kvspan");

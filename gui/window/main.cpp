@@ -23,6 +23,7 @@
 #include "gui/paint/theme.h"
 #include "gui/window/main_window.h"
 #include "gui/window/map_guard.h"
+#include "sim/attention/simd_target.h"
 #include "sim/base/build_info.h"
 #include "sim/base/error.h"
 #include "sim/policy/spec.h"
@@ -297,10 +298,12 @@ Examples:
   kvspan-viewer --export-all FOLDER RESULT.json            every view as picture and as numbers
 Make a result: kvspan run TRACE --out R.json --timeline R.timeline.safetensors --lifetimes R.lifetimes.safetensors
 
+Environment: KVSPAN_SIMD=avx512|avx2|sse4 caps the instructions used (default: the best of the machine).
 Exit codes: 0 ok, 1 internal or a full disk, 2 arguments, 3 files that cannot be read.)help");
 }
 
 int run_program(int argc, char** argv) {
+  kernels::choose_simd_target();
   Settings settings;
   CLI::App options("See where KV memory goes: traces and results of kvspan over time");
   options.name("kvspan-viewer");

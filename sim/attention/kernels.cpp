@@ -166,16 +166,41 @@ void logits(const float* const* q, std::int64_t rows, int dim, const float* pane
   }
 }
 
+// A square of 4 keys x 4 channels, turned: rows of `keys` become rows of `panel`.
+HWY_INLINE void pack_square(const float* keys, std::int64_t stride, float* panel) {
+  const hn::FixedTag<float, 4> d;
+  const auto a = hn::LoadU(d, keys);
+  const auto b = hn::LoadU(d, keys + stride);
+  const auto c = hn::LoadU(d, keys + 2 * stride);
+  const auto e = hn::LoadU(d, keys + 3 * stride);
+  const auto ac_low = hn::InterleaveLower(d, a, c);  // a0 c0 a1 c1
+  const auto be_low = hn::InterleaveLower(d, b, e);
+  const auto ac_high = hn::InterleaveUpper(d, a, c);
+  const auto be_high = hn::InterleaveUpper(d, b, e);
+  hn::StoreU(hn::InterleaveLower(d, ac_low, be_low), d, panel);  // a0 b0 c0 e0
+  hn::StoreU(hn::InterleaveUpper(d, ac_low, be_low), d, panel + kPanel);
+  hn::StoreU(hn::InterleaveLower(d, ac_high, be_high), d, panel + 2 * kPanel);
+  hn::StoreU(hn::InterleaveUpper(d, ac_high, be_high), d, panel + 3 * kPanel);
+}
+
 void pack_keys(const float* keys, std::int64_t tokens, std::int64_t stride, int dim,
                float* panels) {
   constexpr int kStep = 16;  // a tile of 64 x 16 stays in L1 while its cache lines fill up
   for (std::int64_t first = 0; first < tokens; first += kPanel, panels += kPanel * dim) {
-    const int count = static_cast<int>(std::min(kPanel, tokens - first));
+    const auto count = static_cast<std::ptrdiff_t>(std::min(kPanel, tokens - first));
+    const float* const from = keys + first * stride;
     for (std::ptrdiff_t i0 = 0; i0 < dim; i0 += kStep) {
       const std::ptrdiff_t i1 = std::min<std::ptrdiff_t>(i0 + kStep, dim);
+      const std::ptrdiff_t squares_i = i0 + (i1 - i0) / 4 * 4;
+      const std::ptrdiff_t squares_j = count / 4 * 4;
+      for (std::ptrdiff_t j = 0; j < squares_j; j += 4) {
+        for (std::ptrdiff_t i = i0; i < squares_i; i += 4) {
+          pack_square(from + j * stride + i, stride, panels + i * kPanel + j);
+        }
+      }
       for (std::ptrdiff_t j = 0; j < count; ++j) {
-        const float* const key = keys + (first + j) * stride;
-        for (std::ptrdiff_t i = i0; i < i1; ++i) panels[i * kPanel + j] = key[i];
+        const std::ptrdiff_t rest = j < squares_j ? squares_i : i0;
+        for (std::ptrdiff_t i = rest; i < i1; ++i) panels[i * kPanel + j] = from[j * stride + i];
       }
       for (std::ptrdiff_t i = i0; i < i1; ++i) {
         std::fill(panels + i * kPanel + count, panels + (i + 1) * kPanel, 0.0F);

@@ -203,15 +203,25 @@ void Model::evaluate(std::span<const float> x, std::span<double> out) const {
   const Matrix z = standardised(*this, x);
   const std::size_t rows = x.size() / width;
   Eigen::Map<Matrix> result(out.data(), eigen(rows), eigen(outputs));
+  // Row by row, because tokens are ranked by this: Eigen's product of all rows sums the last ones in
+  // another order, and equal rows would differ in the last bits.
   if (method == "mlp") {
+    const Network network(*this);
     Matrix before;
-    result = Network(*this).forward(z, before);
+    for (Eigen::Index r = 0; r < z.rows(); ++r) {
+      result.row(r) = network.forward(z.row(r), before);
+    }
     return;
   }
   const FloatRows w(parameters.data(), eigen(outputs), eigen(width));
   const Eigen::Map<const Eigen::RowVectorXf> constants(parameters.data() + outputs * width,
                                                        eigen(outputs));
-  result = (z * w.cast<double>().transpose()).rowwise() + constants.cast<double>();
+  const Matrix weights = w.cast<double>();
+  const Eigen::RowVectorXd last = constants.cast<double>();
+  for (Eigen::Index r = 0; r < z.rows(); ++r) {
+    result.row(r).noalias() = z.row(r) * weights.transpose();
+    result.row(r) += last;
+  }
 }
 
 Model fit_ridge(const Samples& samples, double lambda) {
@@ -389,10 +399,9 @@ Model fit_centres(std::span<const float> x, std::size_t width, std::size_t centr
     Matrix sum = Matrix::Zero(c.rows(), c.cols());
     Eigen::VectorXd count = Eigen::VectorXd::Zero(c.rows());
     const Eigen::VectorXd half_norm = c.rowwise().squaredNorm() / 2;
-    const Matrix closeness = (points * c.transpose()).rowwise() - half_norm.transpose();
-    for (Eigen::Index r = 0; r < points.rows(); ++r) {
+    for (Eigen::Index r = 0; r < points.rows(); ++r) {  // one by one, as in evaluate()
       Eigen::Index best = 0;
-      closeness.row(r).maxCoeff(&best);
+      (c * points.row(r).transpose() - half_norm).maxCoeff(&best);
       sum.row(best) += points.row(r);
       count(best) += 1;
     }

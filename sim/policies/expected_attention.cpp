@@ -81,7 +81,11 @@ class Expected final : public Scorer {
     }
     Eigen::VectorXd logits = scale * (keys.transpose() * mean);
     if (settings_.covariance) {
-      const Eigen::MatrixXd product = covariance * keys;
+      // Key by key: Eigen's product of all keys sums the last ones in another order, and equal keys
+      // would differ in the last bits.
+      Eigen::MatrixXd product(keys.rows(), keys.cols());
+      for (Eigen::Index i = 0; i < keys.cols(); ++i)
+        product.col(i).noalias() = covariance * keys.col(i);
       logits += scale * scale / 2 * keys.cwiseProduct(product).colwise().sum().transpose();
     }
     const double most = logits.maxCoeff();

@@ -44,7 +44,8 @@ void add_softmax(const FloatMatrix& keys, const std::vector<std::vector<float>>&
     const Eigen::Map<const Eigen::VectorXf> q(queries[j].data(), keys.cols());
     Eigen::ArrayXd z = (keys.bottomRows(n) * q).cast<double>().array() * m.score_scale;
     if (m.logit_softcap > 0) z = m.logit_softcap * (z / m.logit_softcap).tanh();
-    z = (z - z.maxCoeff()).exp();
+    // Not Eigen's exp(), which gives the last elements of an array other last bits.
+    z = (z - z.maxCoeff()).unaryExpr([](double x) { return std::exp(x); });
     out.tail(n) += z / z.sum();
   }
 }

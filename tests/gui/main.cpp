@@ -10,6 +10,7 @@
 #include "sim/report/result_files.h"
 #include "sim/run/run.h"
 #include "tests/gui/gui_test.h"
+#include "tests/support/chosen_target.h"
 
 namespace kvspan::gui::test {
 
@@ -69,6 +70,7 @@ QString bundled_result() {
 
 // kvspan_gui_tests CLASS [QTEST_ARGUMENT...]
 int main(int argc, char** argv) {
+  if (const int refused = kvspan::test::choose_target(); refused != 0) return refused;
   QStandardPaths::setTestModeEnabled(true);
   QApplication app(argc, argv);
   QApplication::setApplicationName("kvspan-viewer-test");

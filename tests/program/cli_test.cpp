@@ -170,6 +170,22 @@ TEST_CASE("a wrong command line is one line, and exit code 2", "[cli]") {
   fails("trace slice " + t + " --layers 7 --out /tmp/kvspan_never.safetensors", 2, "7");
 }
 
+TEST_CASE("KVSPAN_SIMD chooses the instructions, or says what it knows", "[cli]") {
+  const auto with = [](const std::string& name) {
+    return shell("KVSPAN_SIMD=" + name + " " + KVSPAN_PROGRAM + " policies snapkv 2>&1");
+  };
+  CHECK(with("''").code == 0);
+#if defined(__x86_64__)
+  CHECK(with("SSE4").code == 0);
+  CHECK(with("sse5").code == 2);
+  CHECK(with("sse5").text ==
+        "kvspan: KVSPAN_SIMD: found 'sse5', expected one of avx512, avx2, sse4; did you mean "
+        "'sse4'?\n");
+  CHECK(with("neon").text ==
+        "kvspan: KVSPAN_SIMD: found 'neon', expected one of avx512, avx2, sse4\n");
+#endif
+}
+
 TEST_CASE("wrong input data is one line, and exit code 3", "[cli]") {
   fails("run /no/such/trace.safetensors --policy full", 3, "/no/such/trace.safetensors");
   fails("trace check " + std::string(KVSPAN_TRACES_DIR) + "/README.md", 3, "README.md");

@@ -134,6 +134,66 @@ TEST_CASE("equal logits are listed by key, and the bits do not depend on threads
   CHECK(many.mass == one.mass);
 }
 
+TEST_CASE("equal keys have equal logits and masses, wherever they stand in a block",
+          "[attention]") {
+  // Bug: q.k was the library's product, which without AVX-512 summed the last keys of a block in
+  // another order: of equal keys, the last ones were listed first.
+  const auto [first, rows, dim, query_heads] =
+      GENERATE(table<int, int, int, int>({{700, 200, 16, 4},
+                                          {0, 67, 64, 2},
+                                          {896, 1, 64, 2},
+                                          {509, 5, 33, 6},
+                                          {1021, 14, 128, 18},
+                                          {63, 3, 7, 2}}));
+  CAPTURE(first, rows, dim);
+  const AttentionProblem p{.query_heads = query_heads,
+                           .kv_heads = 2,
+                           .head_dim = dim,
+                           .first = first,
+                           .rows = rows,
+                           .scale = 0.25F};
+  Arrays a(p, 8, 5);
+  const std::int64_t width = std::int64_t{2} * dim;
+  for (std::int64_t j = 1; j < first + rows; ++j) {
+    std::copy_n(a.k.begin(), width, a.k.begin() + j * width);
+  }
+  attention_cpu(p, a.tensors);
+  for (std::size_t i = 0; i < a.index.size(); ++i) {
+    const int key = static_cast<int>(i % 8);
+    const int row = first + static_cast<int>(i) / 8 / query_heads;
+    REQUIRE(a.index[i] == (key <= row ? key : -1));
+    if (key > 0 && key <= row) REQUIRE(a.prob[i] == a.prob[i - 1]);
+  }
+  for (std::size_t h = 0; h < static_cast<std::size_t>(query_heads); ++h) {
+    const float* mass = a.mass.data() + h * static_cast<std::size_t>(first + rows);
+    for (int j = 1; j <= first; ++j) REQUIRE(mass[j] == mass[0]);
+  }
+}
+
+TEST_CASE("what a row lists does not depend on the rows beside it", "[attention]") {
+  AttentionProblem p{
+      .query_heads = 6, .kv_heads = 2, .head_dim = 24, .first = 500, .rows = 150, .scale = 0.2F};
+  Arrays all(p, 6, 9);
+  attention_cpu(p, all.tensors);
+  for (const std::int64_t row : {0, 11, 12, 63, 149}) {
+    AttentionProblem one = p;
+    one.first = p.first + row;
+    one.rows = 1;
+    Arrays got(one, 6, 9);
+    const std::int64_t width = std::int64_t{p.query_heads} * p.head_dim;
+    got.tensors.q = all.q.data() + row * width;
+    got.tensors.k = all.k.data();
+    got.tensors.v = all.v.data();
+    attention_cpu(one, got.tensors);
+    const auto heads = static_cast<std::size_t>(row * p.query_heads);
+    for (std::size_t i = 0; i < got.lse.size(); ++i) CHECK(got.lse[i] == all.lse[heads + i]);
+    for (std::size_t i = 0; i < got.prob.size(); ++i) {
+      CHECK(got.prob[i] == all.prob[heads * 6 + i]);
+      CHECK(got.index[i] == all.index[heads * 6 + i]);
+    }
+  }
+}
+
 TEST_CASE("a product that the library refuses is one error line", "[attention]") {
   const std::vector<float> a(4, 1.0F);
   std::vector<float> c(4);

@@ -3,10 +3,14 @@
 // product with a block of keys; the softmax is carried along the blocks (Milakov and Gimelshein 2018,
 // Dao 2023), and a row's largest logits are collected while the block is in cache:
 //
-//                 512 keys          each block:  z = q k^T                (dense product)
+//                 512 keys          each block:  z = q k^T                (sim's logits)
 //          +----------------+                    m' = max(m, max z), o *= exp(m - m')
 //   rows x |  z, then terms |                    terms = exp(z - m'), s = s exp(m - m') + sum
-//   group  +----------------+                    o += terms v             (dense product)
+//   group  +----------------+                    o += terms v             (the library's product)
+//
+// Rankings and masses rest on z, so it comes from the replay's own kernel: equal keys have equal
+// logits, and the same bits as when a q.k.v. trace is replayed. The library's product would sum the
+// last keys of a block in another order, on some machines only; nothing is ranked by o.
 //
 // A key gets into a row's list only if it beats the K-th best so far: of N keys in random order
 // about K ln(N / K) do. Column masses need the final log-sum-exp, hence a second sweep, q k^T again.
@@ -20,14 +24,19 @@
 #include <tbb/enumerable_thread_specific.h>
 #include <tbb/parallel_for.h>
 
+#include "sim/attention/kernels.h"
 #include "tracegen/forward/dense_kernels.h"
 
 namespace kvspan::tracegen {
 namespace {
 
 using kernels::Candidate;
+using kvspan::kernels::kPanel;
+using kvspan::kernels::padded;
 
-constexpr std::int64_t kKeys = 512;  // of a block; blocks start at multiples of it
+constexpr std::int64_t kKeys = 512;           // of a block; blocks start at multiples of it
+constexpr std::int64_t kStride = kKeys + 16;  // of rows of z: 2 KiB would share sets of the cache
+static_assert(kKeys % kPanel == 0);
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 // A tile: rows [begin, end) of the call, all query heads of one KV head. Stacked row
@@ -38,7 +47,9 @@ struct Tile {
 };
 
 struct Workspace {
-  std::vector<float> q, z, out, max, lse;
+  std::vector<float> panels, z, out, max;  // panels: the block's keys, packed for logits()
+  std::vector<const float*> q;             // [stacked rows], pointers into the call's queries
+  std::vector<float*> rows;                // [stacked rows], pointers into z
   std::vector<double> sum;
   std::vector<std::vector<Candidate>> best;
   std::vector<float> threshold;
@@ -75,40 +86,43 @@ class Attention {
     return p_.window > 0 ? std::max<std::int64_t>(0, row - p_.window + 1) : 0;
   }
 
-  // Queries of a tile, scaled, next to each other.
-  void load_queries(const Tile& tile, std::vector<float>& q) const {
-    const std::int64_t width = std::int64_t{group_} * p_.head_dim;
-    q.resize(static_cast<std::size_t>((tile.end - tile.begin) * width));
-    for (std::int64_t r = tile.begin; r < tile.end; ++r) {
-      const float* from = t_.q + (r * p_.query_heads + tile.kv_head * group_) * p_.head_dim;
-      std::copy(from, from + width, q.begin() + (r - tile.begin) * width);
-    }
-    kernels::scale(q.data(), static_cast<std::int64_t>(q.size()), p_.scale);
+  [[nodiscard]] std::int64_t stacked(const Tile& tile) const {
+    return (tile.end - tile.begin) * group_;
   }
 
-  // Logits z [stacked rows, kKeys] of keys [begin, end); -infinity where a row does not read a key.
-  void logits(const Tile& tile, const std::vector<float>& q, std::int64_t begin, std::int64_t end,
-              std::vector<float>& z) const {
-    const std::int64_t stacked = (tile.end - tile.begin) * group_;
+  void point_at_rows(const Tile& tile, Workspace& w) const {
+    const auto size = static_cast<std::size_t>(stacked(tile));
+    w.q.resize(size);
+    w.rows.resize(size);
+    w.z.resize(size * kStride);
+    for (std::int64_t s = 0; s < stacked(tile); ++s) {
+      const std::int64_t head = std::int64_t{tile.kv_head} * group_ + s % group_;
+      const auto i = static_cast<std::size_t>(s);
+      w.q[i] = t_.q + ((tile.begin + s / group_) * p_.query_heads + head) * p_.head_dim;
+      w.rows[i] = w.z.data() + s * kStride;
+    }
+  }
+
+  void pack(int kv_head, std::int64_t begin, std::int64_t end, Workspace& w) const {
     const std::int64_t stride = std::int64_t{p_.kv_heads} * p_.head_dim;
-    z.resize(static_cast<std::size_t>(stacked * kKeys));
-    kernels::gemm({.m = stacked,
-                   .n = end - begin,
-                   .k = p_.head_dim,
-                   .a = q.data(),
-                   .lda = p_.head_dim,
-                   .b = t_.k + begin * stride + std::int64_t{tile.kv_head} * p_.head_dim,
-                   .ldb = stride,
-                   .b_transposed = true,
-                   .c = z.data(),
-                   .ldc = kKeys});
-    for (std::int64_t s = 0; s < stacked; ++s) {
+    w.panels.resize(static_cast<std::size_t>(kKeys * p_.head_dim));
+    kvspan::kernels::pack_keys(t_.k + begin * stride + std::int64_t{kv_head} * p_.head_dim,
+                               end - begin, stride, p_.head_dim, w.panels.data());
+  }
+
+  // Logits z [stacked rows, kStride] of the packed keys [begin, end); -infinity where a row does not
+  // read a key, and behind `end` up to a whole panel, so that sums do not depend on the tile.
+  void logits(const Tile& tile, std::int64_t begin, std::int64_t end, Workspace& w) const {
+    const std::int64_t count = padded(end - begin);
+    kvspan::kernels::logits(w.q.data(), stacked(tile), p_.head_dim, w.panels.data(), 0,
+                            count / kPanel, p_.scale, 0, w.rows.data());
+    for (std::int64_t s = 0; s < stacked(tile); ++s) {
       const std::int64_t row = p_.first + tile.begin + s / group_;
-      float* logit = z.data() + s * kKeys;
+      float* logit = w.rows[static_cast<std::size_t>(s)];
       const std::int64_t low = std::clamp(first_key(row), begin, end);
       const std::int64_t high = std::clamp(row + 1, low, end);
       std::fill(logit, logit + (low - begin), kNever);
-      std::fill(logit + (high - begin), logit + (end - begin), kNever);
+      std::fill(logit + (high - begin), logit + count, kNever);
       if (p_.visible == nullptr) continue;
       const std::uint8_t* visible = p_.visible + tile.kv_head * keys();
       for (std::int64_t j = low; j < high; ++j) {
@@ -133,10 +147,9 @@ class Attention {
   }
 
   void attend(const Tile& tile, Workspace& w) {
-    const std::int64_t stacked = (tile.end - tile.begin) * group_;
-    const auto size = static_cast<std::size_t>(stacked);
+    const auto size = static_cast<std::size_t>(stacked(tile));
     const std::int64_t dim = p_.head_dim;
-    load_queries(tile, w.q);
+    point_at_rows(tile, w);
     w.out.assign(size * static_cast<std::size_t>(dim), 0);
     w.max.assign(size, kNever);
     w.sum.assign(size, 0);
@@ -149,36 +162,37 @@ class Attention {
     for (std::int64_t begin = first_key(p_.first + tile.begin) / kKeys * kKeys; begin < key_end;
          begin += kKeys) {
       const std::int64_t end = std::min(begin + kKeys, key_end);
-      logits(tile, w.q, begin, end, w.z);
-      for (std::int64_t s = 0; s < stacked; ++s) {
-        const auto i = static_cast<std::size_t>(s);
-        float* z = w.z.data() + s * kKeys;
-        if (t_.top_k > 0) collect(z, begin, end - begin, w.threshold[i], w.best[i]);
-        const float max = std::max(w.max[i], kernels::maximum(z, end - begin));
+      const std::int64_t count = padded(end - begin);
+      pack(tile.kv_head, begin, end, w);
+      logits(tile, begin, end, w);
+      for (std::size_t i = 0; i < size; ++i) {
+        float* z = w.rows[i];
+        if (t_.top_k > 0) collect(z, begin, count, w.threshold[i], w.best[i]);
+        const float max = std::max(w.max[i], kernels::maximum(z, count));
         if (max == kNever) {
-          std::fill(z, z + (end - begin), 0.0F);
+          std::fill(z, z + count, 0.0F);
           continue;
         }
         if (max > w.max[i]) {
           const float shrink = std::exp(w.max[i] - max);
-          kernels::scale(w.out.data() + s * dim, dim, shrink);
+          kernels::scale(w.out.data() + static_cast<std::int64_t>(i) * dim, dim, shrink);
           w.sum[i] *= double{shrink};
           w.max[i] = max;
         }
-        w.sum[i] += double{kernels::exp_minus(z, end - begin, max)};
+        w.sum[i] += double{kernels::exp_minus(z, count, max)};
       }
-      kernels::gemm({.m = stacked,
+      kernels::gemm({.m = stacked(tile),
                      .n = dim,
                      .k = end - begin,
                      .a = w.z.data(),
-                     .lda = kKeys,
+                     .lda = kStride,
                      .b = t_.v + begin * stride + tile.kv_head * dim,
                      .ldb = stride,
                      .beta = 1,
                      .c = w.out.data(),
                      .ldc = dim});
     }
-    for (std::int64_t s = 0; s < stacked; ++s) emit(tile, s, w);
+    for (std::int64_t s = 0; s < stacked(tile); ++s) emit(tile, s, w);
   }
 
   // The end of a stacked row: normalised output, log-sum-exp, and its largest probabilities.
@@ -210,21 +224,23 @@ class Attention {
   // Adds the probabilities of all rows at the keys of the block that starts at `begin`.
   void add_columns(int kv_head, std::int64_t begin, Workspace& w) {
     const std::int64_t end = std::min(begin + kKeys, keys());
+    const std::int64_t count = padded(end - begin);
     std::vector<double> sums(static_cast<std::size_t>(group_) * kKeys);
+    pack(kv_head, begin, end, w);
     const std::int64_t from = std::max<std::int64_t>(0, begin - p_.first) / tile_rows_ * tile_rows_;
     for (std::int64_t r = from; r < p_.rows; r += tile_rows_) {
       const Tile tile{kv_head, r, std::min(p_.rows, r + tile_rows_)};
       if (first_key(p_.first + tile.begin) >= end) break;
-      load_queries(tile, w.q);
-      logits(tile, w.q, begin, end, w.z);
-      for (std::int64_t s = 0; s < (tile.end - tile.begin) * group_; ++s) {
+      point_at_rows(tile, w);
+      logits(tile, begin, end, w);
+      for (std::int64_t s = 0; s < stacked(tile); ++s) {
         const std::int64_t at =
             (r + s / group_) * p_.query_heads + std::int64_t{kv_head} * group_ + s % group_;
         const float lse = lse_[static_cast<std::size_t>(at)];
         if (lse == kNever) continue;
-        float* z = w.z.data() + s * kKeys;
-        (void)kernels::exp_minus(z, end - begin, lse);
-        kernels::add_to(z, end - begin, sums.data() + s % group_ * kKeys);
+        float* z = w.rows[static_cast<std::size_t>(s)];
+        (void)kernels::exp_minus(z, count, lse);
+        kernels::add_to(z, count, sums.data() + s % group_ * kKeys);
       }
     }
     for (int i = 0; i < group_; ++i) {

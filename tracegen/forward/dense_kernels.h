@@ -12,7 +12,9 @@ namespace kvspan::tracegen::kernels {
 
 [[nodiscard]] std::string target_name();  // of Highway: "AVX3", "AVX2", ...
 
-// c = a b (beta 0) or c + a b (beta 1), fp32.
+// c = a b (beta 0) or c + a b (beta 1), fp32. Two equal columns of b, or rows of a, may get results
+// that differ in the last bits: on some machines the library sums the last ones in another order. So
+// nothing may rest on ties of this product; logits that keys are ranked by are sim/attention/kernels.h's.
 //   a  [m, k], rows lda apart;  c  [m, n], rows ldc apart
 //   b  [k, n], or [n, k] with b_transposed, rows ldb apart
 struct Gemm {

@@ -126,7 +126,7 @@ class CpuRunner final : public Runner {
         2 * q_width() + 2 * spec_.hidden + 2 * std::int64_t{spec_.intermediate};
     bytes +=
         wave * width * 4 + std::min(head_block_rows(spec_), options_.tokens) * spec_.vocabulary * 4;
-    // A thread's widened tile, logits of a tile of attention rows, and their queries and outputs.
+    // A thread's widened tile, logits of a tile of attention rows, packed keys and outputs.
     const std::int64_t widest =
         std::max({std::int64_t{spec_.hidden}, std::int64_t{spec_.intermediate}, q_width()});
     return bytes + arena_.max_concurrency() * (kTileOutputs * widest * 4 + (std::int64_t{2} << 20));

@@ -55,17 +55,20 @@ class ValueNorms {
   static void append_norms(const View& view, const OutputProjection& wo, int head, TokenIndex begin,
                            TokenIndex end, std::vector<double>& known) {
     constexpr TokenIndex kBlock = 256;
+    // Eigen's product sums columns beyond a multiple of its own block in another order, so that equal
+    // values would differ in the last bits: a product ends in whole blocks.
+    const auto padded = [](Eigen::Index columns) { return (columns + 7) / 8 * 8; };
     const LayerShape& shape = view.shape();
     const int kv_head = head * shape.kv_heads / shape.heads;
     const Eigen::Index dim = shape.v_dim;
     for (TokenIndex first = begin; first < end; first += kBlock) {
       const Eigen::Index count = std::min(kBlock, end - first);
-      Eigen::MatrixXd v(dim, count);
+      Eigen::MatrixXd v = Eigen::MatrixXd::Zero(dim, padded(count));
       for (Eigen::Index i = 0; i < count; ++i) {
         const std::vector<float> raw = view.value(kv_head, first + static_cast<TokenIndex>(i));
         v.col(i) = Eigen::Map<const Eigen::VectorXf>(raw.data(), dim).cast<double>();
       }
-      Eigen::RowVectorXd sums = Eigen::RowVectorXd::Zero(count);
+      Eigen::RowVectorXd sums = Eigen::RowVectorXd::Zero(v.cols());
       if (wo.size() == 0) {
         sums = v.cwiseAbs().colwise().sum();
       } else {
