@@ -19,7 +19,7 @@ namespace {
 
 std::string version_text() {
   const kvspan::BuildInfo info = kvspan::build_info();
-  return fmt::format("kvspan {} ({}; {})", info.version, info.git, info.build);
+  return fmt::format("kvspan {} ({}; {})\nLicence: Apache-2.0", info.version, info.git, info.build);
 }
 
 constexpr const char* kFooter = R"help(
