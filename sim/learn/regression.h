@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Small models that stand in for networks whose weights are not public or belong to another model:
-// ridge and logistic regression, a one-hidden-layer network, cluster centres. One model for each
-// (layer, head); a set of them is a safetensors file that says what it was fitted on.
+// ridge and logistic regression, a one-hidden-layer network, cluster centres.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <filesystem>
-#include <map>
 #include <span>
 #include <string>
 #include <vector>
-
-#include "sim/trace/safetensors.h"
 
 namespace kvspan {
 
@@ -64,26 +60,5 @@ struct MlpOptions {
 // k-means (k-means++ starts, 10 rounds) of x [rows, width]; fewer rows than centres repeat.
 [[nodiscard]] Model fit_centres(std::span<const float> x, std::size_t width, std::size_t centres,
                                 std::uint64_t seed);
-
-// Probability that a positive scores above a negative, ties half. 0.5 if a class is empty.
-[[nodiscard]] double area_under_curve(std::span<const double> scores,
-                                      std::span<const double> labels);
-// Kendall's tau-b in O(n log n) (Knight 1966). 0 if one side is constant.
-[[nodiscard]] double kendall_tau(std::span<const double> a, std::span<const double> b);
-
-// One model for each (layer, head), and where they come from.
-struct ModelSet {
-  std::string scorer;                      // the policy they are for
-  std::vector<int> layer_ids;              // [layers] of the model they were fitted on
-  std::vector<std::vector<Model>> models;  // [layers][heads]; all of the same shape
-  Metadata about;  // method, features, label, lambda, seed, traces, sha256, sizes, scores
-  void save(const std::filesystem::path& path) const;
-  // Errors: TraceError naming the file and what it lacks.
-  [[nodiscard]] static ModelSet load(const std::filesystem::path& path);
-  // The models of a layer of the model. Errors: ConfigError when the set lacks it, or its heads or
-  // width are not these.
-  [[nodiscard]] const std::vector<Model>& layer(int model_layer, std::size_t heads,
-                                                std::size_t width) const;
-};
 
 }  // namespace kvspan

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "sim/learn/model_set.h"
+#include "sim/learn/rank_measures.h"
 #include "sim/learn/regression.h"
 #include "sim/policy/recipe.h"
 
