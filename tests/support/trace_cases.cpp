@@ -6,6 +6,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include <nlohmann/json.hpp>
+
 #include "sim/base/error.h"
 #include "sim/trace/trace_tools.h"
 

@@ -16,6 +16,7 @@
 
 #include "sim/base/error.h"
 #include "sim/base/file.h"
+#include "sim/trace/trace_tools.h"
 #include "tests/support/temporary_folder.h"
 #include "tests/support/trace_cases.h"
 
@@ -347,7 +348,8 @@ TEST_CASE("what is not a readable file is refused by name", "[trace]") {
     fs::permissions(dir / "secret", fs::perms::none);
     CHECK_THAT(open_error(dir / "secret"), Contains("Permission denied"));
   }
-  CHECK_THAT(open_error(dir / "new\nline"), Contains("new?line"));
+  CHECK_THAT(open_error(dir / "new\nline"), Contains("new line"));
+  CHECK_THAT(open_error(dir / "\xFF"), Contains("/\uFFFD: cannot be opened"));
 }
 
 namespace {
