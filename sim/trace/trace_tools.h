@@ -22,9 +22,10 @@ namespace kvspan {
 [[nodiscard]] nlohmann::json describe_trace(const Trace& trace);
 
 // Keeps a prefix of `tokens` tokens and the named MODEL layers (empty: all that are stored); N =
-// tokens, n = min(n, N); spans are clipped. Returns one line for each span that was clipped or
-// dropped. Written atomically. Errors: ConfigError on a layer that the trace does not store or a
-// token count outside [1, N].
+// tokens, n = min(n, N); spans are clipped; a model's text that ends in ", layers LIST of N" gets the
+// layers that are kept. Returns one line for each span that was clipped or dropped. Written
+// atomically. Errors: ConfigError on a layer that the trace does not store or a token count outside
+// [1, N].
 std::vector<std::string> slice_trace(const Trace& trace, std::int64_t tokens,
                                      const std::vector<int>& model_layers,
                                      const std::filesystem::path& out);
