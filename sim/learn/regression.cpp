@@ -21,7 +21,7 @@ using FloatRows =
 
 Eigen::Index eigen(std::size_t i) { return static_cast<Eigen::Index>(i); }
 
-void standardise(const Samples& samples, Model& model) {
+void standardise(const Samples& samples, Regressor& model) {
   const std::size_t rows = samples.rows();
   model.mean.assign(samples.width, 0);
   model.scale.assign(samples.width, 0);
@@ -37,7 +37,7 @@ void standardise(const Samples& samples, Model& model) {
   }
 }
 
-Matrix standardised(const Model& model, std::span<const float> x) {
+Matrix standardised(const Regressor& model, std::span<const float> x) {
   const FloatRows raw(x.data(), eigen(x.size() / model.width), eigen(model.width));
   const Eigen::Map<const Eigen::RowVectorXf> mean(model.mean.data(), eigen(model.width));
   const Eigen::Map<const Eigen::RowVectorXf> scale(model.scale.data(), eigen(model.width));
@@ -46,8 +46,8 @@ Matrix standardised(const Model& model, std::span<const float> x) {
   return (out.array().rowwise() * scale.cast<double>().array()).matrix();
 }
 
-Model empty_model(const char* method, const Samples& samples, std::size_t hidden = 0) {
-  Model model;
+Regressor empty_model(const char* method, const Samples& samples, std::size_t hidden = 0) {
+  Regressor model;
   model.method = method;
   model.width = samples.width;
   model.outputs = samples.outputs;
@@ -70,7 +70,7 @@ struct Network {
   Eigen::VectorXd b1;  // [hidden]
   Eigen::VectorXd w2;  // [hidden]
   double b2 = 0;
-  explicit Network(const Model& m) {
+  explicit Network(const Regressor& m) {
     const auto* p = m.parameters.data();
     w1 = FloatRows(p, eigen(m.hidden), eigen(m.width)).cast<double>();
     p += m.hidden * m.width;
@@ -156,7 +156,7 @@ double piece_loss(const Network& net, const Matrix& x, std::span<const double> y
 }
 
 // Uniform within +- 1 / sqrt(inputs), as torch starts linear layers.
-void start_network(std::size_t width, const MlpOptions& options, Model& model) {
+void start_network(std::size_t width, const MlpOptions& options, Regressor& model) {
   const std::size_t first = options.hidden * width;
   for (std::size_t i = 0; i < model.parameters.size(); ++i) {
     const double inputs = static_cast<double>(i < first + options.hidden ? width : options.hidden);
@@ -199,7 +199,7 @@ class Adam {
 
 }  // namespace
 
-void Model::evaluate(std::span<const float> x, std::span<double> out) const {
+void Regressor::evaluate(std::span<const float> x, std::span<double> out) const {
   if (out.empty()) return;
   const Matrix z = standardised(*this, x);
   const std::size_t rows = x.size() / width;
@@ -215,8 +215,8 @@ void Model::evaluate(std::span<const float> x, std::span<double> out) const {
   result = (z * w.cast<double>().transpose()).rowwise() + constants.cast<double>();
 }
 
-Model fit_ridge(const Samples& samples, double lambda) {
-  Model model = empty_model("ridge", samples);
+Regressor fit_ridge(const Samples& samples, double lambda) {
+  Regressor model = empty_model("ridge", samples);
   const std::size_t rows = samples.rows();
   if (rows == 0) return model;
   const Matrix x = standardised(model, samples.x);
@@ -235,8 +235,8 @@ Model fit_ridge(const Samples& samples, double lambda) {
   return model;
 }
 
-Model fit_logit(const Samples& samples, double lambda, double positive_weight) {
-  Model model = empty_model("logit", samples);
+Regressor fit_logit(const Samples& samples, double lambda, double positive_weight) {
+  Regressor model = empty_model("logit", samples);
   const std::size_t rows = samples.rows();
   const auto positive =
       std::count_if(samples.y.begin(), samples.y.end(), [](double y) { return y > 0.5; });
@@ -292,7 +292,7 @@ Model fit_logit(const Samples& samples, double lambda, double positive_weight) {
   return model;
 }
 
-double mlp_loss(const Model& model, const Samples& samples, const MlpOptions& options,
+double mlp_loss(const Regressor& model, const Samples& samples, const MlpOptions& options,
                 std::vector<double>* gradient) {
   const Network net(model);
   const auto decisions = decisions_of(samples);
@@ -309,8 +309,8 @@ double mlp_loss(const Model& model, const Samples& samples, const MlpOptions& op
   return loss;
 }
 
-Model fit_mlp(const Samples& samples, const MlpOptions& options) {
-  Model model = empty_model("mlp", samples, options.hidden);
+Regressor fit_mlp(const Samples& samples, const MlpOptions& options) {
+  Regressor model = empty_model("mlp", samples, options.hidden);
   if (samples.rows() == 0) return model;
   start_network(samples.width, options, model);
   const auto decisions = decisions_of(samples);
@@ -319,7 +319,7 @@ Model fit_mlp(const Samples& samples, const MlpOptions& options) {
   Eigen::VectorXd values =
       Eigen::Map<const Eigen::VectorXf>(model.parameters.data(), size).cast<double>();
   Adam adam(size);
-  Model step_model = model;
+  Regressor step_model = model;
   for (int step = 0; step < options.steps; ++step) {
     const std::vector<Eigen::Index> rows = rows_of_step(decisions, options.seed, step);
     std::vector<double> y;
@@ -336,9 +336,9 @@ Model fit_mlp(const Samples& samples, const MlpOptions& options) {
   return model;
 }
 
-Model fit_centres(std::span<const float> x, std::size_t width, std::size_t centres,
-                  std::uint64_t seed) {
-  Model model;
+Regressor fit_centres(std::span<const float> x, std::size_t width, std::size_t centres,
+                      std::uint64_t seed) {
+  Regressor model;
   model.method = "centres";
   model.width = model.outputs = width;
   model.hidden = centres;

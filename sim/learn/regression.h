@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small models that stand in for networks whose weights are not public or belong to another model:
+// Small regressors that stand in for networks whose weights are not public or belong to another model:
 // ridge and logistic regression, a one-hidden-layer network, cluster centres.
 #pragma once
 
@@ -22,7 +22,7 @@ struct Samples {
 };
 
 // y = linear or network of (x - mean) * scale. scale is 1 / standard deviation, 0 for a constant.
-struct Model {
+struct Regressor {
   std::string method;     // "ridge", "logit", "mlp", "centres"
   std::size_t width = 0;  // features
   std::size_t outputs = 1;
@@ -37,10 +37,11 @@ struct Model {
 };
 
 // (X'X + lambda I) w = X'y on standardised features and centred labels; LDLT.
-[[nodiscard]] Model fit_ridge(const Samples& samples, double lambda);
+[[nodiscard]] Regressor fit_ridge(const Samples& samples, double lambda);
 // Logistic regression, labels 0 and 1, by Newton steps; lambda / 2 |w|^2 is added to the loss, and
 // rows with label 1 weigh `positive_weight`.
-[[nodiscard]] Model fit_logit(const Samples& samples, double lambda, double positive_weight = 1);
+[[nodiscard]] Regressor fit_logit(const Samples& samples, double lambda,
+                                  double positive_weight = 1);
 
 struct MlpOptions {
   std::size_t hidden = 16;
@@ -52,13 +53,13 @@ struct MlpOptions {
   bool pairwise = true;
   double margin = 0.01;
 };
-[[nodiscard]] Model fit_mlp(const Samples& samples, const MlpOptions& options);
-// The loss, and its gradient in the order of Model::parameters if asked for.
-[[nodiscard]] double mlp_loss(const Model& model, const Samples& samples, const MlpOptions& options,
-                              std::vector<double>* gradient);
+[[nodiscard]] Regressor fit_mlp(const Samples& samples, const MlpOptions& options);
+// The loss, and its gradient in the order of Regressor::parameters if asked for.
+[[nodiscard]] double mlp_loss(const Regressor& model, const Samples& samples,
+                              const MlpOptions& options, std::vector<double>* gradient);
 
 // k-means (k-means++ starts, 10 rounds) of x [rows, width]; fewer rows than centres repeat.
-[[nodiscard]] Model fit_centres(std::span<const float> x, std::size_t width, std::size_t centres,
-                                std::uint64_t seed);
+[[nodiscard]] Regressor fit_centres(std::span<const float> x, std::size_t width,
+                                    std::size_t centres, std::uint64_t seed);
 
 }  // namespace kvspan

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sim/learn/model_set.h"
+#include "sim/learn/regressor_set.h"
 
 #include <algorithm>
 #include <cmath>
@@ -19,10 +19,10 @@ constexpr int kVersion = 1;
 
 }  // namespace
 
-void ModelSet::save(const std::filesystem::path& path) const {
-  const Model& any = models.front().front();
-  const auto layers = static_cast<std::int64_t>(models.size());
-  const auto heads = static_cast<std::int64_t>(models.front().size());
+void RegressorSet::save(const std::filesystem::path& path) const {
+  const Regressor& any = regressors.front().front();
+  const auto layers = static_cast<std::int64_t>(regressors.size());
+  const auto heads = static_cast<std::int64_t>(regressors.front().size());
   Metadata metadata = about;
   metadata["kvspan_models"] = std::to_string(kVersion);
   metadata["scorer"] = scorer;
@@ -38,8 +38,8 @@ void ModelSet::save(const std::filesystem::path& path) const {
                             {"scale", Dtype::f32, {layers, heads, width}},
                             {"parameters", Dtype::f32, {layers, heads, size}}});
   std::int64_t i = 0;
-  for (const auto& row : models) {
-    for (const Model& m : row) {
+  for (const auto& row : regressors) {
+    for (const Regressor& m : row) {
       writer.write("mean", i * width * 4, std::as_bytes(std::span(m.mean)));
       writer.write("scale", i * width * 4, std::as_bytes(std::span(m.scale)));
       writer.write("parameters", i * size * 4, std::as_bytes(std::span(m.parameters)));
@@ -57,12 +57,12 @@ class Loader {
   explicit Loader(const std::filesystem::path& path)
       : file_(TensorSet::open(path)), name_(path.string()) {}
 
-  ModelSet run() {
+  RegressorSet run() {
     if (text("kvspan_models") != std::to_string(kVersion)) fail("unknown version of kvspan_models");
-    ModelSet out;
+    RegressorSet out;
     out.about = file_.metadata();
     out.scorer = text("scorer");
-    Model model = read_shape(out);
+    Regressor model = read_shape(out);
     const std::size_t size = model.method == "centres" ? model.hidden * model.width
                              : model.method == "mlp"   ? model.hidden * (model.width + 2) + 1
                                                        : model.outputs * (model.width + 1);
@@ -72,12 +72,12 @@ class Loader {
     const std::vector<float> parameters = tensor("parameters", size);
     std::size_t i = 0;
     for (std::int64_t l = 0; l < layers_; ++l) {
-      out.models.emplace_back();
+      out.regressors.emplace_back();
       for (std::int64_t h = 0; h < heads_; ++h, ++i) {
         model.mean = part(mean, i, model.width);
         model.scale = part(scale, i, model.width);
         model.parameters = part(parameters, i, size);
-        out.models.back().push_back(model);
+        out.regressors.back().push_back(model);
       }
     }
     return out;
@@ -93,8 +93,8 @@ class Loader {
     return found->second;
   }
   // A model without its numbers.
-  [[nodiscard]] Model read_shape(ModelSet& out) const {
-    Model model;
+  [[nodiscard]] Regressor read_shape(RegressorSet& out) const {
+    Regressor model;
     model.method = text("method");
     try {
       out.layer_ids = nlohmann::json::parse(text("layer_ids")).get<std::vector<int>>();
@@ -143,16 +143,16 @@ class Loader {
 
 }  // namespace
 
-ModelSet ModelSet::load(const std::filesystem::path& path) { return Loader(path).run(); }
+RegressorSet RegressorSet::load(const std::filesystem::path& path) { return Loader(path).run(); }
 
-const std::vector<Model>& ModelSet::layer(int model_layer, std::size_t heads,
-                                          std::size_t width) const {
+const std::vector<Regressor>& RegressorSet::layer(int model_layer, std::size_t heads,
+                                                  std::size_t width) const {
   const auto at = std::find(layer_ids.begin(), layer_ids.end(), model_layer);
   if (at == layer_ids.end()) {
     throw ConfigError(fmt::format("{}: the weights hold no models of layer {} of the model", scorer,
                                   model_layer));
   }
-  const auto& out = models[static_cast<std::size_t>(at - layer_ids.begin())];
+  const auto& out = regressors[static_cast<std::size_t>(at - layer_ids.begin())];
   if (out.size() != heads || out.front().width != width) {
     throw ConfigError(
         fmt::format("{}: the weights are for {} heads and {} features; this trace needs {} and {}",
