@@ -81,9 +81,9 @@ void fit(Settings s) {
   for (std::size_t l = 0; l < outcome.layers.size(); ++l) {
     const auto& layer = outcome.layers[l];
     rows.push_back({std::to_string(outcome.set.layer_ids[l]),
-                    std::to_string(outcome.set.models[l].size()), std::to_string(layer.train_rows),
-                    std::to_string(layer.test_rows), fmt::format("{:.3f}", layer.train),
-                    fmt::format("{:.3f}", layer.test)});
+                    std::to_string(outcome.set.regressors[l].size()),
+                    std::to_string(layer.train_rows), std::to_string(layer.test_rows),
+                    fmt::format("{:.3f}", layer.train), fmt::format("{:.3f}", layer.test)});
   }
   rows.push_back({"all", "", std::to_string(total.train_rows), std::to_string(total.test_rows),
                   fmt::format("{:.3f}", total.train), fmt::format("{:.3f}", total.test)});

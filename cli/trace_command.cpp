@@ -10,9 +10,9 @@
 #include "cli/validators.h"
 #include "sim/attention/trace_stats.h"
 #include "sim/base/error.h"
+#include "sim/base/file.h"
 #include "sim/base/text.h"
-#include "sim/trace/safetensors.h"
-#include "sim/trace/trace.h"
+#include "sim/trace/trace_tools.h"
 
 namespace kvspan::cli {
 namespace {

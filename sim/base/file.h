@@ -14,7 +14,7 @@
 
 namespace kvspan {
 
-// A path in a message.
+// A path in a message: whole and in one line, without what a terminal would obey or cannot show.
 [[nodiscard]] std::string path_text(const std::filesystem::path& path);
 
 struct MappedFile {

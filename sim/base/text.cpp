@@ -169,13 +169,6 @@ std::string in_quotes(std::string_view text) {
   return out + "'";
 }
 
-std::string one_line(std::string text) {
-  std::replace_if(
-      text.begin(), text.end(),
-      [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; }, '?');
-  return text;
-}
-
 std::string nearest_hint(const std::string& found, const std::vector<std::string>& known) {
   std::string best;
   std::size_t distance = std::max<std::size_t>(2, found.size() / 3) + 1;

@@ -12,7 +12,7 @@ namespace kvspan {
 // `text` with every malformed byte replaced by U+FFFD.
 [[nodiscard]] std::string valid_utf8(std::string_view text);
 // The same with control characters replaced by spaces: names come from files, and a terminal obeys
-// them.
+// them. Paths: path_text() of file.h.
 [[nodiscard]] std::string one_line(std::string_view text);
 // Columns that a terminal uses. REQUIRES: valid UTF-8 without control characters.
 [[nodiscard]] int display_width(std::string_view text);
@@ -31,9 +31,6 @@ struct ByteUnit {
 // Text of unknown origin for a one-line message: 'text' with control characters escaped, cut to
 // about eighty characters.
 [[nodiscard]] std::string in_quotes(std::string_view text);
-
-// A path in a message: whole, control characters replaced by '?'.
-[[nodiscard]] std::string one_line(std::string text);
 
 // "did you mean 'snapkv'?" for the nearest of `known` by edit distance, or the list of them all.
 [[nodiscard]] std::string nearest_hint(const std::string& found,

@@ -3,28 +3,25 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numbers>
-#include <numeric>
+#include <utility>
 
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
-#include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
-#include "sim/base/error.h"
 #include "sim/base/random.h"
 
 namespace kvspan {
 namespace {
 
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Range = std::pair<std::size_t, std::size_t>;  // of rows, [first, second)
 using FloatRows =
     Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
 
 Eigen::Index eigen(std::size_t i) { return static_cast<Eigen::Index>(i); }
 
-void standardise(const Samples& samples, Model& model) {
+void standardise(const Samples& samples, Regressor& model) {
   const std::size_t rows = samples.rows();
   model.mean.assign(samples.width, 0);
   model.scale.assign(samples.width, 0);
@@ -40,7 +37,7 @@ void standardise(const Samples& samples, Model& model) {
   }
 }
 
-Matrix standardised(const Model& model, std::span<const float> x) {
+Matrix standardised(const Regressor& model, std::span<const float> x) {
   const FloatRows raw(x.data(), eigen(x.size() / model.width), eigen(model.width));
   const Eigen::Map<const Eigen::RowVectorXf> mean(model.mean.data(), eigen(model.width));
   const Eigen::Map<const Eigen::RowVectorXf> scale(model.scale.data(), eigen(model.width));
@@ -49,8 +46,8 @@ Matrix standardised(const Model& model, std::span<const float> x) {
   return (out.array().rowwise() * scale.cast<double>().array()).matrix();
 }
 
-Model empty_model(const char* method, const Samples& samples, std::size_t hidden = 0) {
-  Model model;
+Regressor empty_model(const char* method, const Samples& samples, std::size_t hidden = 0) {
+  Regressor model;
   model.method = method;
   model.width = samples.width;
   model.outputs = samples.outputs;
@@ -73,7 +70,7 @@ struct Network {
   Eigen::VectorXd b1;  // [hidden]
   Eigen::VectorXd w2;  // [hidden]
   double b2 = 0;
-  explicit Network(const Model& m) {
+  explicit Network(const Regressor& m) {
     const auto* p = m.parameters.data();
     w1 = FloatRows(p, eigen(m.hidden), eigen(m.width)).cast<double>();
     p += m.hidden * m.width;
@@ -123,9 +120,9 @@ double cross_entropy(std::span<const double> y, const Eigen::VectorXd& f, Eigen:
   return n == 0 ? 0 : loss / static_cast<double>(n);
 }
 
-// Rows of one decision, [begin, end).
-std::vector<std::pair<std::size_t, std::size_t>> decisions_of(const Samples& samples) {
-  std::vector<std::pair<std::size_t, std::size_t>> out;
+// The rows of each decision.
+std::vector<Range> decisions_of(const Samples& samples) {
+  std::vector<Range> out;
   const std::size_t rows = samples.rows();
   if (samples.decision.empty()) return {{0, rows}};
   for (std::size_t i = 0; i < rows;) {
@@ -158,47 +155,51 @@ double piece_loss(const Network& net, const Matrix& x, std::span<const double> y
   return loss * weight;
 }
 
-std::int64_t merge_count(std::vector<double>& values, std::vector<double>& scratch,
-                         std::size_t begin, std::size_t end) {
-  if (end - begin < 2) return 0;
-  const std::size_t middle = begin + (end - begin) / 2;
-  std::int64_t swaps =
-      merge_count(values, scratch, begin, middle) + merge_count(values, scratch, middle, end);
-  std::size_t a = begin;
-  std::size_t b = middle;
-  for (std::size_t i = begin; i < end; ++i) {
-    if (a < middle && (b == end || values[a] <= values[b])) {
-      scratch[i] = values[a++];
-    } else {
-      swaps += static_cast<std::int64_t>(middle - a);
-      scratch[i] = values[b++];
-    }
+// Uniform within +- 1 / sqrt(inputs), as torch starts linear layers.
+void start_network(std::size_t width, const MlpOptions& options, Regressor& model) {
+  const std::size_t first = options.hidden * width;
+  for (std::size_t i = 0; i < model.parameters.size(); ++i) {
+    const double inputs = static_cast<double>(i < first + options.hidden ? width : options.hidden);
+    const double u = uniform(options.seed, {static_cast<std::int64_t>(i)});
+    model.parameters[i] = static_cast<float>((2 * u - 1) / std::sqrt(inputs));
   }
-  std::copy(scratch.begin() + static_cast<std::ptrdiff_t>(begin),
-            scratch.begin() + static_cast<std::ptrdiff_t>(end),
-            values.begin() + static_cast<std::ptrdiff_t>(begin));
-  return swaps;
 }
 
-// Pairs of equal neighbours in a sorted range.
-template <class Equal>
-std::int64_t tied_pairs(std::size_t n, const Equal& equal) {
-  std::int64_t out = 0;
-  std::int64_t run = 1;
-  for (std::size_t i = 1; i <= n; ++i) {
-    if (i < n && equal(i - 1, i)) {
-      ++run;
-    } else {
-      out += run * (run - 1) / 2;
-      run = 1;
-    }
-  }
-  return out;
+// A random decision; every stride-th of its rows, from a random one, so that a step has few.
+std::vector<Eigen::Index> rows_of_step(const std::vector<Range>& decisions, std::uint64_t seed,
+                                       int step) {
+  constexpr std::size_t kMostRows = 256;  // pairs grow with the square
+  const auto [begin, end] = decisions[static_cast<std::size_t>(
+      uniform(seed, {1, step}) * static_cast<double>(decisions.size()))];
+  const std::size_t stride = (end - begin + kMostRows - 1) / kMostRows;
+  const auto from = static_cast<std::size_t>(uniform(seed, {2, step}) *
+                                             static_cast<double>(std::max<std::size_t>(1, stride)));
+  std::vector<Eigen::Index> rows;
+  for (std::size_t i = begin + from; i < end; i += stride) rows.push_back(eigen(i));
+  return rows;
 }
+
+// Kingma and Ba 2015, with their constants.
+class Adam {
+ public:
+  explicit Adam(Eigen::Index size)
+      : first_(Eigen::VectorXd::Zero(size)), second_(Eigen::VectorXd::Zero(size)) {}
+  void step(const Eigen::VectorXd& gradient, double rate, Eigen::VectorXd& values) {
+    const double t = ++steps_;
+    first_ = 0.9 * first_ + 0.1 * gradient;
+    second_ = 0.999 * second_ + 0.001 * gradient.cwiseAbs2();
+    const Eigen::ArrayXd unbiased = second_.array() / (1 - std::pow(0.999, t));
+    values.array() -= rate * (first_.array() / (1 - std::pow(0.9, t))) / (unbiased.sqrt() + 1e-8);
+  }
+
+ private:
+  Eigen::VectorXd first_, second_;  // moments
+  int steps_ = 0;
+};
 
 }  // namespace
 
-void Model::evaluate(std::span<const float> x, std::span<double> out) const {
+void Regressor::evaluate(std::span<const float> x, std::span<double> out) const {
   if (out.empty()) return;
   const Matrix z = standardised(*this, x);
   const std::size_t rows = x.size() / width;
@@ -224,8 +225,8 @@ void Model::evaluate(std::span<const float> x, std::span<double> out) const {
   }
 }
 
-Model fit_ridge(const Samples& samples, double lambda) {
-  Model model = empty_model("ridge", samples);
+Regressor fit_ridge(const Samples& samples, double lambda) {
+  Regressor model = empty_model("ridge", samples);
   const std::size_t rows = samples.rows();
   if (rows == 0) return model;
   const Matrix x = standardised(model, samples.x);
@@ -244,8 +245,8 @@ Model fit_ridge(const Samples& samples, double lambda) {
   return model;
 }
 
-Model fit_logit(const Samples& samples, double lambda, double positive_weight) {
-  Model model = empty_model("logit", samples);
+Regressor fit_logit(const Samples& samples, double lambda, double positive_weight) {
+  Regressor model = empty_model("logit", samples);
   const std::size_t rows = samples.rows();
   const auto positive =
       std::count_if(samples.y.begin(), samples.y.end(), [](double y) { return y > 0.5; });
@@ -301,7 +302,7 @@ Model fit_logit(const Samples& samples, double lambda, double positive_weight) {
   return model;
 }
 
-double mlp_loss(const Model& model, const Samples& samples, const MlpOptions& options,
+double mlp_loss(const Regressor& model, const Samples& samples, const MlpOptions& options,
                 std::vector<double>* gradient) {
   const Network net(model);
   const auto decisions = decisions_of(samples);
@@ -318,60 +319,36 @@ double mlp_loss(const Model& model, const Samples& samples, const MlpOptions& op
   return loss;
 }
 
-Model fit_mlp(const Samples& samples, const MlpOptions& options) {
-  Model model = empty_model("mlp", samples, options.hidden);
+Regressor fit_mlp(const Samples& samples, const MlpOptions& options) {
+  Regressor model = empty_model("mlp", samples, options.hidden);
   if (samples.rows() == 0) return model;
-  // Uniform within +- 1 / sqrt(inputs), as torch starts linear layers.
-  const std::size_t first = options.hidden * samples.width;
-  for (std::size_t i = 0; i < model.parameters.size(); ++i) {
-    const double inputs =
-        static_cast<double>(i < first + options.hidden ? samples.width : options.hidden);
-    const double u = uniform(options.seed, {static_cast<std::int64_t>(i)});
-    model.parameters[i] = static_cast<float>((2 * u - 1) / std::sqrt(inputs));
-  }
+  start_network(samples.width, options, model);
   const auto decisions = decisions_of(samples);
-  constexpr std::size_t kMostRows = 256;  // of a step: pairs grow with the square
   const Matrix x = standardised(model, samples.x);
   const auto size = eigen(model.parameters.size());
-  Eigen::VectorXd first_moment = Eigen::VectorXd::Zero(size);
-  Eigen::VectorXd second_moment = Eigen::VectorXd::Zero(size);
   Eigen::VectorXd values =
       Eigen::Map<const Eigen::VectorXf>(model.parameters.data(), size).cast<double>();
-  Model step_model = model;
+  Adam adam(size);
+  Regressor step_model = model;
   for (int step = 0; step < options.steps; ++step) {
-    const auto [begin, end] = decisions[static_cast<std::size_t>(
-        uniform(options.seed, {1, step}) * static_cast<double>(decisions.size()))];
-    // Every stride-th row of the decision, from a random one.
-    const std::size_t stride = (end - begin + kMostRows - 1) / kMostRows;
+    const std::vector<Eigen::Index> rows = rows_of_step(decisions, options.seed, step);
     std::vector<double> y;
-    std::vector<Eigen::Index> rows;
-    const auto from = static_cast<std::size_t>(
-        uniform(options.seed, {2, step}) * static_cast<double>(std::max<std::size_t>(1, stride)));
-    for (std::size_t i = begin + from; i < end; i += stride) {
-      rows.push_back(eigen(i));
-      y.push_back(samples.y[i]);
-    }
+    for (const Eigen::Index i : rows) y.push_back(samples.y[static_cast<std::size_t>(i)]);
     Eigen::VectorXd gradient = Eigen::VectorXd::Zero(size);
     Eigen::Map<Eigen::VectorXf>(step_model.parameters.data(), size) = values.cast<float>();
     (void)piece_loss(Network(step_model), x(rows, Eigen::all), y, options, 1.0, &gradient);
     const double norm = gradient.norm();
     if (norm > 1) gradient /= norm;  // clipped at 1
-    const double t = step + 1;
-    const double rate =
-        options.rate * 0.5 * (1 + std::cos(std::numbers::pi * step / options.steps));
-    first_moment = 0.9 * first_moment + 0.1 * gradient;
-    second_moment = 0.999 * second_moment + 0.001 * gradient.cwiseAbs2();
-    const Eigen::ArrayXd unbiased = second_moment.array() / (1 - std::pow(0.999, t));
-    values.array() -=
-        rate * (first_moment.array() / (1 - std::pow(0.9, t))) / (unbiased.sqrt() + 1e-8);
+    adam.step(gradient,
+              options.rate * 0.5 * (1 + std::cos(std::numbers::pi * step / options.steps)), values);
   }
   Eigen::Map<Eigen::VectorXf>(model.parameters.data(), size) = values.cast<float>();
   return model;
 }
 
-Model fit_centres(std::span<const float> x, std::size_t width, std::size_t centres,
-                  std::uint64_t seed) {
-  Model model;
+Regressor fit_centres(std::span<const float> x, std::size_t width, std::size_t centres,
+                      std::uint64_t seed) {
+  Regressor model;
   model.method = "centres";
   model.width = model.outputs = width;
   model.hidden = centres;
@@ -412,172 +389,6 @@ Model fit_centres(std::span<const float> x, std::size_t width, std::size_t centr
   for (std::size_t i = 0; i < model.parameters.size(); ++i)
     model.parameters[i] = static_cast<float>(c.data()[i]);
   return model;
-}
-
-double area_under_curve(std::span<const double> scores, std::span<const double> labels) {
-  std::vector<std::size_t> order(scores.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t a, std::size_t b) { return scores[a] < scores[b]; });
-  double positives = 0;
-  double rank_sum = 0;
-  for (std::size_t i = 0; i < order.size();) {
-    std::size_t j = i;
-    while (j < order.size() && scores[order[j]] == scores[order[i]]) ++j;
-    const double rank = 0.5 * static_cast<double>(i + j + 1);  // mean rank of a tie, from 1
-    for (; i < j; ++i) {
-      if (labels[order[i]] <= 0.5) continue;
-      positives += 1;
-      rank_sum += rank;
-    }
-  }
-  const double negatives = static_cast<double>(scores.size()) - positives;
-  if (positives == 0 || negatives == 0) return 0.5;
-  return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives);
-}
-
-double kendall_tau(std::span<const double> a, std::span<const double> b) {
-  const std::size_t n = a.size();
-  std::vector<std::size_t> order(n);
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t i, std::size_t j) { return a[i] != a[j] ? a[i] < a[j] : b[i] < b[j]; });
-  const auto same_a = [&](std::size_t i, std::size_t j) { return a[order[i]] == a[order[j]]; };
-  const std::int64_t ties_a = tied_pairs(n, same_a);
-  const std::int64_t ties_both = tied_pairs(
-      n, [&](std::size_t i, std::size_t j) { return same_a(i, j) && b[order[i]] == b[order[j]]; });
-  std::vector<double> sorted(n);
-  for (std::size_t i = 0; i < n; ++i) sorted[i] = b[order[i]];
-  std::vector<double> scratch(n);
-  const std::int64_t swaps = merge_count(sorted, scratch, 0, n);
-  const std::int64_t ties_b =
-      tied_pairs(n, [&](std::size_t i, std::size_t j) { return sorted[i] == sorted[j]; });
-  const auto count = static_cast<std::int64_t>(n);
-  const std::int64_t pairs = count * (count - 1) / 2;
-  const double denominator = std::sqrt(static_cast<double>(pairs - ties_a)) *
-                             std::sqrt(static_cast<double>(pairs - ties_b));
-  if (!(denominator > 0)) return 0;
-  return static_cast<double>(pairs - ties_a - ties_b + ties_both - 2 * swaps) / denominator;
-}
-
-// ---- Files ---------------------------------------------------------------------------------------
-
-void ModelSet::save(const std::filesystem::path& path) const {
-  const Model& any = models.front().front();
-  const auto layers = static_cast<std::int64_t>(models.size());
-  const auto heads = static_cast<std::int64_t>(models.front().size());
-  Metadata metadata = about;
-  metadata["kvspan_models"] = "1";
-  metadata["scorer"] = scorer;
-  metadata["method"] = any.method;
-  metadata["layer_ids"] = nlohmann::json(layer_ids).dump();
-  metadata["width"] = std::to_string(any.width);
-  metadata["outputs"] = std::to_string(any.outputs);
-  metadata["hidden"] = std::to_string(any.hidden);
-  const auto width = static_cast<std::int64_t>(any.width);
-  const auto size = static_cast<std::int64_t>(any.parameters.size());
-  SafetensorsWriter writer(path, metadata,
-                           {{"mean", Dtype::f32, {layers, heads, width}},
-                            {"scale", Dtype::f32, {layers, heads, width}},
-                            {"parameters", Dtype::f32, {layers, heads, size}}});
-  std::int64_t i = 0;
-  for (const auto& row : models) {
-    for (const Model& m : row) {
-      writer.write("mean", i * width * 4, std::as_bytes(std::span(m.mean)));
-      writer.write("scale", i * width * 4, std::as_bytes(std::span(m.scale)));
-      writer.write("parameters", i * size * 4, std::as_bytes(std::span(m.parameters)));
-      ++i;
-    }
-  }
-  writer.finish();
-}
-
-ModelSet ModelSet::load(const std::filesystem::path& path) {
-  const TensorSet file = TensorSet::open(path);
-  const auto fail = [&](const std::string& what) -> void {
-    throw TraceError(fmt::format("{}: {}: not a file of `kvspan fit`", path.string(), what));
-  };
-  const auto text = [&](const std::string& key) {
-    const auto found = file.metadata().find(key);
-    if (found == file.metadata().end()) fail(fmt::format("no metadata '{}'", key));
-    return found->second;
-  };
-  if (text("kvspan_models") != "1") fail("unknown version of kvspan_models");
-  ModelSet out;
-  out.about = file.metadata();
-  out.scorer = text("scorer");
-  Model model;
-  model.method = text("method");
-  try {
-    out.layer_ids = nlohmann::json::parse(text("layer_ids")).get<std::vector<int>>();
-    model.width = std::stoul(text("width"));
-    model.outputs = std::stoul(text("outputs"));
-    model.hidden = std::stoul(text("hidden"));
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception&) {
-    fail("layer_ids, width, outputs or hidden is no number");
-  }
-  if (model.method != "ridge" && model.method != "logit" && model.method != "mlp" &&
-      model.method != "centres")
-    fail(fmt::format("unknown method '{}'", model.method));
-  constexpr std::size_t kMost = std::size_t{1} << 24U;  // keeps products of sizes from overflowing
-  if (model.width == 0 || model.width > kMost || model.outputs == 0 || model.outputs > kMost ||
-      model.hidden > kMost)
-    fail("width, outputs or hidden is out of range");
-  const std::size_t size = model.method == "centres" ? model.hidden * model.width
-                           : model.method == "mlp"   ? model.hidden * (model.width + 2) + 1
-                                                     : model.outputs * (model.width + 1);
-  const auto layers = static_cast<std::int64_t>(out.layer_ids.size());
-  std::int64_t heads = 0;
-  const auto tensor = [&](const char* name, std::size_t last) {
-    const TensorView* t = file.find(name);
-    if (t == nullptr || t->dtype != Dtype::f32 || t->shape.size() != 3 || t->shape[0] != layers ||
-        t->shape[2] != static_cast<std::int64_t>(last) || (heads != 0 && t->shape[1] != heads)) {
-      fail(fmt::format("'{}' is missing or has another shape than [{} layers, heads, {}] F32", name,
-                       layers, last));
-    }
-    heads = t->shape[1];
-    std::vector<float> values(static_cast<std::size_t>(t->elements()));
-    if (!values.empty()) std::memcpy(values.data(), t->bytes.data(), values.size() * 4);
-    if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }))
-      fail(fmt::format("'{}' holds a number that is not finite", name));
-    return values;
-  };
-  const std::vector<float> mean = tensor("mean", model.width);
-  const std::vector<float> scale = tensor("scale", model.width);
-  const std::vector<float> parameters = tensor("parameters", size);
-  const auto part = [](const std::vector<float>& all, std::size_t i, std::size_t n) {
-    return std::vector<float>(all.begin() + static_cast<std::ptrdiff_t>(i * n),
-                              all.begin() + static_cast<std::ptrdiff_t>((i + 1) * n));
-  };
-  std::size_t i = 0;
-  for (std::int64_t l = 0; l < layers; ++l) {
-    out.models.emplace_back();
-    for (std::int64_t h = 0; h < heads; ++h, ++i) {
-      model.mean = part(mean, i, model.width);
-      model.scale = part(scale, i, model.width);
-      model.parameters = part(parameters, i, size);
-      out.models.back().push_back(model);
-    }
-  }
-  return out;
-}
-
-const std::vector<Model>& ModelSet::layer(int model_layer, std::size_t heads,
-                                          std::size_t width) const {
-  const auto at = std::find(layer_ids.begin(), layer_ids.end(), model_layer);
-  if (at == layer_ids.end()) {
-    throw ConfigError(fmt::format("{}: the weights hold no models of layer {} of the model", scorer,
-                                  model_layer));
-  }
-  const auto& out = models[static_cast<std::size_t>(at - layer_ids.begin())];
-  if (out.size() != heads || out.front().width != width) {
-    throw ConfigError(
-        fmt::format("{}: the weights are for {} heads and {} features; this trace needs {} and {}",
-                    scorer, out.size(), out.empty() ? 0 : out.front().width, heads, width));
-  }
-  return out;
 }
 
 }  // namespace kvspan

@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small models that stand in for networks whose weights are not public or belong to another model:
-// ridge and logistic regression, a one-hidden-layer network, cluster centres. One model for each
-// (layer, head); a set of them is a safetensors file that says what it was fitted on.
+// Small regressors that stand in for networks whose weights are not public or belong to another model:
+// ridge and logistic regression, a one-hidden-layer network, cluster centres.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <filesystem>
-#include <map>
 #include <span>
 #include <string>
 #include <vector>
-
-#include "sim/trace/safetensors.h"
 
 namespace kvspan {
 
@@ -26,7 +22,7 @@ struct Samples {
 };
 
 // y = linear or network of (x - mean) * scale. scale is 1 / standard deviation, 0 for a constant.
-struct Model {
+struct Regressor {
   std::string method;     // "ridge", "logit", "mlp", "centres"
   std::size_t width = 0;  // features
   std::size_t outputs = 1;
@@ -41,10 +37,11 @@ struct Model {
 };
 
 // (X'X + lambda I) w = X'y on standardised features and centred labels; LDLT.
-[[nodiscard]] Model fit_ridge(const Samples& samples, double lambda);
+[[nodiscard]] Regressor fit_ridge(const Samples& samples, double lambda);
 // Logistic regression, labels 0 and 1, by Newton steps; lambda / 2 |w|^2 is added to the loss, and
 // rows with label 1 weigh `positive_weight`.
-[[nodiscard]] Model fit_logit(const Samples& samples, double lambda, double positive_weight = 1);
+[[nodiscard]] Regressor fit_logit(const Samples& samples, double lambda,
+                                  double positive_weight = 1);
 
 struct MlpOptions {
   std::size_t hidden = 16;
@@ -56,34 +53,13 @@ struct MlpOptions {
   bool pairwise = true;
   double margin = 0.01;
 };
-[[nodiscard]] Model fit_mlp(const Samples& samples, const MlpOptions& options);
-// The loss, and its gradient in the order of Model::parameters if asked for.
-[[nodiscard]] double mlp_loss(const Model& model, const Samples& samples, const MlpOptions& options,
-                              std::vector<double>* gradient);
+[[nodiscard]] Regressor fit_mlp(const Samples& samples, const MlpOptions& options);
+// The loss, and its gradient in the order of Regressor::parameters if asked for.
+[[nodiscard]] double mlp_loss(const Regressor& model, const Samples& samples,
+                              const MlpOptions& options, std::vector<double>* gradient);
 
 // k-means (k-means++ starts, 10 rounds) of x [rows, width]; fewer rows than centres repeat.
-[[nodiscard]] Model fit_centres(std::span<const float> x, std::size_t width, std::size_t centres,
-                                std::uint64_t seed);
-
-// Probability that a positive scores above a negative, ties half. 0.5 if a class is empty.
-[[nodiscard]] double area_under_curve(std::span<const double> scores,
-                                      std::span<const double> labels);
-// Kendall's tau-b in O(n log n) (Knight 1966). 0 if one side is constant.
-[[nodiscard]] double kendall_tau(std::span<const double> a, std::span<const double> b);
-
-// One model for each (layer, head), and where they come from.
-struct ModelSet {
-  std::string scorer;                      // the policy they are for
-  std::vector<int> layer_ids;              // [layers] of the model they were fitted on
-  std::vector<std::vector<Model>> models;  // [layers][heads]; all of the same shape
-  Metadata about;  // method, features, label, lambda, seed, traces, sha256, sizes, scores
-  void save(const std::filesystem::path& path) const;
-  // Errors: TraceError naming the file and what it lacks.
-  [[nodiscard]] static ModelSet load(const std::filesystem::path& path);
-  // The models of a layer of the model. Errors: ConfigError when the set lacks it, or its heads or
-  // width are not these.
-  [[nodiscard]] const std::vector<Model>& layer(int model_layer, std::size_t heads,
-                                                std::size_t width) const;
-};
+[[nodiscard]] Regressor fit_centres(std::span<const float> x, std::size_t width,
+                                    std::size_t centres, std::uint64_t seed);
 
 }  // namespace kvspan

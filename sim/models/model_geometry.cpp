@@ -11,9 +11,10 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
+#include "sim/base/text.h"
 #include "sim/models/known_models.h"
+#include "sim/models/model_config.h"
 #include "sim/policy/passes.h"
-#include "sim/policy/spec.h"
 #include "sim/trace/trace.h"
 
 namespace kvspan {
@@ -56,6 +57,12 @@ ModelGeometry from_trace(const std::string& path) {
 }
 
 }  // namespace
+
+std::int64_t ModelWeights::parameters() const {
+  std::int64_t sum = 0;
+  for (const WeightGroup& g : groups) sum += g.parameters;
+  return sum;
+}
 
 std::vector<std::string> known_models() {
   std::vector<std::string> names;

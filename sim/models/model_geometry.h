@@ -66,10 +66,6 @@ struct ModelGeometry {
 // Errors: ConfigError naming the missing field, the unsupported architecture, or the nearest name.
 [[nodiscard]] ModelGeometry load_model(const std::string& name_or_path);
 
-// The text of a config.json; `where` names it in errors.
-// Errors: ConfigError naming the field, what was found and what was expected.
-[[nodiscard]] ModelGeometry read_model_config(const std::string& text, const std::string& where);
-
 // The geometry of a run of n prompt and m generated tokens.
 [[nodiscard]] Geometry geometry_of(const ModelGeometry& model, std::int64_t prompt,
                                    std::int64_t generated, std::int64_t chunk,

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the layers of a model weigh: recurrent states of a request, and parameters by group.
+#include "sim/models/parameter_counts.h"
+
+#include <algorithm>
 #include <array>
 #include <initializer_list>
 
-#include "sim/models/model_config.h"
-#include "sim/policy/spec.h"
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "sim/base/text.h"
 
 namespace kvspan::config {
 namespace {
@@ -316,13 +320,3 @@ void count_weights(const Fields& c, const Family& family, const Layers& layers,
 }
 
 }  // namespace kvspan::config
-
-namespace kvspan {
-
-std::int64_t ModelWeights::parameters() const {
-  std::int64_t sum = 0;
-  for (const WeightGroup& g : groups) sum += g.parameters;
-  return sum;
-}
-
-}  // namespace kvspan

@@ -138,7 +138,7 @@ class Foresight final : public Scorer {
     Schedule schedule;
     RowIndex interval = 0;
     bool vectors = true;  // k and v are features
-    std::shared_ptr<const ModelSet> weights;
+    std::shared_ptr<const RegressorSet> weights;
     FitOptions fit;
     RowIndex fit_end = 0;
     const Trace* trace = nullptr;
@@ -164,7 +164,7 @@ class Foresight final : public Scorer {
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
     const Head& state = update(view, head);
-    const std::vector<Model>& models = fitted(view.shape());
+    const std::vector<Regressor>& models = fitted(view.shape());
     const std::size_t group = index(shape_.group());
     const std::size_t width = models.front().width;
     const bool vectors = width > kStats * group;
@@ -226,12 +226,12 @@ class Foresight final : public Scorer {
     return state;
   }
 
-  const std::vector<Model>& fitted(const LayerShape& shape) {
+  const std::vector<Regressor>& fitted(const LayerShape& shape) {
     if (settings_.weights) {
       const std::size_t attention = kStats * index(shape.group());
       const std::size_t all = attention + index(shape.k_dim + shape.v_dim);
       const bool file_has_vectors =
-          settings_.weights->models.front().front().width != attention && settings_.vectors;
+          settings_.weights->regressors.front().front().width != attention && settings_.vectors;
       return settings_.weights->layer(shape.model_layer, index(shape.heads),
                                       file_has_vectors ? all : attention);
     }
@@ -246,7 +246,7 @@ class Foresight final : public Scorer {
   Settings settings_;
   std::vector<std::vector<float>> sums_, decayed_;  // [query_heads][tokens so far]
   std::vector<Head> heads_;
-  std::vector<Model> models_;
+  std::vector<Regressor> models_;
 };
 
 // Draws victims from the twice as many worst; larger scores are kept.
@@ -432,7 +432,7 @@ FittedScorer foresightkv_fit() {
     const double others = static_cast<double>(samples.rows()) - ones;
     return fit_logit(samples, o.lambda, ones > 0 && others > 0 ? others / ones : 1);
   };
-  out.quality = [](const Model& model, const Samples& samples, const Trace&, int, int, RowIndex,
+  out.quality = [](const Regressor& model, const Samples& samples, const Trace&, int, int, RowIndex,
                    RowIndex) { return agreement(model, samples); };
   return out;
 }

@@ -58,7 +58,7 @@ std::vector<std::vector<float>> rotated(const TraceMeta& m, std::vector<std::vec
   return queries;
 }
 
-std::vector<std::vector<float>> centres_of(const Model& model) {
+std::vector<std::vector<float>> centres_of(const Regressor& model) {
   std::vector<std::vector<float>> out;
   for (std::size_t i = 0; i < model.hidden; ++i) {
     const auto at = model.parameters.begin() + static_cast<std::ptrdiff_t>(i * model.width);
@@ -67,7 +67,7 @@ std::vector<std::vector<float>> centres_of(const Model& model) {
   return out;
 }
 
-std::vector<std::vector<float>> predicted(const Model& model, std::span<const float> features,
+std::vector<std::vector<float>> predicted(const Regressor& model, std::span<const float> features,
                                           std::size_t queries) {
   std::vector<double> out(model.outputs);
   model.evaluate(features, out);
@@ -130,14 +130,14 @@ std::vector<Samples> gather(const Trace& trace, int layer, RowIndex from, RowInd
   return out;
 }
 
-Model fit(const Samples& samples, const FitOptions& options) {
+Regressor fit(const Samples& samples, const FitOptions& options) {
   if (options.method == "ridge") return fit_ridge(samples, options.lambda);
   return fit_centres(samples.x, samples.width, index(options.queries), options.seed);
 }
 
 // Kendall's tau between predicted and real attention: the first half of the rows is the prompt, at
 // most 64 rows of the rest answer.
-double quality(const Model& model, const Samples& /*samples*/, const Trace& trace, int layer,
+double quality(const Regressor& model, const Samples& /*samples*/, const Trace& trace, int layer,
                int head, RowIndex from, RowIndex end) {
   const TraceMeta& m = trace.meta();
   const std::size_t dim = index(m.head_dim);
@@ -172,7 +172,7 @@ double quality(const Model& model, const Samples& /*samples*/, const Trace& trac
 
 struct Settings {
   std::string scorer;
-  std::shared_ptr<const ModelSet> weights;
+  std::shared_ptr<const RegressorSet> weights;
   std::shared_ptr<const LayerTable> table;
   FitOptions fit;
   Group group = Group::mean;
@@ -267,7 +267,7 @@ class JudgeQ final : public Scorer {
     const Trace& trace = *s_->geometry.trace;
     const bool ridge = s_->scorer == "ridge";
     const std::size_t dim = index(shape.k_dim);
-    const std::vector<Model>* models = nullptr;
+    const std::vector<Regressor>* models = nullptr;
     if (s_->weights) {
       models =
           &s_->weights->layer(shape.model_layer, index(shape.query_heads), ridge ? 2 * dim : dim);
@@ -296,7 +296,7 @@ class JudgeQ final : public Scorer {
   }
 
   std::shared_ptr<const Settings> s_;
-  std::vector<Model> models_;
+  std::vector<Regressor> models_;
   std::vector<std::vector<double>> sums_;  // [query_heads][tokens]
 };
 

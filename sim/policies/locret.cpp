@@ -52,7 +52,7 @@ std::vector<Samples> gather(const Trace& trace, int layer, RowIndex from, RowInd
 }
 
 struct Settings {
-  std::shared_ptr<const ModelSet> weights;
+  std::shared_ptr<const RegressorSet> weights;
   std::shared_ptr<const LayerTable> table;
   FitOptions fit;
   RowIndex fit_end = 0;
@@ -60,7 +60,7 @@ struct Settings {
 };
 
 BirthValues values_of(const Settings& s) {
-  const auto self = std::make_shared<std::vector<Model>>();
+  const auto self = std::make_shared<std::vector<Regressor>>();
   return [s, self](const View& view, int head, TokenIndex begin, TokenIndex end,
                    std::span<double> out) {
     const LayerShape& shape = view.shape();
@@ -71,10 +71,10 @@ BirthValues values_of(const Settings& s) {
     }
     if (!s.weights && self->empty())
       *self = fit_layer(fitted_scorer("locret"), *s.trace, shape.layer, s.fit_end, s.fit);
-    const std::vector<Model>& models = s.weights
-                                           ? s.weights->layer(shape.model_layer, index(shape.heads),
-                                                              index(shape.k_dim + shape.v_dim))
-                                           : *self;
+    const std::vector<Regressor>& models =
+        s.weights ? s.weights->layer(shape.model_layer, index(shape.heads),
+                                     index(shape.k_dim + shape.v_dim))
+                  : *self;
     std::vector<float> x;
     for (TokenIndex t = begin; t < end; ++t) {
       for (const std::vector<float>& part : {view.key(head, t), view.value(head, t)})
@@ -96,7 +96,7 @@ FittedScorer locret_fit() {
   out.fit = [](const Samples& samples, const FitOptions& o) {
     return fit_ridge(samples, o.lambda);
   };
-  out.quality = [](const Model& model, const Samples& samples, const Trace&, int, int, RowIndex,
+  out.quality = [](const Regressor& model, const Samples& samples, const Trace&, int, int, RowIndex,
                    RowIndex) { return agreement(model, samples); };
   return out;
 }

@@ -111,7 +111,7 @@ void label_all(std::vector<std::vector<Samples>>& layers, const FitOptions& opti
   }
 }
 
-Model fit(const Samples& samples, const FitOptions& options) {
+Regressor fit(const Samples& samples, const FitOptions& options) {
   if (options.method == "logit") return fit_logit(samples, options.lambda);
   MlpOptions mlp;
   mlp.hidden = 16;  // not the published width: a prompt has too few entries for it
@@ -126,7 +126,7 @@ class Gates {
  public:
   struct Settings {
     std::string gate;
-    std::shared_ptr<const ModelSet> weights;
+    std::shared_ptr<const RegressorSet> weights;
     std::shared_ptr<const LayerTable> table;
     FitOptions fit;
     double rate = 0;
@@ -166,7 +166,7 @@ class Gates {
   void compute() {
     const Trace& trace = *s_.geometry.trace;
     const int layers = trace.meta().layers;
-    std::vector<std::vector<Model>> models(index(layers));
+    std::vector<std::vector<Regressor>> models(index(layers));
     if (s_.gate == "logit" || s_.gate == "mlp") {
       if (s_.weights) {
         for (int l = 0; l < layers; ++l) {
@@ -205,7 +205,7 @@ class Gates {
     return n > s_.fit.window ? n - s_.fit.window : n;
   }
 
-  HeadValues of_layer(int layer, const std::vector<Model>& models) const {
+  HeadValues of_layer(int layer, const std::vector<Regressor>& models) const {
     const Trace& trace = *s_.geometry.trace;
     const RowIndex tokens = trace.meta().tokens;
     const int heads = s_.geometry.kv_heads;
@@ -463,7 +463,7 @@ FittedScorer write_gate_fit() {
   out.gather = gather;
   out.label_all = label_all;
   out.fit = fit;
-  out.quality = [](const Model& model, const Samples& samples, const Trace&, int, int, RowIndex,
+  out.quality = [](const Regressor& model, const Samples& samples, const Trace&, int, int, RowIndex,
                    RowIndex) {
     std::vector<double> odds(samples.rows());
     model.evaluate(samples.x, odds);

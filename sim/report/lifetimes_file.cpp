@@ -13,8 +13,10 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/file.h"
+#include "sim/base/text.h"
 #include "sim/trace/file_checks.h"
-#include "sim/trace/trace_meta.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan {
 
@@ -107,7 +109,7 @@ LifetimesFile LifetimesFile::from_tensors(TensorSet tensors, const std::string& 
   out.tensors_ = std::make_shared<const TensorSet>(std::move(tensors));
   out.name_ = name;
   const TensorSet& set = *out.tensors_;
-  const std::string file = one_line(name);
+  const std::string file = path_text(name);
   const MetaReader meta(set.metadata(), file);
   const TensorChecker check(set, file);
   meta.check_format(kFormat, kVersion);
@@ -227,7 +229,7 @@ LifetimesFile LifetimesFile::from_tensors(TensorSet tensors, const std::string& 
 
 void LifetimesFile::fail(int run, const char* what, const std::string& found) const {
   throw TraceError(
-      fmt::format("{}: tensor '{}': {}", one_line(name_), tensor_name(run, what), found));
+      fmt::format("{}: tensor '{}': {}", path_text(name_), tensor_name(run, what), found));
 }
 
 std::string LifetimesFile::tensor_name(int run, const char* what) const {

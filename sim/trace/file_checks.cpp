@@ -4,33 +4,18 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <limits>
 #include <stdexcept>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
-#include "sim/trace/trace_meta.h"
+#include "sim/base/text.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan {
 
 using nlohmann::json;
-
-bool json_integer(const json& value, std::int64_t* out) {
-  if (!value.is_number_integer()) return false;
-  if (value.is_number_unsigned() &&
-      value.get<std::uint64_t>() >
-          static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
-    return false;
-  }
-  *out = value.get<std::int64_t>();
-  return true;
-}
-
-std::string json_text(const json& value) {
-  return in_quotes(value.dump(-1, ' ', false, json::error_handler_t::replace));
-}
 
 void MetaReader::fail(std::string_view key, const std::string& found,
                       const std::string& expected) const {

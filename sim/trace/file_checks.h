@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Internal to the readers of safetensors (traces, lifetimes): metadata and tensors of unknown origin,
-// checked against what is expected. Every error is a TraceError that names the file and the key or
-// the tensor, what was found and what was expected.
+// For whoever reads a safetensors file of ours (a trace, lifetimes): metadata and tensors of unknown
+// origin, checked against what is expected. Every error is a TraceError that names the file and the key
+// or the tensor, what was found and what was expected.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +12,10 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "sim/base/json_fields.h"
 #include "sim/trace/safetensors.h"
 
 namespace kvspan {
-
-// False if `value` is no integer, or none that 64 bits hold.
-[[nodiscard]] bool json_integer(const nlohmann::json& value, std::int64_t* out);
-// The value for a one-line message.
-[[nodiscard]] std::string json_text(const nlohmann::json& value);
 
 // Typed access to metadata. REQUIRES: metadata and file outlive it.
 class MetaReader {

@@ -1,38 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // safetensors files: 8-byte little-endian header length, JSON header, raw tensors.
-// The reader maps the file and copies nothing; the writer streams tensors into a temporary file and
-// renames it when it is complete. Format: traces/README.md.
+// The readers (of traces and other files of ours, of checkpoints) map the file and copy nothing; the
+// writer streams tensors into a temporary file and renames it when it is complete. Format:
+// traces/README.md.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "sim/base/file.h"
+#include "sim/trace/tensor.h"
 
 namespace kvspan {
-
-enum class Dtype : std::uint8_t { f32, f16, bf16, i32, i64, u8, u32 };
-
-[[nodiscard]] std::string_view dtype_name(Dtype dtype);  // "F32", "F16", ...
-[[nodiscard]] std::int64_t dtype_bytes(Dtype dtype);
-
-// A tensor that somebody else owns: dtype, shape (outermost first) and its raw little-endian bytes,
-// not necessarily aligned.
-struct TensorView {
-  Dtype dtype = Dtype::f32;
-  std::vector<std::int64_t> shape;
-  std::span<const std::byte> bytes;
-  [[nodiscard]] std::int64_t elements() const;
-};
 
 using Metadata = std::map<std::string, std::string>;
 
@@ -69,6 +54,19 @@ class TensorSet {
   std::vector<std::shared_ptr<const void>> owners_;
   bool mapped_ = false;
 };
+
+// What a TensorSet is for traces, under the rules of checkpoints: other programs write them, so
+// metadata may hold numbers and differ between index and shards, and tensors that nobody reads may
+// have any dtype.
+struct CheckpointTensors {
+  std::map<std::string, TensorView> tensors;
+  std::map<std::string, std::string> other_dtypes;  // of tensors with a dtype that we do not read
+  std::vector<std::filesystem::path> files;
+  std::vector<std::shared_ptr<const void>> owners;
+};
+
+// Opens NAME.safetensors, or NAME.safetensors.index.json with its shards. Errors: TraceError.
+[[nodiscard]] CheckpointTensors open_checkpoint_tensors(const std::filesystem::path& path);
 
 // Writes one safetensors file of known layout; tensors may be filled in any order and in pieces.
 // The file appears under its name only after finish(); a destructor without finish() removes the

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/trace/trace.h"
 
-#include <algorithm>
-#include <array>
-#include <bit>
 #include <cassert>
 #include <charconv>
 #include <cmath>
@@ -12,18 +9,17 @@
 
 #include <fmt/format.h>
 
-#include "sim/base/error.h"
-#include "sim/base/half.h"
+#include "sim/base/file.h"
 #include "sim/trace/file_checks.h"
 #include "sim/trace/trace_meta.h"
 
 namespace kvspan {
 
-namespace {
-
 std::string layer_tensor(int layer, std::string_view suffix) {
   return fmt::format("layers.{}.{}", layer, suffix);
 }
+
+namespace {
 
 constexpr Dtypes kFloat = {Dtype::f32, Dtype::f16, Dtype::bf16};
 constexpr Dtypes kProbability = {Dtype::f16, Dtype::f32};
@@ -74,6 +70,66 @@ ScoreLayer check_score_layer(const TensorChecker& check, const TraceMeta& meta, 
   return out;
 }
 
+// Layers are alike: what layer 0 has, all have.
+class LayerChecker {
+ public:
+  LayerChecker(const TensorChecker& check, const TensorSet& set, const TraceMeta& meta)
+      : check_(check), set_(set), meta_(meta) {}
+
+  [[nodiscard]] bool is_qkv() const { return has(0, "q") || has(0, "k") || !has(0, "scores.rows"); }
+  [[nodiscard]] bool has_v() const { return has(0, "v"); }
+
+  // Returns q, whose dtype k and v share.
+  const TensorView& check_vectors(int layer) const {
+    const auto name = [layer](std::string_view suffix) { return layer_tensor(layer, suffix); };
+    const TensorView& q =
+        check_.require(name("q"), {meta_.tokens, meta_.query_heads, meta_.head_dim}, kFloat);
+    static_cast<void>(
+        check_.require(name("k"), {meta_.tokens, meta_.kv_heads, meta_.head_dim}, {q.dtype}));
+    for (const char* suffix : {"scores.rows", "scores.prob", "scores.index", "scores.dense",
+                               "scores.lse", "scores.column_mass"}) {
+      if (has(layer, suffix))
+        check_.fail(name(suffix), "scores beside q and k; expected one of the two");
+    }
+    return q;
+  }
+  ScoreLayer check_scores(int layer) const {
+    for (const char* suffix : {"q", "k"}) {
+      if (!has(layer, suffix)) continue;
+      check_.fail(layer_tensor(layer, suffix), "q or k beside scores; expected one of the two");
+    }
+    return check_score_layer(check_, meta_, layer);
+  }
+  // q: null for scores.
+  void check_optional(int layer, const TensorView* q) {
+    const auto name = [layer](std::string_view suffix) { return layer_tensor(layer, suffix); };
+    for (const char* suffix : {"v", "wo"}) {
+      const bool expected = has(0, suffix);
+      if (has(layer, suffix) != expected) {
+        check_.fail(name(suffix), expected ? "is missing; layer 0 has it, expected all or none"
+                                           : "is present; layer 0 lacks it, expected all or none");
+      }
+    }
+    const std::vector<std::int64_t> v_shape{meta_.tokens, meta_.kv_heads, meta_.v_head_dim};
+    static_cast<void>(q != nullptr ? check_.find(name("v"), v_shape, {q->dtype})
+                                   : check_.find(name("v"), v_shape, kFloat));
+    static_cast<void>(check_.find(name("sink_logits"), {meta_.query_heads}, kFloat));
+    const std::int64_t width = std::int64_t{meta_.query_heads} * meta_.v_head_dim;
+    if (const TensorView* wo = check_.find(name("wo"), {hidden_, width}, kFloat)) {
+      hidden_ = wo->shape[0];
+    }
+  }
+
+ private:
+  [[nodiscard]] bool has(int layer, std::string_view suffix) const {
+    return set_.find(layer_tensor(layer, suffix)) != nullptr;
+  }
+  const TensorChecker& check_;
+  const TensorSet& set_;
+  const TraceMeta& meta_;
+  std::int64_t hidden_ = kAnyExtent;  // rows of wo, the same in all layers
+};
+
 // Tensors of layers that the metadata does not count are a contradiction, not an extension.
 void check_no_stray_layers(const TensorChecker& check, const TensorSet& set, int layers) {
   constexpr std::string_view kPrefix = "layers.";
@@ -119,17 +175,6 @@ void check_token_tensors(const TensorChecker& check, const TraceMeta& meta) {
 
 }  // namespace
 
-std::int64_t integer_at(const TensorView& tensor, std::int64_t index) {
-  const auto read = [&](auto value) {
-    const std::size_t offset = static_cast<std::size_t>(index) * sizeof(value);
-    assert(offset + sizeof(value) <= tensor.bytes.size());
-    std::memcpy(&value, tensor.bytes.data() + offset, sizeof(value));
-    return static_cast<std::int64_t>(value);
-  };
-  assert(tensor.dtype == Dtype::i32 || tensor.dtype == Dtype::i64);
-  return tensor.dtype == Dtype::i64 ? read(std::int64_t{}) : read(std::int32_t{});
-}
-
 Trace Trace::open(const std::filesystem::path& path) {
   return from_tensors(TensorSet::open(path), path.string());
 }
@@ -139,56 +184,23 @@ Trace Trace::from_tensors(TensorSet tensors, const std::string& name) {
   trace.tensors_ = std::make_shared<const TensorSet>(std::move(tensors));
   trace.name_ = name;
   const TensorSet& set = *trace.tensors_;
-  const std::string file = one_line(name);
+  const std::string file = path_text(name);
   trace.meta_ = parse_trace_meta(set.metadata(), set.tensors().size(), file);
-  const TraceMeta& meta = trace.meta_;
   const TensorChecker check(set, file);
-  check_no_stray_layers(check, set, meta.layers);
-
-  const auto has = [&set](int layer, std::string_view suffix) {
-    return set.find(layer_tensor(layer, suffix)) != nullptr;
-  };
-  trace.qkv_ = has(0, "q") || has(0, "k") || !has(0, "scores.rows");
-  trace.has_v_ = has(0, "v");
-  const bool has_wo = has(0, "wo");
-  std::int64_t hidden = kAnyExtent;
-  for (int l = 0; l < meta.layers; ++l) {
-    const auto tensor = [l](std::string_view suffix) { return layer_tensor(l, suffix); };
+  check_no_stray_layers(check, set, trace.meta_.layers);
+  LayerChecker layers(check, set, trace.meta_);
+  trace.qkv_ = layers.is_qkv();
+  trace.has_v_ = layers.has_v();
+  for (int l = 0; l < trace.meta_.layers; ++l) {
     const TensorView* q = nullptr;
     if (trace.qkv_) {
-      q = &check.require(tensor("q"), {meta.tokens, meta.query_heads, meta.head_dim}, kFloat);
-      static_cast<void>(
-          check.require(tensor("k"), {meta.tokens, meta.kv_heads, meta.head_dim}, {q->dtype}));
-      for (const char* suffix : {"scores.rows", "scores.prob", "scores.index", "scores.dense",
-                                 "scores.lse", "scores.column_mass"}) {
-        if (has(l, suffix)) {
-          check.fail(tensor(suffix), "scores beside q and k; expected one of the two");
-        }
-      }
+      q = &layers.check_vectors(l);
     } else {
-      for (const char* suffix : {"q", "k"}) {
-        if (has(l, suffix))
-          check.fail(tensor(suffix), "q or k beside scores; expected one of the two");
-      }
-      trace.scores_.push_back(check_score_layer(check, meta, l));
+      trace.scores_.push_back(layers.check_scores(l));
     }
-    for (const char* suffix : {"v", "wo"}) {
-      const bool expected = suffix == std::string_view("v") ? trace.has_v_ : has_wo;
-      if (has(l, suffix) != expected) {
-        check.fail(tensor(suffix), expected ? "is missing; layer 0 has it, expected all or none"
-                                            : "is present; layer 0 lacks it, expected all or none");
-      }
-    }
-    const std::vector<std::int64_t> v_shape{meta.tokens, meta.kv_heads, meta.v_head_dim};
-    static_cast<void>(q != nullptr ? check.find(tensor("v"), v_shape, {q->dtype})
-                                   : check.find(tensor("v"), v_shape, kFloat));
-    static_cast<void>(check.find(tensor("sink_logits"), {meta.query_heads}, kFloat));
-    const std::int64_t width = std::int64_t{meta.query_heads} * meta.v_head_dim;
-    if (const TensorView* wo = check.find(tensor("wo"), {hidden, width}, kFloat)) {
-      hidden = wo->shape[0];
-    }
+    layers.check_optional(l, q);
   }
-  check_token_tensors(check, meta);
+  check_token_tensors(check, trace.meta_);
   trace.token_text_ = set.find("token_text");
   trace.token_text_offsets_ = set.find("token_text_offsets");
   return trace;
@@ -205,7 +217,7 @@ std::vector<float> Trace::sink_logits(int layer) const {
   const TensorView* view = tensors_->find(tensor);
   if (view == nullptr) return {};
   std::vector<float> values(static_cast<std::size_t>(view->elements()));
-  widen(*view, 0, values, one_line(name_) + ": tensor '" + tensor + "'");
+  widen(*view, 0, values, path_text(name_) + ": tensor '" + tensor + "'");
   return values;
 }
 
@@ -233,97 +245,6 @@ std::vector<std::int32_t> Trace::token_ids() const {
 
 std::string Trace::sha256() const {
   return tensors_->files().empty() ? std::string() : sha256_of_files(tensors_->files());
-}
-
-namespace {
-
-constexpr std::size_t kWidenBlock = 1024;
-
-// Converts one block and returns whether all of it is finite. The blocks are local arrays of fixed
-// length and the bodies have no branch, so that compilers vectorise them at -O2 without being told
-// about alignment or aliasing.
-template <typename Storage>
-using Convert = bool (*)(const std::array<Storage, kWidenBlock>&, std::array<float, kWidenBlock>*);
-
-bool f16_block(const std::array<std::uint16_t, kWidenBlock>& in,
-               std::array<float, kWidenBlock>* out) {
-  std::uint32_t bad = 0;
-  for (std::size_t i = 0; i < kWidenBlock; ++i) {
-    const std::uint32_t half = in[i];
-    (*out)[i] = half_to_float(half);
-    bad |= (half & 0x7C00U) + 0x0400U;  // reaches bit 15 for infinity and NaN only
-  }
-  return (bad & 0x8000U) == 0;
-}
-
-bool bf16_block(const std::array<std::uint16_t, kWidenBlock>& in,
-                std::array<float, kWidenBlock>* out) {
-  std::uint32_t bad = 0;
-  for (std::size_t i = 0; i < kWidenBlock; ++i) {
-    const std::uint32_t bits = in[i];
-    (*out)[i] = std::bit_cast<float>(bits << 16U);
-    bad |= (bits & 0x7F80U) == 0x7F80U ? 1U : 0U;
-  }
-  return bad == 0;
-}
-
-bool f32_block(const std::array<std::uint32_t, kWidenBlock>& in,
-               std::array<float, kWidenBlock>* out) {
-  std::uint32_t bad = 0;
-  for (std::size_t i = 0; i < kWidenBlock; ++i) {
-    (*out)[i] = std::bit_cast<float>(in[i]);
-    bad |= (in[i] & 0x7F800000U) == 0x7F800000U ? 1U : 0U;
-  }
-  return bad == 0;
-}
-
-template <typename Storage>
-void widen_with(Convert<Storage> convert, Storage exponent_mask, Storage mantissa_mask,
-                const TensorView& tensor, std::int64_t first, std::span<float> out,
-                const std::string& name) {
-  alignas(64) std::array<Storage, kWidenBlock> in{};
-  alignas(64) std::array<float, kWidenBlock> converted;
-  const std::byte* source = tensor.bytes.data() + static_cast<std::size_t>(first) * sizeof(Storage);
-  for (std::size_t done = 0; done < out.size(); done += kWidenBlock) {
-    const std::size_t count = std::min(kWidenBlock, out.size() - done);
-    std::memcpy(in.data(), source + done * sizeof(Storage), count * sizeof(Storage));
-    if (count < kWidenBlock)
-      std::fill(in.begin() + static_cast<std::ptrdiff_t>(count), in.end(), 0);
-    if (!convert(in, &converted)) {
-      for (std::size_t i = 0; i < count; ++i) {
-        if ((in[i] & exponent_mask) != exponent_mask) continue;
-        throw TraceError(fmt::format("{}: element {} is {}; expected finite values", name,
-                                     first + static_cast<std::int64_t>(done + i),
-                                     (in[i] & mantissa_mask) != 0 ? "NaN" : "infinite"));
-      }
-    }
-    std::memcpy(out.data() + done, converted.data(), count * sizeof(float));
-  }
-}
-
-}  // namespace
-
-void widen(const TensorView& tensor, std::int64_t first, std::span<float> out,
-           const std::string& name) {
-  assert(first >= 0 && first + static_cast<std::int64_t>(out.size()) <= tensor.elements());
-  using U16 = std::uint16_t;
-  switch (tensor.dtype) {
-    case Dtype::f32:
-      widen_with<std::uint32_t>(f32_block, 0x7F800000U, 0x007FFFFFU, tensor, first, out, name);
-      return;
-    case Dtype::f16:
-      widen_with<U16>(f16_block, U16{0x7C00}, U16{0x03FF}, tensor, first, out, name);
-      return;
-    case Dtype::bf16:
-      widen_with<U16>(bf16_block, U16{0x7F80}, U16{0x007F}, tensor, first, out, name);
-      return;
-    case Dtype::i32:
-    case Dtype::i64:
-    case Dtype::u8:
-    case Dtype::u32:
-      break;
-  }
-  throw TraceError(fmt::format("{}: {}; expected a floating type", name, dtype_name(tensor.dtype)));
 }
 
 void rotate(const Rope& rope, double positions, std::span<float> vector) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -14,11 +15,15 @@
 #include <string_view>
 #include <vector>
 
-#include <nlohmann/json_fwd.hpp>
-
 #include "sim/trace/safetensors.h"
 
 namespace kvspan {
+
+// Most tokens of a trace: keys are I32.
+inline constexpr std::int64_t kMaxTokens = std::numeric_limits<std::int32_t>::max();
+
+// The name of a stored layer's tensor: "layers.3.q".
+[[nodiscard]] std::string layer_tensor(int layer, std::string_view suffix);
 
 // A named token range [begin, end).
 struct Span {
@@ -114,25 +119,5 @@ class Trace {
   const TensorView* token_text_ = nullptr;          // into tensors_, as its offsets
   const TensorView* token_text_offsets_ = nullptr;  // null: there is no text
 };
-
-// Elements [first, first + out.size()) of a tensor of floating type, widened to float.
-// Errors: TraceError naming `name` on NaN or infinity.
-void widen(const TensorView& tensor, std::int64_t first, std::span<float> out,
-           const std::string& name);
-
-// Full validation, values included. Returns what was checked, one line each, for `kvspan trace check`.
-// Errors: TraceError on the first defect.
-[[nodiscard]] std::vector<std::string> check_trace(const Trace& trace);
-
-// What is in a trace, for `kvspan trace info`.
-[[nodiscard]] nlohmann::json describe_trace(const Trace& trace);
-
-// Keeps a prefix of `tokens` tokens and the named MODEL layers (empty: all that are stored); N =
-// tokens, n = min(n, N); spans are clipped. Returns one line for each span that was clipped or
-// dropped. Written atomically. Errors: ConfigError on a layer that the trace does not store or a
-// token count outside [1, N].
-std::vector<std::string> slice_trace(const Trace& trace, std::int64_t tokens,
-                                     const std::vector<int>& model_layers,
-                                     const std::filesystem::path& out);
 
 }  // namespace kvspan

@@ -2,16 +2,15 @@
 // The metadata of a trace: strings of unknown origin, until they are parsed and in range.
 #include "sim/trace/trace_meta.h"
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numbers>
-#include <set>
-#include <stdexcept>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "sim/base/error.h"
+#include "sim/base/json_fields.h"
+#include "sim/base/text.h"
 #include "sim/trace/file_checks.h"
 
 namespace kvspan {
@@ -301,34 +300,6 @@ TraceMeta parse_trace_meta(const Metadata& metadata, std::size_t tensor_count,
 
 std::optional<Rope> read_rope(const Metadata& metadata, int head_dim, const std::string& file) {
   return parse_rope(MetaReader(metadata, file), head_dim);
-}
-
-json parse_json_strict(std::string_view text, const JsonLimits& limits) {
-  if (text.size() > limits.bytes) {
-    throw std::invalid_argument(
-        fmt::format("is {} bytes long, more than {}", text.size(), limits.bytes));
-  }
-  std::vector<std::set<std::string>> keys;
-  const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
-    using Event = json::parse_event_t;
-    if ((event == Event::object_start || event == Event::array_start) && depth >= limits.depth) {
-      throw std::invalid_argument(fmt::format("is nested deeper than {}", limits.depth));
-    }
-    if (event == Event::object_start) keys.emplace_back();
-    if (event == Event::object_end) keys.pop_back();
-    if (event == Event::key && !keys.back().insert(parsed.get<std::string>()).second) {
-      throw std::invalid_argument("repeats the key " + json_text(parsed));
-    }
-    return true;
-  };
-  try {
-    return json::parse(text.begin(), text.end(), watch);
-  } catch (const json::parse_error& error) {
-    throw std::invalid_argument(
-        fmt::format("is {}, which is not valid JSON (byte {})", in_quotes(text), error.byte));
-  } catch (const json::exception&) {  // a number that no double holds
-    throw std::invalid_argument("is " + in_quotes(text) + ", which holds a number out of range");
-  }
 }
 
 }  // namespace kvspan

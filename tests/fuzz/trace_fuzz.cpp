@@ -18,7 +18,7 @@
 
 #include "sim/base/error.h"
 #include "sim/trace/safetensors.h"
-#include "sim/trace/trace.h"
+#include "sim/trace/trace_tools.h"
 
 namespace {
 

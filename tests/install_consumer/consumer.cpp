@@ -2,7 +2,7 @@
 #include <cstdio>
 
 #include "sim/base/build_info.h"
-#include "sim/trace/safetensors.h"
+#include "sim/base/file.h"
 
 int main(int, char** argv) {
   std::printf("kvspan %s\n", std::string(kvspan::build_info().version).c_str());

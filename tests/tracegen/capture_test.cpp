@@ -17,6 +17,7 @@
 #include "sim/base/error.h"
 #include "sim/report/result_files.h"
 #include "sim/run/run.h"
+#include "sim/trace/trace_tools.h"
 #include "tests/support/fake_runner.h"
 #include "tracegen/capture/capture_input.h"
 #include "tracegen/model/checkpoint.h"

@@ -13,6 +13,7 @@
 
 #include "sim/attention/trace_stats.h"
 #include "sim/base/error.h"
+#include "sim/trace/trace_tools.h"
 #include "tests/support/trace_builder.h"
 #include "tracegen/synth/portable.h"
 #include "tracegen/synth/synth_fit.h"

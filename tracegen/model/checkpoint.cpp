@@ -15,11 +15,11 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/json_fields.h"
 #include "sim/base/text.h"
-#include "sim/models/model_geometry.h"
+#include "sim/models/model_config.h"
 #include "sim/policy/spec.h"
-#include "sim/trace/checkpoint_files.h"
-#include "sim/trace/trace_meta.h"
+#include "sim/trace/safetensors.h"
 #include "tracegen/model/gguf.h"
 
 namespace kvspan::tracegen {

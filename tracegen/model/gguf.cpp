@@ -13,8 +13,7 @@
 
 #include "sim/base/error.h"
 #include "sim/base/text.h"
-#include "sim/trace/checkpoint_files.h"
-#include "sim/trace/trace_meta.h"
+#include "sim/trace/safetensors.h"
 
 namespace kvspan::tracegen {
 

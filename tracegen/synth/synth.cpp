@@ -16,7 +16,7 @@
 
 #include "sim/base/error.h"
 #include "sim/trace/safetensors.h"
-#include "sim/trace/trace_meta.h"
+#include "sim/trace/trace.h"
 #include "tracegen/synth/portable.h"
 
 namespace kvspan::tracegen {

@@ -9,9 +9,9 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/json_fields.h"
 #include "sim/base/text.h"
 #include "sim/policy/spec.h"
-#include "sim/trace/trace_meta.h"
 #include "tracegen/synth/synth.h"
 
 namespace kvspan::tracegen {

@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/json_fields.h"
 #include "sim/base/text.h"
-#include "sim/trace/trace_meta.h"
 #include "tracegen/tokenizer/parts.h"
 
 namespace kvspan::tracegen {

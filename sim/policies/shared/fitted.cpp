@@ -72,11 +72,11 @@ const FittedScorer& fitted_scorer(const std::string& name) {
   throw ConfigError(fmt::format("'{}' has nothing to fit; {}", name, nearest_hint(name, names)));
 }
 
-std::vector<Model> fit_layer(const FittedScorer& scorer, const Trace& trace, int layer,
-                             RowIndex end, const FitOptions& options) {
+std::vector<Regressor> fit_layer(const FittedScorer& scorer, const Trace& trace, int layer,
+                                 RowIndex end, const FitOptions& options) {
   std::vector<std::vector<Samples>> samples = {scorer.gather(trace, layer, 0, end, options)};
   if (scorer.label_all) scorer.label_all(samples, options);
-  std::vector<Model> out;
+  std::vector<Regressor> out;
   for (const Samples& s : samples.front()) out.push_back(scorer.fit(s, options));
   return out;
 }
@@ -176,7 +176,7 @@ FitOutcome fit_models(const FittedScorer& scorer, const std::vector<Trace>& trai
   FitOutcome out;
   out.set.scorer = scorer.name;
   out.set.layer_ids = train.front().meta().layer_ids;
-  out.set.models.resize(index(layers));
+  out.set.regressors.resize(index(layers));
   out.layers.resize(index(layers));
   out.measure = options.method == "logit" || scorer.name == "write_gate" ? "AUC" : "Kendall tau";
   tbb::parallel_for(0, layers, [&](int l) {
@@ -186,7 +186,7 @@ FitOutcome fit_models(const FittedScorer& scorer, const std::vector<Trace>& trai
       Samples all;
       for (const Part& part : learn) append(part.samples[index(l)][h], all);
       report.train_rows += all.rows();
-      out.set.models[index(l)].push_back(scorer.fit(all, options));
+      out.set.regressors[index(l)].push_back(scorer.fit(all, options));
     }
     step();
     const auto quality = [&](const std::vector<Part>& parts, std::size_t* rows) {
@@ -195,8 +195,8 @@ FitOutcome fit_models(const FittedScorer& scorer, const std::vector<Trace>& trai
         for (std::size_t h = 0; h < heads; ++h) {
           const Samples& s = part.samples[index(l)][h];
           if (rows != nullptr) *rows += s.rows();
-          sum += scorer.quality(out.set.models[index(l)][h], s, *part.trace, l, static_cast<int>(h),
-                                part.from, part.end);
+          sum += scorer.quality(out.set.regressors[index(l)][h], s, *part.trace, l,
+                                static_cast<int>(h), part.from, part.end);
         }
         if (rows != nullptr) step();
       }
@@ -243,18 +243,18 @@ Parameter weights_parameter() {
           {}};
 }
 
-std::shared_ptr<const ModelSet> load_weights(const Arguments& arguments,
-                                             const std::string& method) {
+std::shared_ptr<const RegressorSet> load_weights(const Arguments& arguments,
+                                                 const std::string& method) {
   if (arguments.is("weights", "self")) return nullptr;
   const std::string& file = arguments.text("weights");
-  auto set = std::make_shared<ModelSet>(ModelSet::load(file));
+  auto set = std::make_shared<RegressorSet>(RegressorSet::load(file));
   if (set->scorer != arguments.policy()) {
     throw ConfigError(
         fmt::format("{}(weights): '{}' was fitted for {}", arguments.policy(), file, set->scorer));
   }
-  if (!method.empty() && set->models.front().front().method != method) {
+  if (!method.empty() && set->regressors.front().front().method != method) {
     throw ConfigError(fmt::format("{}(weights): '{}' holds {}, expected {}", arguments.policy(),
-                                  file, set->models.front().front().method, method));
+                                  file, set->regressors.front().front().method, method));
   }
   return set;
 }
@@ -270,7 +270,7 @@ std::string fitted_note(const Arguments& arguments, const std::string& method,
                      arguments.text("weights"));
 }
 
-double agreement(const Model& model, const Samples& samples) {
+double agreement(const Regressor& model, const Samples& samples) {
   const std::size_t rows = samples.rows();
   std::vector<double> out(rows);
   model.evaluate(samples.x, out);

@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "sim/learn/rank_measures.h"
 #include "sim/learn/regression.h"
+#include "sim/learn/regressor_set.h"
 #include "sim/policy/recipe.h"
 
 namespace kvspan::policies {
@@ -57,9 +59,9 @@ struct FittedScorer {
       gather;
   // Turns raw labels into labels, over all layers; may be empty.
   std::function<void(std::vector<std::vector<Samples>>&, const FitOptions&)> label_all;
-  std::function<Model(const Samples&, const FitOptions&)> fit;
+  std::function<Regressor(const Samples&, const FitOptions&)> fit;
   // Agreement with the label: AUC of a logistic regression, else Kendall's tau.
-  std::function<double(const Model&, const Samples&, const Trace&, int layer, int head,
+  std::function<double(const Regressor&, const Samples&, const Trace&, int layer, int head,
                        RowIndex from, RowIndex end)>
       quality;
 };
@@ -71,13 +73,13 @@ struct FittedScorer {
 [[nodiscard]] FittedScorer locret_fit();
 
 // Models of one layer fitted on rows [0, end): what weights=self means.
-[[nodiscard]] std::vector<Model> fit_layer(const FittedScorer& scorer, const Trace& trace,
-                                           int layer, RowIndex end, const FitOptions& options);
+[[nodiscard]] std::vector<Regressor> fit_layer(const FittedScorer& scorer, const Trace& trace,
+                                               int layer, RowIndex end, const FitOptions& options);
 
 // What `kvspan fit` does. Without test traces the first half of every training prompt trains, and the
 // second half tests.
 struct FitOutcome {
-  ModelSet set;         // `about` filled in
+  RegressorSet set;     // `about` filled in
   std::string measure;  // "AUC" or "Kendall tau"
   struct Layer {
     std::size_t train_rows = 0, test_rows = 0;  // of all heads
@@ -94,13 +96,13 @@ struct FitOutcome {
 
 // The parameter `weights`, and what it says. `method`: what the file must hold; empty: anything.
 [[nodiscard]] Parameter weights_parameter();
-[[nodiscard]] std::shared_ptr<const ModelSet> load_weights(const Arguments& arguments,
-                                                           const std::string& method);
+[[nodiscard]] std::shared_ptr<const RegressorSet> load_weights(const Arguments& arguments,
+                                                               const std::string& method);
 // "stand-in: ..." for recipe.notes.
 [[nodiscard]] std::string fitted_note(const Arguments& arguments, const std::string& method,
                                       const Geometry& geometry);
 
 // Mean over decisions of Kendall's tau, or AUC of a logistic regression, of a model's outputs.
-[[nodiscard]] double agreement(const Model& model, const Samples& samples);
+[[nodiscard]] double agreement(const Regressor& model, const Samples& samples);
 
 }  // namespace kvspan::policies

@@ -38,7 +38,7 @@ Samples samples_of(std::size_t rows, const F& f, std::int64_t stream = 0) {
   return s;
 }
 
-std::vector<double> outputs(const Model& model, const Samples& s) {
+std::vector<double> outputs(const Regressor& model, const Samples& s) {
   std::vector<double> out(s.rows() * model.outputs);
   model.evaluate(s.x, out);
   return out;
@@ -52,11 +52,11 @@ TEST_CASE("a ridge regression is its closed form", "[fit][ridge]") {
   s.width = 1;
   s.x = {-1, 1};
   s.y = {8, 12};
-  const Model model = fit_ridge(s, 2);
+  const Regressor model = fit_ridge(s, 2);
   CHECK(outputs(model, s) == std::vector<double>{9, 11});
   // x = 3, 7 has mean 5 and deviation 2.
   s.x = {3, 7};
-  const Model moved = fit_ridge(s, 2);
+  const Regressor moved = fit_ridge(s, 2);
   CHECK(moved.mean == std::vector<float>{5});
   CHECK(moved.scale == std::vector<float>{0.5});
   CHECK(outputs(moved, s) == std::vector<double>{9, 11});
@@ -88,7 +88,7 @@ TEST_CASE("a logistic regression meets its first-order condition", "[fit][logit]
       200, [](double a, double b) { return std::sin(9 * a) + a + b / 5 > 1.2 ? 1.0 : 0.0; });
   const double lambda = 3;
   const double weight = 2.5;
-  const Model m = fit_logit(s, lambda, weight);
+  const Regressor m = fit_logit(s, lambda, weight);
   const auto odds = outputs(m, s);
   double gradient[3] = {lambda * static_cast<double>(m.parameters[0]),
                         lambda * static_cast<double>(m.parameters[1]), 0};
@@ -124,13 +124,13 @@ TEST_CASE("the network's gradient agrees with finite differences", "[fit][mlp]")
     options.steps = 1;
     options.pairwise = pairwise;
     options.margin = 0.3;
-    const Model model = fit_mlp(s, options);
+    const Regressor model = fit_mlp(s, options);
     std::vector<double> gradient;
     (void)mlp_loss(model, s, options, &gradient);
     REQUIRE(gradient.size() == model.parameters.size());
     for (std::size_t i = 0; i < gradient.size(); ++i) {
-      Model more = model;
-      Model less = model;
+      Regressor more = model;
+      Regressor less = model;
       more.parameters[i] += 1e-3F;
       less.parameters[i] -= 1e-3F;
       const auto step =
@@ -149,7 +149,7 @@ TEST_CASE("the network learns an order that no plane has", "[fit][mlp]") {
   options.hidden = 16;
   options.steps = 400;
   options.margin = 0.1;
-  const Model model = fit_mlp(s, options);
+  const Regressor model = fit_mlp(s, options);
   CHECK(kendall_tau(outputs(model, s), s.y) > 0.85);
   CHECK(kendall_tau(outputs(fit_ridge(s, 1), s), s.y) < 0.5);
   CHECK(model.parameters == fit_mlp(s, options).parameters);  // the seed decides
@@ -217,7 +217,7 @@ TEST_CASE("AUC and Kendall's tau agree with counting pairs", "[fit][ranks]") {
 }
 
 TEST_CASE("centres find two clusters", "[fit][centres]") {
-  const Model model = fit_centres(std::vector<float>{0, 1, 2, 100, 101, 102}, 1, 2, 3);
+  const Regressor model = fit_centres(std::vector<float>{0, 1, 2, 100, 101, 102}, 1, 2, 3);
   std::vector<float> found = model.parameters;
   std::sort(found.begin(), found.end());
   CHECK(found == std::vector<float>{1, 101});
@@ -228,24 +228,24 @@ TEST_CASE("a set of models is saved and loaded as it is", "[fit][files]") {
   std::filesystem::create_directories(folder);
   const auto path = folder / "models.safetensors";
   const Samples s = samples_of(30, [](double a, double b) { return a + b; });
-  ModelSet set;
+  RegressorSet set;
   set.scorer = "locret";
   set.layer_ids = {4, 9};
-  set.models = {{fit_ridge(s, 1), fit_ridge(s, 2)}, {fit_ridge(s, 3), fit_ridge(s, 4)}};
+  set.regressors = {{fit_ridge(s, 1), fit_ridge(s, 2)}, {fit_ridge(s, 3), fit_ridge(s, 4)}};
   set.about["train"] = "nothing";
   set.save(path);
-  const ModelSet back = ModelSet::load(path);
+  const RegressorSet back = RegressorSet::load(path);
   CHECK(back.scorer == "locret");
   CHECK(back.layer_ids == set.layer_ids);
   CHECK(back.about.at("train") == "nothing");
-  CHECK(back.layer(9, 2, 2)[1].parameters == set.models[1][1].parameters);
-  CHECK(back.layer(4, 2, 2)[0].mean == set.models[0][0].mean);
-  CHECK(outputs(back.layer(9, 2, 2)[0], s) == outputs(set.models[1][0], s));
+  CHECK(back.layer(9, 2, 2)[1].parameters == set.regressors[1][1].parameters);
+  CHECK(back.layer(4, 2, 2)[0].mean == set.regressors[0][0].mean);
+  CHECK(outputs(back.layer(9, 2, 2)[0], s) == outputs(set.regressors[1][0], s));
   CHECK_THROWS_AS(back.layer(5, 2, 2), ConfigError);
   CHECK_THROWS_AS(back.layer(4, 3, 2), ConfigError);
   CHECK_THROWS_AS(back.layer(4, 2, 7), ConfigError);
   test::write_trace(folder / "trace.safetensors", test::random_spec({}));
-  CHECK_THROWS_AS(ModelSet::load(folder / "trace.safetensors"), TraceError);
+  CHECK_THROWS_AS(RegressorSet::load(folder / "trace.safetensors"), TraceError);
   std::filesystem::remove_all(folder);
 }
 
@@ -266,7 +266,7 @@ TEST_CASE("every scorer fits on one half of a prompt and is tested on the other"
       options.steps = 20;
       options.queries = 3;
       const auto out = policies::fit_models(scorer, {trace}, {}, options, nullptr, nullptr);
-      CHECK(out.set.models.size() == 2);
+      CHECK(out.set.regressors.size() == 2);
       CHECK(out.layers.size() == 2);
       CHECK(out.total().train_rows > 0);
       CHECK(out.total().test_rows > 0);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sim/models/model_geometry.h"
+#include "sim/models/model_config.h"
 
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
