@@ -689,8 +689,6 @@ SafetensorsWriter::SafetensorsWriter(fs::path path, const Metadata& metadata,
     throw Error(fmt::format("{}: a header of {} bytes; readers accept {}",
                             path_text(impl_->file.path()), text.size(), kMaxHeaderBytes),
                 1);
-    readers accept {}",
-                                               text.size(), kMaxHeaderBytes));
   }
   const std::uint64_t data_start = kLengthBytes + text.size();
   for (auto& [name, place] : impl_->places) place.offset += data_start;
