@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "sim/replay/engine.h"
+#include "sim/run/result.h"
 #include "tests/support/trace_builder.h"
 
 namespace kvspan::test {

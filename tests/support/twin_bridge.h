@@ -8,6 +8,7 @@
 #include <string>
 
 #include "sim/replay/engine.h"
+#include "sim/run/result.h"
 #include "tests/support/trace_builder.h"
 #include "tests/twin/twin.h"
 
