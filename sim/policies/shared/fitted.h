@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "sim/learn/regression.h"
-#include "sim/policy/recipe.h"
+#include "sim/policies/shared/layer_table.h"
 
 namespace kvspan::policies {
 
