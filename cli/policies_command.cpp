@@ -7,7 +7,7 @@
 #include <fmt/ranges.h>
 
 #include "cli/commands.h"
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 #include "sim/report/catalogue.h"
 
 namespace kvspan::cli {
@@ -19,10 +19,10 @@ void list_all() {
   std::size_t klass = 0;
   for (const PolicyEntry& e : registry()) {
     name = std::max(name, e.name.size());
-    klass = std::max(klass, e.klass.size());
+    klass = std::max(klass, text_of(e.kind).size());
   }
   for (const PolicyEntry& e : registry())
-    fmt::print("{:<{}}  {:<{}}  {}\n", e.name, name, e.klass, klass, e.summary);
+    fmt::print("{:<{}}  {:<{}}  {}\n", e.name, name, text_of(e.kind), klass, e.summary);
   fmt::print(
       "\nkvspan policies NAME tells parameters, defaults, what a trace must hold, and the "
       "source.\n");
@@ -30,7 +30,7 @@ void list_all() {
 
 void show(const PolicyEntry& e) {
   fmt::print("{}: {}\n\n  class     {}\n  source    {}\n  evidence  {}\n  needs     {}\n", e.name,
-             e.summary, e.klass, e.source, e.evidence, e.needs);
+             e.summary, text_of(e.kind), e.source, e.evidence, e.needs);
   if (!e.differs.empty()) fmt::print("  differs   {}\n", e.differs);
   if (!e.alone.empty()) fmt::print("  alone     no: {}\n", e.alone);
   if (e.parameters.empty()) return;
@@ -43,7 +43,7 @@ void show(const PolicyEntry& e) {
   }
   for (const Parameter& p : e.parameters) {
     const std::string range =
-        p.choices.empty() ? p.unit : fmt::format("{}", fmt::join(p.choices, "|"));
+        p.words().empty() ? p.unit : fmt::format("{}", fmt::join(p.words(), "|"));
     fmt::print("  {:<{}}  {:<{}}  {}{}\n", p.name, name,
                p.fallback.empty() ? "(required)" : p.fallback, value, p.help,
                range.empty() ? "" : fmt::format(" [{}]", range));

@@ -29,7 +29,7 @@ void check_terms(const RecipeSpec& spec) {
 PolicyList::PolicyList(QObject* parent) : QAbstractItemModel(parent) {
   for (const PolicyEntry& entry : registry()) {
     if (entry.wrapper) continue;
-    const QString name = text_of(entry.klass);
+    const QString name = text_of(std::string(kvspan::text_of(entry.kind)));
     auto at = std::find_if(classes_.begin(), classes_.end(),
                            [&](const Class& c) { return c.name == name; });
     if (at == classes_.end()) at = classes_.insert(at, {name, {}});
@@ -70,7 +70,8 @@ QVariant PolicyList::data(const QModelIndex& index, int role) const {
     case kNameRole:
       return text_of(entry.name);
     case kSearchRole:
-      return text_of(entry.name + ' ' + entry.klass + ' ' + entry.summary);
+      return text_of(entry.name + ' ' + std::string(kvspan::text_of(entry.kind)) + ' ' +
+                     entry.summary);
     case Qt::ToolTipRole:
       return text_of(entry.summary + "\n" + entry.source +
                      (entry.needs.empty() ? "" : "\nneeds " + entry.needs) +

@@ -9,7 +9,7 @@
 #include <optional>
 #include <vector>
 
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 
 namespace kvspan::gui {
 

@@ -57,9 +57,9 @@ class ParameterEditors final : public QStyledItemDelegate {
   QWidget* createEditor(QWidget* parent, const QStyleOptionViewItem&,
                         const QModelIndex& index) const override {
     const Parameter& p = parameter(index);
-    if (p.kind == Parameter::Kind::word) {
+    if (!p.words().empty()) {
       auto* words = new QComboBox(parent);
-      for (const std::string& word : p.choices) words->addItem(QString::fromStdString(word));
+      for (const std::string& word : p.words()) words->addItem(QString::fromStdString(word));
       return words;
     }
     const QString value = index.data(Qt::EditRole).toString();
@@ -71,7 +71,8 @@ class ParameterEditors final : public QStyledItemDelegate {
         constexpr double kMost = std::numeric_limits<int>::max() - 1;
         return static_cast<int>(std::clamp(limit, -kMost, kMost));
       };
-      number->setRange(bounded(p.lowest) - (may_be_auto(p) ? 1 : 0), bounded(p.highest));
+      number->setRange(bounded(p.range.lowest) - (may_be_auto(p) ? 1 : 0),
+                       bounded(p.range.highest));
       if (may_be_auto(p)) number->setSpecialValueText("auto");
       if (!p.unit.empty()) number->setSuffix(QString::fromStdString(' ' + p.unit));
       number->setFrame(false);

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 
 namespace kvspan {
 

@@ -136,40 +136,43 @@ PolicyEntry adakv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "adakv";
-  entry.klass = "head budget";
+  entry.kind = MethodKind::head_budget;
   entry.summary = "shares a layer's budget out among its heads by the scores of the prompt";
   entry.source = "Feng et al. 2024, arXiv 2407.11550";
   entry.evidence = "code read";
   entry.differs = "the authors' repository and kvpress allocate differently (form=code|kvpress)";
   entry.needs = "q and k, or probabilities of the last `window` prompt rows";
   entry.parameters = votes_parameters(32, 7);
-  entry.parameters.insert(
-      entry.parameters.begin(),
-      {budget_parameter(),
-       {"alpha", Kind::real, "0.2", "", "share of the base that every head is sure of", {}, 0, 1}});
+  entry.parameters.insert(entry.parameters.begin(),
+                          {budget_parameter(),
+                           {.name = "alpha",
+                            .kind = Kind::real,
+                            .fallback = "0.2",
+                            .help = "share of the base that every head is sure of",
+                            .range = {0, 1}}});
   const std::vector<Parameter> more = {
-      {"normalize",
-       Kind::word,
-       "false",
-       "",
-       "weigh a head's scores by the share that its best hold",
-       {"false", "true"}},
-      {"skip", Kind::count, "0", "layers", "the model's first layers, shared evenly", {}, 0, 1e6},
-      {"form",
-       Kind::word,
-       "code",
-       "",
-       "safeguard of the authors' code, or of kvpress",
-       {"code", "kvpress"}}};
+      {.name = "normalize",
+       .kind = Kind::flag,
+       .fallback = "false",
+       .help = "weigh a head's scores by the share that its best hold"},
+      {.name = "skip",
+       .fallback = "0",
+       .unit = "layers",
+       .help = "the model's first layers, shared evenly",
+       .range = {0, 1e6}},
+      {.name = "form",
+       .kind = Kind::word,
+       .fallback = "code",
+       .help = "safeguard of the authors' code, or of kvpress",
+       .choices = {"code", "kvpress"}}};
   entry.parameters.insert(entry.parameters.end(), more.begin(), more.end());
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    const bool normalize = arguments.is("normalize", "true");
+    const bool normalize = arguments.flag("normalize");
     const Scoring votes = votes_scoring(arguments);
     Recipe recipe = budgeted(arguments, geometry, by_default(votes));
-    recipe.shape =
-        own<std::shared_ptr<const Budget>>(std::make_shared<AcrossHeads>(AcrossHeads::Settings{
-            arguments.real("alpha"), normalize, arguments.is("form", "kvpress"),
-            static_cast<int>(arguments.count("skip")), geometry.trace == nullptr}));
+    recipe.shape = own(std::make_shared<AcrossHeads>(AcrossHeads::Settings{
+        arguments.real("alpha"), normalize, arguments.is("form", "kvpress"),
+        static_cast<int>(arguments.count("skip")), geometry.trace == nullptr}));
     recipe.protect = by_default(protect_recent(arguments.count("window")));
     recipe.closed_form = false;
     if (geometry.trace == nullptr) {

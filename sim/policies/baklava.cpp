@@ -27,12 +27,11 @@
 #include <fmt/format.h>
 #include <tbb/parallel_for.h>
 
-#include "sim/attention/kernels.h"
-#include "sim/attention/layer_scores.h"
 #include "sim/base/error.h"
 #include "sim/policies/shared/gates.h"
 #include "sim/policies/shared/helpers.h"
-#include "sim/trace/trace.h"
+#include "sim/policies/shared/kernels.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -248,7 +247,7 @@ PolicyEntry baklava() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "baklava";
-  entry.klass = "head budget";
+  entry.kind = MethodKind::head_budget;
   entry.summary = "baklava-like: sinks and recent windows, longer in heads that change values more";
   entry.source = "Gulhan et al. 2025, arXiv 2502.13176";
   entry.evidence = "secondary";
@@ -258,23 +257,19 @@ PolicyEntry baklava() {
   entry.needs =
       "nothing with profile=TRACE, or profile=FILE and power; else q, k and v, or probabilities of "
       "the prompt's first half";
-  entry.parameters = {budget_parameter(),
-                      {"profile",
-                       Kind::text,
-                       "auto",
-                       "",
-                       "file of importance, [layers][kv_heads], JSON or TSV, or a trace to "
-                       "calibrate on; auto: this trace",
-                       {}},
-                      {"power",
-                       Kind::real,
-                       "auto",
-                       "",
-                       "exponent of the importance; auto: least mass lost on a grid",
-                       {},
-                       0,
-                       100},
-                      {"sinks", Kind::count, "4", "tokens", "first tokens, always kept", {}}};
+  entry.parameters = {
+      budget_parameter(),
+      {.name = "profile",
+       .kind = Kind::text,
+       .fallback = "auto",
+       .help = "file of importance, [layers][kv_heads], JSON or TSV, or a trace to "
+               "calibrate on; auto: this trace"},
+      {.name = "power",
+       .kind = Kind::real,
+       .fallback = "auto",
+       .help = "exponent of the importance; auto: least mass lost on a grid",
+       .range = {0, 100}},
+      {.name = "sinks", .fallback = "4", .unit = "tokens", .help = "first tokens, always kept"}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const TokenCount sinks = arguments.count("sinks");
     const HeadSource source = head_source(arguments, "profile", geometry);
@@ -322,7 +317,7 @@ PolicyEntry baklava() {
       recipe.notes.back() += fmt::format(
           ", power {:g}", allocation->power_of(entries_of(arguments, "budget", geometry)));
     }
-    recipe.shape = own<std::shared_ptr<const Budget>>(allocation);
+    recipe.shape = own(allocation);
     recipe.protect = own(ProtectRule([sinks](TokenCount budget) {
       const TokenCount first = std::min(sinks, budget);
       return Protect{first, budget - first};

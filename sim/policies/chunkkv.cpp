@@ -200,7 +200,7 @@ PolicyEntry chunkkv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "chunkkv";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "keeps whole chunks of tokens, one set per layer, once, after the prompt";
   entry.source = "Liu et al. 2025, arXiv 2502.00299";
   entry.evidence = "code read (kvpress), paper secondary";
@@ -210,22 +210,26 @@ PolicyEntry chunkkv() {
   entry.needs = "q and k, or probabilities of the last `window` prompt rows";
   entry.parameters = {
       budget_parameter(),
-      {"preset",
-       Kind::word,
-       "paper",
-       "",
-       "the paper's listing, or the first author's code",
-       {"paper", "kvpress"}},
-      {"length", Kind::count, "auto", "tokens", "of a chunk; auto: 10, kvpress 20", {}, 1, 1e6},
-      {"window",
-       Kind::count,
-       "auto",
-       "rows",
-       "observation window; auto: 8 on top of the budget, kvpress 64 inside it",
-       {},
-       1,
-       1e6},
-      {"reuse", Kind::count, "1", "layers", "this many layers share one set", {}, 1, 1e6}};
+      {.name = "preset",
+       .kind = Kind::word,
+       .fallback = "paper",
+       .help = "the paper's listing, or the first author's code",
+       .choices = {"paper", "kvpress"}},
+      {.name = "length",
+       .fallback = "auto",
+       .unit = "tokens",
+       .help = "of a chunk; auto: 10, kvpress 20",
+       .range = {1, 1e6}},
+      {.name = "window",
+       .fallback = "auto",
+       .unit = "rows",
+       .help = "observation window; auto: 8 on top of the budget, kvpress 64 inside it",
+       .range = {1, 1e6}},
+      {.name = "reuse",
+       .fallback = "1",
+       .unit = "layers",
+       .help = "this many layers share one set",
+       .range = {1, 1e6}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const bool kvpress = arguments.is("preset", "kvpress");
     if (!arguments.has("length")) arguments.set("length", kvpress ? "20" : "10");
@@ -249,7 +253,7 @@ PolicyEntry chunkkv() {
                       "decides for them",
                       lacking, reuse));
     }
-    recipe.shape = own<std::shared_ptr<const Budget>>(chunks);
+    recipe.shape = own(chunks);
     recipe.protect = own(protect_recent(kvpress ? 0 : settings.window));
     recipe.pick = own(Pick(
         [settings](const View& view, int head, std::span<const TokenIndex> entries,

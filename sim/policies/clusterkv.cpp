@@ -17,8 +17,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "sim/attention/kernels.h"
 #include "sim/base/random.h"
+#include "sim/policies/shared/kernels.h"
 #include "sim/policies/shared/selection.h"
 
 namespace kvspan::policies {
@@ -256,7 +256,7 @@ PolicyEntry clusterkv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "clusterkv";
-  entry.klass = "offload";
+  entry.kind = MethodKind::offload;
   entry.summary = "reads the clusters of keys nearest to the query; the cache may live on the host";
   entry.source = "Liu et al. 2024, arXiv 2412.03213";
   entry.evidence = "code read (accuracy), secondary (paper)";
@@ -268,39 +268,38 @@ PolicyEntry clusterkv() {
   budget.help = "sinks and clustered entries that a query head reads in a row";
   entry.parameters = {
       budget,
-      {"sinks",
-       Kind::count,
-       "16",
-       "tokens",
-       "first tokens, always read, never clustered",
-       {},
-       0,
-       1e9},
-      {"clusters", Kind::count, "auto", "", "of the prompt; auto: a token in 80", {}, 1, 1e9},
-      {"iterations", Kind::count, "20", "", "of k-means, at most", {}, 0, 10000},
-      {"every",
-       Kind::count,
-       "320",
-       "tokens",
-       "generated tokens that are clustered together",
-       {},
-       1,
-       1e9},
-      {"added", Kind::count, "4", "", "clusters that they form", {}, 1, 1e9},
-      {"skip", Kind::count, "2", "layers", "first layers of the model, left alone", {}, 0, 1e6},
-      {"offload",
-       Kind::word,
-       "on",
-       "",
-       "the cache lives on the host, or on the device",
-       {"on", "off"}},
-      {"buffers",
-       Kind::word,
-       "query",
-       "",
-       "device buffers of selected entries: per query head, or per KV head",
-       {"query", "kv"}},
-      {"seed", Kind::count, "auto", "", "of the first centroids; auto: --seed", {}, 0, 9e15}};
+      {.name = "sinks",
+       .fallback = "16",
+       .unit = "tokens",
+       .help = "first tokens, always read, never clustered",
+       .range = {0, 1e9}},
+      {.name = "clusters",
+       .fallback = "auto",
+       .help = "of the prompt; auto: a token in 80",
+       .range = {1, 1e9}},
+      {.name = "iterations", .fallback = "20", .help = "of k-means, at most", .range = {0, 10000}},
+      {.name = "every",
+       .fallback = "320",
+       .unit = "tokens",
+       .help = "generated tokens that are clustered together",
+       .range = {1, 1e9}},
+      {.name = "added", .fallback = "4", .help = "clusters that they form", .range = {1, 1e9}},
+      {.name = "skip",
+       .fallback = "2",
+       .unit = "layers",
+       .help = "first layers of the model, left alone",
+       .range = {0, 1e6}},
+      {.name = "offload",
+       .kind = Kind::word,
+       .fallback = "on",
+       .help = "the cache lives on the host, or on the device",
+       .choices = {"on", "off"}},
+      {.name = "buffers",
+       .kind = Kind::word,
+       .fallback = "query",
+       .help = "device buffers of selected entries: per query head, or per KV head",
+       .choices = {"query", "kv"}},
+      seed_parameter("of the first centroids")};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Settings s;
     s.budget = entries_of(arguments, "budget", geometry);

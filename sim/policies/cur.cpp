@@ -25,7 +25,7 @@ class Cur final : public Scorer {
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
     const LayerShape& shape = view.shape();
-    const int kv_head = head * shape.kv_heads / shape.heads;
+    const int kv_head = shape.kv_head(head);
     std::vector<double> k2;
     std::vector<double> v2;
     if (needs().k) k2 = local(entries, [&](TokenIndex t) { return view.key(kv_head, t); });
@@ -83,23 +83,28 @@ PolicyEntry cur() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "cur";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "keeps entries of high leverage, by local norms of key and value";
   entry.source = "Sengupta et al. 2025, arXiv 2509.15038; code NVIDIA/kvpress";
   entry.evidence = "code read (kvpress)";
   entry.differs =
       "the paper's random sketch is unseeded in kvpress; the local norms are taken here";
   entry.needs = "k and v (leverage=key or value: that one)";
-  entry.parameters = {
-      budget_parameter(),
-      {"sinks", Kind::count, "4", "tokens", "first tokens, ranked above all", {}, 0, 1e12},
-      {"window", Kind::count, "16", "entries", "norms are shares of their window", {}, 1, 1e9},
-      {"leverage",
-       Kind::word,
-       "kv_product",
-       "",
-       "what is ranked",
-       {"kv_product", "key", "value", "kv_avg"}}};
+  entry.parameters = {budget_parameter(),
+                      {.name = "sinks",
+                       .fallback = "4",
+                       .unit = "tokens",
+                       .help = "first tokens, ranked above all"},
+                      {.name = "window",
+                       .fallback = "16",
+                       .unit = "entries",
+                       .help = "norms are shares of their window",
+                       .range = {1, 1e9}},
+                      {.name = "leverage",
+                       .kind = Kind::word,
+                       .fallback = "kv_product",
+                       .help = "what is ranked",
+                       .choices = {"kv_product", "key", "value", "kv_avg"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Scoring scoring;
     scoring.make = [sinks = arguments.count("sinks"), window = arguments.count("window"),

@@ -144,7 +144,7 @@ PolicyEntry dbudgetkv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "dbudgetkv";
-  entry.klass = "layer budget";
+  entry.kind = MethodKind::layer_budget;
   entry.summary = "sinks and a recent window as long as the attention's norm asks for (ReFreeKV)";
   entry.source = "Ni et al. 2025, arXiv 2502.16886";
   entry.evidence = "code read, paper read";
@@ -153,23 +153,27 @@ PolicyEntry dbudgetkv() {
       "the published budgets look like it); 1 % in the paper, 5 % in its scripts";
   entry.needs = "q and k, or probabilities of the prompt's last `rows` rows";
   entry.parameters = {
-      {"threshold", Kind::real, "0.01", "", "share of the norm that may be lost", {}, 0, 1},
-      {"sinks", Kind::count, "4", "tokens", "first tokens, kept first", {}},
-      {"norm",
-       Kind::word,
-       "code",
-       "",
-       "norms without the sinks, as in the code, or with them",
-       {"code", "paper"}},
-      {"rows",
-       Kind::count,
-       "1",
-       "rows",
-       "last prompt rows whose attention is averaged",
-       {},
-       1,
-       1e6},
-      {"skip", Kind::count, "2", "layers", "the model's first layers, left whole", {}, 0, 1e6}};
+      {.name = "threshold",
+       .kind = Kind::real,
+       .fallback = "0.01",
+       .help = "share of the norm that may be lost",
+       .range = {0, 1}},
+      {.name = "sinks", .fallback = "4", .unit = "tokens", .help = "first tokens, kept first"},
+      {.name = "norm",
+       .kind = Kind::word,
+       .fallback = "code",
+       .help = "norms without the sinks, as in the code, or with them",
+       .choices = {"code", "paper"}},
+      {.name = "rows",
+       .fallback = "1",
+       .unit = "rows",
+       .help = "last prompt rows whose attention is averaged",
+       .range = {1, 1e6}},
+      {.name = "skip",
+       .fallback = "2",
+       .unit = "layers",
+       .help = "the model's first layers, left whole",
+       .range = {0, 1e6}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Settings settings{arguments.real("threshold"), arguments.count("sinks"),
                             arguments.count("rows"), static_cast<int>(arguments.count("skip")),
@@ -182,8 +186,8 @@ PolicyEntry dbudgetkv() {
     scoring.by_position = true;
     Recipe recipe;
     recipe.scorer = own(scoring);
-    recipe.shape = own<std::shared_ptr<const Budget>>(std::make_shared<NormCut>(settings));
-    recipe.schedule = own(Schedule::prompt_end());
+    recipe.shape = own(std::make_shared<NormCut>(settings));
+    recipe.schedule = own(Schedule::at_evict_point());
     recipe.closed_form = false;
     if (geometry.trace == nullptr)
       recipe.notes.emplace_back("the prompt decides how much is kept; at most everything");

@@ -27,7 +27,7 @@ PolicyEntry duoattention() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "duoattention";
-  entry.klass = "head budget";
+  entry.kind = MethodKind::head_budget;
   entry.summary = "retrieval heads keep all, streaming heads keep sinks and a recent window";
   entry.source = "Xiao et al. 2024, arXiv 2410.10819";
   entry.evidence = "code read";
@@ -38,23 +38,22 @@ PolicyEntry duoattention() {
       "nothing with heads=FILE or TRACE; else q and k, or probabilities of the last half of the "
       "rows";
   entry.parameters = {
-      {"heads",
-       Kind::text,
-       "auto",
-       "",
-       "file of gates, [layers][kv_heads], JSON or TSV, or a trace to fit them on; auto: this "
-       "trace",
-       {}},
-      {"sparsity",
-       Kind::real,
-       "auto",
-       "",
-       "share of streaming heads; auto: 0.5 without a file of gates",
-       {},
-       0,
-       1},
-      {"sinks", Kind::count, "128", "tokens", "kept by streaming heads", {}},
-      {"window", Kind::count, "1024", "tokens", "newest kept by streaming heads", {}}};
+      {.name = "heads",
+       .kind = Kind::text,
+       .fallback = "auto",
+       .help =
+           "file of gates, [layers][kv_heads], JSON or TSV, or a trace to fit them on; auto: this "
+           "trace"},
+      {.name = "sparsity",
+       .kind = Kind::real,
+       .fallback = "auto",
+       .help = "share of streaming heads; auto: 0.5 without a file of gates",
+       .range = {0, 1}},
+      {.name = "sinks", .fallback = "128", .unit = "tokens", .help = "kept by streaming heads"},
+      {.name = "window",
+       .fallback = "1024",
+       .unit = "tokens",
+       .help = "newest kept by streaming heads"}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Protect protect{arguments.count("sinks"), arguments.count("window")};
     const HeadSource source = head_source(arguments, "heads", geometry);

@@ -12,7 +12,7 @@
 #include <Eigen/Core>
 
 #include "sim/policies/shared/helpers.h"
-#include "sim/trace/trace.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -38,7 +38,7 @@ class Expected final : public Scorer {
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
     const LayerShape& shape = view.shape();
-    const int kv_head = head * shape.kv_heads / shape.heads;
+    const int kv_head = shape.kv_head(head);
     const auto count = static_cast<Eigen::Index>(entries.size());
     Eigen::MatrixXd keys(shape.k_dim, count);
     for (Eigen::Index i = 0; i < count; ++i) {
@@ -177,21 +177,35 @@ PolicyEntry expected_attention() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "expected_attention";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "keeps what queries like the prompt's are expected to attend to later";
   entry.source = "Devoto et al. 2025, arXiv 2510.00636; code NVIDIA/kvpress";
   entry.evidence = "code read";
   entry.needs = "q, k and v; the rope_* fields where the model rotates q and k";
   entry.parameters = {
       budget_parameter(),
-      {"sinks", Kind::count, "4", "tokens", "first tokens, always kept", {}, 0, 1e12},
-      {"future", Kind::count, "512", "rows", "coming positions that are averaged", {}, 1, 1e6},
-      {"covariance", Kind::word, "true", "", "uses the second moment", {"true", "false"}},
-      {"vnorm", Kind::word, "true", "", "times the norm of the value", {"true", "false"}},
-      {"epsilon", Kind::real, "0", "", "added before that product", {}, 0, 1e6}};
+      {.name = "sinks", .fallback = "4", .unit = "tokens", .help = "first tokens, always kept"},
+      {.name = "future",
+       .fallback = "512",
+       .unit = "rows",
+       .help = "coming positions that are averaged",
+       .range = {1, 1e6}},
+      {.name = "covariance",
+       .kind = Kind::flag,
+       .fallback = "true",
+       .help = "uses the second moment"},
+      {.name = "vnorm",
+       .kind = Kind::flag,
+       .fallback = "true",
+       .help = "times the norm of the value"},
+      {.name = "epsilon",
+       .kind = Kind::real,
+       .fallback = "0",
+       .help = "added before that product",
+       .range = {0, 1e6}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Settings settings{arguments.count("sinks"), arguments.count("future"),
-                            arguments.is("covariance", "true"), arguments.is("vnorm", "true"),
+                            arguments.flag("covariance"), arguments.flag("vnorm"),
                             arguments.real("epsilon")};
     Scoring scoring;
     scoring.make = [settings](const LayerShape& shape) {

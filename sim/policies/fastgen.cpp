@@ -21,7 +21,7 @@
 #include <fmt/format.h>
 
 #include "sim/policies/shared/helpers.h"
-#include "sim/trace/trace.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -210,7 +210,7 @@ PolicyEntry fastgen() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "fastgen";
-  entry.klass = "head budget";
+  entry.kind = MethodKind::head_budget;
   entry.summary = "every head the cheapest of five sets that explains its attention in the prompt";
   entry.source = "Ge et al. 2023, arXiv 2310.01801; AnswerDotAI/cold-compress";
   entry.evidence = "secondary";
@@ -219,35 +219,32 @@ PolicyEntry fastgen() {
       "group takes its most demanding head's class";
   entry.needs =
       "q and k, or probabilities of all rows; special_ids and token text if there are any";
-  entry.parameters = {
-      {"recovery", Kind::real, "0.95", "", "mass that a set must hold in the prompt", {}, 0, 1},
-      {"recent",
-       Kind::real,
-       "30",
-       "% of the length",
-       "newest entries of the local set",
-       {},
-       0,
-       100},
-      {"frequent",
-       Kind::real,
-       "30",
-       "% of the length",
-       "entries of most accumulated attention",
-       {},
-       0,
-       100},
-      {"punctuation",
-       Kind::word,
-       "true",
-       "",
-       "false: there is no class of punctuation",
-       {"true", "false"}}};
+  entry.parameters = {{.name = "recovery",
+                       .kind = Kind::real,
+                       .fallback = "0.95",
+                       .help = "mass that a set must hold in the prompt",
+                       .range = {0, 1}},
+                      {.name = "recent",
+                       .kind = Kind::real,
+                       .fallback = "30",
+                       .unit = "% of the length",
+                       .help = "newest entries of the local set",
+                       .range = {0, 100}},
+                      {.name = "frequent",
+                       .kind = Kind::real,
+                       .fallback = "30",
+                       .unit = "% of the length",
+                       .help = "entries of most accumulated attention",
+                       .range = {0, 100}},
+                      {.name = "punctuation",
+                       .kind = Kind::flag,
+                       .fallback = "true",
+                       .help = "false: there is no class of punctuation"}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Settings settings{arguments.real("recovery"),
                       arguments.real("recent"),
                       arguments.real("frequent"),
-                      arguments.is("punctuation", "true"),
+                      arguments.flag("punctuation"),
                       {},
                       {}};
     Recipe recipe;
@@ -264,7 +261,7 @@ PolicyEntry fastgen() {
     scoring.evicts_in_decode = true;
     recipe.scorer = own(scoring);
     recipe.shape = own(keep_positive());
-    recipe.schedule = own(Schedule::prompt_end_and_decode());
+    recipe.schedule = own(Schedule::from_evict_point());
     recipe.closed_form = false;
     // One accumulated score per entry, at the cache's precision (1 / 2d of an entry), and the class of
     // every head. Heads whose class has no frequent set could drop theirs.

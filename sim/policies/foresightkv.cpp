@@ -25,12 +25,11 @@
 
 #include <fmt/format.h>
 
-#include "sim/attention/full_rows.h"
 #include "sim/base/error.h"
 #include "sim/base/random.h"
 #include "sim/policies/shared/fitted.h"
 #include "sim/policies/shared/helpers.h"
-#include "sim/trace/trace.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -441,7 +440,7 @@ PolicyEntry foresightkv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "foresightkv";
-  entry.klass = "eviction";
+  entry.kind = MethodKind::eviction;
   entry.summary =
       "a learned drop score of recent attention, k and v, every interval of decode rows";
   entry.source = "arXiv 2602.03203; code RUCAIBox/ForesightKV";
@@ -452,28 +451,24 @@ PolicyEntry foresightkv() {
   entry.needs = "q, k and v; golden: probabilities of all decode rows";
   entry.parameters = {
       budget_parameter(),
-      {"scorer",
-       Kind::word,
-       "ridge",
-       "",
-       "golden: the label itself, a bound; file: whatever `weights` holds",
-       {"ridge", "logit", "mlp", "attn", "golden", "file"}},
+      {.name = "scorer",
+       .kind = Kind::word,
+       .fallback = "ridge",
+       .help = "golden: the label itself, a bound; file: whatever `weights` holds",
+       .choices = {"ridge", "logit", "mlp", "attn", "golden", "file"}},
       weights_parameter(),
-      {"interval",
-       Kind::count,
-       "auto",
-       "decode rows",
-       "between decisions; the newest so many are never candidates; auto: 128, or budget / 4",
-       {},
-       1,
-       1e6},
-      {"select",
-       Kind::word,
-       "auto",
-       "",
-       "victims drawn at random, or the worst; auto: sample as published, golden: topk",
-       {"sample", "topk"}},
-      {"seed", Kind::count, "auto", "", "of draws and fits; auto: --seed", {}, 0, 9e15}};
+      {.name = "interval",
+       .fallback = "auto",
+       .unit = "decode rows",
+       .help =
+           "between decisions; the newest so many are never candidates; auto: 128, or budget / 4",
+       .range = {1, 1e6}},
+      {.name = "select",
+       .kind = Kind::word,
+       .fallback = "auto",
+       .help = "victims drawn at random, or the worst; auto: sample as published, golden: topk",
+       .choices = {"sample", "topk"}},
+      seed_parameter("of draws and fits")};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const std::string scorer = arguments.text("scorer");
     const bool golden = scorer == "golden";
@@ -497,7 +492,7 @@ PolicyEntry foresightkv() {
     const std::string method = attention_only ? "ridge" : scorer == "file" ? "" : scorer;
     const auto weights = golden ? nullptr : load_weights(arguments, method);
 
-    const Schedule schedule{false, true, interval};
+    const Schedule schedule = Schedule::from_evict_point(interval);
     Scoring scoring;
     scoring.evicts_in_decode = true;
     std::string note = "bound: reads the future";

@@ -26,23 +26,21 @@ class ModelWindow final : public Budget {
 PolicyEntry full() {
   PolicyEntry entry;
   entry.name = "full";
-  entry.klass = "baseline";
+  entry.kind = MethodKind::baseline;
   entry.summary = "keeps every entry";
   entry.source = "Vaswani et al. 2017";
   entry.evidence = "definition";
   entry.needs = "nothing";
-  entry.parameters = {{"model_window",
-                       Parameter::Kind::word,
-                       "keep",
-                       "",
-                       "entries outside the model's own sliding window",
-                       {"keep", "evict"}}};
+  entry.parameters = {{.name = "model_window",
+                       .kind = Parameter::Kind::word,
+                       .fallback = "keep",
+                       .help = "entries outside the model's own sliding window",
+                       .choices = {"keep", "evict"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
     if (arguments.is("model_window", "evict") && !geometry.sliding_window.empty()) {
       recipe.scorer = own(position_scoring());
-      recipe.shape = own<std::shared_ptr<const Budget>>(
-          std::make_shared<ModelWindow>(geometry.sliding_window));
+      recipe.shape = own(std::make_shared<ModelWindow>(geometry.sliding_window));
       recipe.schedule = own(Schedule::every_pass());
     }
     return recipe;

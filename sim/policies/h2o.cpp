@@ -39,11 +39,11 @@ void flexgen(Recipe& recipe, const Geometry& geometry, bool normalise) {
   const int heads = geometry.shape(0, recipe.scorer.value.per_query_head).heads;
   const TokenCount tokens =
       budget_tokens(recipe.size.value, geometry, heads, geometry.entry_bytes(), "h2o: budget");
-  recipe.shape = own<std::shared_ptr<const Budget>>(std::make_shared<OneFree>());
-  recipe.schedule = own(Schedule::prompt_end());
+  recipe.shape = own(std::make_shared<OneFree>());
+  recipe.schedule = own(Schedule::at_evict_point());
   recipe.protect = own(ProtectRule([](TokenCount held) { return Protect{0, held / 2}; }));
   Rule in_decode;
-  in_decode.schedule = {false, false, 1};
+  in_decode.schedule = Schedule::each_decode_row();
   in_decode.scorer = column_sum_scoring(normalise).make;
   in_decode.budget = recipe.shape.value;
   in_decode.sizing = [tokens](const Pass& pass) { return Sizing{tokens, pass.evict_at}; };
@@ -57,7 +57,7 @@ PolicyEntry h2o() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "h2o";
-  entry.klass = "eviction";
+  entry.kind = MethodKind::eviction;
   entry.summary = "heavy hitters by accumulated attention plus the newest tokens, in decode too";
   entry.source = "Zhang et al. 2023, arXiv 2306.14048";
   entry.evidence = "code read (real_drop)";
@@ -67,63 +67,52 @@ PolicyEntry h2o() {
   entry.needs =
       "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows)";
   entry.parameters = {
-      {"heavy",
-       Kind::count,
-       "auto",
-       "tokens",
-       "heavy hitters kept; auto: budget / 2",
-       {},
-       0,
-       1e12,
-       true},
-      {"recent",
-       Kind::count,
-       "auto",
-       "tokens",
-       "newest kept; auto: the rest of the budget",
-       {},
-       0,
-       1e12,
-       true},
+      {.name = "heavy",
+       .fallback = "auto",
+       .unit = "tokens",
+       .help = "heavy hitters kept; auto: budget / 2",
+       .sizes = true},
+      {.name = "recent",
+       .fallback = "auto",
+       .unit = "tokens",
+       .help = "newest kept; auto: the rest of the budget",
+       .sizes = true},
       budget_parameter(),
-      {"group", Kind::word, "sum", "", "none: one set per query head", {"sum", "none"}},
-      {"variant",
-       Kind::word,
-       "real_drop",
-       "",
-       "of the authors' code: real_drop, ratio (shares of the prompt), flexgen",
-       {"real_drop", "ratio", "flexgen"}},
-      {"heavy_share",
-       Kind::real,
-       "auto",
-       "% of the prompt",
-       "heavy hitters kept by variant=ratio; auto: 10",
-       {},
-       0,
-       100,
-       true},
-      {"recent_share",
-       Kind::real,
-       "auto",
-       "% of the prompt",
-       "newest kept by variant=ratio; auto: 10",
-       {},
-       0,
-       100,
-       true},
-      {"normalise",
-       Kind::word,
-       "false",
-       "",
-       "true: divides a sum by the number of rows that saw the entry",
-       {"false", "true"}}};
+      {.name = "group",
+       .kind = Kind::word,
+       .fallback = "sum",
+       .help = "none: one set per query head",
+       .choices = {"sum", "none"}},
+      {.name = "variant",
+       .kind = Kind::word,
+       .fallback = "real_drop",
+       .help = "of the authors' code: real_drop, ratio (shares of the prompt), flexgen",
+       .choices = {"real_drop", "ratio", "flexgen"}},
+      {.name = "heavy_share",
+       .kind = Kind::real,
+       .fallback = "auto",
+       .unit = "% of the prompt",
+       .help = "heavy hitters kept by variant=ratio; auto: 10",
+       .range = {0, 100},
+       .sizes = true},
+      {.name = "recent_share",
+       .kind = Kind::real,
+       .fallback = "auto",
+       .unit = "% of the prompt",
+       .help = "newest kept by variant=ratio; auto: 10",
+       .range = {0, 100},
+       .sizes = true},
+      {.name = "normalise",
+       .kind = Kind::flag,
+       .fallback = "false",
+       .help = "true: divides a sum by the number of rows that saw the entry"}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
-    const bool normalise = arguments.is("normalise", "true");
+    const bool normalise = arguments.flag("normalise");
     Scoring scoring = column_sum_scoring(normalise);
     scoring.per_query_head = arguments.is("group", "none");
     recipe.scorer = own(scoring);
-    recipe.schedule = own(Schedule::prompt_end_and_decode());
+    recipe.schedule = own(Schedule::from_evict_point());
     recipe.charge.entry = 4;  // one fp32 sum per entry of a stored head
     recipe.knob = budget_knob(geometry);
     const bool shares = arguments.given("heavy_share") || arguments.given("recent_share");
@@ -171,9 +160,7 @@ PolicyEntry h2o() {
       recipe.protect = own(protect_recent(recent));
     } else {
       recipe.size = size_of(arguments);
-      recipe.protect = own(ProtectRule([](TokenCount budget) {
-        return Protect{0, budget - budget / 2};
-      }));
+      recipe.protect = own(protect_newest_half());
       if (arguments.is("variant", "flexgen")) flexgen(recipe, geometry, normalise);
     }
     return recipe;

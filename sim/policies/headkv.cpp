@@ -18,10 +18,10 @@
 
 #include <fmt/format.h>
 
-#include "sim/attention/full_rows.h"
 #include "sim/base/error.h"
 #include "sim/policies/shared/gates.h"
 #include "sim/policies/shared/helpers.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -81,7 +81,7 @@ PolicyEntry headkv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "headkv";
-  entry.klass = "head budget";
+  entry.kind = MethodKind::head_budget;
   entry.summary = "SnapKV's votes under fixed budgets per head, from importance scores";
   entry.source = "Fu et al. 2024, arXiv 2410.19258";
   entry.evidence = "code read";
@@ -92,18 +92,24 @@ PolicyEntry headkv() {
       "q and k, or probabilities of the last `window` prompt rows; without heads=FILE or TRACE of "
       "the last half of the rows";
   entry.parameters = votes_parameters(8, 7);
-  entry.parameters.insert(
-      entry.parameters.begin(),
-      {budget_parameter(),
-       {"heads",
-        Kind::text,
-        "auto",
-        "",
-        "file of scores, [layers][query or KV heads], JSON or TSV, or a trace to take them from; "
-        "auto: this trace",
-        {}},
-       {"beta", Kind::real, "1.2", "", "the pool is 1 / beta of the budget", {}, 1, 1e6},
-       {"temp", Kind::real, "1", "", "exponent of the scores", {}, 0, 100}});
+  entry.parameters.insert(entry.parameters.begin(),
+                          {budget_parameter(),
+                           {.name = "heads",
+                            .kind = Kind::text,
+                            .fallback = "auto",
+                            .help = "file of scores, [layers][query or KV heads], JSON or TSV, or "
+                                    "a trace to take them from; "
+                                    "auto: this trace"},
+                           {.name = "beta",
+                            .kind = Kind::real,
+                            .fallback = "1.2",
+                            .help = "the pool is 1 / beta of the budget",
+                            .range = {1, 1e6}},
+                           {.name = "temp",
+                            .kind = Kind::real,
+                            .fallback = "1",
+                            .help = "exponent of the scores",
+                            .range = {0, 100}}});
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const TokenCount window = arguments.count("window");
     const Scoring votes = votes_scoring(arguments);
@@ -130,7 +136,7 @@ PolicyEntry headkv() {
       recipe.closed_form = false;
       recipe.notes.emplace_back("head scores are fitted on a trace; equal here");
     }
-    recipe.shape = own<std::shared_ptr<const Budget>>(std::make_shared<HeadPool>(
+    recipe.shape = own(std::make_shared<HeadPool>(
         stored_layers(
             shares(std::move(scores), arguments.real("temp"), geometry, votes.per_query_head, from),
             geometry),

@@ -172,7 +172,7 @@ PolicyEntry infinigen() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "infinigen";
-  entry.klass = "offload";
+  entry.kind = MethodKind::offload;
   entry.summary =
       "cache on the host; fetches what partial scores predict (with the row's own query)";
   entry.source = "Lee et al. 2024, arXiv 2406.19707";
@@ -184,27 +184,24 @@ PolicyEntry infinigen() {
   Parameter cap = budget_parameter();
   cap.name = "cap";
   cap.help = "entries a query head fetches at most in a row";
-  entry.parameters = {{"alpha",
-                       Kind::real,
-                       "4",
-                       "nats",
-                       "an entry counts if it scores above the best less alpha",
-                       {},
-                       0,
-                       1e6},
-                      cap,
-                      {"partial",
-                       Kind::amount,
-                       "20%",
-                       "columns",
-                       "columns of a head that scores are taken over",
-                       {}},
-                      {"scores",
-                       Kind::word,
-                       "partial",
-                       "",
-                       "over the partial columns, or over all of them (no partial keys are kept)",
-                       {"partial", "exact"}}};
+  entry.parameters = {
+      {.name = "alpha",
+       .kind = Kind::real,
+       .fallback = "4",
+       .unit = "nats",
+       .help = "an entry counts if it scores above the best less alpha",
+       .range = {0, 1e6}},
+      cap,
+      {.name = "partial",
+       .kind = Kind::amount,
+       .fallback = "20%",
+       .unit = "columns",
+       .help = "columns of a head that scores are taken over"},
+      {.name = "scores",
+       .kind = Kind::word,
+       .fallback = "partial",
+       .help = "over the partial columns, or over all of them (no partial keys are kept)",
+       .choices = {"partial", "exact"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Settings settings;
     settings.alpha = arguments.real("alpha");

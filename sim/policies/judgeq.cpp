@@ -16,12 +16,11 @@
 
 #include <Eigen/Core>
 
-#include "sim/attention/full_rows.h"
 #include "sim/base/error.h"
 #include "sim/base/random.h"
 #include "sim/policies/shared/fitted.h"
 #include "sim/policies/shared/helpers.h"
-#include "sim/trace/trace.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -318,7 +317,7 @@ PolicyEntry judgeq() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "judgeq";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "keeps what queries that stand for the answer attend to, once, after the prompt";
   entry.source = "arXiv 2509.10798 (abstract; third-party summary)";
   entry.evidence = "secondary; weights fitted here";
@@ -328,20 +327,33 @@ PolicyEntry judgeq() {
   entry.needs =
       "q and k (oracle: probabilities of all decode rows; file: nothing); rope_* to place "
       "the queries";
-  entry.parameters = {
-      budget_parameter(),
-      {"scorer",
-       Kind::word,
-       "static",
-       "",
-       "oracle: the label itself, a bound; file: `scores` of `weights`",
-       {"static", "ridge", "oracle", "file"}},
-      weights_parameter(),
-      {"m", Kind::count, "32", "queries", "that stand for the answer", {}, 1, 4096},
-      {"pool", Kind::count, "1", "entries", "kernel of max pooling, odd", {}, 1, 1e6},
-      {"window", Kind::count, "0", "tokens", "newest kept whatever their score", {}},
-      {"group", Kind::word, "mean", "", "query heads to KV head", {"mean", "max"}},
-      {"seed", Kind::count, "auto", "", "of the centres; auto: --seed", {}, 0, 9e15}};
+  entry.parameters = {budget_parameter(),
+                      {.name = "scorer",
+                       .kind = Kind::word,
+                       .fallback = "static",
+                       .help = "oracle: the label itself, a bound; file: `scores` of `weights`",
+                       .choices = {"static", "ridge", "oracle", "file"}},
+                      weights_parameter(),
+                      {.name = "m",
+                       .fallback = "32",
+                       .unit = "queries",
+                       .help = "that stand for the answer",
+                       .range = {1, 4096}},
+                      {.name = "pool",
+                       .fallback = "1",
+                       .unit = "entries",
+                       .help = "kernel of max pooling, odd",
+                       .range = {1, 1e6}},
+                      {.name = "window",
+                       .fallback = "0",
+                       .unit = "tokens",
+                       .help = "newest kept whatever their score"},
+                      {.name = "group",
+                       .kind = Kind::word,
+                       .fallback = "mean",
+                       .help = "query heads to KV head",
+                       .choices = {"mean", "max"}},
+                      seed_parameter("of the centres")};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     auto s = std::make_shared<Settings>();
     s->scorer = arguments.text("scorer");

@@ -18,7 +18,7 @@ class Distinct final : public Scorer {
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
     const LayerShape& shape = view.shape();
-    const int kv_head = head * shape.kv_heads / shape.heads;
+    const int kv_head = shape.kv_head(head);
     const auto dim = index(shape.k_dim);
     std::vector<std::vector<float>> keys;
     std::vector<double> norms;
@@ -51,7 +51,7 @@ class Distinct final : public Scorer {
 PolicyEntry keydiff() {
   PolicyEntry entry;
   entry.name = "keydiff";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "keeps the keys least like the mean direction of all keys, after the prompt";
   entry.source = "Park et al. 2025, arXiv 2504.15364; code NVIDIA/kvpress";
   entry.evidence = "code read (kvpress)";

@@ -9,11 +9,10 @@
 // budget of 60 % of the prompt, the headline runs use 50 %; its MPT variant `old_bias` acts on every
 // 8th decode row (every=8). The code first shrinks the cache at the first decode step, here it
 // happens after the prompt. Draws are counter-based, so they differ from torch's for any seed.
-#include <algorithm>
 #include <cmath>
 
 #include "sim/base/random.h"
-#include "sim/policies/shared/helpers.h"
+#include "sim/policies/shared/row_sums.h"
 
 namespace kvspan::policies {
 namespace {
@@ -24,60 +23,31 @@ struct Settings {
   RowIndex evict_at, tokens;
 };
 
-class NoisySoftmax final : public Scorer {
+class NoisySoftmax final : public RowSums {
  public:
-  NoisySoftmax(const Settings& settings, const LayerShape& shape)
-      : settings_(settings), sums_(index(shape.query_heads)) {
-    for (auto& sums : sums_) sums.assign(index(settings.tokens), 0.0);
-  }
-  Needs needs() const override { return {.observe = Observe::always, .q = true, .k = true}; }
-
-  void observe(const View& view, RowIndex begin, RowIndex end) override {
-    const LayerShape& shape = view.shape();
-    std::vector<double> f;
-    for (RowIndex row = begin; row < end; ++row) {
-      for (int q = 0; q < shape.query_heads; ++q) {
-        std::span<const TokenIndex> entries = view.resident(q / shape.group());
-        entries = entries.first(
-            index(std::upper_bound(entries.begin(), entries.end(), row) - entries.begin()));
-        f.resize(entries.size());
-        noisy_softmax(view, q, row, entries, f);
-        for (std::size_t i = 0; i < f.size(); ++i) sums_[index(q)][index(entries[i])] += f[i];
-      }
-    }
-  }
-
-  double score(const View& view, int head, std::span<const TokenIndex> entries,
-               std::span<double> out) override {
-    const double slack =
-        reduce_group(view.shape(), head, Group::sum, out, [&](int q, std::span<double> sums) {
-          for (std::size_t i = 0; i < entries.size(); ++i)
-            sums[i] = sums_[index(q)][index(entries[i])];
-          return 0.0;
-        });
-    round_sums(out);
-    return slack;
+  NoisySoftmax(const LayerShape& shape, const Settings& settings)
+      : RowSums(shape), settings_(settings) {}
+  [[nodiscard]] Needs needs() const override {
+    return {.observe = Observe::always, .q = true, .k = true};
   }
 
  private:
   // exp((z + g) / tau) = (exp(z) / x)^(1 / tau) with x = -log u, and p' is exp(z) up to a factor.
-  void noisy_softmax(const View& view, int q, RowIndex row, std::span<const TokenIndex> entries,
-                     std::span<double> f) const {
-    (void)view.probabilities(q, row, entries, f);
+  void weigh(const AttentionRow& row, std::span<double> p) const override {
     const std::uint64_t cell =
         splitmix64(splitmix64(splitmix64(splitmix64(settings_.seed) ^
-                                         static_cast<std::uint64_t>(view.shape().model_layer)) ^
-                              static_cast<std::uint64_t>(q)) ^
-                   static_cast<std::uint64_t>(row));
-    const double power = 1.0 / tau(row);
+                                         static_cast<std::uint64_t>(row.model_layer)) ^
+                              static_cast<std::uint64_t>(row.query_head)) ^
+                   static_cast<std::uint64_t>(row.row));
+    const double power = 1.0 / tau(row.row);
     double sum = 0;
-    for (std::size_t i = 0; i < f.size(); ++i) {
-      f[i] /= -std::log(uniform(cell, {entries[i]}));
-      if (power != 1.0) f[i] = std::pow(f[i], power);
-      sum += f[i];
+    for (std::size_t i = 0; i < p.size(); ++i) {
+      p[i] /= -std::log(uniform(cell, {row.entries[i]}));
+      if (power != 1.0) p[i] = std::pow(p[i], power);
+      sum += p[i];
     }
     if (!(sum > 0)) return;
-    for (double& value : f) value /= sum;
+    for (double& value : p) value /= sum;
   }
 
   [[nodiscard]] double tau(RowIndex row) const {
@@ -88,7 +58,6 @@ class NoisySoftmax final : public Scorer {
   }
 
   Settings settings_;
-  std::vector<std::vector<double>> sums_;  // [query_heads][tokens]
 };
 
 }  // namespace
@@ -97,7 +66,7 @@ PolicyEntry keyformer() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "keyformer";
-  entry.klass = "eviction";
+  entry.kind = MethodKind::eviction;
   entry.summary = "heavy hitters by a noisy softmax that warms up, plus the newest tokens";
   entry.source = "Adnan et al. 2024, arXiv 2403.09054";
   entry.evidence = "code read";
@@ -105,29 +74,39 @@ PolicyEntry keyformer() {
       "the code first shrinks at the first decode step, here at the prompt's end; one of "
       "its variants evicts every 8 rows (every=8)";
   entry.needs = "q and k";
-  entry.parameters = {
-      budget_parameter(),
-      {"recent", Kind::real, "30", "% of the budget", "newest kept, inside the budget", {}, 0, 100},
-      {"tau_start", Kind::real, "1", "", "temperature in the prompt", {}, 0.01, 100},
-      {"tau_end", Kind::real, "2", "", "temperature at the last row", {}, 0.01, 100},
-      {"every", Kind::count, "1", "rows", "acts after every k-th decode row", {}, 1, 1e6},
-      {"seed", Kind::count, "auto", "", "of the noise; auto: --seed", {}, 0, 9e15}};
+  entry.parameters = {budget_parameter(),
+                      {.name = "recent",
+                       .kind = Kind::real,
+                       .fallback = "30",
+                       .unit = "% of the budget",
+                       .help = "newest kept, inside the budget",
+                       .range = {0, 100}},
+                      {.name = "tau_start",
+                       .kind = Kind::real,
+                       .fallback = "1",
+                       .help = "temperature in the prompt",
+                       .range = {0.01, 100}},
+                      {.name = "tau_end",
+                       .kind = Kind::real,
+                       .fallback = "2",
+                       .help = "temperature at the last row",
+                       .range = {0.01, 100}},
+                      {.name = "every",
+                       .fallback = "1",
+                       .unit = "rows",
+                       .help = "acts after every k-th decode row",
+                       .range = {1, 1e6}},
+                      seed_parameter("of the noise")};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const std::uint64_t seed = seed_of(arguments, geometry);
     const Settings settings{arguments.real("tau_start"), arguments.real("tau_end"), seed,
                             geometry.evict_at, geometry.tokens};
-    Scoring scoring;
-    scoring.make = [settings](const LayerShape& shape) {
-      return std::make_unique<NoisySoftmax>(settings, shape);
-    };
-    scoring.evicts_in_decode = true;
-    Recipe recipe = budgeted(arguments, geometry, own(scoring),
-                             own(Schedule{false, true, arguments.count("every")}));
+    Recipe recipe = evict_by_row_sums<NoisySoftmax>(arguments, geometry, settings);
+    recipe.schedule = own(Schedule::from_evict_point(arguments.count("every")));
     recipe.protect = own(ProtectRule([recent = arguments.real("recent")](TokenCount budget) {
       return Protect{0, static_cast<TokenCount>(
                             std::floor(recent / 100 * static_cast<double>(budget) + 1e-9))};
     }));
-    recipe.charge.entry = 4;  // one fp32 sum per entry of a stored head
     return recipe;
   };
   return entry;

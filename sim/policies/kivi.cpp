@@ -123,7 +123,7 @@ PolicyEntry kivi() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "kivi";
-  entry.klass = "quantisation";
+  entry.kind = MethodKind::quantisation;
   entry.summary = "keys per channel and values per token in 2 or 4 bits, the newest in full";
   entry.source = "Liu et al. 2024, arXiv 2402.02750; code jy-yuan/KIVI";
   entry.evidence = "code read";
@@ -131,16 +131,22 @@ PolicyEntry kivi() {
       "2 bits are recommended for MHA, 4 for GQA; scale and zero are fp16, as in the code";
   entry.needs = "nothing; k and v for the error of the output";
   entry.parameters = {
-      {"bits", Kind::word, "2", "bits", "of keys and values", {"2", "4"}},
-      {"group",
-       Kind::count,
-       "32",
-       "entries or channels",
-       "that share a scale and a zero; a head of fewer channels is one group",
-       {},
-       1,
-       1e6},
-      {"residual", Kind::count, "128", "tokens", "newest, in full precision", {}, 1, 1e9}};
+      {.name = "bits",
+       .kind = Kind::word,
+       .fallback = "2",
+       .unit = "bits",
+       .help = "of keys and values",
+       .choices = {"2", "4"}},
+      {.name = "group",
+       .fallback = "32",
+       .unit = "entries or channels",
+       .help = "that share a scale and a zero; a head of fewer channels is one group",
+       .range = {1, 1e6}},
+      {.name = "residual",
+       .fallback = "128",
+       .unit = "tokens",
+       .help = "newest, in full precision",
+       .range = {1, 1e9}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
     const Settings s = read_settings(arguments, geometry, recipe);

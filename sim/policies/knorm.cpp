@@ -13,21 +13,18 @@ namespace kvspan::policies {
 PolicyEntry knorm() {
   PolicyEntry entry;
   entry.name = "knorm";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "keeps the keys of the smallest norm, once, after the prompt";
   entry.source = "Devoto et al. 2024, arXiv 2406.11430";
   entry.evidence = "code read";
   entry.differs = "the authors leave the first two layers alone (skip=2), kvpress does not";
   entry.needs = "k";
   entry.parameters = {budget_parameter(),
-                      {"skip",
-                       Parameter::Kind::count,
-                       "0",
-                       "layers",
-                       "first layers of the model that keep everything",
-                       {},
-                       0,
-                       1e6}};
+                      {.name = "skip",
+                       .fallback = "0",
+                       .unit = "layers",
+                       .help = "first layers of the model that keep everything",
+                       .range = {0, 1e6}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Scoring scoring;
     scoring.make = birth_scorer({.k = true}, [](const LayerShape& shape) -> BirthValues {

@@ -26,7 +26,7 @@
 
 #include "sim/base/error.h"
 #include "sim/policies/shared/quantise.h"
-#include "sim/trace/trace.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -252,7 +252,7 @@ PolicyEntry kvquant() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "kvquant";
-  entry.klass = "quantisation";
+  entry.kind = MethodKind::quantisation;
   entry.summary = "keys before rotation per channel, values per token, to a fitted codebook";
   entry.source = "Hooper et al. 2024, arXiv 2401.18079; code SqueezeAILab/KVQuant";
   entry.evidence = "code read";
@@ -260,20 +260,28 @@ PolicyEntry kvquant() {
       "the paper's accounting and the released deployment code differ in bytes "
       "(accounting=); codebooks are fitted here without Fisher information";
   entry.needs = "nothing; k, v and the rope_* fields for the error of the output";
-  entry.parameters = {{"bits", Kind::word, "4", "bits", "of keys and values", {"4", "3", "2"}},
-                      {"outliers", Kind::amount, "1%", "% of the elements", "kept as they are", {}},
-                      {"accounting",
-                       Kind::word,
-                       "paper",
-                       "",
-                       "deploy: the released code's slots and tables, allocated for the whole run",
-                       {"paper", "deploy"}},
-                      {"codebook",
-                       Kind::word,
-                       "nuq",
-                       "",
-                       "nuq: k-means on the prompt's first half; uniform: equal steps",
-                       {"nuq", "uniform"}}};
+  entry.parameters = {
+      {.name = "bits",
+       .kind = Kind::word,
+       .fallback = "4",
+       .unit = "bits",
+       .help = "of keys and values",
+       .choices = {"4", "3", "2"}},
+      {.name = "outliers",
+       .kind = Kind::amount,
+       .fallback = "1%",
+       .unit = "% of the elements",
+       .help = "kept as they are"},
+      {.name = "accounting",
+       .kind = Kind::word,
+       .fallback = "paper",
+       .help = "deploy: the released code's slots and tables, allocated for the whole run",
+       .choices = {"paper", "deploy"}},
+      {.name = "codebook",
+       .kind = Kind::word,
+       .fallback = "nuq",
+       .help = "nuq: k-means on the prompt's first half; uniform: equal steps",
+       .choices = {"nuq", "uniform"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const double outliers = share_argument(arguments, "outliers");
     Recipe recipe;

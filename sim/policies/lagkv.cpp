@@ -27,7 +27,7 @@ class Lag final : public Scorer {
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
     const LayerShape& shape = view.shape();
-    const int kv_head = head * shape.kv_heads / shape.heads;
+    const int kv_head = shape.kv_head(head);
     const auto first =
         index(std::lower_bound(entries.begin(), entries.end(), sinks_) - entries.begin());
     const std::size_t behind = entries.size() - first;
@@ -110,7 +110,7 @@ PolicyEntry lagkv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "lagkv";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "keeps keys and values that spread widely within the range of the next tokens";
   entry.source = "Liang et al. 2025, arXiv 2504.04704; code NVIDIA/kvpress";
   entry.evidence = "code read";
@@ -118,20 +118,24 @@ PolicyEntry lagkv() {
       "the authors keep a share of every partition and go on in decode; kvpress ranks once "
       "over the prompt, as here";
   entry.needs = "k and v";
-  entry.parameters = {
-      budget_parameter(),
-      {"sinks", Kind::count, "4", "tokens", "first tokens, ranked above all", {}, 0, 1e12},
-      {"lag", Kind::count, "128", "tokens", "length of a partition", {}, 1, 1e9},
-      {"cross",
-       Kind::word,
-       "false",
-       "",
-       "compares scores across partitions, in place of ranks",
-       {"false", "true"}}};
+  entry.parameters = {budget_parameter(),
+                      {.name = "sinks",
+                       .fallback = "4",
+                       .unit = "tokens",
+                       .help = "first tokens, ranked above all"},
+                      {.name = "lag",
+                       .fallback = "128",
+                       .unit = "tokens",
+                       .help = "length of a partition",
+                       .range = {1, 1e9}},
+                      {.name = "cross",
+                       .kind = Kind::flag,
+                       .fallback = "false",
+                       .help = "compares scores across partitions, in place of ranks"}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Scoring scoring;
     scoring.make = [sinks = arguments.count("sinks"), lag = arguments.count("lag"),
-                    cross = arguments.is("cross", "true")](const LayerShape&) {
+                    cross = arguments.flag("cross")](const LayerShape&) {
       return std::make_unique<Lag>(sinks, lag, cross);
     };
     return budgeted(arguments, geometry, own(scoring));

@@ -464,7 +464,7 @@ PolicyEntry less() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "less";
-  entry.klass = "low-rank state";
+  entry.kind = MethodKind::low_rank_state;
   entry.summary = "an evictor whose victims live on in a low-rank state of constant size";
   entry.source = "Dong et al. 2024, arXiv 2402.09398; code hdong920/LESS";
   entry.evidence = "code read";
@@ -477,34 +477,36 @@ PolicyEntry less() {
       "k and v for the error of the output";
   entry.parameters = {
       budget_parameter(),
-      {"rank", Kind::count, "8", "", "of the state", {}, 1, 1024},
-      {"variant",
-       Kind::word,
-       "fit",
-       "",
-       "what stands in for the trained kernels",
-       {"fit", "favor", "mean", "plus", "none", "oracle"}},
-      {"state", Kind::word, "fp32", "", "precision that is charged", {"fp32", "fp16"}},
-      {"weights",
-       Kind::word,
-       "paper",
-       "",
-       "paper: charge the published kernels' weights, 16-bit, hidden size 512",
-       {"paper", "none"}},
-      {"seed", Kind::count, "auto", "", "of favor, fit and oracle; auto: --seed", {}, 0, 1e15}};
+      {.name = "rank", .fallback = "8", .help = "of the state", .range = {1, 1024}},
+      {.name = "variant",
+       .kind = Kind::word,
+       .fallback = "fit",
+       .help = "what stands in for the trained kernels",
+       .choices = {"fit", "favor", "mean", "plus", "none", "oracle"}},
+      {.name = "state",
+       .kind = Kind::word,
+       .fallback = "fp32",
+       .help = "precision that is charged",
+       .choices = {"fp32", "fp16"}},
+      {.name = "weights",
+       .kind = Kind::word,
+       .fallback = "paper",
+       .help = "paper: charge the published kernels' weights, 16-bit, hidden size 512",
+       .choices = {"paper", "none"}},
+      {.name = "seed",
+       .fallback = "auto",
+       .help = "of favor, fit and oracle; auto: --seed",
+       .range = {0, 1e15}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const std::string variant = arguments.text("variant");
     const std::int64_t rank = arguments.count("rank");
     Recipe recipe = budgeted(arguments, geometry, by_default(column_sum_scoring()),
-                             by_default(Schedule::prompt_end_and_decode()));
-    recipe.protect = by_default(ProtectRule([](TokenCount budget) {
-      return Protect{0, budget - budget / 2};
-    }));
+                             by_default(Schedule::from_evict_point()));
+    recipe.protect = by_default(protect_newest_half());
     recipe.charge.entry = 4;
     recipe.notes.emplace_back(note_of(variant));
     if (variant == "plus") {
-      recipe.shape =
-          by_default<std::shared_ptr<const Budget>>(std::make_shared<More>((rank + 1) / 2));
+      recipe.shape = by_default(std::make_shared<More>((rank + 1) / 2));
     }
     if (variant == "plus" || variant == "none") return recipe;
     recipe.bound = variant == "oracle";

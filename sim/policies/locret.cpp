@@ -20,7 +20,7 @@
 #include "sim/base/error.h"
 #include "sim/policies/shared/fitted.h"
 #include "sim/policies/shared/helpers.h"
-#include "sim/trace/trace.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -105,7 +105,7 @@ PolicyEntry locret() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "locret";
-  entry.klass = "eviction";
+  entry.kind = MethodKind::eviction;
   entry.summary = "a learned score at birth; after every chunk of the prompt all entries compete";
   entry.source = "arXiv 2410.01805; code huangyuxiang03/Locret; rule also arXiv 2506.17121";
   entry.evidence = "code read; weights fitted here";
@@ -113,17 +113,21 @@ PolicyEntry locret() {
       "the metric of arXiv 2506.17121 adds the stabilizers to every chunk, the code counts "
       "them inside: the code is followed, the metric is locret_head() of the analytic model";
   entry.needs = "q, k and v (file: nothing)";
-  entry.parameters = {
-      budget_parameter(),
-      {"scorer", Kind::word, "ridge", "", "file: `scores` of `weights`", {"ridge", "file"}},
-      weights_parameter(),
-      {"local", Kind::count, "100", "tokens", "the prompt's tail, which never competes", {}},
-      {"stabilizers",
-       Kind::count,
-       "auto",
-       "tokens",
-       "newest kept after a chunk; auto: 2500, at most half the budget",
-       {}}};
+  entry.parameters = {budget_parameter(),
+                      {.name = "scorer",
+                       .kind = Kind::word,
+                       .fallback = "ridge",
+                       .help = "file: `scores` of `weights`",
+                       .choices = {"ridge", "file"}},
+                      weights_parameter(),
+                      {.name = "local",
+                       .fallback = "100",
+                       .unit = "tokens",
+                       .help = "the prompt's tail, which never competes"},
+                      {.name = "stabilizers",
+                       .fallback = "auto",
+                       .unit = "tokens",
+                       .help = "newest kept after a chunk; auto: 2500, at most half the budget"}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Amount budget = arguments.amount("budget");
     const TokenCount total = entries_of(arguments, "budget", geometry);
@@ -153,7 +157,8 @@ PolicyEntry locret() {
 
     const RowIndex tail = geometry.evict_at - arguments.count("local");  // where the tail begins
     Rule rule;
-    rule.schedule = {true, arguments.count("local") == 0, 0};
+    rule.schedule = arguments.count("local") == 0 ? Schedule::each_chunk()
+                                                  : Schedule::chunks_before_evict_point();
     rule.scorer = birth_scorer(needs, [s](const LayerShape&) { return values_of(s); });
     rule.budget = uniform_budget();
     rule.sizing = [=, n = geometry.evict_at](const Pass& pass) {

@@ -143,7 +143,7 @@ PolicyEntry mikv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "mikv";
-  entry.klass = "mixed precision";
+  entry.kind = MethodKind::mixed_precision;
   entry.summary = "keeps every entry: heavy hitters in full, H2O's victims in few bits";
   entry.source = "Yang et al. 2024, arXiv 2402.18096";
   entry.evidence = "secondary (a third-party implementation that cites the paper)";
@@ -154,32 +154,48 @@ PolicyEntry mikv() {
       "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows); "
       "q, "
       "k and v for the error of the output";
-  entry.parameters = {
-      {"ratio", Kind::amount, "20%", "% of the entries", "in the high tier", {}},
-      {"hi", Kind::word, "16", "bits", "of the high tier; 16: as born", {"16", "8", "4"}},
-      {"lo", Kind::word, "2", "bits", "of the low tier", {"2", "3", "4"}},
-      {"group",
-       Kind::count,
-       "auto",
-       "channels",
-       "that share a scale and a zero; auto: half of a head's",
-       {},
-       1,
-       1e6},
-      {"recent", Kind::amount, "50%", "% of the high tier", "newest entries, always in it", {}},
-      {"balancer", Kind::word, "true", "", "scale key channels first", {"true", "false"}},
-      {"ratio_mode",
-       Kind::word,
-       "running",
-       "",
-       "running: of the entries so far; frozen: of the prompt",
-       {"running", "frozen"}}};
+  entry.parameters = {{.name = "ratio",
+                       .kind = Kind::amount,
+                       .fallback = "20%",
+                       .unit = "% of the entries",
+                       .help = "in the high tier"},
+                      {.name = "hi",
+                       .kind = Kind::word,
+                       .fallback = "16",
+                       .unit = "bits",
+                       .help = "of the high tier; 16: as born",
+                       .choices = {"16", "8", "4"}},
+                      {.name = "lo",
+                       .kind = Kind::word,
+                       .fallback = "2",
+                       .unit = "bits",
+                       .help = "of the low tier",
+                       .choices = {"2", "3", "4"}},
+                      {.name = "group",
+                       .fallback = "auto",
+                       .unit = "channels",
+                       .help = "that share a scale and a zero; auto: half of a head's",
+                       .range = {1, 1e6}},
+                      {.name = "recent",
+                       .kind = Kind::amount,
+                       .fallback = "50%",
+                       .unit = "% of the high tier",
+                       .help = "newest entries, always in it"},
+                      {.name = "balancer",
+                       .kind = Kind::flag,
+                       .fallback = "true",
+                       .help = "scale key channels first"},
+                      {.name = "ratio_mode",
+                       .kind = Kind::word,
+                       .fallback = "running",
+                       .help = "running: of the entries so far; frozen: of the prompt",
+                       .choices = {"running", "frozen"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     (void)share_argument(arguments, "ratio");
     const double heavy = 1.0 - share_argument(arguments, "recent");
     const Settings s{std::stoi(arguments.text("hi")), std::stoi(arguments.text("lo")),
                      arguments.has("group") ? arguments.count("group") : 0,
-                     arguments.is("balancer", "true")};
+                     arguments.flag("balancer")};
     const auto tier = std::make_shared<HighTier>(
         arguments.amount("ratio"), arguments.is("ratio_mode", "frozen") ? geometry.evict_at : 0);
     Recipe recipe;
@@ -192,8 +208,8 @@ PolicyEntry mikv() {
       return heads * 4 * (std::min(begin, tier->count(begin)) + row - begin + 1);
     };
     recipe.scorer = by_default(std::move(scoring));
-    recipe.schedule = by_default(Schedule::prompt_end_and_decode());
-    recipe.shape = by_default<std::shared_ptr<const Budget>>(tier);
+    recipe.schedule = by_default(Schedule::from_evict_point());
+    recipe.shape = by_default(tier);
     recipe.protect = by_default(ProtectRule([heavy](TokenCount tokens) {
       return Protect{0,
                      tokens - static_cast<TokenCount>(heavy * static_cast<double>(tokens) + 1e-9)};

@@ -16,7 +16,7 @@
 #include <cmath>
 #include <limits>
 
-#include "sim/attention/kernels.h"
+#include "sim/policies/shared/kernels.h"
 #include "sim/policies/shared/selection.h"
 
 namespace kvspan::policies {
@@ -128,31 +128,36 @@ PolicyEntry minference() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "minference";
-  entry.klass = "prefill sparsity";
+  entry.kind = MethodKind::prefill_sparsity;
   entry.summary = "sparse attention in the prompt (vertical lines and diagonals); evicts nothing";
   entry.source = "Jiang et al. 2024, arXiv 2407.02490";
   entry.evidence = "code read";
   entry.differs = "released patterns are vertical-slash for every head; block-sparse is left out";
   entry.needs = "q and k; pattern=a_shape: nothing";
   entry.parameters = {
-      {"pattern",
-       Kind::word,
-       "vertical_slash",
-       "",
-       "chosen keys and distances, or first and newest tokens",
-       {"vertical_slash", "a_shape"}},
-      {"verticals", Kind::count, "1000", "tokens", "keys that every row reads", {}, 0, 1e12},
-      {"slashes", Kind::count, "6096", "", "distances at which every row reads", {}, 0, 1e12},
-      {"last", Kind::count, "64", "rows", "queries that choose", {}, 1, 1e6},
-      {"first", Kind::count, "30", "tokens", "first keys, always among the verticals", {}, 0, 1e12},
-      {"forced_slash",
-       Kind::count,
-       "100",
-       "",
-       "nearest distances, always among the slashes",
-       {},
-       1,
-       1e12}};
+      {.name = "pattern",
+       .kind = Kind::word,
+       .fallback = "vertical_slash",
+       .help = "chosen keys and distances, or first and newest tokens",
+       .choices = {"vertical_slash", "a_shape"}},
+      {.name = "verticals",
+       .fallback = "1000",
+       .unit = "tokens",
+       .help = "keys that every row reads"},
+      {.name = "slashes", .fallback = "6096", .help = "distances at which every row reads"},
+      {.name = "last",
+       .fallback = "64",
+       .unit = "rows",
+       .help = "queries that choose",
+       .range = {1, 1e6}},
+      {.name = "first",
+       .fallback = "30",
+       .unit = "tokens",
+       .help = "first keys, always among the verticals"},
+      {.name = "forced_slash",
+       .fallback = "100",
+       .help = "nearest distances, always among the slashes",
+       .range = {.lowest = 1}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Settings s;
     s.vertical_slash = arguments.is("pattern", "vertical_slash");

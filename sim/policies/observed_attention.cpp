@@ -28,7 +28,7 @@ class Observed final : public Scorer {
 PolicyEntry observed_attention() {
   PolicyEntry entry;
   entry.name = "observed_attention";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "keeps what all rows of the prompt attended to on average, after the prompt";
   entry.source = "NVIDIA/kvpress, ObservedAttentionPress; after H2O, arXiv 2306.14048";
   entry.evidence = "code read";

@@ -45,7 +45,7 @@ PolicyEntry prulong() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "prulong";
-  entry.klass = "head budget";
+  entry.kind = MethodKind::head_budget;
   entry.summary = "full and streaming heads by gates trained on next-token prediction";
   entry.source = "Bhaskar et al. 2025, arXiv 2506.17121";
   entry.evidence = "code read (save_prulong_masks.py)";
@@ -56,16 +56,22 @@ PolicyEntry prulong() {
       "nothing with heads=FILE or TRACE; else q and k, or probabilities of the last half of the "
       "rows";
   entry.parameters = {
-      {"sparsity", Kind::real, "0.7", "", "share of streaming heads", {}, 0, 1},
-      {"heads",
-       Kind::text,
-       "auto",
-       "",
-       "file of gates or log alpha, [layers][kv_heads], JSON or TSV, or a trace to fit gates on; "
-       "auto: this trace",
-       {}},
-      {"sinks", Kind::count, "128", "tokens", "kept by streaming heads", {}},
-      {"window", Kind::count, "1024", "tokens", "newest kept by streaming heads", {}}};
+      {.name = "sparsity",
+       .kind = Kind::real,
+       .fallback = "0.7",
+       .help = "share of streaming heads",
+       .range = {0, 1}},
+      {.name = "heads",
+       .kind = Kind::text,
+       .fallback = "auto",
+       .help = "file of gates or log alpha, [layers][kv_heads], JSON or TSV, or a trace to fit "
+               "gates on; "
+               "auto: this trace"},
+      {.name = "sinks", .fallback = "128", .unit = "tokens", .help = "kept by streaming heads"},
+      {.name = "window",
+       .fallback = "1024",
+       .unit = "tokens",
+       .help = "newest kept by streaming heads"}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Protect protect{arguments.count("sinks"), arguments.count("window")};
     const HeadSource source = head_source(arguments, "heads", geometry);

@@ -72,7 +72,7 @@ PolicyEntry qpruningkv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "qpruningkv";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "a pruner that keeps 16 / bits times the tokens, quantised, in the same bytes";
   entry.source = "Zhang et al. 2024, arXiv 2412.12706; code zhzihao/QPruningKV";
   entry.evidence = "code read";
@@ -83,17 +83,18 @@ PolicyEntry qpruningkv() {
   entry.parameters = votes_parameters(8, 7);
   entry.parameters.insert(
       entry.parameters.begin(),
-      {{"bits", Kind::word, "4", "bits", "of the kept prompt entries", {"4", "8", "2", "16"}},
-       budget_parameter(),
-       {"q_group",
-        Kind::count,
-        "64",
-        "channels",
-        "that share a scale and a zero; a head of fewer channels is one group",
-        {},
-        1,
-        1e6}});
-  entry.parameters[1].help = "entries of 16 bits whose bytes are kept, per layer and KV head";
+      {{.name = "bits",
+        .kind = Kind::word,
+        .fallback = "4",
+        .unit = "bits",
+        .help = "of the kept prompt entries",
+        .choices = {"4", "8", "2", "16"}},
+       budget_parameter("20%", "entries of 16 bits whose bytes are kept, per layer and KV head"),
+       {.name = "q_group",
+        .fallback = "64",
+        .unit = "channels",
+        .help = "that share a scale and a zero; a head of fewer channels is one group",
+        .range = {1, 1e6}}});
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const int bits = std::stoi(arguments.text("bits"));
     const std::int64_t group = read_group(arguments, geometry);

@@ -37,7 +37,7 @@ class TopPages final : public Selector {
 PolicyEntry quest() {
   PolicyEntry entry;
   entry.name = "quest";
-  entry.klass = "selection";
+  entry.kind = MethodKind::selection;
   entry.summary = "reads the pages whose key bounds promise the largest scores; evicts nothing";
   entry.source = "Tang et al. 2024, arXiv 2406.10774";
   entry.evidence = "code read";

@@ -137,7 +137,7 @@ class Redundancy final : public Scorer {
   [[nodiscard]] std::vector<double> redundancy(const View& view, int head,
                                                std::span<const TokenIndex> all) const {
     const LayerShape& shape = view.shape();
-    UnitKeys keys(view, head * shape.kv_heads / shape.heads, all);
+    UnitKeys keys(view, shape.kv_head(head), all);
     std::vector<double> r(keys.size());
     for (std::size_t j = 0; j < r.size(); ++j) r[j] = keys.column(j);
     for (std::size_t i = 0; i < r.size(); ++i) {
@@ -176,19 +176,38 @@ PolicyEntry r_kv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "r_kv";
-  entry.klass = "eviction";
+  entry.kind = MethodKind::eviction;
   entry.summary = "in decode, every 128 tokens: keeps important entries that are not redundant";
   entry.source = "Cai et al. 2025, arXiv 2505.24133";
   entry.evidence = "code read";
   entry.differs = "lambda is 0.1 in the README and 0.07 in the code's signature; here 0.1";
   entry.needs = "q and k";
-  entry.parameters = {
-      budget_parameter(),
-      {"buffer", Kind::count, "128", "tokens", "acts at lengths that it divides", {}, 1, 1e6},
-      {"window", Kind::count, "8", "rows", "observing rows, kept inside the budget", {}, 1, 1e6},
-      {"kernel", Kind::count, "7", "entries", "pooling kernel, odd", {}, 1, 1e6},
-      {"lambda", Kind::real, "0.1", "", "weight of importance against redundancy", {}, 0, 1},
-      {"similarity", Kind::real, "0.5", "", "cosine of near-duplicates", {}, 0, 1}};
+  entry.parameters = {budget_parameter(),
+                      {.name = "buffer",
+                       .fallback = "128",
+                       .unit = "tokens",
+                       .help = "acts at lengths that it divides",
+                       .range = {1, 1e6}},
+                      {.name = "window",
+                       .fallback = "8",
+                       .unit = "rows",
+                       .help = "observing rows, kept inside the budget",
+                       .range = {1, 1e6}},
+                      {.name = "kernel",
+                       .fallback = "7",
+                       .unit = "entries",
+                       .help = "pooling kernel, odd",
+                       .range = {1, 1e6}},
+                      {.name = "lambda",
+                       .kind = Kind::real,
+                       .fallback = "0.1",
+                       .help = "weight of importance against redundancy",
+                       .range = {0, 1}},
+                      {.name = "similarity",
+                       .kind = Kind::real,
+                       .fallback = "0.5",
+                       .help = "cosine of near-duplicates",
+                       .range = {0, 1}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Settings settings{arguments.count("window"), odd_count(arguments, "kernel"),
                             arguments.real("lambda"), arguments.real("similarity")};
@@ -197,7 +216,7 @@ PolicyEntry r_kv() {
     scoring.make = [settings](const LayerShape&) { return std::make_unique<Redundancy>(settings); };
     scoring.window = settings.window;
     scoring.evicts_in_decode = true;
-    const Schedule schedule{false, true, buffer, geometry.evict_at % buffer};
+    const Schedule schedule = Schedule::from_evict_point(buffer, geometry.evict_at % buffer);
     Recipe recipe = budgeted(arguments, geometry, own(scoring), own(schedule));
     recipe.protect = own(protect_recent(settings.window));
     // Beside the entries: queries of the last `window` rows in every layer, and in the rows after which

@@ -30,14 +30,12 @@ class Rank final : public Scorer {
 PolicyEntry random() {
   PolicyEntry entry;
   entry.name = "random";
-  entry.klass = "eviction";
+  entry.kind = MethodKind::eviction;
   entry.summary = "evicts by a fixed random rank, after the prompt and in every decode row";
   entry.source = "control; kvpress RandomPress";
   entry.evidence = "definition";
   entry.needs = "nothing";
-  entry.parameters = {
-      budget_parameter(),
-      {"seed", Parameter::Kind::count, "auto", "", "of the ranks; auto: --seed", {}, 0, 9e15}};
+  entry.parameters = {budget_parameter(), seed_parameter("of the ranks")};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const std::uint64_t seed = seed_of(arguments, geometry);
     Scoring scoring;
@@ -48,8 +46,7 @@ PolicyEntry random() {
     scoring.by_position = true;
     scoring.at_birth = true;
     scoring.evicts_in_decode = true;
-    return budgeted(arguments, geometry, own(scoring),
-                    by_default(Schedule::prompt_end_and_decode()));
+    return budgeted(arguments, geometry, own(scoring), by_default(Schedule::from_evict_point()));
   };
   return entry;
 }

@@ -128,7 +128,7 @@ PolicyEntry refreshkv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "refreshkv";
-  entry.klass = "selection";
+  entry.kind = MethodKind::selection;
   entry.summary = "most rows read a small copy, which full rows make anew; evicts nothing";
   entry.source = "Xu et al. 2024, arXiv 2411.05787";
   entry.evidence = "secondary (no public code)";
@@ -140,31 +140,27 @@ PolicyEntry refreshkv() {
       "those rows only";
   Parameter budget = budget_parameter("12.5%");
   budget.help = "entries copied for the rows between full rows";
-  entry.parameters = {
-      budget,
-      {"stride",
-       Kind::count,
-       "5",
-       "rows",
-       "rows from one decision to refresh to the next",
-       {},
-       1,
-       1e9},
-      {"threshold",
-       Kind::real,
-       "0.95",
-       "",
-       "refresh if the cosine of the mean queries is at most it",
-       {},
-       0,
-       1},
-      {"kernel", Kind::count, "7", "tokens", "max-pooling of the scores, odd", {}, 1, 1001},
-      {"schedule",
-       Kind::word,
-       "compare",
-       "",
-       "refresh when queries have turned, or in every stride",
-       {"compare", "fixed"}}};
+  entry.parameters = {budget,
+                      {.name = "stride",
+                       .fallback = "5",
+                       .unit = "rows",
+                       .help = "rows from one decision to refresh to the next",
+                       .range = {1, 1e9}},
+                      {.name = "threshold",
+                       .kind = Kind::real,
+                       .fallback = "0.95",
+                       .help = "refresh if the cosine of the mean queries is at most it",
+                       .range = {0, 1}},
+                      {.name = "kernel",
+                       .fallback = "7",
+                       .unit = "tokens",
+                       .help = "max-pooling of the scores, odd",
+                       .range = {1, 1001}},
+                      {.name = "schedule",
+                       .kind = Kind::word,
+                       .fallback = "compare",
+                       .help = "refresh when queries have turned, or in every stride",
+                       .choices = {"compare", "fixed"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Settings s;
     s.copied = entries_of(arguments, "budget", geometry);

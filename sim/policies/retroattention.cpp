@@ -59,10 +59,9 @@ class RetroPages final : public Selector {
 }  // namespace
 
 PolicyEntry retroattention() {
-  using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "retroattention";
-  entry.klass = "selection";
+  entry.kind = MethodKind::selection;
   entry.summary = "Quest's pages, and past rows also attend to what the next rows load";
   entry.source = "Choi et al. 2025, arXiv 2508.09001";
   entry.evidence = "secondary";
@@ -72,14 +71,11 @@ PolicyEntry retroattention() {
   entry.needs = "q and k";
   entry.parameters = page_parameters("15%", {"kv", "query"});
   entry.parameters.insert(entry.parameters.begin() + 1,
-                          {"window",
-                           Kind::count,
-                           "2",
-                           "rows",
-                           "rows whose pages a row attends to, its own first",
-                           {},
-                           1,
-                           1024});
+                          {.name = "window",
+                           .fallback = "2",
+                           .unit = "rows",
+                           .help = "rows whose pages a row attends to, its own first",
+                           .range = {1, 1024}});
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const PageRule rule = page_rule(arguments, geometry);
     const RowIndex window = arguments.count("window");

@@ -21,7 +21,7 @@
 
 #include "sim/base/error.h"
 #include "sim/policies/shared/helpers.h"
-#include "sim/trace/trace.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -176,12 +176,12 @@ class OneInOneOut final : public Budget {
 // What slides in decode: the recent entries of a cut prompt, else everything behind the sinks.
 Rule sliding(const Geometry& geometry, TokenCount budget, const Division& division) {
   Rule rule;
-  rule.schedule = {false, false, 1};
+  rule.schedule = Schedule::each_decode_row();
   rule.scorer = position_scoring().make;
   if (geometry.evict_at > budget) {
     rule.first = static_cast<TokenIndex>(geometry.evict_at - division.recent);
     rule.budget = std::make_shared<OneInOneOut>();
-    rule.sizing = [](const Pass& pass) { return Sizing{pass.rows(), kCompeting}; };
+    rule.sizing = [](const Pass& pass) { return Sizing::of_competing(pass.rows()); };
   } else {
     rule.budget = uniform_budget();
     rule.sizing = [budget](const Pass& pass) { return Sizing{budget, pass.evict_at}; };
@@ -196,7 +196,7 @@ PolicyEntry sagekv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "sagekv";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "sinks, what the prompt's last row selects per query head, and a sliding window";
   entry.source = "Wang et al. 2025, arXiv 2503.08879";
   entry.evidence = "paper read";
@@ -206,28 +206,32 @@ PolicyEntry sagekv() {
   entry.needs = "q and k, or probabilities of the prompt's last row; agg=sum: q and k";
   entry.parameters = {
       budget_parameter(),
-      {"sinks", Kind::real, "25", "% of the budget", "first tokens, always kept", {}, 0, 100},
-      {"recent", Kind::real, "25", "% of the budget", "newest; rounding adds to it", {}, 0, 100},
-      {"k",
-       Kind::count,
-       "auto",
-       "entries",
-       "selected per query head; auto: the rest of the budget, divided by the group",
-       {},
-       0,
-       1e12},
-      {"dup",
-       Kind::word,
-       "fill",
-       "",
-       "entries that several heads select: fill up to the budget, or the union as it is",
-       {"fill", "union"}},
-      {"agg",
-       Kind::word,
-       "perhead",
-       "",
-       "perhead: one list per query head; sum: one per KV head, by summed logits",
-       {"perhead", "sum"}}};
+      {.name = "sinks",
+       .kind = Kind::real,
+       .fallback = "25",
+       .unit = "% of the budget",
+       .help = "first tokens, always kept",
+       .range = {0, 100}},
+      {.name = "recent",
+       .kind = Kind::real,
+       .fallback = "25",
+       .unit = "% of the budget",
+       .help = "newest; rounding adds to it",
+       .range = {0, 100}},
+      {.name = "k",
+       .fallback = "auto",
+       .unit = "entries",
+       .help = "selected per query head; auto: the rest of the budget, divided by the group"},
+      {.name = "dup",
+       .kind = Kind::word,
+       .fallback = "fill",
+       .help = "entries that several heads select: fill up to the budget, or the union as it is",
+       .choices = {"fill", "union"}},
+      {.name = "agg",
+       .kind = Kind::word,
+       .fallback = "perhead",
+       .help = "perhead: one list per query head; sum: one per KV head, by summed logits",
+       .choices = {"perhead", "sum"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Shares shares{arguments.real("sinks"), arguments.real("recent"), std::nullopt,
                   geometry.query_heads / geometry.kv_heads};
@@ -272,7 +276,7 @@ PolicyEntry sagekv() {
       };
     }
     recipe.scorer = own(scoring);
-    recipe.schedule = own(Schedule::prompt_end());
+    recipe.schedule = own(Schedule::at_evict_point());
     recipe.protect = own(ProtectRule([shares](TokenCount tokens) {
       const Division d = shares.of(tokens);
       return Protect{d.sinks, d.recent};

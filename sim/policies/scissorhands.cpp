@@ -89,9 +89,7 @@ class RecentVotes : public Scorer {
     const LayerShape& shape = view.shape();
     Row& out = ring_.emplace_back(Row{row, std::vector<Row::Votes>(index(shape.heads))});
     for (int h = 0; h < shape.heads; ++h) {
-      std::span<const TokenIndex> entries = view.resident(h);
-      entries = entries.first(
-          index(std::upper_bound(entries.begin(), entries.end(), row) - entries.begin()));
+      const std::span<const TokenIndex> entries = resident_up_to(view, h, row);
       std::vector<double> p(entries.size());
       std::vector<std::uint8_t> one(entries.size());
       Row::Votes& votes = out.heads[index(h)];
@@ -202,7 +200,7 @@ PolicyEntry scissorhands() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "scissorhands";
-  entry.klass = "eviction";
+  entry.kind = MethodKind::eviction;
   entry.summary = "drops half of a full cache at once: what recent rows attended to least often";
   entry.source = "Liu et al. 2023, arXiv 2305.17118";
   entry.evidence = "secondary (paper); code read (eval_code)";
@@ -212,20 +210,32 @@ PolicyEntry scissorhands() {
   entry.needs = "q and k, or probabilities of all rows";
   entry.parameters = {
       budget_parameter(),
-      {"window", Kind::count, "400", "rows", "rows whose low votes count", {}, 1, 1e6},
-      {"recent", Kind::count, "10", "tokens", "newest, never dropped", {}, 0, 1e6},
-      {"drop", Kind::real, "50", "% of the budget", "dropped at once when it is full", {}, 0, 100},
-      {"mode",
-       Kind::word,
-       "paper",
-       "",
-       "paper: the algorithm; eval_code: the released code's rule, without a budget",
-       {"paper", "eval_code"}}};
+      {.name = "window",
+       .fallback = "400",
+       .unit = "rows",
+       .help = "rows whose low votes count",
+       .range = {1, 1e6}},
+      {.name = "recent",
+       .fallback = "10",
+       .unit = "tokens",
+       .help = "newest, never dropped",
+       .range = {0, 1e6}},
+      {.name = "drop",
+       .kind = Kind::real,
+       .fallback = "50",
+       .unit = "% of the budget",
+       .help = "dropped at once when it is full",
+       .range = {0, 100}},
+      {.name = "mode",
+       .kind = Kind::word,
+       .fallback = "paper",
+       .help = "paper: the algorithm; eval_code: the released code's rule, without a budget",
+       .choices = {"paper", "eval_code"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
     Scoring scoring;
     scoring.evicts_in_decode = true;
-    recipe.schedule = own(Schedule::prompt_end_and_decode());
+    recipe.schedule = own(Schedule::from_evict_point());
     recipe.charge.entry = 2;  // a counter
     if (arguments.is("mode", "eval_code")) {
       for (const char* name : {"window", "recent", "drop"}) {
@@ -252,8 +262,7 @@ PolicyEntry scissorhands() {
     recipe.scorer = own(scoring);
     recipe.role_bytes = window * geometry.tokens * geometry.kv_heads;  // a vote a row and entry
     recipe.size = size_of(arguments);
-    recipe.shape =
-        own<std::shared_ptr<const Budget>>(std::make_shared<SawTooth>(arguments.real("drop")));
+    recipe.shape = own(std::make_shared<SawTooth>(arguments.real("drop")));
     recipe.competing = true;
     recipe.protect = own(protect_recent(arguments.count("recent")));
     recipe.knob = budget_knob(geometry);

@@ -105,23 +105,36 @@ PolicyEntry simlayerkv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "simlayerkv";
-  entry.klass = "layer budget";
+  entry.kind = MethodKind::layer_budget;
   entry.summary = "layers whose last row looks at sinks and recent tokens stream, others keep all";
   entry.source = "Zhang et al. 2024, arXiv 2410.13846";
   entry.evidence = "code read";
   entry.differs = "kvpress' default threshold 1.0 never fires; the authors use 0.65 to 0.9 a model";
   entry.needs = "q and k, or probabilities of the last `last` prompt rows";
-  entry.parameters = {
-      {"threshold", Kind::real, "0.9", "", "a layer above it is lazy", {}, 0, 1},
-      {"sinks", Kind::count, "4", "tokens", "first tokens that a lazy layer keeps", {}, 0, 1e12},
-      {"recent", Kind::count, "1024", "tokens", "window that a lazy layer looks at", {}, 1, 1e12},
-      {"last", Kind::count, "1", "rows", "prompt rows that judge a layer", {}, 1, 1e6},
-      {"decode",
-       Kind::word,
-       "stream",
-       "",
-       "lazy layers in decode: go on streaming, or grow",
-       {"stream", "append"}}};
+  entry.parameters = {{.name = "threshold",
+                       .kind = Kind::real,
+                       .fallback = "0.9",
+                       .help = "a layer above it is lazy",
+                       .range = {0, 1}},
+                      {.name = "sinks",
+                       .fallback = "4",
+                       .unit = "tokens",
+                       .help = "first tokens that a lazy layer keeps"},
+                      {.name = "recent",
+                       .fallback = "1024",
+                       .unit = "tokens",
+                       .help = "window that a lazy layer looks at",
+                       .range = {.lowest = 1}},
+                      {.name = "last",
+                       .fallback = "1",
+                       .unit = "rows",
+                       .help = "prompt rows that judge a layer",
+                       .range = {1, 1e6}},
+                      {.name = "decode",
+                       .kind = Kind::word,
+                       .fallback = "stream",
+                       .help = "lazy layers in decode: go on streaming, or grow",
+                       .choices = {"stream", "append"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Settings settings{arguments.real("threshold"), arguments.count("sinks"),
                             arguments.count("recent"), arguments.count("last")};
@@ -140,12 +153,12 @@ PolicyEntry simlayerkv() {
     };
     const Protect protect{settings.sinks, settings.recent - settings.last};
     recipe.scorer = own(scoring);
-    recipe.shape = own<std::shared_ptr<const Budget>>(std::make_shared<LazyLayers>(settings));
-    recipe.schedule = own(Schedule::prompt_end());
+    recipe.shape = own(std::make_shared<LazyLayers>(settings));
+    recipe.schedule = own(Schedule::at_evict_point());
     recipe.protect = own(ProtectRule([protect](TokenCount) { return protect; }));
     if (arguments.is("decode", "stream")) {
       Rule rule;
-      rule.schedule = {false, false, 1};
+      rule.schedule = Schedule::each_decode_row();
       rule.scorer = position_scoring().make;
       rule.budget = std::make_shared<KeepStreaming>(settings.kept());
       rule.sizing = [prompt = geometry.evict_at](const Pass&) { return Sizing{kAll, prompt}; };

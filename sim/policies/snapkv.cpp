@@ -11,7 +11,7 @@ namespace kvspan::policies {
 PolicyEntry snapkv() {
   PolicyEntry entry;
   entry.name = "snapkv";
-  entry.klass = "post-fill eviction";
+  entry.kind = MethodKind::post_fill_eviction;
   entry.summary = "keeps what the prompt's last rows attend to, once, after the prompt";
   entry.source = "Li et al. 2024, arXiv 2404.14469";
   entry.evidence = "code read";

@@ -4,10 +4,6 @@
 // by place in the cache (positions=cache); that changes outputs but no lifetime, so the default keeps
 // the trace's own. Their code evicts before it adds, so a row of theirs reads sinks + window entries,
 // here one more: attend, then evict.
-//
-// Lambda: the same set under the original positions, as LM-Infinite keeps it (Han et al., arXiv
-// 2308.16137) and LESS compares with (arXiv 2402.09398). LM-Infinite also clips distances beyond the
-// trained length; that is not modelled.
 #include <algorithm>
 
 #include <fmt/format.h>
@@ -21,7 +17,7 @@ PolicyEntry streaming_llm() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "streaming_llm";
-  entry.klass = "recency eviction";
+  entry.kind = MethodKind::recency_eviction;
   entry.summary = "attention sinks and a recent window, after every pass";
   entry.source = "Xiao et al. 2023, arXiv 2309.17453";
   entry.evidence = "code read";
@@ -30,16 +26,22 @@ PolicyEntry streaming_llm() {
       "deaths are equal) and evict before adding, here a row is added first";
   entry.needs = "nothing; positions=cache: the rope_* fields";
   entry.parameters = {
-      {"sinks", Kind::count, "4", "tokens", "first tokens, always kept", {}, 0, 1e12, true},
-      {"window", Kind::count, "1020", "tokens", "newest tokens kept", {}, 0, 1e12, true},
-      budget_parameter("auto"),
-      {"positions",
-       Kind::word,
-       "original",
-       "",
-       "original: the trace's; cache: places in the cache, as in the authors' code",
-       {"original", "cache"}}};
-  entry.parameters[2].help = "sets sinks = min(4, budget) and window = budget - sinks";
+      {.name = "sinks",
+       .fallback = "4",
+       .unit = "tokens",
+       .help = "first tokens, always kept",
+       .sizes = true},
+      {.name = "window",
+       .fallback = "1020",
+       .unit = "tokens",
+       .help = "newest tokens kept",
+       .sizes = true},
+      budget_parameter("auto", "sets sinks = min(4, budget) and window = budget - sinks"),
+      {.name = "positions",
+       .kind = Kind::word,
+       .fallback = "original",
+       .help = "original: the trace's; cache: places in the cache, as in the authors' code",
+       .choices = {"original", "cache"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const bool by_budget = arguments.given("budget");
     if (by_budget && (arguments.given("sinks") || arguments.given("window"))) {
@@ -66,31 +68,6 @@ PolicyEntry streaming_llm() {
       throw ConfigError("streaming_llm: sinks + window must be at least 1");
     recipe.size = own(Amount{Amount::Kind::tokens, protect.sinks + protect.recent, 0, ""});
     recipe.protect = own(ProtectRule([protect](TokenCount) { return protect; }));
-    return recipe;
-  };
-  return entry;
-}
-
-PolicyEntry lambda() {
-  using Kind = Parameter::Kind;
-  PolicyEntry entry;
-  entry.name = "lambda";
-  entry.klass = "eviction";
-  entry.summary = "attention sinks and a recent window under the original positions, by budget";
-  entry.source = "Han et al. 2023, arXiv 2308.16137";
-  entry.evidence = "secondary";
-  entry.differs = "LM-Infinite also clips distances; the logged scores are taken as they are";
-  entry.needs = "nothing";
-  entry.parameters = {
-      budget_parameter(),
-      {"sinks", Kind::count, "4", "tokens", "first tokens, inside the budget", {}, 0, 1e12}};
-  entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Recipe recipe =
-        budgeted(arguments, geometry, own(position_scoring()), own(Schedule::every_pass()));
-    recipe.protect = own(ProtectRule([sinks = arguments.count("sinks")](TokenCount budget) {
-      const TokenCount first = std::min(sinks, budget);
-      return Protect{first, budget - first};
-    }));
     return recipe;
   };
   return entry;

@@ -81,7 +81,7 @@ PolicyEntry think() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "think";
-  entry.klass = "channel pruning";
+  entry.kind = MethodKind::channel_pruning;
   entry.summary = "prunes the key channels that matter least to the prompt's last rows";
   entry.source = "Xu et al. 2024, arXiv 2407.21018; code SalesforceAIResearch/ThinK";
   entry.evidence = "code read";
@@ -89,16 +89,25 @@ PolicyEntry think() {
       "the reference has one mask per query head, kvpress one per KV head, as here; kvpress "
       "zeroes channels of the newest keys too and saves no byte (preset=kvpress)";
   entry.needs = "nothing; q, k and v for the error of the output";
-  entry.parameters = {
-      {"ratio", Kind::amount, "40%", "% of the channels", "pruned", {}},
-      {"window", Kind::count, "32", "rows", "last prompt rows whose queries rank", {}, 1, 1e6},
-      {"recent", Kind::count, "32", "entries", "newest prompt entries, left whole", {}},
-      {"preset",
-       Kind::word,
-       "paper",
-       "",
-       "kvpress: every prompt entry is pruned (recent=0)",
-       {"paper", "kvpress"}}};
+  entry.parameters = {{.name = "ratio",
+                       .kind = Kind::amount,
+                       .fallback = "40%",
+                       .unit = "% of the channels",
+                       .help = "pruned"},
+                      {.name = "window",
+                       .fallback = "32",
+                       .unit = "rows",
+                       .help = "last prompt rows whose queries rank",
+                       .range = {1, 1e6}},
+                      {.name = "recent",
+                       .fallback = "32",
+                       .unit = "entries",
+                       .help = "newest prompt entries, left whole"},
+                      {.name = "preset",
+                       .kind = Kind::word,
+                       .fallback = "paper",
+                       .help = "kvpress: every prompt entry is pruned (recent=0)",
+                       .choices = {"paper", "kvpress"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     if (arguments.is("preset", "kvpress")) {
       if (arguments.given("recent") && arguments.count("recent") != 0) {

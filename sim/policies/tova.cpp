@@ -27,7 +27,7 @@ class LastRow final : public Scorer {
 PolicyEntry tova() {
   PolicyEntry entry;
   entry.name = "tova";
-  entry.klass = "eviction";
+  entry.kind = MethodKind::eviction;
   entry.summary = "drops what the last row attends to least, one set per layer, in decode too";
   entry.source = "Oren et al. 2024, arXiv 2401.06104";
   entry.evidence = "code read";
@@ -38,7 +38,7 @@ PolicyEntry tova() {
     scoring.make = [](const LayerShape&) { return std::make_unique<LastRow>(); };
     scoring.axis = Axis::layer;
     scoring.evicts_in_decode = true;
-    return budgeted(arguments, geometry, own(scoring), own(Schedule::prompt_end_and_decode()));
+    return budgeted(arguments, geometry, own(scoring), own(Schedule::from_evict_point()));
   };
   return entry;
 }

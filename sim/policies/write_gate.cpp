@@ -32,12 +32,11 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
-#include "sim/attention/full_rows.h"
 #include "sim/base/error.h"
 #include "sim/base/random.h"
 #include "sim/policies/shared/fitted.h"
 #include "sim/policies/shared/helpers.h"
-#include "sim/trace/trace.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -347,7 +346,7 @@ class Gates {
   double threshold_ = 0;
 };
 
-int kv_head_of(const LayerShape& shape, int head) { return head * shape.kv_heads / shape.heads; }
+int kv_head_of(const LayerShape& shape, int head) { return shape.kv_head(head); }
 
 class Gate final : public Scorer {
  public:
@@ -374,7 +373,7 @@ class WindowAndAdmitted final : public Selector {
   bool by_row() const override { return true; }
   void mask(const View& view, int query_head, RowIndex row, std::span<float> mask) override {
     const LayerShape& shape = view.shape();
-    const int kv_head = query_head * shape.kv_heads / shape.query_heads;
+    const int kv_head = shape.kv_head_of_query(query_head);
     const float* admitted = gates_->admitted(shape.layer, kv_head).data();
     float* out = mask.data();
     for (RowIndex i = 0; i <= row - window_; ++i) out[i] *= admitted[i];
@@ -476,7 +475,7 @@ PolicyEntry write_gate() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "write_gate";
-  entry.klass = "admission";
+  entry.kind = MethodKind::admission;
   entry.summary = "a gate on the key decides at birth what is written once it leaves the window";
   entry.source = "arXiv 2512.17452; code EMCLab-Sinica/WG-KV";
   entry.evidence = "code read; weights fitted here";
@@ -487,44 +486,43 @@ PolicyEntry write_gate() {
       "q and k (oracle_out: v, too; oracle: probabilities of all rows; random, file: "
       "nothing); rope_* tell k before rotary from k";
   entry.parameters = {
-      {"gate",
-       Kind::word,
-       "logit",
-       "",
-       "oracle and oracle_out: bounds; random: control",
-       {"logit", "mlp", "oracle", "oracle_out", "adaea", "random", "file"}},
+      {.name = "gate",
+       .kind = Kind::word,
+       .fallback = "logit",
+       .help = "oracle and oracle_out: bounds; random: control",
+       .choices = {"logit", "mlp", "oracle", "oracle_out", "adaea", "random", "file"}},
       weights_parameter(),
-      {"tau", Kind::real, "auto", "", "threshold of the gate; auto: by rate (file: 0.1)", {}, 0, 1},
-      {"rate",
-       Kind::amount,
-       "25%",
-       "% of the prompt's entries outside the window",
-       "how many are admitted",
-       {}},
-      {"window", Kind::count, "256", "tokens", "newest kept whatever their gate", {}, 1, 1e9},
-      {"masks_prefill",
-       Kind::word,
-       "true",
-       "",
-       "prompt rows read their window and admitted keys only",
-       {"true", "false"}},
-      {"cap",
-       Kind::count,
-       "auto",
-       "entries",
-       "beyond the window, mean over a layer's heads; auto: none",
-       {},
-       1,
-       1e12},
-      {"seed", Kind::count, "auto", "", "of random gates and fits; auto: --seed", {}, 0, 9e15},
-      {"hidden",
-       Kind::real,
-       "4",
-       "x head_dim",
-       "width of the published gate, for its bytes (Llama 4, Qwen3 1.5)",
-       {},
-       0.01,
-       1024}};
+      {.name = "tau",
+       .kind = Kind::real,
+       .fallback = "auto",
+       .help = "threshold of the gate; auto: by rate (file: 0.1)",
+       .range = {0, 1}},
+      {.name = "rate",
+       .kind = Kind::amount,
+       .fallback = "25%",
+       .unit = "% of the prompt's entries outside the window",
+       .help = "how many are admitted"},
+      {.name = "window",
+       .fallback = "256",
+       .unit = "tokens",
+       .help = "newest kept whatever their gate",
+       .range = {1, 1e9}},
+      {.name = "masks_prefill",
+       .kind = Kind::flag,
+       .fallback = "true",
+       .help = "prompt rows read their window and admitted keys only"},
+      {.name = "cap",
+       .fallback = "auto",
+       .unit = "entries",
+       .help = "beyond the window, mean over a layer's heads; auto: none",
+       .range = {.lowest = 1}},
+      seed_parameter("of random gates and fits"),
+      {.name = "hidden",
+       .kind = Kind::real,
+       .fallback = "4",
+       .unit = "x head_dim",
+       .help = "width of the published gate, for its bytes (Llama 4, Qwen3 1.5)",
+       .range = {0.01, 1024}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const std::string gate = arguments.text("gate");
     const bool learned = gate == "logit" || gate == "mlp";
@@ -593,7 +591,7 @@ PolicyEntry write_gate() {
     };
     admission.window = window;
     recipe.admission = own(admission);
-    if (arguments.is("masks_prefill", "true")) {
+    if (arguments.flag("masks_prefill")) {
       recipe.prefill_reads = own(SelectorFactory([gates, window](const LayerShape&) {
         return std::make_unique<WindowAndAdmitted>(gates, window);
       }));

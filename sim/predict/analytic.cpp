@@ -37,8 +37,7 @@ Counts evicted(const Policy& policy, const Geometry& geometry, const Pass& pass,
         const std::int64_t since = rule.first > 0 ? pass.end - rule.first : after(l, h);
         const std::int64_t domain =
             rule.domain == Domain::newborn ? newborn(l, h) : std::min(since, after(l, h));
-        Sizing own = sizing;
-        if (own.rows == kCompeting) own.rows = domain;
+        const Sizing own = sizing.among(domain);
         const TokenCount kept = rule.budget->kept(shape, static_cast<int>(h), own);
         if (domain <= kept) continue;
         after(l, h) -= domain - kept;
@@ -269,7 +268,7 @@ std::map<std::string, Occupancies> read_occupancies(const std::string& result_fi
 
 Policy calibrated(Policy policy, const Occupancies& measured, const std::string& result_file) {
   Rule rule;
-  rule.schedule = Schedule::prompt_end_and_decode();
+  rule.schedule = Schedule::from_evict_point();
   rule.budget = uniform_budget();
   rule.sizing = [measured](const Pass& pass) {
     const double tokens = measured.kept * static_cast<double>(pass.evict_at) +

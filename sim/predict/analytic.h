@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "sim/ledger/metrics.h"
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 
 namespace kvspan {
 

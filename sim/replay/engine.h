@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "sim/ledger/ledger.h"
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 #include "sim/replay/fidelity.h"
 #include "sim/trace/trace.h"
 

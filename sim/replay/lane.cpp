@@ -442,7 +442,7 @@ void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
     }
   }
   if (unchanged || !fidelity_plan_.output_error) return;
-  const int kv_head = head * shape_.kv_heads / shape_.heads;
+  const int kv_head = shape_.kv_head(head);
   const bool altered =
       absorbed_ || (policy_.renumbers && evicted_[static_cast<std::size_t>(head)] != 0) ||
       (!altered_.heads.empty() && altered_.heads[static_cast<std::size_t>(kv_head)] != 0);
@@ -473,7 +473,7 @@ void Lane::measure_errors(int head, RowIndex begin, RowIndex end,
                           const std::vector<Attended>& attended) {
   const auto rows = static_cast<std::size_t>(end - begin);
   const auto dim = static_cast<std::size_t>(shape_.v_dim);
-  const int kv_head = head * shape_.kv_heads / shape_.heads;
+  const int kv_head = shape_.kv_head(head);
   const float* values = block_->scores->values() + kv_head * shape_.v_dim;
   const std::int64_t stride = std::int64_t{shape_.kv_heads} * shape_.v_dim;
   struct Row {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sim/attention/layer_scores.h"
+#include "sim/policy/layer_policy.h"
 #include "sim/replay/engine.h"
 #include "sim/replay/fidelity.h"
 

@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 
 namespace kvspan {
 
@@ -17,8 +17,8 @@ std::string policies_markdown() {
       "a share of the prompt (`10%`) or bytes (`64MiB`); `key={a,b,c}` makes one run each.\n\n"
       "| policy | class | what it does | source | algorithm from |\n|---|---|---|---|---|\n";
   for (const PolicyEntry& e : registry()) {
-    out += fmt::format("| [`{0}`](#{0}) | {1} | {2} | {3} | {4} |\n", e.name, e.klass, e.summary,
-                       e.source, e.evidence);
+    out += fmt::format("| [`{0}`](#{0}) | {1} | {2} | {3} | {4} |\n", e.name, text_of(e.kind),
+                       e.summary, e.source, e.evidence);
   }
   for (const PolicyEntry& e : registry()) {
     out += fmt::format("\n## {}\n\n{}.\n\nThe trace must hold: {}.\n", e.name, e.summary, e.needs);
@@ -29,7 +29,7 @@ std::string policies_markdown() {
     for (const Parameter& p : e.parameters) {
       out += fmt::format(
           "| `{}` | {} | {} | {} |\n", p.name, p.fallback.empty() ? "required" : p.fallback,
-          p.choices.empty() ? p.unit : fmt::format("{}", fmt::join(p.choices, ", ")), p.help);
+          p.words().empty() ? p.unit : fmt::format("{}", fmt::join(p.words(), ", ")), p.help);
     }
   }
   return out;

@@ -11,7 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 
 namespace kvspan {
 namespace {

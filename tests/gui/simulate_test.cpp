@@ -92,8 +92,7 @@ void SimulateTest::every_policy_has_a_form_whose_spec_it_reads_back() {
     // One value that is not the default's, in every row that has one.
     for (int row = 0; row < form.rowCount(); ++row) {
       const Parameter& p = form.parameter(row);
-      const QString value = p.kind == Parameter::Kind::word
-                                ? QString::fromStdString(p.choices.back())
+      const QString value = !p.words().empty() ? QString::fromStdString(p.words().back())
                             : p.kind == Parameter::Kind::text ? "a file, with {odd} name"
                                                               : "17";
       QVERIFY(form.setData(form.index(row, PolicyForm::kValue), value));

@@ -73,8 +73,7 @@ TEST_CASE("no policy holds more than its declared capacity after an eviction", "
               competing +=
                   static_cast<RowIndex>(deaths[static_cast<std::size_t>(t)]) >= pass.end ? 1 : 0;
             }
-            Sizing sizing = rule.sizing(pass);
-            if (sizing.rows == kCompeting) sizing.rows = competing;
+            const Sizing sizing = rule.sizing(pass).among(competing);
             CHECK(held <= rule.budget->kept(geometry.shape(l, policy.per_query_head), h, sizing));
           }
         }

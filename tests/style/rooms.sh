@@ -39,6 +39,13 @@ done < <(grep -rE '^#include "[a-z_]+/' --include='*.h' --include='*.cpp' --incl
   cli sim tracegen gui tests $([ ! -d gpu_replay ] || echo gpu_replay) |
   sed -E 's/^([^:]+):#include "([^"]+)".*/\1 \2/')
 
+# A policy stands on the interface, on what policies share and on itself; nothing else of sim.
+while read -r file included; do
+  case $included in sim/base/* | sim/policy/* | sim/policies/*) continue ;; esac
+  complain "$file includes $included: a policy includes sim/policy/ and sim/policies/shared/ only"
+done < <(grep -E '^#include "' sim/policies/*.* sim/policies/wrappers/*.* |
+  sed -nE 's/^([^:]+\.(cpp|h)):#include "([^"]+)".*/\1 \3/p')
+
 [ "$(grep -c . <<<"$rooms")" -ge 20 ] || complain "fewer than 20 rooms found: has a table changed its form?"
 [ "$failed" -eq 0 ] && echo "every include follows an arrow between $(grep -c . <<<"$rooms") rooms"
 exit "$failed"

@@ -235,12 +235,10 @@ FitOutcome fit_models(const FittedScorer& scorer, const std::vector<Trace>& trai
 }
 
 Parameter weights_parameter() {
-  return {"weights",
-          Parameter::Kind::text,
-          "self",
-          "",
-          "file of `kvspan fit`; self: fitted on the first half of the prompt",
-          {}};
+  return {.name = "weights",
+          .kind = Parameter::Kind::text,
+          .fallback = "self",
+          .help = "file of `kvspan fit`; self: fitted on the first half of the prompt"};
 }
 
 std::shared_ptr<const RegressorSet> load_weights(const Arguments& arguments,

@@ -11,7 +11,7 @@
 #include "sim/learn/rank_measures.h"
 #include "sim/learn/regression.h"
 #include "sim/learn/regressor_set.h"
-#include "sim/policy/recipe.h"
+#include "sim/policies/shared/layer_table.h"
 
 namespace kvspan::policies {
 

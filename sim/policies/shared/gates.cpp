@@ -174,8 +174,7 @@ Recipe streaming_heads(Mask mask, const Protect& protect, const Geometry& geomet
   const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
   Recipe recipe;
   recipe.scorer = own(position_scoring());
-  recipe.shape = own<std::shared_ptr<const Budget>>(
-      std::make_shared<HeadMask>(std::move(mask), protect.sinks + protect.recent));
+  recipe.shape = own(std::make_shared<HeadMask>(std::move(mask), protect.sinks + protect.recent));
   recipe.schedule = own(Schedule::every_pass());
   recipe.protect = own(ProtectRule([protect](TokenCount) { return protect; }));
   recipe.charge.once = (heads + 7) / 8;

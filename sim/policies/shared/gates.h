@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 #include "sim/trace/trace.h"
 
 namespace kvspan::policies {

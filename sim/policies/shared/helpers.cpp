@@ -2,13 +2,10 @@
 #include "sim/policies/shared/helpers.h"
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
 
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
-#include "sim/trace/safetensors.h"
 
 namespace kvspan::policies {
 namespace {
@@ -113,15 +110,6 @@ class Birth final : public Scorer {
   std::vector<std::vector<double>> known_;  // [heads][tokens so far]
 };
 
-template <class T>
-void append_as_double(const TensorView& tensor, std::vector<double>& out) {
-  for (std::int64_t i = 0; i < tensor.elements(); ++i) {
-    T value;
-    std::memcpy(&value, tensor.bytes.data() + static_cast<std::size_t>(i) * sizeof(T), sizeof(T));
-    out.push_back(static_cast<double>(value));
-  }
-}
-
 }  // namespace
 
 ScorerFactory birth_scorer(const Needs& needs, std::function<BirthValues(const LayerShape&)> make) {
@@ -154,6 +142,11 @@ double reduce_group(const LayerShape& shape, int head, Group group, std::span<do
   return slack / size;
 }
 
+std::span<const TokenIndex> resident_up_to(const View& view, int head, RowIndex row) {
+  const std::span<const TokenIndex> all = view.resident(head);
+  return all.first(index(std::upper_bound(all.begin(), all.end(), row) - all.begin()));
+}
+
 void round_sums(std::span<double> scores) {
   for (double& score : scores) score = static_cast<double>(static_cast<float>(score));
 }
@@ -181,13 +174,12 @@ void pool(Pool kind, int kernel, std::span<double> values) {
   }
 }
 
-Parameter budget_parameter(const std::string& fallback) {
-  return {"budget",
-          Parameter::Kind::amount,
-          fallback,
-          "tokens, % of the prompt, or bytes",
-          "entries kept per layer and KV head",
-          {}};
+Parameter budget_parameter(const std::string& fallback, const std::string& help) {
+  return {.name = "budget",
+          .kind = Parameter::Kind::amount,
+          .fallback = fallback,
+          .unit = "tokens, % of the prompt, or bytes",
+          .help = help};
 }
 
 Slot<Amount> size_of(const Arguments& arguments, const std::string& parameter) {
@@ -216,6 +208,11 @@ Recipe budgeted(const Arguments& arguments, const Geometry& geometry, Slot<Scori
   return recipe;
 }
 
+Parameter seed_parameter(const std::string& of_what) {
+  return {
+      .name = "seed", .fallback = "auto", .help = of_what + "; auto: --seed", .range = {0, 9e15}};
+}
+
 std::uint64_t seed_of(Arguments& arguments, const Geometry& geometry) {
   const std::uint64_t seed =
       arguments.has("seed") ? static_cast<std::uint64_t>(arguments.count("seed")) : geometry.seed;
@@ -240,29 +237,31 @@ double tokens_before_rounding(const std::optional<Amount>& size, const Sizing& s
 
 std::vector<Parameter> votes_parameters(int window, int kernel) {
   using Kind = Parameter::Kind;
-  return {
-      {"window",
-       Kind::count,
-       std::to_string(window),
-       "rows",
-       "observation window, inside the budget",
-       {},
-       1,
-       1e6},
-      {"kernel", Kind::count, std::to_string(kernel), "entries", "pooling kernel, odd", {}, 1, 1e6},
-      {"pool", Kind::word, "max", "", "pooling of the votes", {"max", "avg"}},
-      {"group",
-       Kind::word,
-       "mean",
-       "",
-       "query heads to KV head; none: one set per query head",
-       {"mean", "max", "sum", "none"}},
-      {"order",
-       Kind::word,
-       "group_then_pool",
-       "",
-       "what is reduced first",
-       {"group_then_pool", "pool_then_group"}}};
+  return {{.name = "window",
+           .fallback = std::to_string(window),
+           .unit = "rows",
+           .help = "observation window, inside the budget",
+           .range = {1, 1e6}},
+          {.name = "kernel",
+           .fallback = std::to_string(kernel),
+           .unit = "entries",
+           .help = "pooling kernel, odd",
+           .range = {1, 1e6}},
+          {.name = "pool",
+           .kind = Kind::word,
+           .fallback = "max",
+           .help = "pooling of the votes",
+           .choices = {"max", "avg"}},
+          {.name = "group",
+           .kind = Kind::word,
+           .fallback = "mean",
+           .help = "query heads to KV head; none: one set per query head",
+           .choices = {"mean", "max", "sum", "none"}},
+          {.name = "order",
+           .kind = Kind::word,
+           .fallback = "group_then_pool",
+           .help = "what is reduced first",
+           .choices = {"group_then_pool", "pool_then_group"}}};
 }
 
 Scoring votes_scoring(const Arguments& arguments) {
@@ -281,6 +280,10 @@ ProtectRule protect_recent(TokenCount window) {
   return [window](TokenCount) { return Protect{0, window}; };
 }
 
+ProtectRule protect_newest_half() {
+  return [](TokenCount budget) { return Protect{0, budget - budget / 2}; };
+}
+
 Scoring column_sum_scoring(bool normalise) {
   Scoring scoring;
   scoring.make = [normalise](const LayerShape&) { return std::make_unique<ColumnSums>(normalise); };
@@ -296,57 +299,5 @@ Scoring position_scoring() {
 }
 
 std::shared_ptr<const Budget> keep_positive() { return std::make_shared<Positive>(); }
-
-LayerTable read_layer_table(const std::string& file, const std::vector<std::string>& tensors,
-                            const Geometry& geometry, const std::string& policy) {
-  const TensorSet set = TensorSet::open(file);
-  const TensorView* tensor = nullptr;
-  std::string name;
-  for (const std::string& candidate : tensors) {
-    if (tensor == nullptr && (tensor = set.find(candidate)) != nullptr) name = candidate;
-  }
-  if (tensor == nullptr) {
-    throw TraceError(fmt::format("{}: {} has no tensor '{}'", policy, file, tensors.front()));
-  }
-  const auto& shape = tensor->shape;
-  const auto stored = static_cast<std::int64_t>(geometry.layers());
-  const bool heads_fit =
-      shape.size() == 3 && (shape[1] == geometry.kv_heads || shape[1] == geometry.query_heads);
-  if (!heads_fit || (shape[0] != stored && shape[0] != geometry.model_layers) ||
-      shape[2] != geometry.tokens) {
-    std::string found;
-    for (const std::int64_t d : shape) found += (found.empty() ? "" : ", ") + std::to_string(d);
-    throw TraceError(fmt::format(
-        "{}: {}: '{}' has shape [{}], expected [{} layers (or {}), {} or {} heads, {} tokens]",
-        policy, file, name, found, stored, geometry.model_layers, geometry.kv_heads,
-        geometry.query_heads, geometry.tokens));
-  }
-  std::vector<double> flat;
-  switch (tensor->dtype) {
-    case Dtype::f32:
-      append_as_double<float>(*tensor, flat);
-      break;
-    case Dtype::i32:
-      append_as_double<std::int32_t>(*tensor, flat);
-      break;
-    case Dtype::u32:
-      append_as_double<std::uint32_t>(*tensor, flat);
-      break;
-    case Dtype::i64:
-      append_as_double<std::int64_t>(*tensor, flat);
-      break;
-    default:
-      throw TraceError(fmt::format("{}: {}: '{}' is {}, expected F32, I32, U32 or I64", policy,
-                                   file, name, dtype_name(tensor->dtype)));
-  }
-  LayerTable out{shape[1], shape[2], {}};
-  const std::int64_t size = shape[1] * shape[2];
-  for (int l = 0; l < geometry.layers(); ++l) {
-    const std::int64_t from =
-        shape[0] == stored ? l : geometry.layer_ids[static_cast<std::size_t>(l)];
-    out.layers.emplace_back(flat.begin() + from * size, flat.begin() + (from + 1) * size);
-  }
-  return out;
-}
 
 }  // namespace kvspan::policies

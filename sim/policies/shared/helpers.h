@@ -2,6 +2,7 @@
 // Shared by policies: parameters that several have, group reduction, pooling, the SnapKV votes.
 #pragma once
 
+#include <concepts>
 #include <functional>
 #include <initializer_list>
 #include <memory>
@@ -10,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 
 namespace kvspan::policies {
 
@@ -23,6 +24,17 @@ template <class T>
   return {std::move(value), Slot<T>::Filling::defaulted, ""};
 }
 
+// A budget's own class fills the slot of a recipe's shape.
+using BudgetSlot = Slot<std::shared_ptr<const Budget>>;
+template <std::derived_from<Budget> B>
+[[nodiscard]] BudgetSlot own(std::shared_ptr<B> budget) {
+  return {std::move(budget), BudgetSlot::Filling::own, ""};
+}
+template <std::derived_from<Budget> B>
+[[nodiscard]] BudgetSlot by_default(std::shared_ptr<B> budget) {
+  return {std::move(budget), BudgetSlot::Filling::defaulted, ""};
+}
+
 // How the query heads of a group are reduced to their KV head. none: one set per query head.
 enum class Group : std::uint8_t { mean, max, sum, none };
 [[nodiscard]] Group parse_group(const std::string& word);
@@ -31,6 +43,9 @@ enum class Group : std::uint8_t { mean, max, sum, none };
 //   out [entries]
 double reduce_group(const LayerShape& shape, int head, Group group, std::span<double> out,
                     const std::function<double(int query_head, std::span<double> out)>& item);
+
+// The entries that a row of this pass could read: those of a stored head up to the row itself.
+[[nodiscard]] std::span<const TokenIndex> resident_up_to(const View& view, int head, RowIndex row);
 
 // Sums of probabilities, rounded to fp32 for the comparison: two sums of the same terms in another
 // order (1/3 + 1/6 against 1/2) then tie, as they do on paper, and ties go to the lower token index.
@@ -44,7 +59,9 @@ enum class Pool : std::uint8_t { max, avg };
 void pool(Pool kind, int kernel, std::span<double> values);
 
 // Parameters shared by every policy that has a size.
-[[nodiscard]] Parameter budget_parameter(const std::string& fallback = "20%");
+[[nodiscard]] Parameter budget_parameter(
+    const std::string& fallback = "20%",
+    const std::string& help = "entries kept per layer and KV head");
 [[nodiscard]] Slot<Amount> size_of(const Arguments& arguments,
                                    const std::string& parameter = "budget");
 [[nodiscard]] Knob budget_knob(const Geometry& geometry);
@@ -53,11 +70,12 @@ void pool(Pool kind, int kernel, std::span<double> values);
                                     const Geometry& geometry);
 
 // What most evictions start from: a scorer, the size and the knob of `budget`, and when to act.
-[[nodiscard]] Recipe budgeted(const Arguments& arguments, const Geometry& geometry,
-                              Slot<Scoring> scorer,
-                              const Slot<Schedule>& schedule = by_default(Schedule::prompt_end()));
+[[nodiscard]] Recipe budgeted(
+    const Arguments& arguments, const Geometry& geometry, Slot<Scoring> scorer,
+    const Slot<Schedule>& schedule = by_default(Schedule::at_evict_point()));
 
-// The parameter `seed`, --seed where it is not given; the canonical text then says which.
+// The parameter `seed`, and its value: --seed where it is not given; the canonical text says which.
+[[nodiscard]] Parameter seed_parameter(const std::string& of_what);
 [[nodiscard]] std::uint64_t seed_of(Arguments& arguments, const Geometry& geometry);
 // Errors: ConfigError when the number is even.
 [[nodiscard]] int odd_count(const Arguments& arguments, const std::string& parameter);
@@ -71,6 +89,8 @@ void pool(Pool kind, int kernel, std::span<double> values);
 [[nodiscard]] std::vector<Parameter> votes_parameters(int window, int kernel);
 [[nodiscard]] Scoring votes_scoring(const Arguments& arguments);
 [[nodiscard]] ProtectRule protect_recent(TokenCount window);
+// Of a budget that is halved between heavy hitters and the newest; the odd one is a newest.
+[[nodiscard]] ProtectRule protect_newest_half();
 
 // Ranks entries by the attention they received from all rows so far, summed over the group (H2O).
 // State: 4 bytes an entry. normalise: divided by the number of rows that saw the entry.
@@ -90,17 +110,5 @@ using BirthValues = std::function<void(const View& view, int head, TokenIndex be
 
 // For policies that choose a set, not a number: what is protected, and whoever scores above zero.
 [[nodiscard]] std::shared_ptr<const Budget> keep_positive();
-
-// Reads a float tensor [layers, heads, tokens or fewer dimensions] of an external file and picks the
-// trace's layers: the file holds the stored layers, or all layers of the model.
-//   returns [stored layers][rest], rest flattened. Errors: ConfigError naming file, tensor and shape.
-struct LayerTable {
-  std::int64_t heads = 0;
-  std::int64_t tokens = 0;
-  std::vector<std::vector<double>> layers;
-};
-[[nodiscard]] LayerTable read_layer_table(const std::string& file,
-                                          const std::vector<std::string>& tensors,
-                                          const Geometry& geometry, const std::string& policy);
 
 }  // namespace kvspan::policies

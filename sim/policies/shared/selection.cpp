@@ -87,25 +87,38 @@ std::vector<Parameter> page_parameters(const std::string& budget,
   using Kind = Parameter::Kind;
   Parameter read = budget_parameter(budget);
   read.help = "what a query head reads in a row; nothing is evicted";
-  return {
-      read,
-      {"page", Kind::count, "16", "tokens", "tokens of a page", {}, 1, 65536},
-      {"skip", Kind::count, "2", "layers", "first layers of the model, read in full", {}, 0, 1e6},
-      {"last_page",
-       Kind::word,
-       "true",
-       "",
-       "the newest page is always read (kernels), or competes (evaluation code)",
-       {"true", "false"}},
-      {"least", Kind::count, "3", "pages", "pages read at least", {}, 0, 1e9},
-      {"per", Kind::word, per.front(), "", "one choice per query head, or per KV head (max)", per}};
+  return {read,
+          {.name = "page",
+           .fallback = "16",
+           .unit = "tokens",
+           .help = "tokens of a page",
+           .range = {1, 65536}},
+          {.name = "skip",
+           .fallback = "2",
+           .unit = "layers",
+           .help = "first layers of the model, read in full",
+           .range = {0, 1e6}},
+          {.name = "last_page",
+           .kind = Kind::flag,
+           .fallback = "true",
+           .help = "the newest page is always read (kernels), or competes (evaluation code)"},
+          {.name = "least",
+           .fallback = "3",
+           .unit = "pages",
+           .help = "pages read at least",
+           .range = {0, 1e9}},
+          {.name = "per",
+           .kind = Kind::word,
+           .fallback = per.front(),
+           .help = "one choice per query head, or per KV head (max)",
+           .choices = per}};
 }
 
 PageRule page_rule(const Arguments& arguments, const Geometry& geometry) {
   PageRule rule;
   rule.page = static_cast<int>(arguments.count("page"));
   rule.skip = static_cast<int>(arguments.count("skip"));
-  rule.last_page = arguments.is("last_page", "true");
+  rule.last_page = arguments.flag("last_page");
   rule.least = arguments.count("least");
   rule.per_kv_head = arguments.is("per", "kv");
   rule.budget = entries_of(arguments, "budget", geometry);

@@ -16,7 +16,7 @@ PolicyEntry chunked() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "chunked";
-  entry.klass = "wrapper";
+  entry.kind = MethodKind::wrapper;
   entry.summary = "lets a policy evict after every chunk of the prompt";
   entry.source = "Bhaskar et al. 2025, arXiv 2506.17121, section 3; code princeton-pli/PruLong";
   entry.evidence = "code read";
@@ -26,30 +26,27 @@ PolicyEntry chunked() {
   entry.needs =
       "what the inner policy needs, for the last rows of every chunk; patched: q, k and rope_*";
   entry.wrapper = true;
-  entry.parameters = {{"count",
-                       Kind::word,
-                       "metric",
-                       "",
-                       "kept per chunk: the paper's metric, or the authors' code",
-                       {"metric", "implementation"}},
-                      {"variant",
-                       Kind::word,
-                       "naive",
-                       "",
-                       "observing queries: the chunk's own, or the prompt's last",
-                       {"naive", "patched"}},
-                      {"compete",
-                       Kind::word,
-                       "auto",
-                       "",
-                       "frozen: survivors of earlier chunks stay; all: every entry competes",
-                       {"auto", "frozen", "all"}},
-                      {"small",
-                       Kind::word,
-                       "budget",
-                       "",
-                       "when the count is within the window: keep the count, or the window",
-                       {"budget", "window"}}};
+  entry.parameters = {
+      {.name = "count",
+       .kind = Kind::word,
+       .fallback = "metric",
+       .help = "kept per chunk: the paper's metric, or the authors' code",
+       .choices = {"metric", "implementation"}},
+      {.name = "variant",
+       .kind = Kind::word,
+       .fallback = "naive",
+       .help = "observing queries: the chunk's own, or the prompt's last",
+       .choices = {"naive", "patched"}},
+      {.name = "compete",
+       .kind = Kind::word,
+       .fallback = "auto",
+       .help = "frozen: survivors of earlier chunks stay; all: every entry competes",
+       .choices = {"auto", "frozen", "all"}},
+      {.name = "small",
+       .kind = Kind::word,
+       .fallback = "budget",
+       .help = "when the count is within the window: keep the count, or the window",
+       .choices = {"budget", "window"}}};
   entry.wrap = [](Arguments& arguments, const Geometry& geometry, Recipe inner) {
     const auto refuse = [&](const std::string& why) {
       throw ConfigError(fmt::format("chunked({}) has no meaning: {}", inner.name, why));

@@ -13,8 +13,8 @@
 #include <Eigen/Core>
 #include <fmt/format.h>
 
+#include "sim/policies/shared/whole_trace.h"
 #include "sim/policies/shared/wrapping.h"
-#include "sim/trace/trace.h"
 
 namespace kvspan::policies {
 namespace {
@@ -59,7 +59,7 @@ class ValueNorms {
     // values would differ in the last bits: a product ends in whole blocks.
     const auto padded = [](Eigen::Index columns) { return (columns + 7) / 8 * 8; };
     const LayerShape& shape = view.shape();
-    const int kv_head = head * shape.kv_heads / shape.heads;
+    const int kv_head = shape.kv_head(head);
     const Eigen::Index dim = shape.v_dim;
     for (TokenIndex first = begin; first < end; first += kBlock) {
       const Eigen::Index count = std::min(kBlock, end - first);
@@ -201,16 +201,26 @@ PolicyEntry criticalkv() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "criticalkv";
-  entry.klass = "wrapper";
+  entry.kind = MethodKind::wrapper;
   entry.summary = "spends half of a policy's budget on entries that can move the output most";
   entry.source = "Feng et al. 2025, arXiv 2502.03805; code NVIDIA/kvpress";
   entry.evidence = "code read (kvpress)";
   entry.needs = "what the inner policy needs, and v; Wo in the trace or in a file, else a stand-in";
   entry.wrapper = true;
-  entry.parameters = {
-      {"ratio", Kind::real, "0.5", "", "share of the budget picked by the policy alone", {}, 0, 1},
-      {"epsilon", Kind::real, "1e-4", "", "added to the policy's scores", {}, 0, 1e6},
-      {"wo", Kind::text, "auto", "", "file of output projections; auto: the trace's", {}}};
+  entry.parameters = {{.name = "ratio",
+                       .kind = Kind::real,
+                       .fallback = "0.5",
+                       .help = "share of the budget picked by the policy alone",
+                       .range = {0, 1}},
+                      {.name = "epsilon",
+                       .kind = Kind::real,
+                       .fallback = "1e-4",
+                       .help = "added to the policy's scores",
+                       .range = {0, 1e6}},
+                      {.name = "wo",
+                       .kind = Kind::text,
+                       .fallback = "auto",
+                       .help = "file of output projections; auto: the trace's"}};
   entry.wrap = [](Arguments& arguments, const Geometry& geometry, Recipe inner) {
     require_plain_pick(arguments, inner);
     Scoring& scoring = inner.scorer.value;

@@ -11,10 +11,9 @@
 namespace kvspan::policies {
 
 PolicyEntry decoding() {
-  using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "decoding";
-  entry.klass = "wrapper";
+  entry.kind = MethodKind::wrapper;
   entry.summary = "lets a policy act in decode only, every so many rows, down to a total size";
   entry.source = "NVIDIA/kvpress, DecodingPress";
   entry.evidence = "code read";
@@ -22,9 +21,16 @@ PolicyEntry decoding() {
       "kvpress rotates all buffered queries to the current position; here each has its own";
   entry.needs = "what the inner policy needs, for decode rows";
   entry.wrapper = true;
-  entry.parameters = {
-      {"every", Kind::count, "512", "rows", "decode rows between two cuts", {}, 1, 1e9},
-      {"target", Kind::count, "2048", "tokens", "entries after a cut", {}, 1, 1e12}};
+  entry.parameters = {{.name = "every",
+                       .fallback = "512",
+                       .unit = "rows",
+                       .help = "decode rows between two cuts",
+                       .range = {1, 1e9}},
+                      {.name = "target",
+                       .fallback = "2048",
+                       .unit = "tokens",
+                       .help = "entries after a cut",
+                       .range = {.lowest = 1}}};
   entry.wrap = [](Arguments& arguments, const Geometry& geometry, Recipe inner) {
     require_ranking(arguments, inner);
     const Needs needs = needs_of(inner, geometry);
@@ -33,7 +39,7 @@ PolicyEntry decoding() {
       inner.notes.push_back(
           fmt::format("decoding: target={} replaces the budget of {}", target, inner.size.owner));
     }
-    inner.schedule = own_of(arguments, Schedule{false, false, arguments.count("every")});
+    inner.schedule = own_of(arguments, Schedule::each_decode_row(arguments.count("every")));
     inner.size = own_of(arguments, Amount{Amount::Kind::tokens, target, 0, std::to_string(target)});
     inner.scorer.value.evicts_in_decode = true;
     if (needs.last_rows > 0 || needs.q) {

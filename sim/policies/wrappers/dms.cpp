@@ -16,7 +16,7 @@ PolicyEntry dms() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "dms";
-  entry.klass = "wrapper";
+  entry.kind = MethodKind::wrapper;
   entry.summary =
       "drops entries whose score at birth is below a threshold once they leave a window";
   entry.source = "NVIDIA/kvpress, DMSPress; after Lancucki et al. 2025, arXiv 2506.05345";
@@ -24,9 +24,15 @@ PolicyEntry dms() {
   entry.differs = "kvpress masks and frees nothing; here entries leave";
   entry.needs = "what the inner policy needs";
   entry.wrapper = true;
-  entry.parameters = {
-      {"threshold", Kind::real, "", "of the score", "entries below it die", {}, -1e300, 1e300},
-      {"window", Kind::count, "128", "tokens", "newest tokens, not judged yet", {}, 0, 1e12}};
+  entry.parameters = {{.name = "threshold",
+                       .kind = Kind::real,
+                       .unit = "of the score",
+                       .help = "entries below it die",
+                       .range = {-1e300, 1e300}},
+                      {.name = "window",
+                       .fallback = "128",
+                       .unit = "tokens",
+                       .help = "newest tokens, not judged yet"}};
   entry.wrap = [](Arguments& arguments, const Geometry& geometry, Recipe inner) {
     require_ranking(arguments, inner);
     const Scoring scoring = inner.scorer.value;

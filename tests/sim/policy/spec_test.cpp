@@ -6,7 +6,7 @@
 #include <catch2/catch.hpp>
 
 #include "sim/base/error.h"
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 #include "sim/run/run.h"
 
 using namespace kvspan;

@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/models/model_geometry.h"
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 #include "sim/predict/analytic.h"
 
 using namespace kvspan;

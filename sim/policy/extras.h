@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one policy or wrapper uses, and no other: bases of the structs that everybody knows, so that
+// these stay short. A new policy needs nothing from here.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "sim/base/types.h"
+
+namespace kvspan {
+
+struct Decision;
+
+// Of Traits.
+struct TraitExtras {
+  // qpruningkv: tokens of a budget are multiplied by it (equal bytes at lower precision).
+  double size_factor = 1;
+  // scissorhands: the budget is told how many entries compete, not how many rows the prompt has.
+  bool competing = false;
+  // scissorhands: memory that the roles of one layer use, where it is large.
+  std::int64_t role_bytes = 0;
+  // chunkkv: layers run in order, and View::lower() shows their decisions.
+  bool reads_lower_layers = false;
+  // streaming_llm: positions are places in the cache.
+  bool renumbers = false;
+};
+
+// Of Sizing.
+struct SizingExtras {
+  bool competing_rows = false;  // `rows` is how many entries compete in a head: see Sizing::among()
+  TokenCount discount = 0;  // chunked: of `tokens`, transient entries that do not stay (patched)
+  RowIndex window_rows = kAll;  // chunked: an observation window is at most this long
+  RowIndex born = 0;            // mikv: rows so far
+};
+
+// Of Scoring.
+struct ScoringExtras {
+  bool by_position = false;  // criticalkv asks: the ranking does not look at attention
+  bool at_birth = false;     // dms, block ask: a score is known at birth, and never changes
+};
+
+// Of Rule.
+struct RuleExtras {
+  bool window_in_pass = false;          // chunked: votes() look at rows of this pass only
+  bool probe_with_prompt_tail = false;  // chunked: score with the prompt's last rows, re-rotated
+  TokenIndex first = 0;                 // sagekv: entries before it neither compete nor count
+};
+
+// Of View.
+class ViewExtras {
+ public:
+  virtual ~ViewExtras() = default;
+  // chunkkv: what a lower stored layer decided at the end of the same pass (index reuse across
+  // layers); null if nothing was decided there.
+  // REQUIRES: Traits.reads_lower_layers, layer < shape().layer.
+  [[nodiscard]] virtual const Decision* lower(int /*layer*/) const { return nullptr; }
+};
+
+// Of Store.
+class StoreExtras {
+ public:
+  virtual ~StoreExtras() = default;
+  // mikv: representation that a victim changes to instead of dying; nullopt: it dies. Such an entry
+  // stays resident and competes no more.
+  [[nodiscard]] virtual std::optional<int> demote(int /*head*/, TokenIndex /*token*/) {
+    return std::nullopt;
+  }
+  // less: true if add_output() contributes to the attention of later rows (a state that absorbed
+  // victims).
+  [[nodiscard]] virtual bool adds_output() const { return false; }
+  // less: adds to the unnormalised output of one row, sum exp(z - max) v, and to its denominator.
+  virtual void add_output(int /*query_head*/, std::span<const float> /*q*/, double /*max*/,
+                          std::span<double> /*numerator*/, double& /*denominator*/) {}
+};
+
+}  // namespace kvspan

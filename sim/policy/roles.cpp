@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/policy/roles.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace kvspan {
+
+void Needs::merge(const Needs& other) {
+  last_rows = std::max(last_rows, other.last_rows);
+  column_sums = column_sums || other.column_sums;
+  observe = std::max(observe, other.observe);
+  q = q || other.q;
+  k = k || other.k;
+  v = v || other.v;
+  rope = rope || other.rope;
+}
+
+Sizing Sizing::of_competing(TokenCount most) {
+  Sizing out(most);
+  out.competing_rows = true;
+  return out;
+}
+
+Sizing Sizing::among(RowIndex competing) const {
+  Sizing out = *this;
+  if (competing_rows) out.rows = competing;
+  return out;
+}
+
+void Budget::counts(const View& /*view*/, const Scores& /*scores*/, const Sizing& /*sizing*/,
+                    std::span<TokenCount> /*keep*/) const {
+  throw std::logic_error("a content-free budget is asked for capacities, not for counts");
+}
+
+TokenCount Budget::kept(const LayerShape& shape, int head, const Sizing& sizing) const {
+  const TokenCount most = capacity(shape, head, sizing);
+  return most == kAll ? kAll : std::max<TokenCount>(0, most - sizing.discount);
+}
+
+std::vector<TokenIndex> survivors(const View& view, int head, const Decision& so_far) {
+  std::vector<TokenIndex> gone;
+  for (const Eviction& e : so_far.evictions) {
+    if (e.head == head) gone.push_back(e.token);
+  }
+  std::sort(gone.begin(), gone.end());
+  std::vector<TokenIndex> out;
+  for (const TokenIndex t : view.resident(head)) {
+    if (!std::binary_search(gone.begin(), gone.end(), t)) out.push_back(t);
+  }
+  return out;
+}
+
+}  // namespace kvspan
