@@ -354,7 +354,7 @@ TraceStats trace_stats(const Trace& trace, const TraceStatsOptions& options,
   const std::vector<int> layers = chosen_layers(meta, options.layers);
   const auto group = static_cast<std::size_t>(meta.query_heads / meta.kv_heads);
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    const LayerScores scores(trace, layers[i], false);
+    const LayerScores scores(trace, layers[i]);
     const Sample sample = sample_rows(trace, scores, stats.options, layers[i]);
     LayerStats out;
     out.layer = meta.layer_ids[static_cast<std::size_t>(layers[i])];

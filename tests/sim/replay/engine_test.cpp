@@ -104,7 +104,7 @@ test::TraceSpec score_spec(const Trace& trace, int keep, Dtype dtype) {
   spec.score_dtype = dtype;
   for (int l = 0; l < meta.layers; ++l) {
     test::LayerSpec layer;
-    const LayerScores scores(trace, l, false);
+    const LayerScores scores(trace, l);
     std::vector<float> buffer(static_cast<std::size_t>(kernels::padded(meta.tokens)));
     for (RowIndex row = 0; row < meta.tokens; ++row) {
       layer.rows.push_back(row);
