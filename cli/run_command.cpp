@@ -31,20 +31,6 @@ struct Settings {
   bool chart = false, no_chart = false;
 };
 
-// The row of --evict-at: the begin of a named span, or a row number.
-RowIndex evict_row(const Trace& trace, const std::string& text) {
-  std::vector<std::string> names;
-  for (const Span& span : trace.meta().spans) {
-    if (span.name == text) return span.begin;
-    names.push_back(span.name);
-  }
-  if (!text.empty() && text.find_first_not_of("0123456789") == std::string::npos)
-    return std::stoll(text);
-  throw ConfigError(fmt::format(
-      "--evict-at: the trace has no span '{}'; {}", text,
-      names.empty() ? "it names no spans; a row number works, too" : nearest_hint(text, names)));
-}
-
 void apply_fidelity(const std::string& text, EngineOptions& engine) {
   if (text == "all") return;
   if (text == "none") {
@@ -60,18 +46,78 @@ void apply_fidelity(const std::string& text, EngineOptions& engine) {
   engine.fidelity_rows = std::stoll(digits);
 }
 
-void run(const Settings& s, const Context& context) {
-  EngineOptions options = s.engine;
-  apply_fidelity(s.fidelity, options);
-  options.keep_scores = !s.lifetimes.empty();
-  options.keep_reads = s.lifetimes.empty() ? 0 : kKeptReadsBytes;
-  Accounting accounting;
-  accounting.kv_bytes = options.kv_bytes;
-  accounting.layerwise = s.prefill == "layerwise";
-  accounting.layout = s.layout;
+RunRequest request_of(const Settings& s, const Context& context) {
+  RunRequest request;
+  request.engine = s.engine;
+  apply_fidelity(s.fidelity, request.engine);
+  request.engine.keep_scores = !s.lifetimes.empty();
+  request.engine.keep_reads = s.lifetimes.empty() ? 0 : kKeptReadsBytes;
+  request.layerwise = s.prefill == "layerwise";
+  request.layout = s.layout;
   (void)parse_layout(s.layout);
-  std::vector<RecipeSpec> specs =
+  request.specs =
       expand_policies(s.policies.empty() ? std::vector<std::string>{"all"} : s.policies, s.budgets);
+  // Of "all", what this trace cannot serve is left out; who names such a policy is told why.
+  request.skips = std::all_of(s.policies.begin(), s.policies.end(),
+                              [](const std::string& text) { return text == "all"; });
+  request.evict_at = s.evict_at;
+  if (!s.match.empty()) request.match = parse_match(s.match);
+  request.command = context.command;
+  request.lifetimes_path = s.lifetimes;
+  request.timeline_path = s.timeline;
+  return request;
+}
+
+void print_outline(const RunOutline& outline) {
+  if (!outline.unserved.empty()) {
+    fmt::print(stderr, "kvspan: the trace does not hold what they need: {}: left out\n",
+               fmt::join(outline.unserved, ", "));
+  }
+  if (!outline.untunable.empty()) {
+    fmt::print(stderr, "kvspan: nothing to tune in {}: left out\n",
+               fmt::join(outline.untunable, ", "));
+  }
+  const int layers = outline.memory.layers_in_flight;
+  fmt::print(stderr, "kvspan: {} polic{}, {} of anonymous memory at most, {} layer{} at a time\n",
+             outline.policies, outline.policies == 1 ? "y" : "ies",
+             human_bytes(outline.memory.bytes), layers, layers == 1 ? "" : "s");
+}
+
+void write_files(const RunReport& report, const Settings& s) {
+  if (!s.lifetimes.empty()) write_lifetimes(report, s.lifetimes);
+  if (!s.timeline.empty()) write_timeline(report, s.timeline);
+  if (!s.out.empty()) write_file_atomically(s.out, to_json(report).dump(1) + "\n");
+  if (!s.csv.empty()) write_file_atomically(s.csv, to_csv(report));
+  if (!s.svg.empty()) write_file_atomically(s.svg, memory_svg(report));
+}
+
+void print_report(const RunReport& report, const Settings& s) {
+  TableOptions table;
+  table.width = terminal_width();
+  table.utf8 = terminal_is_utf8();
+  fmt::print("{}", format_table(report, table));
+  if (s.chart || (s.svg.empty() && !s.no_chart))
+    fmt::print("\n{}", memory_chart(report, std::min(table.width, 100), 16, table.utf8));
+  std::fflush(stdout);
+  for (const std::string& path : {s.out, s.csv, s.lifetimes, s.timeline, s.svg}) {
+    if (!path.empty() && !s.quiet) fmt::print(stderr, "kvspan: wrote {}\n", path);
+  }
+}
+
+RunReport replay_all(const Trace& trace, const RunRequest& request, bool quiet) {
+  Progress progress("replaying", quiet);
+  RunWatch watch;
+  watch.cancelled = [] { return interrupted(); };
+  watch.progress = [&](const RunBatch& /*all*/, double done) { progress(done); };
+  watch.begins = [&](const RunOutline& outline) {
+    if (!quiet) print_outline(outline);
+    (void)interrupted();  // from here on, a signal ends the replay
+  };
+  return kvspan::run(trace, request, watch);
+}
+
+void run(const Settings& s, const Context& context) {
+  RunRequest request = request_of(s, context);
   const Trace trace = Trace::open(s.trace);
   check_outputs({{"--out", s.out},
                  {"--csv", s.csv},
@@ -79,84 +125,11 @@ void run(const Settings& s, const Context& context) {
                  {"--timeline", s.timeline},
                  {"--svg", s.svg}},
                 trace.tensors().files());
-  if (!s.evict_at.empty()) options.evict_at = evict_row(trace, s.evict_at);
-  const Geometry geometry = geometry_of(trace, options);
-  // Of "all", what this trace cannot serve is left out; who names such a policy is told why.
-  const bool everything = std::all_of(s.policies.begin(), s.policies.end(),
-                                      [](const std::string& text) { return text == "all"; });
-  std::vector<Policy> policies;
-  std::vector<std::string> unserved;
-  for (std::size_t p = 0; p < specs.size();) {
-    try {
-      policies.push_back(make_policy(specs[p], geometry));
-      if (everything) check_policy(trace, policies.back(), options);
-      ++p;
-    } catch (const TraceError&) {
-      if (!everything) throw;
-      policies.resize(p);
-      unserved.push_back(to_text(specs[p]));
-      specs.erase(specs.begin() + static_cast<std::ptrdiff_t>(p));
-    }
-  }
-  if (!s.quiet && !unserved.empty()) {
-    fmt::print(stderr, "kvspan: the trace does not hold what they need: {}: left out\n",
-               fmt::join(unserved, ", "));
-  }
-  if (!s.match.empty() && everything) {
-    std::vector<std::string> left_out;
-    for (std::size_t p = specs.size(); p-- > 0;) {
-      if (policies[p].knob) continue;
-      left_out.insert(left_out.begin(), to_text(specs[p]));
-      specs.erase(specs.begin() + static_cast<std::ptrdiff_t>(p));
-      policies.erase(policies.begin() + static_cast<std::ptrdiff_t>(p));
-    }
-    if (!s.quiet && !left_out.empty())
-      fmt::print(stderr, "kvspan: nothing to tune in {}: left out\n", fmt::join(left_out, ", "));
-  }
-  if (!s.quiet) {
-    const MemoryPlan plan = plan_memory(trace, policies, options);
-    fmt::print(stderr, "kvspan: {} polic{}, {} of anonymous memory at most, {} layer{} at a time\n",
-               policies.size(), policies.size() == 1 ? "y" : "ies", human_bytes(plan.bytes),
-               plan.layers_in_flight, plan.layers_in_flight == 1 ? "" : "s");
-  }
-  options.cancelled = [] { return interrupted(); };
-  (void)interrupted();
-
-  RunReport report;
-  {
-    Progress progress("replaying", s.quiet);
-    options.progress = [&](double done) { progress(done); };
-    report.runs = s.match.empty()
-                      ? run_policies(trace, specs, std::move(policies), options, accounting)
-                      : run_matched(trace, specs, parse_match(s.match), options, accounting);
-  }
-  report.command = context.command;
-  report.trace_path = s.trace;
-  report.trace = trace.meta();
-  report.trace.prompt_tokens = geometry.prompt;
-  report.chunk = options.chunk;
-  report.accounting = accounting;
-  report.lifetimes_path = s.lifetimes;
-  report.timeline_path = s.timeline;
   if (!s.out.empty() || !s.lifetimes.empty() || !s.timeline.empty())
-    report.trace_sha256 = trace.sha256();
-  if (!s.lifetimes.empty()) write_lifetimes(report, s.lifetimes);
-  if (!s.timeline.empty()) write_timeline(report, s.timeline);
-  if (!s.out.empty()) write_file_atomically(s.out, to_json(report).dump(1) + "\n");
-  if (!s.csv.empty()) write_file_atomically(s.csv, to_csv(report));
-  if (!s.svg.empty()) write_file_atomically(s.svg, memory_svg(report));
-
-  const int width = terminal_width();
-  TableOptions table;
-  table.width = width;
-  table.utf8 = terminal_is_utf8();
-  fmt::print("{}", format_table(report, table));
-  if (s.chart || (s.svg.empty() && !s.no_chart))
-    fmt::print("\n{}", memory_chart(report, std::min(width, 100), 16, table.utf8));
-  std::fflush(stdout);
-  for (const std::string& path : {s.out, s.csv, s.lifetimes, s.timeline, s.svg}) {
-    if (!path.empty() && !s.quiet) fmt::print(stderr, "kvspan: wrote {}\n", path);
-  }
+    request.checksum = [&] { return trace.sha256(); };
+  const RunReport report = replay_all(trace, request, s.quiet);
+  write_files(report, s);
+  print_report(report, s);
 }
 
 }  // namespace

@@ -37,6 +37,17 @@ std::filesystem::path companion_name(std::filesystem::path json, const char* whi
   return json.replace_extension(fmt::format(".{}.safetensors", which));
 }
 
+// Of all policies, when `done` of a batch is.
+double share_of(const RunBatch& batch, double done) {
+  return (static_cast<double>(batch.begin) + done * static_cast<double>(batch.end - batch.begin)) /
+         static_cast<double>(batch.total);
+}
+
+QString text_of(const RunBatch& batch) {
+  if (batch.end - batch.begin == 1) return QString::fromStdString(batch.label);
+  return QString("policies %1 to %2 of %3").arg(batch.begin + 1).arg(batch.end).arg(batch.total);
+}
+
 }  // namespace
 
 bool is_temporary(const std::filesystem::path& result) {
@@ -86,6 +97,17 @@ EngineOptions SimulationRequest::options() const {
   return out;
 }
 
+RunRequest SimulationRequest::run() const {
+  RunRequest out;
+  out.specs = expand_policies(specs, budgets);
+  if (out.specs.empty()) throw ConfigError("nothing to run: no policy is on the list");
+  out.engine = options();
+  out.layerwise = layerwise;
+  out.layout = layout;
+  out.command = command();
+  return out;
+}
+
 // The trace of the last run stays open, with its checksum: sliders run it again and again.
 struct Simulation::Worker {
   std::optional<Trace> trace;
@@ -127,69 +149,34 @@ void Simulation::start(const SimulationRequest& request) {
   const auto work = [this, post, request, path = path_,
                      worker = worker_](const Background::Cancelled& cancelled) {
     post([this] { emit progressed(0, "opening the trace"); });
-    std::vector<RecipeSpec> specs = expand_policies(request.specs, request.budgets);
-    if (specs.empty()) throw ConfigError("nothing to run: no policy is on the list");
+    RunRequest wanted = request.run();
     if (!path.has_parent_path()) {
       throw Error(
           "no folder for results: neither the cache nor the temporary folder can be written", 1);
     }
     worker->open(request.trace);
-    const Trace& trace = *worker->trace;
-    EngineOptions options = request.options();
-    RunReport report;
-    report.command = request.command();
-    report.trace_path = request.trace;
-    report.trace_sha256 = worker->sha256;
-    report.trace = trace.meta();
-    report.accounting.kv_bytes = request.kv_bytes;
-    report.accounting.layerwise = request.layerwise;
-    report.accounting.layout = request.layout;
-    report.chunk = request.chunk;
-    (void)parse_layout(request.layout);
-    const Geometry geometry = geometry_of(trace, options);
-    report.trace.prompt_tokens = geometry.prompt;
-    report.timeline_path = companion_name(path, "timeline").string();
-    report.lifetimes_path = companion_name(path, "lifetimes").string();
-    // Every refusal comes before any work.
-    std::vector<Policy> policies;
-    for (const RecipeSpec& spec : specs) {
-      policies.push_back(make_policy(spec, geometry));
-      check_policy(trace, policies.back(), options);
-    }
-    const auto total = static_cast<double>(specs.size());
+    wanted.checksum = [worker] { return worker->sha256; };
+    wanted.timeline_path = companion_name(path, "timeline").string();
+    wanted.lifetimes_path = companion_name(path, "lifetimes").string();
     ResultPtr result;
-    for (std::size_t begin = 0; begin < specs.size();) {
-      const std::size_t end = std::min(specs.size(), 2 * begin + 1);
-      const auto slice = [&](auto& all) {
-        const auto first = std::make_move_iterator(all.begin());
-        return std::vector(first + static_cast<std::ptrdiff_t>(begin),
-                           first + static_cast<std::ptrdiff_t>(end));
-      };
-      const std::vector<RecipeSpec> batch = slice(specs);
-      const QString text =
-          end - begin == 1
-              ? QString::fromStdString(to_text(batch.front()))
-              : QString("policies %1 to %2 of %3").arg(begin + 1).arg(end).arg(specs.size());
-      options.cancelled = cancelled;
-      options.progress = [&, begin, end](double done) {
-        const double share = (static_cast<double>(begin) + done * static_cast<double>(end - begin));
-        post([this, share = share / total, text] { emit progressed(share, text); });
-      };
-      for (RunResult& run :
-           run_policies(trace, batch, slice(policies), options, report.accounting)) {
-        report.runs.push_back(std::move(run));
-      }
-      if (cancelled()) throw Interrupted();
+    RunWatch watch;
+    watch.cancelled = cancelled;
+    watch.progress = [&post, this](const RunBatch& batch, double done) {
+      post([this, share = share_of(batch, done), text = text_of(batch)] {
+        emit progressed(share, text);
+      });
+    };
+    watch.grown = [&](const RunReport& report, const RunBatch& batch) {
       write_timeline(report, report.timeline_path);
       write_lifetimes(report, report.lifetimes_path);
       write_file_atomically(path, to_json(report).dump(1) + "\n");
       result = open_result(path);
-      post([this, result, end, text, all = specs.size()] {
-        emit progressed(static_cast<double>(end) / static_cast<double>(all), text);
-        emit grown(result, static_cast<int>(end), static_cast<int>(all));
+      post([this, result, batch] {
+        emit progressed(share_of(batch, 1), text_of(batch));
+        emit grown(result, static_cast<int>(batch.end), static_cast<int>(batch.total));
       });
-      begin = end;
-    }
+    };
+    (void)kvspan::run(*worker->trace, wanted, watch);
     return result;
   };
   background_.run(

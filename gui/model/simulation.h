@@ -17,7 +17,6 @@
 
 #include "gui/model/background.h"
 #include "gui/model/result.h"
-#include "sim/replay/engine.h"
 #include "sim/run/run.h"
 
 namespace kvspan::gui {
@@ -38,6 +37,8 @@ struct SimulationRequest {
   // The command line that does the same.
   [[nodiscard]] std::vector<std::string> command() const;
   [[nodiscard]] EngineOptions options() const;
+  // Errors: ConfigError in what is written as text.
+  [[nodiscard]] RunRequest run() const;
 };
 
 // One simulation at a time; a later one ends an earlier one.

@@ -19,7 +19,7 @@ constexpr RowIndex kBlockRows = 16;
 
 void for_each_row(const Trace& trace, int layer, RowIndex begin, RowIndex end,
                   const std::function<void(int, RowIndex, const RowTerms&)>& use) {
-  const LayerScores scores(trace, layer, false);
+  const LayerScores scores(trace, layer);
   const TraceMeta& meta = trace.meta();
   const int group = meta.query_heads / meta.kv_heads;
   const auto keys = static_cast<std::size_t>(kernels::padded(meta.tokens));

@@ -64,7 +64,7 @@ class Walk {
         first_(stored.head * served_ % group_),
         keys_(kernels::padded(tokens_)),
         deaths_(deaths),
-        scores_(trace, stored.layer, false, kv_head_),
+        scores_(LayerScores::of_kv_head(trace, stored.layer, kv_head_)),
         received_(index(tokens_), 0.0),
         lost_(index(tokens_), 0.0) {
     out_.grid = std::min(options.grid, tokens_);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <mutex>
 
 #include <fmt/format.h>
 
@@ -30,27 +31,37 @@ struct LayerScores::Impl {
   int group = 0;
   std::int64_t window = 0;
   int first_head = 0, end_head = 0;  // KV heads that are held
-  std::vector<float> panels;         // [heads held][padded(tokens) / kPanel, head_dim, kPanel]
   std::int64_t panel_stride = 0;     // floats of one KV head
-  std::vector<float> values;         // [tokens, kv_heads, v_dim]
   std::vector<float> sink_logits;    // [query_heads] or empty
   const ScoreLayer* scores = nullptr;
+
+  // Filled by the first who asks.
+  mutable std::once_flag keys_loaded, values_loaded;
+  mutable std::vector<float>
+      panel_store;  // [heads held][padded(tokens) / kPanel, head_dim, kPanel]
+  mutable std::vector<float> value_store;  // [tokens, kv_heads, v_dim]
 
   [[nodiscard]] const TraceMeta& meta() const { return trace->meta(); }
   [[nodiscard]] std::string tensor(const char* name) const {
     return fmt::format("{}: layers.{}.{}", trace->name(), layer, name);
   }
 
-  float* panel(int kv_head) { return panels.data() + (kv_head - first_head) * panel_stride; }
+  const std::vector<float>& panels() const {
+    std::call_once(keys_loaded, [this] { load_keys(panel_store); });
+    return panel_store;
+  }
+  const std::vector<float>& values() const {
+    std::call_once(values_loaded, [this] { load_values(value_store); });
+    return value_store;
+  }
   const float* panel(int kv_head) const {
-    return panels.data() + (kv_head - first_head) * panel_stride;
+    return panels().data() + (kv_head - first_head) * panel_stride;
   }
 
-  void load_keys() {
+  void load_keys(std::vector<float>& panels) const {
     const TensorView& k = *trace->k(layer);
     const std::int64_t tokens = meta().tokens;
     const std::int64_t stride = static_cast<std::int64_t>(meta().kv_heads) * meta().head_dim;
-    panel_stride = padded(tokens) * meta().head_dim;
     panels.resize(static_cast<std::size_t>(panel_stride * (end_head - first_head)));
     std::vector<float> piece;
     for (std::int64_t t = 0; t < tokens; t += kPieceTokens) {
@@ -59,15 +70,17 @@ struct LayerScores::Impl {
       widen(k, t * stride, piece, tensor("k"));
       for (int h = first_head; h < end_head; ++h) {
         kernels::pack_keys(piece.data() + static_cast<std::int64_t>(h) * meta().head_dim, count,
-                           stride, meta().head_dim, panel(h) + t * meta().head_dim);
+                           stride, meta().head_dim,
+                           panels.data() + (h - first_head) * panel_stride + t * meta().head_dim);
       }
     }
   }
 
-  void load_values() {
-    const TensorView& v = *trace->v(layer);
-    values.resize(static_cast<std::size_t>(v.elements()));
-    widen(v, 0, values, tensor("v"));
+  void load_values(std::vector<float>& values) const {
+    const TensorView* v = trace->v(layer);
+    if (v == nullptr) return;
+    values.resize(static_cast<std::size_t>(v->elements()));
+    widen(*v, 0, values, tensor("v"));
   }
 
   // Softmax of logits that stand in `z`, keys [first, end) readable.
@@ -146,25 +159,27 @@ struct LayerScores::Impl {
   }
 };
 
-LayerScores::LayerScores(const Trace& trace, int layer, bool with_values,
-                         std::optional<int> only_kv_head)
+LayerScores::LayerScores(const Trace& trace, int layer)
+    : LayerScores(trace, layer, 0, trace.meta().kv_heads) {}
+
+LayerScores LayerScores::of_kv_head(const Trace& trace, int layer, int kv_head) {
+  return {trace, layer, kv_head, kv_head + 1};
+}
+
+LayerScores::LayerScores(const Trace& trace, int layer, int first_kv_head, int end_kv_head)
     : impl_(std::make_unique<Impl>()) {
   Impl& self = *impl_;
   const TraceMeta& meta = trace.meta();
   self.trace = &trace;
   self.layer = layer;
   self.group = meta.query_heads / meta.kv_heads;
-  self.first_head = only_kv_head.value_or(0);
-  self.end_head = only_kv_head ? *only_kv_head + 1 : meta.kv_heads;
+  self.first_head = first_kv_head;
+  self.end_head = end_kv_head;
   if (!meta.sliding_window.empty())
     self.window = meta.sliding_window[static_cast<std::size_t>(layer)];
   self.sink_logits = trace.sink_logits(layer);
-  if (!trace.is_qkv()) {
-    self.scores = &trace.scores(layer);
-    return;
-  }
-  self.load_keys();
-  if (with_values) self.load_values();
+  self.panel_stride = padded(meta.tokens) * meta.head_dim;
+  if (!trace.is_qkv()) self.scores = &trace.scores(layer);
 }
 
 LayerScores::~LayerScores() {
@@ -181,8 +196,8 @@ bool LayerScores::has_row(RowIndex row) const {
 }
 bool LayerScores::is_qkv() const { return impl_->scores == nullptr; }
 RowIndex LayerScores::window() const { return impl_->window; }
-std::span<const float> LayerScores::key_panels() const { return impl_->panels; }
-const float* LayerScores::values() const { return impl_->values.data(); }
+std::span<const float> LayerScores::key_panels() const { return impl_->panels(); }
+const float* LayerScores::values() const { return impl_->values().data(); }
 
 void LayerScores::compute(int kv_head, const Block& block, std::span<float* const> out,
                           std::span<RowTerms> info) const {

@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -26,14 +25,16 @@ struct RowTerms {
   double slack = 0;              // by how much a single p may be wrong (score trace)
 };
 
-// Keys of one layer in fp32 panels, and everything else that blocks of rows need.
-// Memory: padded(tokens) * kv_heads * head_dim * 4 bytes, and with values the same for v. With
-// `only_kv_head`, one KV head's keys are held, and only its query heads may be asked for.
+// Keys of one layer in fp32 panels, and everything else that blocks of rows need. Keys and values are
+// read when something first asks for them: who looks at no attention pays nothing.
+// Memory: padded(tokens) * kv_heads * head_dim * 4 bytes, and the same for v.
+// Everything may be called from several threads.
+// Errors: TraceError on NaN or infinity in what is read of q, k, v or the probabilities.
 class LayerScores {
  public:
-  // Errors: TraceError on NaN or infinity in q, k, v or the probabilities.
-  LayerScores(const Trace& trace, int layer, bool with_values,
-              std::optional<int> only_kv_head = std::nullopt);
+  LayerScores(const Trace& trace, int layer);
+  // Holds the keys of one KV head, and only its query heads may be asked for.
+  [[nodiscard]] static LayerScores of_kv_head(const Trace& trace, int layer, int kv_head);
   ~LayerScores();
   LayerScores(const LayerScores&) = delete;
   LayerScores& operator=(const LayerScores&) = delete;
@@ -70,16 +71,17 @@ class LayerScores {
   [[nodiscard]] RowTerms probe(int query_head, RowIndex row, RowIndex position, RowIndex first,
                                RowIndex end, std::span<float> out) const;
 
-  // Keys in panels [kv_heads][padded(tokens) / kPanel, head_dim, kPanel] (with only_kv_head, [1]).
+  // Keys in panels [kv_heads][padded(tokens) / kPanel, head_dim, kPanel] (of_kv_head(): [1]).
   // REQUIRES: is_qkv().
   [[nodiscard]] std::span<const float> key_panels() const;
-  // Values [tokens, kv_heads, v_dim] in fp32. REQUIRES: with_values.
+  // Values [tokens, kv_heads, v_dim] in fp32; null when the trace has none.
   [[nodiscard]] const float* values() const;
   // Column mass of prefill pass `pass` [tokens], or empty when the trace has none.
   [[nodiscard]] std::vector<float> column_mass(int query_head, std::size_t pass) const;
 
  private:
   struct Impl;
+  LayerScores(const Trace& trace, int layer, int first_kv_head, int end_kv_head);
   std::unique_ptr<Impl> impl_;
 };
 

@@ -9,7 +9,7 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
+#include <fmt/ranges.h>
 #include <tbb/parallel_for.h>
 
 #include "sim/attention/kernels.h"
@@ -274,32 +274,12 @@ std::vector<int> chosen_layers(const TraceMeta& meta, const std::vector<int>& wa
   for (const int layer : wanted) {
     const auto at = std::find(meta.layer_ids.begin(), meta.layer_ids.end(), layer);
     if (at == meta.layer_ids.end()) {
-      throw ConfigError(fmt::format("the trace does not store layer {}; it has {}", layer,
-                                    nlohmann::json(meta.layer_ids).dump()));
+      throw ConfigError(fmt::format("the trace does not store layer {}; it has [{}]", layer,
+                                    fmt::join(meta.layer_ids, ",")));
     }
     out.push_back(static_cast<int>(at - meta.layer_ids.begin()));
   }
   return out;
-}
-
-nlohmann::json to_json(const RowStats& rows) {
-  if (rows.rows == 0) return nullptr;
-  return {{"rows", rows.rows},
-          {"sink", rows.sink},
-          {"local", rows.local},
-          {"entropy", rows.entropy},
-          {"entropy_max", rows.entropy_max},
-          {"support", rows.support},
-          {"sink_logit", rows.sink_logit},
-          {"residual", rows.residual},
-          {"distance", rows.distance},
-          {"top", rows.top},
-          {"top_share", rows.top_shares},
-          {"spans", rows.spans}};
-}
-
-nlohmann::json to_json(const std::optional<double>& value) {
-  return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
 }
 
 }  // namespace
@@ -354,7 +334,7 @@ TraceStats trace_stats(const Trace& trace, const TraceStatsOptions& options,
   const std::vector<int> layers = chosen_layers(meta, options.layers);
   const auto group = static_cast<std::size_t>(meta.query_heads / meta.kv_heads);
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    const LayerScores scores(trace, layers[i], false);
+    const LayerScores scores(trace, layers[i]);
     const Sample sample = sample_rows(trace, scores, stats.options, layers[i]);
     LayerStats out;
     out.layer = meta.layer_ids[static_cast<std::size_t>(layers[i])];
@@ -373,34 +353,6 @@ TraceStats trace_stats(const Trace& trace, const TraceStatsOptions& options,
     stats.layers.push_back(std::move(out));
   }
   return stats;
-}
-
-nlohmann::json to_json(const TraceStats& stats) {
-  nlohmann::json out = {{"sinks", stats.options.sinks},
-                        {"window", stats.options.window},
-                        {"from", stats.options.from},
-                        {"rows", stats.options.rows},
-                        {"bins", stats.bins},
-                        {"top_keys", kTopKeys},
-                        {"top_shares", kTopShares},
-                        {"spans", nlohmann::json::array()},
-                        {"layers", nlohmann::json::array()}};
-  for (const Span& span : stats.spans)
-    out["spans"].push_back({{"name", span.name}, {"begin", span.begin}, {"end", span.end}});
-  for (const LayerStats& layer : stats.layers) {
-    nlohmann::json heads = nlohmann::json::array();
-    for (std::size_t q = 0; q < layer.heads.size(); ++q) {
-      const HeadStats& head = layer.heads[q];
-      heads.push_back({{"head", q},
-                       {"class", head_class_name(head.head_class)},
-                       {"persistence", to_json(head.persistence)},
-                       {"into_decode", to_json(head.into_decode)},
-                       {"prompt", to_json(head.prompt)},
-                       {"decode", to_json(head.decode)}});
-    }
-    out["layers"].push_back({{"layer", layer.layer}, {"heads", std::move(heads)}});
-  }
-  return out;
 }
 
 }  // namespace kvspan

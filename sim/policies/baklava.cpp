@@ -64,7 +64,7 @@ double cosine(std::span<const double> a, std::span<const float> b) {
 // One layer: mean change and lost mass of every KV head.
 void calibrate_layer(const Trace& trace, int layer, TokenCount sinks, Calibration& out) {
   const TraceMeta& meta = trace.meta();
-  const LayerScores scores(trace, layer, trace.has_v());
+  const LayerScores scores(trace, layer);
   std::vector<RowIndex> rows;
   for (RowIndex row = 0; row < out.rows; ++row) {
     if (scores.has_row(row)) rows.push_back(row);

@@ -34,6 +34,20 @@ PhaseFidelity summary(double mass, double error, bool has_error, Distribution ma
 
 }  // namespace
 
+double relative_error(std::span<const double> full, double full_sum, std::span<const double> kept,
+                      double kept_sum) {
+  double difference = 0;
+  double norm = 0;
+  for (std::size_t d = 0; d < full.size(); ++d) {
+    const double o_full = full[d] / full_sum;
+    const double o_kept = kept_sum > 0 ? kept[d] / kept_sum : 0.0;
+    difference += (o_kept - o_full) * (o_kept - o_full);
+    norm += o_full * o_full;
+  }
+  if (difference == 0) return 0.0;
+  return norm > 0 ? std::sqrt(difference / norm) : std::numeric_limits<double>::infinity();
+}
+
 FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex per_phase) {
   FidelityPlan plan;
   plan.prompt = prompt;

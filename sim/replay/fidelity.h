@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,11 @@ struct Fidelity {
   std::vector<std::vector<double>> head_mass;  // [layers][query_heads], likewise
   std::vector<SpanResult> spans;
 };
+
+// Relative distance of two outputs that are not normalised yet: ||o_kept - o_full|| / ||o_full||;
+// infinite where only o_full is zero. A kept_sum of 0 reads nothing: its output is zero.
+[[nodiscard]] double relative_error(std::span<const double> full, double full_sum,
+                                    std::span<const double> kept, double kept_sum);
 
 // Which rows are measured.
 struct FidelityPlan {

@@ -2,183 +2,130 @@
 #include "sim/run/run.h"
 
 #include <algorithm>
-#include <cmath>
-#include <fstream>
-#include <limits>
-#include <map>
+#include <iterator>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/text.h"
 #include "sim/policy/registry.h"
 
 namespace kvspan {
 namespace {
 
-std::vector<std::string> read_spec_file(const std::string& path) {
-  std::ifstream in(path);
-  if (!in) throw ConfigError(fmt::format("cannot read policy file '{}'", path));
+// The row of a span's begin, or a row number.
+RowIndex evict_row(const Trace& trace, const std::string& text) {
+  std::vector<std::string> names;
+  for (const Span& span : trace.meta().spans) {
+    if (span.name == text) return span.begin;
+    names.push_back(span.name);
+  }
+  if (!text.empty() && text.find_first_not_of("0123456789") == std::string::npos)
+    return std::stoll(text);
+  throw ConfigError(fmt::format(
+      "--evict-at: the trace has no span '{}'; {}", text,
+      names.empty() ? "it names no spans; a row number works, too" : nearest_hint(text, names)));
+}
+
+// Binds one policy more; or says why the trace cannot serve it.
+std::optional<std::string> why_not_enter(const Trace& trace, const RecipeSpec& spec,
+                                         Entrants& entrants) {
+  Lineup& lineup = entrants.lineup;
   try {
-    const nlohmann::json json = nlohmann::json::parse(in);
-    if (json.is_string()) return {json.get<std::string>()};
-    return json.get<std::vector<std::string>>();
-  } catch (const nlohmann::json::exception&) {
-    throw ConfigError(fmt::format(
-        "'{}' is not a JSON list of policy specifications such as [\"snapkv(budget=512)\"]", path));
+    Policy policy = make_policy(spec, lineup.geometry);
+    Requirements asked = requirements_of(policy, lineup.geometry);
+    if (auto reason = why_not(trace, policy, asked)) return reason;
+    entrants.specs.push_back(spec);
+    lineup.policies.push_back(std::move(policy));
+    lineup.requirements.push_back(std::move(asked));
+    return std::nullopt;
+  } catch (const TraceError& error) {
+    // What is fitted on the trace finds out in the middle of its walk which row is missing.
+    return error.what();
   }
 }
 
-// The term whose `budget` (or other knob) is turned, innermost first; null: none has it.
-const Term* find_knob_term(const RecipeSpec& spec, const std::string& parameter) {
-  for (const Term& term : spec) {
-    const Term* inner = find_knob_term(term.inner, parameter);
-    if (inner != nullptr) return inner;
-    const auto& parameters = find_policy(term.name).parameters;
-    if (std::any_of(parameters.begin(), parameters.end(),
-                    [&](const Parameter& p) { return p.name == parameter; })) {
-      return &term;
+// Leaves out what cannot run, if the request allows that.
+Entrants enter(const Trace& trace, const Geometry& geometry, const RunRequest& request,
+               RunOutline& outline) {
+  if (!request.skips) return enter(trace, geometry, request.specs);
+  Entrants out;
+  out.lineup.geometry = geometry;
+  for (const RecipeSpec& spec : request.specs) {
+    if (why_not_enter(trace, spec, out)) outline.unserved.push_back(to_text(spec));
+  }
+  for (std::size_t p = 0; p < out.specs.size() && request.match;) {
+    if (out.lineup.policies[p].knob) {
+      ++p;
+      continue;
     }
+    const auto at = static_cast<std::ptrdiff_t>(p);
+    outline.untunable.push_back(to_text(out.specs[p]));
+    out.specs.erase(out.specs.begin() + at);
+    out.lineup.policies.erase(out.lineup.policies.begin() + at);
+    out.lineup.requirements.erase(out.lineup.requirements.begin() + at);
   }
-  return nullptr;
+  return out;
 }
 
-const Term& knob_term(const RecipeSpec& spec, const std::string& parameter) {
-  const Term* term = find_knob_term(spec, parameter);
-  return term != nullptr ? *term : spec.front();
+RunReport empty_report(const Trace& trace, const RunRequest& request, const Geometry& geometry) {
+  RunReport report;
+  report.command = request.command;
+  report.trace_path = trace.name();
+  if (request.checksum) report.trace_sha256 = request.checksum();
+  report.trace = trace.meta();
+  report.trace.prompt_tokens = geometry.prompt;
+  report.chunk = geometry.chunk;
+  report.accounting = request.accounting();
+  report.lifetimes_path = request.lifetimes_path;
+  report.timeline_path = request.timeline_path;
+  return report;
 }
 
-void drop_sizes(RecipeSpec& spec) {
-  for (Term& term : spec) {
-    drop_sizes(term.inner);
-    const auto& parameters = find_policy(term.name).parameters;
-    std::erase_if(term.arguments, [&](const Argument& arg) {
-      return std::any_of(parameters.begin(), parameters.end(),
-                         [&](const Parameter& p) { return p.name == arg.key && p.sizes; });
-    });
-  }
-}
-
-constexpr int kScan = 32;  // positions tried of a knob that is not monotone
-
-// One policy's search over its knob.
-struct Search {
-  Tunable tunable;
-  TokenCount low = 0, high = 0;  // knob positions still possible
-  std::map<TokenCount, double> values;
-};
-
-double value_of(const RunResult& run, MatchTarget::What what) {
-  switch (what) {
-    case MatchTarget::What::footprint:
-      return run.metrics.footprint;
-    case MatchTarget::What::peak_bytes:
-      return static_cast<double>(run.metrics.peak_bytes.total);
-    case MatchTarget::What::mass:
-      break;
-  }
-  const Fidelity& f = *run.fidelity;
-  return f.decode ? f.decode->mass_mean : f.all->mass_mean;
-}
-
-std::string what_name(MatchTarget::What what) {
-  switch (what) {
-    case MatchTarget::What::footprint:
-      return "footprint";
-    case MatchTarget::What::peak_bytes:
-      return "peak_bytes";
-    case MatchTarget::What::mass:
-      break;
-  }
-  return "mass";
+RunResult result_of(const Trace& trace, const RecipeSpec& spec, const Policy& policy,
+                    Replay&& replay, const Accounting& accounting) {
+  RunResult run;
+  run.spec = policy.spec;
+  run.label = to_text(spec);
+  run.klass = policy.klass;
+  run.bound = policy.bound;
+  run.notes = policy.notes;
+  const bool budgets_follow_content =
+      std::any_of(policy.rules.begin(), policy.rules.end(),
+                  [](const Rule& rule) { return rule.budget && !rule.budget->content_free(); });
+  if (!trace.is_qkv() && budgets_follow_content)
+    run.notes.emplace_back("budgets rest on truncated attention: undecided counts rankings");
+  run.ledger = std::move(replay.ledger);
+  run.metrics = compute_metrics(run.ledger, accounting);
+  run.fidelity = std::move(replay.fidelity);
+  run.undecided = replay.undecided;
+  return run;
 }
 
 }  // namespace
 
-std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
-                                        const std::vector<std::string>& budgets) {
-  std::vector<RecipeSpec> given;
-  for (const std::string& text : texts) {
-    if (text == "all") {
-      for (RecipeSpec& spec : all_policies()) given.push_back(std::move(spec));
-    } else if (text.starts_with('@')) {
-      for (const std::string& line : read_spec_file(text.substr(1)))
-        given.push_back(parse_spec(line));
-    } else {
-      given.push_back(parse_spec(text));
-    }
-  }
-  std::vector<RecipeSpec> out;
-  std::vector<std::string> seen;
-  const auto add = [&](const RecipeSpec& spec) {
-    const std::string text = to_text(spec);
-    if (std::find(seen.begin(), seen.end(), text) != seen.end()) return;
-    seen.push_back(text);
-    out.push_back(spec);
-  };
-  for (const RecipeSpec& spec : given) {
-    for (const RecipeSpec& single : expand_sets(spec)) {
-      if (budgets.empty()) add(single);
-      for (const std::string& budget : budgets) {
-        RecipeSpec sized = single;
-        apply_budget(sized, budget);
-        add(sized);
-      }
-    }
+Entrants Entrants::slice(std::size_t begin, std::size_t end) const {
+  return {{specs.begin() + static_cast<std::ptrdiff_t>(begin),
+           specs.begin() + static_cast<std::ptrdiff_t>(end)},
+          lineup.slice(begin, end)};
+}
+
+Entrants enter(const Trace& trace, const Geometry& geometry, const std::vector<RecipeSpec>& specs) {
+  Entrants out;
+  out.lineup.geometry = geometry;
+  for (const RecipeSpec& spec : specs) {
+    if (const auto reason = why_not_enter(trace, spec, out)) throw TraceError(*reason);
   }
   return out;
 }
 
-RecipeSpec Tunable::at(TokenCount position) const {
-  RecipeSpec out = spec;
-  set_argument(out, term, knob.parameter, knob.value(position));
-  return out;
-}
-
-std::optional<Tunable> make_tunable(const RecipeSpec& spec, const Geometry& geometry) {
-  Tunable out;
-  out.spec = spec;
-  drop_sizes(out.spec);
-  const Policy policy = make_policy(out.spec, geometry);
-  if (!policy.knob) return std::nullopt;
-  out.knob = *policy.knob;
-  out.term = knob_term(out.spec, out.knob.parameter).name;
-  const RecipeSpec canonical = parse_spec(policy.spec);
-  for (const Argument& argument : knob_term(canonical, out.knob.parameter).arguments) {
-    if (argument.key == out.knob.parameter) out.value = argument.values.front();
-  }
-  return out;
-}
-
-MatchTarget parse_match(const std::string& text) {
-  const auto equals = text.find('=');
-  const std::string what = text.substr(0, equals);
-  const std::string value = equals == std::string::npos ? "" : text.substr(equals + 1);
-  MatchTarget out;
-  out.text = text;
-  if (what == "peak_bytes") {
-    out.what = MatchTarget::What::peak_bytes;
-    out.value = static_cast<double>(parse_bytes(value, "--match peak_bytes"));
-    return out;
-  }
-  if (what == "mass") {
-    out.what = MatchTarget::What::mass;
-  } else if (what != "footprint") {
-    throw ConfigError(
-        fmt::format("--match: found '{}', expected footprint=X, peak_bytes=X or mass=X; {}", text,
-                    nearest_hint(what, {"footprint", "peak_bytes", "mass"})));
-  }
-  const bool percent = value.ends_with('%');
-  char* end = nullptr;
-  out.value = std::strtod(value.c_str(), &end);
-  if (value.empty() || std::string(end) != (percent ? "%" : "")) {
-    throw ConfigError(
-        fmt::format("--match {}: found '{}', expected a share such as 0.4 or 40%", what, value));
-  }
-  if (percent) out.value /= 100;
-  if (!(out.value > 0 && out.value <= 1)) {
-    throw ConfigError(fmt::format(
-        "--match {}: found '{}', expected a share above 0 and at most 1 (or 100%)", what, value));
+std::vector<RunResult> run_policies(const Trace& trace, const Entrants& entrants,
+                                    const EngineOptions& options, const Accounting& accounting) {
+  std::vector<Replay> replays = replay(trace, entrants.lineup, options);
+  std::vector<RunResult> out;
+  for (std::size_t p = 0; p < replays.size(); ++p) {
+    out.push_back(result_of(trace, entrants.specs[p], entrants.lineup.policies[p],
+                            std::move(replays[p]), accounting));
   }
   return out;
 }
@@ -187,148 +134,38 @@ std::vector<RunResult> run_policies(const Trace& trace, const std::vector<Recipe
                                     const EngineOptions& options, const Accounting& accounting) {
   const Geometry geometry = geometry_of(trace, options);
   (void)parse_layout(accounting.layout);
-  std::vector<Policy> policies;
-  for (const RecipeSpec& spec : specs) policies.push_back(make_policy(spec, geometry));
-  return run_policies(trace, specs, std::move(policies), options, accounting);
+  return run_policies(trace, enter(trace, geometry, specs), options, accounting);
 }
 
-std::vector<RunResult> run_policies(const Trace& trace, const std::vector<RecipeSpec>& specs,
-                                    std::vector<Policy> policies, const EngineOptions& options,
-                                    const Accounting& accounting) {
-  std::vector<Replay> replays = replay(trace, policies, options);
-  std::vector<RunResult> out;
-  for (std::size_t p = 0; p < policies.size(); ++p) {
-    RunResult run;
-    run.spec = policies[p].spec;
-    run.label = to_text(specs[p]);
-    run.klass = policies[p].klass;
-    run.bound = policies[p].bound;
-    run.notes = policies[p].notes;
-    if (trace.meta().layers != trace.meta().model_layers) {
-      run.notes.push_back(
-          fmt::format("bytes of {} of {} layers", trace.meta().layers, trace.meta().model_layers));
-    }
-    const bool budgets_follow_content =
-        std::any_of(policies[p].rules.begin(), policies[p].rules.end(),
-                    [](const Rule& rule) { return rule.budget && !rule.budget->content_free(); });
-    if (!trace.is_qkv() && budgets_follow_content)
-      run.notes.emplace_back("budgets rest on truncated attention: undecided counts rankings");
-    run.ledger = std::move(replays[p].ledger);
-    run.metrics = compute_metrics(run.ledger, accounting);
-    run.fidelity = std::move(replays[p].fidelity);
-    run.undecided = replays[p].undecided;
-    out.push_back(std::move(run));
-  }
-  return out;
-}
+RunReport run(const Trace& trace, const RunRequest& request, const RunWatch& watch) {
+  EngineOptions options = request.engine;
+  if (!request.evict_at.empty()) options.evict_at = evict_row(trace, request.evict_at);
+  (void)parse_layout(request.layout);
+  RunOutline outline;
+  const Entrants entrants = enter(trace, geometry_of(trace, options), request, outline);
+  outline.policies = entrants.specs.size();
+  outline.memory = plan_memory(trace, entrants.lineup, options);
+  if (watch.begins) watch.begins(outline);
 
-std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeSpec>& specs,
-                                   const MatchTarget& target, const EngineOptions& options,
-                                   const Accounting& accounting) {
-  const Geometry geometry = geometry_of(trace, options);
-  std::vector<Search> searches;
-  for (const RecipeSpec& spec : specs) {
-    std::optional<Tunable> tunable = make_tunable(spec, geometry);
-    if (!tunable) {
-      throw ConfigError(
-          fmt::format("--match: {} has no parameter to tune; leave it out", to_text(spec)));
-    }
-    Search s;
-    s.tunable = std::move(*tunable);
-    s.low = s.tunable.knob.lowest;
-    s.high = s.tunable.knob.highest;
-    searches.push_back(std::move(s));
+  RunReport report = empty_report(trace, request, entrants.lineup.geometry);
+  options.cancelled = watch.cancelled;
+  const auto total = entrants.specs.size();
+  for (std::size_t begin = 0; begin < total;) {
+    const bool whole = !watch.grown || request.match;
+    RunBatch batch{begin, whole ? total : std::min(total, 2 * begin + 1), total,
+                   to_text(entrants.specs[begin])};
+    if (watch.progress) options.progress = [&](double done) { watch.progress(batch, done); };
+    const Entrants part = entrants.slice(batch.begin, batch.end);
+    std::vector<RunResult> runs =
+        request.match ? run_matched(trace, part.specs, *request.match, options, report.accounting)
+                      : run_policies(trace, part, options, report.accounting);
+    std::move(runs.begin(), runs.end(), std::back_inserter(report.runs));
+    begin = batch.end;
+    if (!watch.grown) continue;
+    if (watch.cancelled && watch.cancelled()) throw Interrupted();
+    watch.grown(report, batch);
   }
-  const bool at_most = target.what != MatchTarget::What::mass;
-  EngineOptions quick = options;
-  quick.fidelity = !at_most;
-  quick.output_error = false;
-  quick.keep_scores = false;
-  quick.progress = nullptr;
-  const auto evaluate = [&](const std::vector<std::pair<Search*, TokenCount>>& positions) {
-    std::vector<RecipeSpec> at;
-    for (const auto& [search, position] : positions) at.push_back(search->tunable.at(position));
-    const std::vector<RunResult> runs = run_policies(trace, at, quick, accounting);
-    for (std::size_t i = 0; i < positions.size(); ++i)
-      positions[i].first->values[positions[i].second] = value_of(runs[i], target.what);
-  };
-  const auto fits = [&](double value) {
-    return at_most ? value <= target.value : value >= target.value;
-  };
-  // The ends first: they tell whether the target can be reached at all.
-  std::vector<std::pair<Search*, TokenCount>> ends;
-  for (Search& s : searches) {
-    ends.emplace_back(&s, s.low);
-    if (s.high != s.low) ends.emplace_back(&s, s.high);
-  }
-  evaluate(ends);
-  // Knobs that are not monotone: positions at equal ratios, of which the best that fits is taken.
-  std::vector<std::pair<Search*, TokenCount>> scanned;
-  for (Search& s : searches) {
-    if (s.tunable.knob.monotone) continue;
-    const auto span = static_cast<double>(s.high - s.low + 1);
-    std::vector<TokenCount> positions;
-    for (int i = 1; i < kScan; ++i) {
-      const auto step = static_cast<TokenCount>(std::pow(span, static_cast<double>(i) / kScan));
-      positions.push_back(std::min(s.low + step, s.high));
-    }
-    positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
-    for (const TokenCount position : positions) {
-      if (!s.values.contains(position)) scanned.emplace_back(&s, position);
-    }
-  }
-  if (!scanned.empty()) evaluate(scanned);
-  for (Search& s : searches) {
-    if (s.tunable.knob.monotone) continue;
-    const auto closeness = [&](double value) {
-      return fits(value) ? std::abs(value - target.value) : std::numeric_limits<double>::infinity();
-    };
-    const auto best = std::min_element(
-        s.values.begin(), s.values.end(),
-        [&](const auto& a, const auto& b) { return closeness(a.second) < closeness(b.second); });
-    s.low = s.high = best->first;
-  }
-  // Bisection. at_most: the largest position with value <= X, knowing that `low` has it; mass: the
-  // smallest position with value >= X, knowing that `high` has it.
-  for (;;) {
-    std::vector<std::pair<Search*, TokenCount>> middle;
-    for (Search& s : searches) {
-      const TokenCount anchor = at_most ? s.low : s.high;
-      if (!fits(s.values.at(anchor))) continue;  // out of reach
-      if (fits(s.values.at(at_most ? s.high : s.low))) {
-        (at_most ? s.low : s.high) = at_most ? s.high : s.low;
-      }
-      if (s.high - s.low > 1) middle.emplace_back(&s, s.low + (s.high - s.low) / 2);
-    }
-    if (middle.empty()) break;
-    evaluate(middle);
-    for (const auto& [s, position] : middle) {
-      const bool fit = fits(s->values.at(position));
-      if (at_most) {
-        (fit ? s->low : s->high) = position;
-      } else {
-        (fit ? s->high : s->low) = position;
-      }
-    }
-  }
-  std::vector<RecipeSpec> tuned;
-  for (const Search& s : searches) tuned.push_back(s.tunable.at(at_most ? s.low : s.high));
-  std::vector<RunResult> runs = run_policies(trace, tuned, options, accounting);
-  for (std::size_t i = 0; i < runs.size(); ++i) {
-    const Search& s = searches[i];
-    RunResult::Match match;
-    match.what = what_name(target.what);
-    match.wanted = target.value;
-    match.reached = value_of(runs[i], target.what);
-    match.reachable = fits(match.reached);
-    const auto [lowest, highest] =
-        std::minmax_element(s.values.begin(), s.values.end(),
-                            [](const auto& a, const auto& b) { return a.second < b.second; });
-    match.lowest = lowest->second;
-    match.highest = highest->second;
-    runs[i].match = match;
-  }
-  return runs;
+  return report;
 }
 
 }  // namespace kvspan

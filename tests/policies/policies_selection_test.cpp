@@ -590,7 +590,7 @@ TEST_CASE("probabilities suffice for what never looks at a query",
   spec.meta = qkv.meta();
   const auto& m = spec.meta;
   for (int l = 0; l < m.layers; ++l) {
-    const LayerScores scores(qkv, l, false);
+    const LayerScores scores(qkv, l);
     test::LayerSpec layer;
     for (int row = 19; row < 30; ++row) {
       layer.rows.push_back(row);

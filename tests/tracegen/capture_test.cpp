@@ -683,7 +683,7 @@ TEST_CASE("the simulator recomputes the attention of the forward pass from its t
   CHECK_NOTHROW(check_trace(scores));
   double worst_prob = 0, worst_lse = 0, worst_mass = 0;
   for (int l = 0; l < 3; ++l) {
-    const LayerScores layer(*t.qkv, l, false);
+    const LayerScores layer(*t.qkv, l);
     const std::vector<float> prob = values(scores, fmt::format("layers.{}.scores.prob", l));
     const std::vector<float> lse = values(scores, fmt::format("layers.{}.scores.lse", l));
     const std::vector<float> mass = values(scores, fmt::format("layers.{}.scores.column_mass", l));
@@ -767,7 +767,7 @@ TEST_CASE("where a score trace leaves nothing undecided, its deaths are the qkv 
     // Without values it is calibrated by another figure, as its documentation says.
     if (spec[0].name == "baklava") continue;
     try {
-      check_policy(scores, make_policy(spec, geometry), options);
+      (void)line_up(scores, geometry, {make_policy(spec, geometry)});
       served.push_back(spec);
     } catch (const TraceError&) {  // needs q, k or v
     }

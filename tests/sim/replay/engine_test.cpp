@@ -5,7 +5,6 @@
 #include <set>
 
 #include <catch2/catch.hpp>
-#include <fmt/format.h>
 
 #include "sim/attention/kernels.h"
 #include "sim/attention/layer_scores.h"
@@ -104,7 +103,7 @@ test::TraceSpec score_spec(const Trace& trace, int keep, Dtype dtype) {
   spec.score_dtype = dtype;
   for (int l = 0; l < meta.layers; ++l) {
     test::LayerSpec layer;
-    const LayerScores scores(trace, l, false);
+    const LayerScores scores(trace, l);
     std::vector<float> buffer(static_cast<std::size_t>(kernels::padded(meta.tokens)));
     for (RowIndex row = 0; row < meta.tokens; ++row) {
       layer.rows.push_back(row);
@@ -396,37 +395,6 @@ TEST_CASE("progress ends at one", "[engine]") {
   };
   (void)test::run_one(trace, "h2o(budget=40)", options);
   CHECK(last == Approx(1));
-}
-
-TEST_CASE("matching tunes every budget to the same footprint", "[engine][match]") {
-  const Trace trace = medium_trace();
-  std::vector<RecipeSpec> specs;
-  for (const char* text : {"snapkv(window=8)", "tova", "h2o", "random", "streaming_llm",
-                           "pyramidkv", "duoattention(sinks=2,window=8)"}) {
-    specs.push_back(parse_spec(text));
-  }
-  const MatchTarget target = parse_match("footprint=0.7");
-  for (const RunResult& run : run_matched(trace, specs, target, {}, {})) {
-    INFO(run.spec);
-    REQUIRE(run.match.has_value());
-    CHECK(run.match->reachable);
-    CHECK(run.metrics.footprint <= 0.7);
-    CHECK(run.match->reached == run.metrics.footprint);
-  }
-  // The next larger budget is beyond the target.
-  const RunResult tuned = run_matched(trace, {parse_spec("tova")}, target, {}, {})[0];
-  const auto from = tuned.spec.find("budget=") + 7;
-  const int budget = std::stoi(tuned.spec.substr(from));
-  CHECK(run(trace, {fmt::format("tova(budget={})", budget + 1)}, {})[0].metrics.footprint > 0.7);
-  const RunResult mass =
-      run_matched(trace, {parse_spec("tova")}, parse_match("mass=0.5"), {}, {})[0];
-  CHECK(mass.fidelity->decode->mass_mean >= 0.5);
-  const RunResult out =
-      run_matched(trace, {parse_spec("tova")}, parse_match("footprint=0.001"), {}, {})[0];
-  CHECK_FALSE(out.match->reachable);
-  CHECK(out.match->lowest > 0.001);
-  CHECK_THROWS_WITH(run_matched(trace, {parse_spec("full")}, target, {}, {}),
-                    Contains("no parameter to tune"));
 }
 
 // ---- Roles that no policy of the registry fills yet ------------------------------------------------

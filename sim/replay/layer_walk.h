@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Internal to the engine: the blocks of rows of a replay, and the walk of one layer through them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "sim/replay/engine.h"
+#include "sim/replay/lane.h"
+#include "sim/replay/memory_plan.h"
+
+namespace kvspan {
+
+// Everything of a replay that does not depend on the layer.
+struct WalkPlan {
+  const Trace& trace;
+  const Lineup& lineup;
+  FidelityPlan fidelity;
+  std::vector<char> needed;          // [tokens] somebody observes or measures the row
+  std::vector<RowIndex> block_ends;  // ascending
+  RowIndex block_rows = 0;
+  bool values = false;  // outputs are compared
+};
+[[nodiscard]] WalkPlan plan_walk(const Trace& trace, const Lineup& lineup,
+                                 const EngineOptions& options, RowIndex block_rows);
+
+// One layer: computes each block of attention once, and shows it to every policy.
+class LayerWalk {
+ public:
+  // Writes into replays[p].ledger and boards[p].
+  LayerWalk(const WalkPlan& plan, int layer, std::vector<Replay>& replays,
+            std::vector<DecisionBoard>& boards);
+  // REQUIRES: blocks come in order.
+  void step(RowIndex begin, RowIndex end);
+  [[nodiscard]] Lane& lane(std::size_t policy) { return *lanes_[policy]; }
+
+ private:
+  void allocate();
+  void compute(int kv_head);
+  void compute_outputs(int kv_head, const std::vector<RowTerms>& info);
+
+  const WalkPlan& plan_;
+  LayerScores scores_;
+  RowBlock block_;
+  std::size_t stride_;         // floats from one row of the buffer to the next
+  std::vector<float> buffer_;  // [query_heads][block rows][stride]; empty until a row is needed
+  std::vector<TokenIndex> all_keys_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
+};
+
+}  // namespace kvspan

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a trace is replayed.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "sim/base/types.h"
+
+namespace kvspan {
+
+struct EngineOptions {
+  RowIndex prompt = 0;    // 0: as the trace says
+  RowIndex evict_at = 0;  // 0: at the prompt's end
+  RowIndex chunk = 0;     // prefill chunk, tokens; 0: one pass
+  std::int64_t kv_bytes = 2;
+  std::uint64_t seed = 0;
+  bool fidelity = true;
+  RowIndex fidelity_rows = 0;   // per phase; 0: all
+  bool output_error = true;     // where the trace has v
+  bool keep_scores = false;     // score and rank of every eviction, in the ledger
+  std::int64_t keep_reads = 0;  // bytes of Ledger::reads of one policy at most; 0: none
+  int threads = 0;              // 0: all cores
+  RowIndex block_rows = 0;      // 0: chosen by size (tests only)
+  std::function<void(double done)> progress;  // in [0, 1], from any thread
+  std::function<bool()> cancelled;            // polled; true ends the replay with Interrupted
+};
+
+}  // namespace kvspan

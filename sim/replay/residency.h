@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who is held: the entries of every stored head of one layer.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "sim/policy/policy.h"
+
+namespace kvspan {
+
+class Residency {
+ public:
+  Residency(int heads, RowIndex tokens);
+  // Entries [begin, end) are born, in every head. REQUIRES: begin follows the last end.
+  void add(RowIndex begin, RowIndex end);
+  // Returns the first that is not resident, null when all of them have left.
+  // REQUIRES: evictions stand by head.
+  [[nodiscard]] const Eviction* evict(const std::vector<Eviction>& evictions);
+
+  // Ascending.
+  [[nodiscard]] std::span<const TokenIndex> entries(int head) const {
+    return entries_[index(head)];
+  }
+  // [padded tokens] 1: resident.
+  [[nodiscard]] const std::vector<float>& mask(int head) const { return mask_[index(head)]; }
+  [[nodiscard]] bool holds(int head, TokenIndex token) const;
+  // Nothing has left.
+  [[nodiscard]] bool whole(int head) const { return evicted_[index(head)] == 0; }
+  [[nodiscard]] bool whole() const;
+
+ private:
+  static std::size_t index(int head) { return static_cast<std::size_t>(head); }
+  // Drops from the list who is no longer in the mask.
+  void drop(std::span<const Eviction> of_one_head);
+  std::vector<std::vector<TokenIndex>> entries_;  // [heads]
+  std::vector<std::vector<float>> mask_;          // [heads]
+  std::vector<char> evicted_;                     // [heads] something has left
+};
+
+}  // namespace kvspan

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/run/match.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "sim/base/error.h"
+#include "sim/base/text.h"
+#include "sim/run/run.h"
+
+namespace kvspan {
+namespace {
+
+// The term whose `budget` (or other knob) is turned, innermost first; null: none has it.
+const Term* find_knob_term(const RecipeSpec& spec, const std::string& parameter) {
+  for (const Term& term : spec) {
+    const Term* inner = find_knob_term(term.inner, parameter);
+    if (inner != nullptr) return inner;
+    const auto& parameters = find_policy(term.name).parameters;
+    if (std::any_of(parameters.begin(), parameters.end(),
+                    [&](const Parameter& p) { return p.name == parameter; })) {
+      return &term;
+    }
+  }
+  return nullptr;
+}
+
+const Term& knob_term(const RecipeSpec& spec, const std::string& parameter) {
+  const Term* term = find_knob_term(spec, parameter);
+  return term != nullptr ? *term : spec.front();
+}
+
+void drop_sizes(RecipeSpec& spec) {
+  for (Term& term : spec) {
+    drop_sizes(term.inner);
+    const auto& parameters = find_policy(term.name).parameters;
+    std::erase_if(term.arguments, [&](const Argument& arg) {
+      return std::any_of(parameters.begin(), parameters.end(),
+                         [&](const Parameter& p) { return p.name == arg.key && p.sizes; });
+    });
+  }
+}
+
+double value_of(const RunResult& run, MatchTarget::What what) {
+  switch (what) {
+    case MatchTarget::What::footprint:
+      return run.metrics.footprint;
+    case MatchTarget::What::peak_bytes:
+      return static_cast<double>(run.metrics.peak_bytes.total);
+    case MatchTarget::What::mass:
+      break;
+  }
+  const Fidelity& f = *run.fidelity;
+  return f.decode ? f.decode->mass_mean : f.all->mass_mean;
+}
+
+std::string what_name(MatchTarget::What what) {
+  switch (what) {
+    case MatchTarget::What::footprint:
+      return "footprint";
+    case MatchTarget::What::peak_bytes:
+      return "peak_bytes";
+    case MatchTarget::What::mass:
+      break;
+  }
+  return "mass";
+}
+
+constexpr int kScan = 32;  // positions tried of a knob that is not monotone
+
+// One policy's search over its knob.
+struct Search {
+  Tunable tunable;
+  TokenCount low = 0, high = 0;  // positions still possible
+  std::map<TokenCount, double> values;
+};
+
+// The knobs of several policies, turned together: one replay a step.
+class Matching {
+ public:
+  Matching(const Trace& trace, const MatchTarget& target, const EngineOptions& options,
+           const Accounting& accounting)
+      : trace_(trace),
+        target_(target),
+        at_most_(target.what != MatchTarget::What::mass),
+        geometry_(geometry_of(trace, options)),
+        quick_(options),
+        accounting_(accounting) {
+    quick_.fidelity = !at_most_;
+    quick_.output_error = false;
+    quick_.keep_scores = false;
+    quick_.progress = nullptr;
+  }
+
+  void add(const RecipeSpec& spec) {
+    std::optional<Tunable> tunable = make_tunable(spec, geometry_);
+    if (!tunable) {
+      throw ConfigError(
+          fmt::format("--match: {} has no parameter to tune; leave it out", to_text(spec)));
+    }
+    const Knob& knob = tunable->knob;
+    const TokenCount lowest = knob.lowest;
+    const TokenCount highest = knob.highest;
+    searches_.push_back({std::move(*tunable), lowest, highest, {}});
+  }
+
+  // The ends first: they tell whether the target can be reached at all.
+  void try_ends() {
+    std::vector<Position> ends;
+    for (Search& s : searches_) {
+      ends.emplace_back(&s, s.low);
+      if (s.high != s.low) ends.emplace_back(&s, s.high);
+    }
+    evaluate(ends);
+  }
+
+  // Knobs that are not monotone: positions at equal ratios, of which the best that fits is taken.
+  void scan() {
+    std::vector<Position> scanned;
+    for (Search& s : searches_) {
+      if (s.tunable.knob.monotone) continue;
+      for (const TokenCount position : ratios(s.low, s.high)) {
+        if (!s.values.contains(position)) scanned.emplace_back(&s, position);
+      }
+    }
+    if (!scanned.empty()) evaluate(scanned);
+    for (Search& s : searches_) {
+      if (!s.tunable.knob.monotone) s.low = s.high = closest(s);
+    }
+  }
+
+  // at_most: the largest position with value <= X, knowing that `low` has it; mass: the smallest
+  // position with value >= X, knowing that `high` has it.
+  void bisect() {
+    for (;;) {
+      std::vector<Position> middle;
+      for (Search& s : searches_) {
+        TokenCount& anchor = at_most_ ? s.low : s.high;
+        TokenCount& other = at_most_ ? s.high : s.low;
+        if (!fits(s.values.at(anchor))) continue;  // out of reach
+        if (fits(s.values.at(other))) anchor = other;
+        if (s.high - s.low > 1) middle.emplace_back(&s, s.low + (s.high - s.low) / 2);
+      }
+      if (middle.empty()) return;
+      evaluate(middle);
+      for (const auto& [s, position] : middle)
+        (fits(s->values.at(position)) == at_most_ ? s->low : s->high) = position;
+    }
+  }
+
+  // Everything is measured at the positions that were found.
+  std::vector<RunResult> results(const EngineOptions& options) {
+    std::vector<Position> tuned;
+    for (Search& s : searches_) tuned.emplace_back(&s, at_most_ ? s.low : s.high);
+    std::vector<RunResult> runs = run_at(tuned, options);
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const std::map<TokenCount, double>& values = searches_[i].values;
+      const auto [lowest, highest] =
+          std::minmax_element(values.begin(), values.end(),
+                              [](const auto& a, const auto& b) { return a.second < b.second; });
+      const double reached = value_of(runs[i], target_.what);
+      runs[i].match = {what_name(target_.what), target_.value,  reached,
+                       fits(reached),           lowest->second, highest->second};
+    }
+    return runs;
+  }
+
+ private:
+  using Position = std::pair<Search*, TokenCount>;
+
+  [[nodiscard]] bool fits(double value) const {
+    return at_most_ ? value <= target_.value : value >= target_.value;
+  }
+
+  std::vector<RunResult> run_at(const std::vector<Position>& positions,
+                                const EngineOptions& options) const {
+    std::vector<RecipeSpec> specs;
+    for (const auto& [search, position] : positions) specs.push_back(search->tunable.at(position));
+    return run_policies(trace_, enter(trace_, geometry_, specs), options, accounting_);
+  }
+
+  void evaluate(const std::vector<Position>& positions) {
+    const std::vector<RunResult> runs = run_at(positions, quick_);
+    for (std::size_t i = 0; i < positions.size(); ++i)
+      positions[i].first->values[positions[i].second] = value_of(runs[i], target_.what);
+  }
+
+  static std::vector<TokenCount> ratios(TokenCount low, TokenCount high) {
+    const auto span = static_cast<double>(high - low + 1);
+    std::vector<TokenCount> out;
+    for (int i = 1; i < kScan; ++i) {
+      const auto step = static_cast<TokenCount>(std::pow(span, static_cast<double>(i) / kScan));
+      out.push_back(std::min(low + step, high));
+    }
+    out.erase(std::unique(out.begin(), out.end()), out.end());
+    return out;
+  }
+
+  [[nodiscard]] TokenCount closest(const Search& s) const {
+    const auto distance = [&](double value) {
+      return fits(value) ? std::abs(value - target_.value)
+                         : std::numeric_limits<double>::infinity();
+    };
+    return std::min_element(s.values.begin(), s.values.end(),
+                            [&](const auto& a, const auto& b) {
+                              return distance(a.second) < distance(b.second);
+                            })
+        ->first;
+  }
+
+  const Trace& trace_;
+  MatchTarget target_;
+  bool at_most_;  // the value may be at most the target's; else at least
+  Geometry geometry_;
+  EngineOptions quick_;  // of the search, which looks at one figure
+  Accounting accounting_;
+  std::vector<Search> searches_;
+};
+
+}  // namespace
+
+RecipeSpec Tunable::at(TokenCount position) const {
+  RecipeSpec out = spec;
+  set_argument(out, term, knob.parameter, knob.value(position));
+  return out;
+}
+
+std::optional<Tunable> make_tunable(const RecipeSpec& spec, const Geometry& geometry) {
+  Tunable out;
+  out.spec = spec;
+  drop_sizes(out.spec);
+  const Policy policy = make_policy(out.spec, geometry);
+  if (!policy.knob) return std::nullopt;
+  out.knob = *policy.knob;
+  out.term = knob_term(out.spec, out.knob.parameter).name;
+  const RecipeSpec canonical = parse_spec(policy.spec);
+  for (const Argument& argument : knob_term(canonical, out.knob.parameter).arguments) {
+    if (argument.key == out.knob.parameter) out.value = argument.values.front();
+  }
+  return out;
+}
+
+MatchTarget parse_match(const std::string& text) {
+  const auto equals = text.find('=');
+  const std::string what = text.substr(0, equals);
+  const std::string value = equals == std::string::npos ? "" : text.substr(equals + 1);
+  MatchTarget out;
+  out.text = text;
+  if (what == "peak_bytes") {
+    out.what = MatchTarget::What::peak_bytes;
+    out.value = static_cast<double>(parse_bytes(value, "--match peak_bytes"));
+    return out;
+  }
+  if (what == "mass") {
+    out.what = MatchTarget::What::mass;
+  } else if (what != "footprint") {
+    throw ConfigError(
+        fmt::format("--match: found '{}', expected footprint=X, peak_bytes=X or mass=X; {}", text,
+                    nearest_hint(what, {"footprint", "peak_bytes", "mass"})));
+  }
+  const bool percent = value.ends_with('%');
+  char* end = nullptr;
+  out.value = std::strtod(value.c_str(), &end);
+  if (value.empty() || std::string(end) != (percent ? "%" : "")) {
+    throw ConfigError(
+        fmt::format("--match {}: found '{}', expected a share such as 0.4 or 40%", what, value));
+  }
+  if (percent) out.value /= 100;
+  if (!(out.value > 0 && out.value <= 1)) {
+    throw ConfigError(fmt::format(
+        "--match {}: found '{}', expected a share above 0 and at most 1 (or 100%)", what, value));
+  }
+  return out;
+}
+
+std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeSpec>& specs,
+                                   const MatchTarget& target, const EngineOptions& options,
+                                   const Accounting& accounting) {
+  Matching matching(trace, target, options, accounting);
+  for (const RecipeSpec& spec : specs) matching.add(spec);
+  matching.try_ends();
+  matching.scan();
+  matching.bisect();
+  return matching.results(options);
+}
+
+}  // namespace kvspan

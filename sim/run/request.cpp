@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/run/request.h"
+
+#include <algorithm>
+#include <fstream>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "sim/base/error.h"
+#include "sim/policy/registry.h"
+
+namespace kvspan {
+namespace {
+
+std::vector<std::string> read_spec_file(const std::string& path) {
+  std::ifstream in(path);
+  if (!in) throw ConfigError(fmt::format("cannot read policy file '{}'", path));
+  try {
+    const nlohmann::json json = nlohmann::json::parse(in);
+    if (json.is_string()) return {json.get<std::string>()};
+    return json.get<std::vector<std::string>>();
+  } catch (const nlohmann::json::exception&) {
+    throw ConfigError(fmt::format(
+        "'{}' is not a JSON list of policy specifications such as [\"snapkv(budget=512)\"]", path));
+  }
+}
+
+}  // namespace
+
+std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
+                                        const std::vector<std::string>& budgets) {
+  std::vector<RecipeSpec> given;
+  for (const std::string& text : texts) {
+    if (text == "all") {
+      for (RecipeSpec& spec : all_policies()) given.push_back(std::move(spec));
+    } else if (text.starts_with('@')) {
+      for (const std::string& line : read_spec_file(text.substr(1)))
+        given.push_back(parse_spec(line));
+    } else {
+      given.push_back(parse_spec(text));
+    }
+  }
+  std::vector<RecipeSpec> out;
+  std::vector<std::string> seen;
+  const auto add = [&](const RecipeSpec& spec) {
+    const std::string text = to_text(spec);
+    if (std::find(seen.begin(), seen.end(), text) != seen.end()) return;
+    seen.push_back(text);
+    out.push_back(spec);
+  };
+  for (const RecipeSpec& spec : given) {
+    for (const RecipeSpec& single : expand_sets(spec)) {
+      if (budgets.empty()) add(single);
+      for (const std::string& budget : budgets) {
+        RecipeSpec sized = single;
+        apply_budget(sized, budget);
+        add(sized);
+      }
+    }
+  }
+  return out;
+}
+
+}  // namespace kvspan

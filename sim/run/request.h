@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run is asked for, as plain values: the command line and the viewer fill the same.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sim/ledger/metrics.h"
+#include "sim/policy/spec.h"
+#include "sim/replay/memory_plan.h"
+#include "sim/run/match.h"
+#include "sim/run/result.h"
+
+namespace kvspan {
+
+struct RunRequest {
+  std::vector<RecipeSpec> specs;  // without sets; see expand_policies()
+  // Policies that the trace cannot serve, or `match` cannot tune, are left out, not refused.
+  bool skips = false;
+  EngineOptions engine;  // but progress and cancelled, which are the watcher's
+  std::string evict_at;  // a span or a row of the trace, in place of engine.evict_at; empty: unused
+  bool layerwise = false;  // see Accounting
+  std::string layout = "ideal";
+  std::optional<MatchTarget> match;
+  // For the report.
+  std::vector<std::string> command;
+  std::string lifetimes_path, timeline_path;  // empty: not written
+  std::function<std::string()> checksum;      // of the trace; empty: the report has none
+
+  [[nodiscard]] Accounting accounting() const { return {engine.kv_bytes, layerwise, layout}; }
+};
+
+// What is about to run: every refusal has been made.
+struct RunOutline {
+  std::size_t policies = 0;
+  MemoryPlan memory;
+  std::vector<std::string> unserved, untunable;  // left out, by label
+};
+
+// Policies [begin, end) of `total`, which are replayed together.
+struct RunBatch {
+  std::size_t begin = 0, end = 0, total = 0;
+  std::string label;  // of the first
+};
+
+// Who looks on. Every function may be empty.
+struct RunWatch {
+  std::function<void(const RunOutline&)> begins;
+  // done: share of the batch, from any thread.
+  std::function<void(const RunBatch&, double done)> progress;
+  std::function<bool()> cancelled;  // polled; true ends the run with Interrupted
+  // Given, policies are replayed in batches of 1, 2, 4, ...: the first one is there at once, and
+  // attention, which a batch shares, is computed a few times at most. Sees all that is finished.
+  std::function<void(const RunReport&, const RunBatch&)> grown;
+};
+
+// Every text of the user as specs without sets: "all" is every policy that runs alone without files,
+// "@file.json" a JSON list of specs; `budgets` multiply every spec that takes one.
+// Errors: ConfigError.
+[[nodiscard]] std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
+                                                      const std::vector<std::string>& budgets);
+
+}  // namespace kvspan
