@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the table of README.md, the whole catalogue on the bundled trace: a long prompt with a short
-answer, the same tokens as a short prompt with a long answer, and all policies at one footprint.
-Python's standard library only.
+"""Prints the table of README.md, the whole catalogue on the bundled trace: a long prompt with a
+short answer, the same tokens as a short prompt with a long answer, and all policies at one
+footprint. Python's standard library only.
 
 usage: tests/studies/catalogue/table.py build/release/cli/kvspan
 """
