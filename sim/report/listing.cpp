@@ -28,7 +28,7 @@ std::vector<std::size_t> display_order(const RunReport& report) {
   return order;
 }
 
-const PhaseFidelity* quality_of(const RunResult& run) {
+const PhaseFidelity* judged_phase(const RunResult& run) {
   if (!run.fidelity) return nullptr;
   if (run.fidelity->decode) return &*run.fidelity->decode;
   return run.fidelity->all ? &*run.fidelity->all : nullptr;

@@ -15,7 +15,7 @@ namespace kvspan {
 // The label of a run, in one line.
 [[nodiscard]] std::string label_of(const RunResult& run);
 // Decode rows, or all rows where no decode row was measured; null without fidelity.
-[[nodiscard]] const PhaseFidelity* quality_of(const RunResult& run);
+[[nodiscard]] const PhaseFidelity* judged_phase(const RunResult& run);
 
 // The notes of a run with those that follow from the report itself: the layers that its bytes are
 // of, that it is a bound, that its percentiles are from a histogram.

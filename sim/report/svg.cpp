@@ -10,7 +10,7 @@
 #include "sim/report/svg/canvas.h"
 #include "sim/report/svg/legend.h"
 #include "sim/report/svg/memory_panel.h"
-#include "sim/report/svg/quality_panel.h"
+#include "sim/report/svg/retained_panel.h"
 #include "sim/report/svg/series.h"
 
 namespace kvspan {
@@ -43,13 +43,13 @@ void draw_heading(svg::Canvas& canvas, const RunReport& report) {
 std::string memory_svg(const RunReport& report) {
   const std::vector<svg::Series> series = svg::make_series(report);
   const Box memory{kMargin + 64, 132, 730, 482};
-  const Box quality{830, 132, kWidth - kMargin, 482};
+  const Box retained{830, 132, kWidth - kMargin, 482};
   svg::Canvas canvas;
   draw_heading(canvas, report);
   double end = memory.bottom + 76;
   if (!series.empty() && report.trace.tokens > 0) {
     svg::draw_memory(canvas, report, series, memory);
-    svg::draw_quality(canvas, series, quality);
+    svg::draw_retained(canvas, series, retained);
     end = svg::draw_legend(canvas, series, kMargin, kWidth - kMargin, end);
   }
   canvas.text(kMargin, end + 30, "start", 11, svg::kFaint,

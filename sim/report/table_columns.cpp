@@ -62,7 +62,7 @@ class Columns {
   std::vector<TableColumn> collect() {
     add_match();
     add_memory();
-    add_quality();
+    add_fidelity();
     add_spans();
     return std::move(columns_);
   }
@@ -113,13 +113,13 @@ class Columns {
     columns_.push_back(std::move(memory));
   }
 
-  void add_quality() {
+  void add_fidelity() {
     const auto decoded = [](const RunResult& r) { return r.fidelity && r.fidelity->decode; };
     const std::string rows =
         std::any_of(report_.runs.begin(), report_.runs.end(), decoded) ? "decode rows" : "all rows";
-    const auto quality = [](double PhaseFidelity::*field, bool error) {
+    const auto phase_share = [](double PhaseFidelity::*field, bool error) {
       return [field, error](const RunResult& r) -> Share {
-        const PhaseFidelity* phase = quality_of(r);
+        const PhaseFidelity* phase = judged_phase(r);
         if (phase == nullptr || (error && !phase->has_error)) return std::nullopt;
         return phase->*field;
       };
@@ -128,11 +128,11 @@ class Columns {
          {},
          "retained attention: what " + rows +
              " still reach of the full cache's, a proxy and not accuracy"},
-        quality(&PhaseFidelity::mass_mean, false), 2);
+        phase_share(&PhaseFidelity::mass_mean, false), 2);
     add({{"retained", "attention", "p5 %"}, {}, "p5: 5 % of the rows reach less", 3},
-        quality(&PhaseFidelity::mass_p5, false), 2);
+        phase_share(&PhaseFidelity::mass_p5, false), 2);
     add({{"output", "error", "mean %"}, {}, "output error: relative", 4},
-        quality(&PhaseFidelity::error_mean, true), 2);
+        phase_share(&PhaseFidelity::error_mean, true), 2);
   }
 
   void add_spans() {

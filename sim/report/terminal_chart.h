@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "sim/report/axes.h"  // until every caller includes it
 #include "sim/run/result.h"
 
 namespace kvspan {

@@ -52,9 +52,8 @@ std::vector<Series> make_series(const RunReport& report) {
     const std::size_t colour = (many ? series.family : all.size()) % kColours;
     series.colour = kPalette[colour];
     series.dash = kDashes[many ? members[colour]++ % kDashes.size() : 0];
-    const PhaseFidelity* quality = quality_of(*series.run);
-    if (quality != nullptr && std::isfinite(quality->mass_mean))
-      series.retained = quality->mass_mean;
+    const PhaseFidelity* phase = judged_phase(*series.run);
+    if (phase != nullptr && std::isfinite(phase->mass_mean)) series.retained = phase->mass_mean;
     all.push_back(std::move(series));
   }
   return all;

@@ -3,6 +3,7 @@
 #include "sim/base/text.h"
 
 #include <cstdint>
+#include <string_view>
 
 #include <catch2/catch.hpp>
 
@@ -18,7 +19,7 @@ TEST_CASE("text is measured and shortened by terminal columns", "[report][text]"
   }
   CHECK(kvspan::valid_utf8("\xC0\x80\xED\xA0\x80\xF5z\xE4\xB8") ==
         "\uFFFD\uFFFD\uFFFD\uFFFD\uFFFD\uFFFDz\uFFFD\uFFFD");
-  CHECK(kvspan::one_line("a\tb\x7F\u0085") == "a b  ");
+  CHECK(kvspan::one_line(std::string_view("a\tb\x7F\u0085")) == "a b  ");
 }
 
 TEST_CASE("bytes are printed with three digits in binary units", "[report][text]") {

@@ -205,14 +205,23 @@ class Plain {
   std::vector<RowIndex> gone_;
 };
 
-void check_against_plain(const Ledger& ledger, const std::string& layout, bool layerwise) {
-  const Metrics metrics = compute_metrics(ledger, accounting(layout, layerwise));
-  const Plain plain(ledger);
-  const RowIndex tokens = ledger.plan.tokens;
-  Counts resident, kv, overhead, host_bytes, active;
-  std::int64_t host_rows = 0;
-  std::int64_t bytes_read = 0;
-  for (RowIndex row = 0; row < tokens; ++row) {
+std::int64_t sum(const Counts& values) {
+  return std::accumulate(values.begin(), values.end(), std::int64_t{0});
+}
+std::int64_t most(const Counts& values) { return *std::max_element(values.begin(), values.end()); }
+double ratio(std::int64_t part, std::int64_t whole) {
+  return static_cast<double>(part) / static_cast<double>(whole);
+}
+
+// Every row, by counting.
+struct PlainRows {
+  Counts resident, bytes, overhead, host_bytes, active;
+  std::int64_t host_rows = 0, bytes_read = 0;
+};
+
+PlainRows count_rows(const Ledger& ledger, const Plain& plain, const std::string& layout) {
+  PlainRows out;
+  for (RowIndex row = 0; row < ledger.plan.tokens; ++row) {
     std::int64_t row_entries = 0, row_kv = 0, row_host = 0, row_active = 0;
     for (int l = 0; l < ledger.layers; ++l) {
       row_kv += plain.kv(layout, l, row + 1, row);
@@ -222,52 +231,51 @@ void check_against_plain(const Ledger& ledger, const std::string& layout, bool l
           const Representation* r = plain.held(l, h, t, row + 1, row);
           if (r == nullptr) continue;
           row_host += r->host_bytes;
-          if (r->device_bytes == 0) ++host_rows;
+          if (r->device_bytes == 0) ++out.host_rows;
           const RowIndex window = ledger.sliding_window.empty() ? 0 : ledger.sliding_window[at(l)];
           if (r->device_bytes > 0 && (window == 0 || row - window < t)) {
             ++row_active;
-            if (ledger.selected.empty()) bytes_read += r->device_bytes;
+            if (ledger.selected.empty()) out.bytes_read += r->device_bytes;
           }
         }
       }
     }
     if (!ledger.selected.empty()) {
       row_active = ledger.selected[at(row)];
-      bytes_read += row_active * ledger.representations[0].device_bytes;
+      out.bytes_read += row_active * ledger.representations[0].device_bytes;
     }
-    resident.push_back(row_entries);
-    overhead.push_back(ledger.charge.entry * row_entries + ledger.charge.once);
-    kv.push_back(row_kv + overhead.back());
-    host_bytes.push_back(row_host);
-    active.push_back(row_active);
+    out.resident.push_back(row_entries);
+    out.overhead.push_back(ledger.charge.entry * row_entries + ledger.charge.once);
+    out.bytes.push_back(row_kv + out.overhead.back());
+    out.host_bytes.push_back(row_host);
+    out.active.push_back(row_active);
   }
-  const auto sum = [](const Counts& values) {
-    return std::accumulate(values.begin(), values.end(), std::int64_t{0});
-  };
-  const auto most = [](const Counts& values) {
-    return *std::max_element(values.begin(), values.end());
-  };
+  return out;
+}
 
-  CHECK(metrics.timeline.resident_entries == resident);
-  CHECK(metrics.timeline.resident_bytes == kv);
-  CHECK(metrics.timeline.overhead_bytes == overhead);
-  CHECK(metrics.timeline.host_bytes == host_bytes);
-  CHECK(metrics.timeline.active_entries == active);
-  CHECK(metrics.entry_rows == sum(resident));
+void check_rows(const Ledger& ledger, const Metrics& metrics, const PlainRows& rows) {
+  const RowIndex tokens = ledger.plan.tokens;
+  CHECK(metrics.timeline.resident_entries == rows.resident);
+  CHECK(metrics.timeline.resident_bytes == rows.bytes);
+  CHECK(metrics.timeline.overhead_bytes == rows.overhead);
+  CHECK(metrics.timeline.host_bytes == rows.host_bytes);
+  CHECK(metrics.timeline.active_entries == rows.active);
+  CHECK(metrics.entry_rows == sum(rows.resident));
   const std::int64_t all_heads = std::int64_t{ledger.layers} * ledger.heads;
   CHECK(metrics.full_entry_rows == all_heads * tokens * (tokens + 1) / 2);
-  const auto ratio = [](std::int64_t part, std::int64_t whole) {
-    return static_cast<double>(part) / static_cast<double>(whole);
-  };
-  CHECK(metrics.footprint == ratio(sum(resident), metrics.full_entry_rows));
-  CHECK(metrics.host_footprint == ratio(host_rows, metrics.full_entry_rows));
-  CHECK(metrics.peak_kv == ratio(most(resident), all_heads * tokens));
-  CHECK(metrics.byte_rows == sum(kv));
-  CHECK(metrics.host_peak_bytes == most(host_bytes));
-  CHECK(metrics.entries_read == sum(active));
-  CHECK(metrics.bytes_read == bytes_read);
+  CHECK(metrics.footprint == ratio(sum(rows.resident), metrics.full_entry_rows));
+  CHECK(metrics.host_footprint == ratio(rows.host_rows, metrics.full_entry_rows));
+  CHECK(metrics.peak_kv == ratio(most(rows.resident), all_heads * tokens));
+  CHECK(metrics.byte_rows == sum(rows.bytes));
+  CHECK(metrics.host_peak_bytes == most(rows.host_bytes));
+  CHECK(metrics.entries_read == sum(rows.active));
+  CHECK(metrics.bytes_read == rows.bytes_read);
+}
 
-  // Each head and each layer alone.
+// Each head and each layer alone.
+void check_layers(const Ledger& ledger, const Metrics& metrics, const Plain& plain,
+                  const std::string& layout, bool layerwise) {
+  const RowIndex tokens = ledger.plan.tokens;
   REQUIRE(metrics.per_layer.size() == at(ledger.layers));
   REQUIRE(metrics.head_footprint.size() == at(ledger.layers));
   for (int l = 0; l < ledger.layers; ++l) {
@@ -294,7 +302,13 @@ void check_against_plain(const Ledger& ledger, const std::string& layout, bool l
     CHECK(metrics.per_layer[at(l)].peak_kv == ratio(most(layer), ledger.heads * tokens));
     CHECK(metrics.per_layer[at(l)].peak_bytes == peak);
   }
+}
 
+void check_against_plain(const Ledger& ledger, const std::string& layout, bool layerwise) {
+  const Metrics metrics = compute_metrics(ledger, accounting(layout, layerwise));
+  const Plain plain(ledger);
+  check_rows(ledger, metrics, count_rows(ledger, plain, layout));
+  check_layers(ledger, metrics, plain, layout, layerwise);
   CHECK(metrics.peak_bytes == plain.peak(layout, layerwise));
   std::map<std::string, PeakBytes> others;
   for (const std::string& name : standard_layouts()) {

@@ -24,7 +24,6 @@
 #include "tests/support/fake_report.h"
 
 using kvspan::RunReport;
-using kvspan::RunResult;
 using kvspan::test::fake_report;
 using kvspan::test::fake_sweep;
 using kvspan::test::FakeRun;

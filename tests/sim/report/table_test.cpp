@@ -13,9 +13,8 @@
 #include "tests/support/fake_report.h"
 
 using kvspan::RunReport;
-using kvspan::RunResult;
 using kvspan::test::fake_report;
-using kvspan::test::FakeRun;
+using kvspan::test::fake_sweep;
 using kvspan::test::lines_of;
 using kvspan::test::small_report;
 

@@ -19,7 +19,6 @@
 #include "tests/support/temporary_file.h"
 
 using kvspan::RunReport;
-using kvspan::RunResult;
 using kvspan::TensorSet;
 using kvspan::test::fake_report;
 using kvspan::test::FakeRun;

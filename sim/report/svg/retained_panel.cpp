@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sim/report/svg/quality_panel.h"
+#include "sim/report/svg/retained_panel.h"
 
 #include <algorithm>
 #include <array>
@@ -16,9 +16,9 @@
 namespace kvspan::svg {
 namespace {
 
-class QualityPanel {
+class RetainedPanel {
  public:
-  QualityPanel(Canvas& canvas, const std::vector<Series>& series, const Box& plot)
+  RetainedPanel(Canvas& canvas, const std::vector<Series>& series, const Box& plot)
       : canvas_(canvas), series_(series), plot_(plot) {
     for (const Series& s : series) {
       const double footprint = 100 * s.run->metrics.footprint;
@@ -256,8 +256,8 @@ class QualityPanel {
 
 }  // namespace
 
-void draw_quality(Canvas& canvas, const std::vector<Series>& series, const Box& plot) {
-  QualityPanel(canvas, series, plot).draw();
+void draw_retained(Canvas& canvas, const std::vector<Series>& series, const Box& plot) {
+  RetainedPanel(canvas, series, plot).draw();
 }
 
 }  // namespace kvspan::svg

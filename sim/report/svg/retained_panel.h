@@ -9,6 +9,6 @@
 
 namespace kvspan::svg {
 
-void draw_quality(Canvas& canvas, const std::vector<Series>& series, const Box& plot);
+void draw_retained(Canvas& canvas, const std::vector<Series>& series, const Box& plot);
 
 }  // namespace kvspan::svg
