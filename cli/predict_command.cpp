@@ -14,7 +14,9 @@
 #include "sim/base/text.h"
 #include "sim/models/model_geometry.h"
 #include "sim/predict/analytic.h"
+#include "sim/predict/calibration.h"
 #include "sim/predict/capacity.h"
+#include "sim/report/json.h"
 #include "sim/run/run.h"
 #include "sim/trace/safetensors.h"
 
@@ -29,11 +31,6 @@ struct Settings {
   std::string gpu_memory;  // empty: what fits is not asked
   Deployment deployment;
 };
-
-nlohmann::json peak_json(const PeakBytes& peak) {
-  return {{"total", peak.total},     {"kv", peak.kv},         {"overhead", peak.overhead},
-          {"prefill", peak.prefill}, {"decode", peak.decode}, {"row", peak.row}};
-}
 
 nlohmann::json model_json(const ModelGeometry& model) {
   nlohmann::json weights;
@@ -113,8 +110,8 @@ void print_model(const Settings& s, const ModelGeometry& model) {
   }
 }
 
-void print_fits(const Settings& s, const ModelGeometry& model, const Budgeted& memory,
-                const std::vector<std::string>& labels, const std::vector<Fit>& fits) {
+void print_capacities(const Settings& s, const ModelGeometry& model, const FixedMemory& memory,
+                const std::vector<std::string>& labels, const std::vector<Capacity>& capacities) {
   const Deployment& d = s.deployment;
   const std::string each = d.tp > 1 ? " on each GPU" : "";
   fmt::print("\nwhat fits into {} of {}, {:g} % of it used: {}{}\n",
@@ -147,8 +144,8 @@ void print_fits(const Settings& s, const ModelGeometry& model, const Budgeted& m
        fmt::format("longest context at {}", d.batch),
        fmt::format("largest batch at {}", s.prompt + s.generated)}};
   bool limited = false;
-  for (std::size_t i = 0; i < fits.size(); ++i) {
-    const Fit& f = fits[i];
+  for (std::size_t i = 0; i < capacities.size(); ++i) {
+    const Capacity& f = capacities[i];
     limited |= f.limited_by_model;
     rows.push_back({labels[i], human_bytes(f.request), human_bytes(f.waiting), human_bytes(f.total),
                     f.fits ? "yes" : "no",
@@ -171,7 +168,7 @@ void print_fits(const Settings& s, const ModelGeometry& model, const Budgeted& m
       model.state_bytes > 0 ? " and recurrent state" : "", each);
 }
 
-nlohmann::json memory_json(const Settings& s, const ModelGeometry& model, const Budgeted& memory) {
+nlohmann::json memory_json(const Settings& s, const ModelGeometry& model, const FixedMemory& memory) {
   const Deployment& d = s.deployment;
   return {{"memory", d.gpu_memory},
           {"utilization", d.utilization},
@@ -187,7 +184,7 @@ nlohmann::json memory_json(const Settings& s, const ModelGeometry& model, const 
           {"advice", memory.advice.empty() ? nlohmann::json() : nlohmann::json(memory.advice)}};
 }
 
-nlohmann::json fit_json(const Settings& s, const Fit& f) {
+nlohmann::json capacity_json(const Settings& s, const Capacity& f) {
   return {{"kv", f.kv},
           {"overhead", f.overhead},
           {"state", f.state},
@@ -207,34 +204,27 @@ bool slides_within(const ModelGeometry& model, std::int64_t tokens) {
                      [&](std::int64_t window) { return window > 0 && window < tokens; });
 }
 
-void run(const Settings& given, const Context& context) {
-  Settings s = given;
-  if (!s.kv_dtype.empty()) s.kv_bytes = kv_dtype_bytes(s.kv_dtype);
-  const ModelGeometry model = load_model(s.model);
-  if (model.latent && s.layout == "query_head") {
-    throw ConfigError(
-        fmt::format("layout 'query_head': found a latent cache ('{}'), which no query "
-                    "head has a copy of; expected another layout, such as 'ideal'",
-                    model.name));
-  }
-  const Geometry geometry = geometry_of(model, s.prompt, s.generated, s.chunk, s.kv_bytes);
+// All that the command computes: one prediction a policy, and what fits if that was asked.
+struct Answer {
+  std::vector<std::string> labels;
+  std::vector<Prediction> predictions;
+  std::optional<FixedMemory> memory;
+  std::vector<Capacity> capacities;  // empty: not asked, or no memory is left
+};
+
+Answer answer(const Settings& s, const ModelGeometry& model, const Geometry& geometry) {
+  const Workload workload{s.prompt, s.generated, s.chunk};
   Accounting accounting;
   accounting.kv_bytes = s.kv_bytes;
   accounting.layerwise = s.prefill == "layerwise";
   accounting.layout = s.layout;
-  std::optional<Budgeted> memory;
-  if (!s.gpu_memory.empty()) {
-    s.deployment.gpu_memory = parse_bytes(s.gpu_memory, "gpu-memory");
-    memory = budget_memory(model, {s.prompt, s.generated, s.chunk}, s.deployment);
-  }
+  Answer out;
+  if (!s.gpu_memory.empty()) out.memory = fixed_memory(model, workload, s.deployment);
   const bool everything = s.policies.empty();
   std::vector<RecipeSpec> specs =
       expand_policies(everything ? std::vector<std::string>{"all"} : s.policies, s.budgets);
   if (everything && slides_within(model, s.prompt + s.generated))
     specs.insert(specs.begin() + 1, parse_spec("full(model_window=evict)"));
-  std::vector<Prediction> predictions;
-  std::vector<std::string> labels;
-  std::vector<Fit> fits;
   const auto measured =
       s.calibrate.empty() ? std::map<std::string, Occupancies>() : read_occupancies(s.calibrate);
   for (const RecipeSpec& spec : specs) {
@@ -242,22 +232,42 @@ void run(const Settings& given, const Context& context) {
     const auto found = measured.find(policy.spec);
     if (!policy.closed_form && found != measured.end())
       policy = calibrated(std::move(policy), found->second, s.calibrate);
-    labels.push_back(to_text(spec));
-    predictions.push_back(predict(policy, geometry, accounting));
-    if (model.latent) predictions.back().layouts.erase("query_head");
-    if (memory && memory->left > 0)
-      fits.push_back(fit(spec, model, {s.prompt, s.generated, s.chunk}, accounting, s.deployment));
+    out.labels.push_back(to_text(spec));
+    out.predictions.push_back(predict(policy, geometry, accounting));
+    if (model.latent) out.predictions.back().layouts.erase("query_head");
+    if (out.memory && out.memory->left > 0)
+      out.capacities.push_back(capacity_of(spec, model, workload, accounting, s.deployment));
   }
+  return out;
+}
+
+void print_predictions(const Settings& s, const Answer& answer) {
   std::vector<std::vector<std::string>> rows = {
       {"policy", "KV footprint", "peak KV", "peak memory", "in prefill", "in decode"}};
-  nlohmann::json runs = nlohmann::json::array();
-  for (std::size_t i = 0; i < predictions.size(); ++i) {
-    const Prediction& p = predictions[i];
+  bool bounds = false;
+  for (std::size_t i = 0; i < answer.predictions.size(); ++i) {
+    const Prediction& p = answer.predictions[i];
     const std::string most = p.exact ? "" : "<= ";
+    bounds |= !p.exact;
     rows.push_back(
-        {labels[i], most + fmt::format("{:.2f} %", 100 * p.footprint),
+        {answer.labels[i], most + fmt::format("{:.2f} %", 100 * p.footprint),
          most + fmt::format("{:.2f} %", 100 * p.peak_kv), most + human_bytes(p.peak_bytes.total),
          most + human_bytes(p.peak_bytes.prefill), most + human_bytes(p.peak_bytes.decode)});
+  }
+  fmt::print("\n{}", align(rows));
+  if (bounds) {
+    fmt::print("  <=: how many entries stay depends on the text; an upper bound{}\n",
+               s.calibrate.empty() ? " (--calibrate RESULT.json takes measured shares)" : "");
+  }
+  for (const Prediction& p : answer.predictions) {
+    for (const std::string& note : p.notes) fmt::print("  {}: {}\n", p.spec, note);
+  }
+}
+
+nlohmann::json runs_json(const Settings& s, const Answer& answer) {
+  nlohmann::json runs = nlohmann::json::array();
+  for (std::size_t i = 0; i < answer.predictions.size(); ++i) {
+    const Prediction& p = answer.predictions[i];
     nlohmann::json layouts;
     for (const auto& [name, peak] : p.layouts) layouts[name] = peak_json(peak);
     runs.push_back({{"policy", p.spec},
@@ -270,20 +280,15 @@ void run(const Settings& given, const Context& context) {
                     {"byte_rows", p.byte_rows ? nlohmann::json(*p.byte_rows) : nlohmann::json()},
                     {"layouts", layouts},
                     {"notes", p.notes}});
-    if (memory) runs.back()["fit"] = i < fits.size() ? fit_json(s, fits[i]) : nlohmann::json();
+    if (!answer.memory) continue;
+    runs.back()["fit"] = i < answer.capacities.size() ? capacity_json(s, answer.capacities[i])
+                                                      : nlohmann::json();
   }
-  print_model(s, model);
-  fmt::print("\n{}", align(rows));
-  if (std::any_of(predictions.begin(), predictions.end(),
-                  [](const Prediction& p) { return !p.exact; })) {
-    fmt::print("  <=: how many entries stay depends on the text; an upper bound{}\n",
-               s.calibrate.empty() ? " (--calibrate RESULT.json takes measured shares)" : "");
-  }
-  for (const Prediction& p : predictions) {
-    for (const std::string& note : p.notes) fmt::print("  {}: {}\n", p.spec, note);
-  }
-  if (memory) print_fits(s, model, *memory, labels, fits);
-  if (s.out.empty()) return;
+  return runs;
+}
+
+nlohmann::json answer_json(const Settings& s, const Context& context, const ModelGeometry& model,
+                           const Answer& answer) {
   const BuildInfo build = build_info();
   nlohmann::json json = {
       {"schema_version", 1},
@@ -294,9 +299,29 @@ void run(const Settings& given, const Context& context) {
       {"generated", s.generated},
       {"chunk", s.chunk},
       {"accounting", {{"kv_bytes", s.kv_bytes}, {"prefill", s.prefill}, {"layout", s.layout}}},
-      {"runs", runs}};
-  if (memory) json["gpu"] = memory_json(s, model, *memory);
-  write_file_atomically(s.out, json.dump(1) + "\n");
+      {"runs", runs_json(s, answer)}};
+  if (answer.memory) json["gpu"] = memory_json(s, model, *answer.memory);
+  return json;
+}
+
+void run(const Settings& given, const Context& context) {
+  Settings s = given;
+  if (!s.kv_dtype.empty()) s.kv_bytes = kv_dtype_bytes(s.kv_dtype);
+  const ModelGeometry model = load_model(s.model);
+  if (model.latent && s.layout == "query_head") {
+    throw ConfigError(
+        fmt::format("layout 'query_head': found a latent cache ('{}'), which no query "
+                    "head has a copy of; expected another layout, such as 'ideal'",
+                    model.name));
+  }
+  const Geometry geometry = geometry_of(model, s.prompt, s.generated, s.chunk, s.kv_bytes);
+  if (!s.gpu_memory.empty()) s.deployment.gpu_memory = parse_bytes(s.gpu_memory, "gpu-memory");
+  const Answer found = answer(s, model, geometry);
+  print_model(s, model);
+  print_predictions(s, found);
+  if (found.memory) print_capacities(s, model, *found.memory, found.labels, found.capacities);
+  if (!s.out.empty())
+    write_file_atomically(s.out, answer_json(s, context, model, found).dump(1) + "\n");
 }
 
 }  // namespace

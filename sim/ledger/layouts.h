@@ -1,16 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
-// Internal to metrics.cpp: KV bytes of one layer, row by row, in one storage layout.
+// Storage layouts: their names, and the KV bytes of one layer, row by row, in one of them.
 // Definitions: the README, "What is measured", and metrics.h.
 #pragma once
 
 #include <cstdint>
 #include <memory>
-#include <span>
+#include <string>
 #include <vector>
 
-#include "sim/ledger/metrics.h"
+#include "sim/ledger/lives.h"
 
 namespace kvspan {
+
+struct Layout {
+  enum class Kind : std::uint8_t { ideal, query_head, padded, paged, masked };
+  Kind kind = Kind::ideal;
+  std::int64_t block_size = 16;  // tokens, paged only
+  bool per_layer = false;        // paged: a slot is dead when all heads of the layer dropped it
+  bool compact = false;          // paged: blocks hold ceil(n / block), as if compacted
+};
+// Errors: ConfigError on an unknown layout, naming the nearest.
+[[nodiscard]] Layout parse_layout(const std::string& name);
+
+// "ideal", "query_head", "padded", "paged16_per_head", "paged16_per_layer", both with "_compact",
+// "masked". parse_layout also takes other block sizes, "paged32_per_head".
+[[nodiscard]] const std::vector<std::string>& standard_layouts();
+
+// True if an eviction copies the survivors to a place of their own. Blocks are freed where they
+// are, and a mask moves nothing.
+[[nodiscard]] bool copies_survivors(const Layout& layout);
+
+// ---- The bytes of a layer -----------------------------------------------------------------------
 
 // What the layers of a run have in common.
 struct LayerGeometry {
@@ -21,16 +41,7 @@ struct LayerGeometry {
   std::int64_t newborn = 1;      // device entries that a birth adds: 0 if born on the host
 };
 
-// One stored head. State x is the one before the newborn of row x: entries born before row x, less
-// those dead at x or earlier. It is the state before a pass that begins at x, and the one after the
-// eviction of a pass that ends there.
-struct HeadRows {
-  std::span<const std::int64_t> entries;  // [tokens] on the device
-  std::span<const std::int64_t> bytes;    // [tokens] theirs
-  std::span<const RowIndex> gone;  // [tokens] row from which a token is off the device for good
-};
-
-// KV bytes of a layer: in state x, and during row x (that state and the newborns of the row).
+// KV bytes of a layer: in state x (see lives.h), and during row x (that state and the newborns of the row).
 struct LayerRows {
   std::vector<std::int64_t> before, during;  // [tokens]
 };
@@ -53,9 +64,5 @@ class LayerLayout {
 
 [[nodiscard]] std::unique_ptr<LayerLayout> make_layer_layout(const Layout& layout,
                                                              const LayerGeometry& geometry);
-
-// True if an eviction copies the survivors to a place of their own. Blocks are freed where they
-// are, and a mask moves nothing.
-[[nodiscard]] bool copies_survivors(const Layout& layout);
 
 }  // namespace kvspan

@@ -9,7 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "sim/ledger/layouts.h"
 #include "sim/ledger/ledger.h"
+#include "sim/ledger/peaks.h"
 
 namespace kvspan {
 
@@ -19,16 +21,7 @@ struct Accounting {
   // Prefill peak: each layer compresses right after its own attention, and its survivors are there
   // twice for a moment. Not in layouts that move nothing: masked, and blocks without compaction.
   bool layerwise = false;
-  std::string layout = "ideal";
-};
-
-// A peak is one instant: kv and overhead are the parts of total at `row`, the last row of the pass
-// (before the eviction at its end) of the first maximum. prefill and decode are the maxima of the
-// total in each phase (0 if a phase has no rows).
-struct PeakBytes {
-  std::int64_t total = 0, kv = 0, overhead = 0, prefill = 0, decode = 0;
-  RowIndex row = 0;
-  bool operator==(const PeakBytes&) const = default;
+  std::string layout = "ideal";  // a name of layouts.h
 };
 
 // One value a row, summed over layers and heads. [tokens]
@@ -66,18 +59,5 @@ struct Metrics {
 // Memory: O(layouts * tokens), and the changes of one layer at a time.
 // Errors: ConfigError on an unknown layout, naming the nearest.
 [[nodiscard]] Metrics compute_metrics(const Ledger& ledger, const Accounting& accounting);
-
-// "ideal", "query_head", "padded", "paged16_per_head", "paged16_per_layer", both with "_compact",
-// "masked". parse_layout also takes other block sizes, "paged32_per_head".
-[[nodiscard]] const std::vector<std::string>& standard_layouts();
-
-struct Layout {
-  enum class Kind : std::uint8_t { ideal, query_head, padded, paged, masked };
-  Kind kind = Kind::ideal;
-  std::int64_t block_size = 16;  // tokens, paged only
-  bool per_layer = false;        // paged: a slot is dead when all heads of the layer dropped it
-  bool compact = false;          // paged: blocks hold ceil(n / block), as if compacted
-};
-[[nodiscard]] Layout parse_layout(const std::string& name);
 
 }  // namespace kvspan

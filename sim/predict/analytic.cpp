@@ -2,12 +2,9 @@
 #include "sim/predict/analytic.h"
 
 #include <algorithm>
-#include <cmath>
-#include <fstream>
 
 #include <Eigen/Core>
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
 
@@ -48,7 +45,9 @@ Counts evicted(const Policy& policy, const Geometry& geometry, const Pass& pass,
   return after;
 }
 
-// Payload bytes of all layers, one entry a layer, in a layout that looks at counts only.
+// Payload bytes of all layers, one entry a layer, in a layout that looks at counts only. It looks like
+// ledger/layouts.cpp and is no copy: that one walks the lives of a ledger row by row, this one knows
+// how many entries there are and not which. A test holds them equal on every closed form.
 class CountLayout {
  public:
   CountLayout(const std::string& name, std::int64_t entry_bytes, std::int64_t replication)
@@ -232,127 +231,6 @@ Prediction predict(const Policy& policy, const Geometry& geometry, const Account
   out.after.assign(per_layer.data(), per_layer.data() + per_layer.size());
   const PerLayer layer_bytes = o.past.units.rowwise().sum() * unit;
   out.after_bytes.assign(layer_bytes.data(), layer_bytes.data() + layer_bytes.size());
-  return out;
-}
-
-std::map<std::string, Occupancies> read_occupancies(const std::string& result_file) {
-  std::ifstream in(result_file);
-  if (!in) throw ConfigError(fmt::format("--calibrate: cannot read '{}'", result_file));
-  std::map<std::string, Occupancies> out;
-  try {
-    const nlohmann::json json = nlohmann::json::parse(in);
-    const auto& trace = json.at("trace");
-    const auto prompt = trace.at("prompt_tokens").get<std::int64_t>();
-    const auto tokens = trace.at("tokens").get<std::int64_t>();
-    for (const auto& run : json.at("runs")) {
-      const auto heads = static_cast<double>(run.at("per_head").at("footprint").size() *
-                                             run.at("per_head").at("footprint").at(0).size());
-      const auto rows = run.at("timeline").at("row").get<std::vector<std::int64_t>>();
-      const auto entries = run.at("timeline").at("resident_entries").get<std::vector<double>>();
-      // The first decode row holds what stayed of the prompt, and its own entries.
-      const auto first = std::lower_bound(rows.begin(), rows.end(), prompt);
-      if (first == rows.end()) continue;  // nothing was generated
-      const double after = entries.at(static_cast<std::size_t>(first - rows.begin())) / heads - 1;
-      const double end = entries.back() / heads - 1;
-      Occupancies o;
-      o.kept = after / static_cast<double>(prompt);
-      o.grows = tokens > prompt + 1 ? (end - after) / static_cast<double>(tokens - 1 - prompt) : 1;
-      out[run.at("policy").get<std::string>()] = o;
-    }
-  } catch (const nlohmann::json::exception&) {
-    throw ConfigError(
-        fmt::format("--calibrate: '{}' is not a result of kvspan run (--out FILE)", result_file));
-  }
-  return out;
-}
-
-Policy calibrated(Policy policy, const Occupancies& measured, const std::string& result_file) {
-  Rule rule;
-  rule.schedule = Schedule::from_evict_point();
-  rule.budget = uniform_budget();
-  rule.sizing = [measured](const Pass& pass) {
-    const double tokens = measured.kept * static_cast<double>(pass.evict_at) +
-                          measured.grows * static_cast<double>(pass.end - pass.evict_at);
-    return Sizing{std::max<TokenCount>(1, std::llround(tokens)), pass.evict_at};
-  };
-  policy.rules = {std::move(rule)};
-  policy.full_layers = 0;  // their entries are in the mean that was measured
-  policy.closed_form = true;
-  policy.notes.push_back(
-      fmt::format("calibrated on {}: {:.1f} % of the prompt stays, and {:.2f} entries of each "
-                  "generated token",
-                  result_file, 100 * measured.kept, measured.grows));
-  return policy;
-}
-
-HeadArea streaming_head(std::int64_t n, std::int64_t m, std::int64_t chunk, std::int64_t sinks,
-                        std::int64_t window) {
-  HeadArea out;
-  const auto held = [&](std::int64_t a) {
-    const std::int64_t local = std::min(a, window);
-    return local + std::min(a - local, sinks);
-  };
-  for (std::int64_t a = 0; a < n; a += chunk) {
-    const std::int64_t c = std::min(chunk, n - a);
-    out.entry_rows += triangle(c) + c * held(a);
-    out.peak_points.push_back(c + held(a));
-  }
-  for (std::int64_t a = n; a < n + m; ++a) out.entry_rows += 1 + held(a);
-  if (m > 0) out.peak_points.push_back(1 + held(n + m - 1));
-  return out;
-}
-
-namespace {
-
-// Every chunk keeps min(round_half_even((1 - s) c) + w, c) of its own.
-HeadArea add_only_head(const std::vector<std::int64_t>& chunks, std::int64_t m, double s,
-                       std::int64_t w) {
-  HeadArea out;
-  std::int64_t past = 0;
-  for (const std::int64_t c : chunks) {
-    out.entry_rows += triangle(c) + past * c;
-    out.peak_points.push_back(past + c);
-    past += std::min<std::int64_t>(std::llrint((1.0 - s) * static_cast<double>(c)) + w, c);
-  }
-  if (m > 0) {
-    out.entry_rows += triangle(m) + past * m;
-    out.peak_points.push_back(past + m);
-  }
-  return out;
-}
-
-std::vector<std::int64_t> chunks_of(std::int64_t n, std::int64_t chunk) {
-  std::vector<std::int64_t> out;
-  for (std::int64_t a = 0; a < n; a += chunk) out.push_back(std::min(chunk, n - a));
-  return out;
-}
-
-}  // namespace
-
-HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
-                       std::int64_t w) {
-  return add_only_head(chunks_of(n, chunk), m, s, w);
-}
-
-HeadArea locret_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
-                     std::int64_t local, std::int64_t stabilizers) {
-  std::vector<std::int64_t> chunks = chunks_of(n - std::min(local, n), chunk);
-  chunks.push_back(std::min(local, n));
-  return add_only_head(chunks, m, s, stabilizers);
-}
-
-FootprintAndPeak mixed(const HeadArea& streaming, const HeadArea& evicting, double h,
-                       std::int64_t n, std::int64_t m) {
-  FootprintAndPeak out;
-  const auto full = static_cast<double>(triangle(n + m));
-  out.footprint = h * (static_cast<double>(streaming.entry_rows) / full) +
-                  (1.0 - h) * (static_cast<double>(evicting.entry_rows) / full);
-  for (std::size_t j = 0; j < streaming.peak_points.size(); ++j) {
-    const double point = h * static_cast<double>(streaming.peak_points[j]) +
-                         (1.0 - h) * static_cast<double>(evicting.peak_points[j]);
-    out.peak = std::max(out.peak, point);
-  }
-  out.peak /= static_cast<double>(n + m);
   return out;
 }
 

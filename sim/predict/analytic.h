@@ -3,7 +3,7 @@
 //
 // A policy whose number of entries does not depend on content declares capacity(layer, head, sizing)
 // beside its rule; occupancy then follows pass by pass:  after = min(past + rows, capacity), and with
-// it every figure. The paper's own formulas (arXiv 2506.17121, kv_footprint.py) stand beside it.
+// it every figure. The paper's own formulas stand apart, in paper_formulas.h.
 #pragma once
 
 #include <cstdint>
@@ -36,42 +36,5 @@ struct Prediction {
 // every_layout: also of the layouts that were not asked for; without them it is much faster.
 [[nodiscard]] Prediction predict(const Policy& policy, const Geometry& geometry,
                                  const Accounting& accounting, bool every_layout = true);
-
-// What a replay measured of a policy whose occupancy depends on content.
-struct Occupancies {
-  double kept = 1;   // of the prompt's entries, share that stays after its end
-  double grows = 1;  // entries a head that stay of each decode row
-};
-// From the result file of a replay (kvspan run --out): occupancies by canonical specification.
-// Errors: ConfigError when the file is not such a result.
-[[nodiscard]] std::map<std::string, Occupancies> read_occupancies(const std::string& result_file);
-// The policy with its content-dependent rules replaced by what was measured; exact only as far as the
-// measured trace is typical, and its notes say so.
-[[nodiscard]] Policy calibrated(Policy policy, const Occupancies& measured,
-                                const std::string& result_file);
-
-// ---- The paper's formulas, section 2.1 and kv_footprint.py ---------------------------------------
-// n prompt tokens in chunks of `chunk`, m generated tokens.
-
-struct HeadArea {
-  std::int64_t entry_rows = 0;
-  std::vector<std::int64_t> peak_points;  // one a chunk, then one for decode if m > 0
-};
-// A head that keeps `sinks` first and `window` newest tokens.
-[[nodiscard]] HeadArea streaming_head(std::int64_t n, std::int64_t m, std::int64_t chunk,
-                                      std::int64_t sinks, std::int64_t window);
-// A head that keeps min(round_half_even((1 - s) c) + w, c) of every chunk of c, and all of decode.
-[[nodiscard]] HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
-                                     std::int64_t w);
-// A head of Locret as that metric sees it: the prompt's last `local` tokens are a chunk of their own,
-// and every chunk keeps `stabilizers` more than its share.
-[[nodiscard]] HeadArea locret_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
-                                   std::int64_t local, std::int64_t stabilizers);
-// A share h of streaming heads among evicting ones: {footprint, peak}.
-struct FootprintAndPeak {
-  double footprint = 0, peak = 0;
-};
-[[nodiscard]] FootprintAndPeak mixed(const HeadArea& streaming, const HeadArea& evicting, double h,
-                                     std::int64_t n, std::int64_t m);
 
 }  // namespace kvspan

@@ -146,6 +146,31 @@ std::optional<Count> largest(Count low, Count high, const Holds& holds) {
   return low;
 }
 
+// What would make weights and activations fit.
+std::string advice_for(const ModelGeometry& model, const Workload& workload, const Deployment& d,
+                       const FixedMemory& now) {
+  const auto left = [&](const std::string& dtype, Count tp) {
+    Deployment other = d;
+    other.tp = tp;
+    return now.usable - weight_bytes(model, dtype, tp) - activations_of(model, workload, other);
+  };
+  std::vector<std::string> ways;
+  for (Count tp = d.tp + 1; tp <= model.query_heads; ++tp) {
+    if (!divides(model, tp) || left(now.weight_dtype, tp) <= 0) continue;
+    ways.push_back(fmt::format("--tp {}", tp));
+    break;
+  }
+  const WeightFormat& format = weight_format(now.weight_dtype);
+  for (const char* dtype : {"fp8", "int4"}) {
+    if (weight_format(dtype).matrix >= format.matrix || left(dtype, d.tp) <= 0) continue;
+    ways.push_back(fmt::format("--weight-dtype {}", dtype));
+    break;
+  }
+  if (now.weights < now.usable) ways.emplace_back("a smaller --chunk or --batch");
+  return ways.empty() ? "no number of GPUs that its heads allow is enough"
+                      : fmt::format("try {}", fmt::join(ways, ", or "));
+}
+
 }  // namespace
 
 std::vector<std::string> weight_dtypes() {
@@ -206,7 +231,8 @@ Count kv_shards(const ModelGeometry& model, Count tp) {
                                                : fmt::format("{} or {}", below, above)));
 }
 
-Budgeted budget_memory(const ModelGeometry& model, const Workload& workload, const Deployment& d) {
+FixedMemory fixed_memory(const ModelGeometry& model, const Workload& workload,
+                         const Deployment& d) {
   const bool is_share = d.utilization > 0 && d.utilization <= 1;
   if (!is_share) {
     throw ConfigError(
@@ -215,7 +241,7 @@ Budgeted budget_memory(const ModelGeometry& model, const Workload& workload, con
   if (d.batch < 1)
     throw ConfigError(fmt::format("batch: found {}, expected 1 or more requests", d.batch));
   (void)kv_shards(model, d.tp);
-  Budgeted out;
+  FixedMemory out;
   out.weight_dtype = dtype_of(model, d);
   out.usable = static_cast<Count>(std::floor(static_cast<double>(d.gpu_memory) * d.utilization));
   out.parameters = model.weights.parameters();
@@ -223,46 +249,26 @@ Budgeted budget_memory(const ModelGeometry& model, const Workload& workload, con
   out.weights = weight_bytes(model, out.weight_dtype, d.tp);
   out.activations = activations_of(model, workload, d);
   out.left = out.usable - out.weights - out.activations;
-  if (out.left > 0) return out;
-  const auto left = [&](const std::string& dtype, Count tp) {
-    Deployment other = d;
-    other.tp = tp;
-    return out.usable - weight_bytes(model, dtype, tp) - activations_of(model, workload, other);
-  };
-  std::vector<std::string> ways;
-  for (Count tp = d.tp + 1; tp <= model.query_heads; ++tp) {
-    if (!divides(model, tp) || left(out.weight_dtype, tp) <= 0) continue;
-    ways.push_back(fmt::format("--tp {}", tp));
-    break;
-  }
-  const WeightFormat& now = weight_format(out.weight_dtype);
-  for (const char* dtype : {"fp8", "int4"}) {
-    if (weight_format(dtype).matrix >= now.matrix || left(dtype, d.tp) <= 0) continue;
-    ways.push_back(fmt::format("--weight-dtype {}", dtype));
-    break;
-  }
-  if (out.weights < out.usable) ways.emplace_back("a smaller --chunk or --batch");
-  out.advice = ways.empty() ? "no number of GPUs that its heads allow is enough"
-                            : fmt::format("try {}", fmt::join(ways, ", or "));
+  if (out.left <= 0) out.advice = advice_for(model, workload, d, out);
   return out;
 }
 
-Fit fit(const RecipeSpec& spec, const ModelGeometry& model, const Workload& workload,
-        const Accounting& accounting, const Deployment& deployment) {
-  const Budgeted budget = budget_memory(model, workload, deployment);
+Capacity capacity_of(const RecipeSpec& spec, const ModelGeometry& model, const Workload& workload,
+                     const Accounting& accounting, const Deployment& deployment) {
+  const FixedMemory fixed = fixed_memory(model, workload, deployment);
   const Sizer sizer(spec, model, accounting, deployment.tp);
   const Request own = sizer.request(workload);
-  Fit out;
+  Capacity out;
   out.kv = own.prediction.peak_bytes.kv;
   out.overhead = own.prediction.peak_bytes.overhead;
   out.state = model.state_bytes;
   out.request = own.peak;
   out.waiting = own.waiting;
-  out.total = budget.weights + budget.activations + batch_bytes(own, deployment.batch);
-  out.fits = out.total <= budget.usable;
+  out.total = fixed.weights + fixed.activations + batch_bytes(own, deployment.batch);
+  out.fits = out.total <= fixed.usable;
 
   const auto holds = [&](const Workload& w, const Deployment& d, const Request& r) {
-    return activations_of(model, w, d) + batch_bytes(r, d.batch) <= budget.usable - budget.weights;
+    return activations_of(model, w, d) + batch_bytes(r, d.batch) <= fixed.usable - fixed.weights;
   };
   // Where the configuration states no limit, 16 Mi tokens are taken as one.
   const Count limit = model.max_context > 0 ? model.max_context : Count{1} << 24;
@@ -273,7 +279,7 @@ Fit fit(const RecipeSpec& spec, const ModelGeometry& model, const Workload& work
   });
   out.longest_prompt = longest.value_or(0);
   out.limited_by_model = longest && *longest == limit - workload.generated;
-  const Count most = budget.usable / std::max<Count>(1, own.waiting) + 1;
+  const Count most = fixed.usable / std::max<Count>(1, own.waiting) + 1;
   out.largest_batch = largest(1, most, [&](Count batch) {
                         Deployment d = deployment;
                         d.batch = batch;

@@ -58,7 +58,7 @@ struct Deployment {
 [[nodiscard]] std::int64_t kv_shards(const ModelGeometry& model, std::int64_t tp);
 
 // What does not depend on the policy. Bytes on one GPU unless stated.
-struct Budgeted {
+struct FixedMemory {
   std::int64_t usable = 0;
   std::string weight_dtype;
   std::int64_t parameters = 0;
@@ -68,10 +68,11 @@ struct Budgeted {
   std::int64_t left = 0;         // for KV; below 0: weights and activations do not fit
   std::string advice;            // if they do not: what would make them
 };
-[[nodiscard]] Budgeted budget_memory(const ModelGeometry& model, const Workload& workload,
-                                     const Deployment& deployment);
+[[nodiscard]] FixedMemory fixed_memory(const ModelGeometry& model, const Workload& workload,
+                                       const Deployment& deployment);
 
-struct Fit {
+// What one policy makes of what is left.
+struct Capacity {
   std::int64_t kv = 0, overhead = 0;  // one request at its peak, on all GPUs of a single copy
   std::int64_t state = 0;             // of its recurrent layers, at any time
   std::int64_t request = 0;           // all three, on one GPU
@@ -85,7 +86,8 @@ struct Fit {
   std::int64_t largest_batch = 0;  // at n + m
 };
 // Errors: ConfigError as of predict().
-[[nodiscard]] Fit fit(const RecipeSpec& spec, const ModelGeometry& model, const Workload& workload,
-                      const Accounting& accounting, const Deployment& deployment);
+[[nodiscard]] Capacity capacity_of(const RecipeSpec& spec, const ModelGeometry& model,
+                                   const Workload& workload, const Accounting& accounting,
+                                   const Deployment& deployment);
 
 }  // namespace kvspan

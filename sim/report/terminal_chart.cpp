@@ -4,108 +4,20 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <numeric>
-#include <optional>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
+#include "sim/base/text.h"
+#include "sim/report/axes.h"
+#include "sim/report/listing.h"
+
 namespace kvspan {
-
-namespace {
-
-double nice_step(double range, int most) {
-  const double wanted = range / std::max(1, most);
-  const double power = std::pow(10.0, std::floor(std::log10(wanted)));
-  for (const double factor : {1.0, 2.0, 5.0}) {
-    if (factor * power >= wanted * (1 - 1e-9)) return factor * power;
-  }
-  return 10 * power;
-}
-
-}  // namespace
-
-// ---- Order and names ----------------------------------------------------------------------------
-
-std::string label_of(const RunResult& run) {
-  return one_line(run.label.empty() ? run.spec : run.label);
-}
-
-std::vector<std::size_t> display_order(const RunReport& report) {
-  const auto place = [&](std::size_t run) {
-    const std::string_view spec = report.runs[run].spec;
-    if (report.runs[run].bound) return 2;
-    return spec.substr(0, spec.find('(')) == "full" && spec.find('+') == spec.npos ? 0 : 1;
-  };
-  std::vector<std::size_t> order(report.runs.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return place(a) < place(b); });
-  return order;
-}
-
-const PhaseFidelity* quality_of(const RunResult& run) {
-  if (!run.fidelity) return nullptr;
-  if (run.fidelity->decode) return &*run.fidelity->decode;
-  return run.fidelity->all ? &*run.fidelity->all : nullptr;
-}
-
-// ---- Axes ---------------------------------------------------------------------------------------
-
-namespace {
-
-// Of the width.
-double decode_share(std::int64_t tokens, std::int64_t prompt) {
-  return std::max(0.25, static_cast<double>(tokens - prompt) / static_cast<double>(tokens));
-}
-
-}  // namespace
-
-RowAxis make_row_axis(std::int64_t tokens, std::int64_t prompt, int columns) {
-  RowAxis axis{tokens, prompt, columns, 0};
-  const std::int64_t decode = tokens - prompt;
-  if (decode <= 0) return axis;
-  axis.decode_columns = std::clamp(
-      static_cast<int>(std::lround(decode_share(tokens, prompt) * columns)), 1, columns - 1);
-  axis.prefill_columns = columns - axis.decode_columns;
-  return axis;
-}
-
-std::pair<std::int64_t, std::int64_t> RowAxis::rows(int column) const {
-  const bool decode = column >= prefill_columns;
-  const std::int64_t base = decode ? prompt : 0;
-  const std::int64_t count = decode ? tokens - prompt : prompt;
-  const std::int64_t width = decode ? decode_columns : prefill_columns;
-  const std::int64_t at = column - (decode ? prefill_columns : 0);
-  const std::int64_t begin = at * count / width;
-  return {base + begin, base + std::max(begin + 1, (at + 1) * count / width)};
-}
-
-double RowAxis::position(double row) const {
-  const auto n = static_cast<double>(prompt);
-  if (row < n || decode_columns == 0) return (row + 0.5) / n * prefill_columns;
-  return prefill_columns + (row - n + 0.5) / (static_cast<double>(tokens) - n) * decode_columns;
-}
-
-double RowAxis::stretch() const {
-  if (decode_columns == 0) return 1;
-  const double share = decode_share(tokens, prompt);
-  return share / (1 - share) * static_cast<double>(prompt) / static_cast<double>(tokens - prompt);
-}
-
-std::vector<Tick> ticks(double low, double high, int most) {
-  std::vector<Tick> result;
-  if (!(high > low)) return result;
-  const double step = nice_step(high - low, most);
-  const int decimals = std::max(0, static_cast<int>(-std::floor(std::log10(step) + 1e-9)));
-  const double slack = 1e-9 * step;
-  for (double i = std::ceil((low - slack) / step); i * step <= high + slack; ++i) {
-    const double value = i == 0 ? 0 : i * step;  // ceil() yields -0, which would be printed
-    result.push_back({value, fmt::format("{:.{}f}", value, decimals)});
-  }
-  return result;
-}
-
-// ---- The chart ----------------------------------------------------------------------------------
 
 namespace {
 
@@ -239,11 +151,9 @@ std::string axis_lines(const RowAxis& axis, const Glyphs& glyphs, int columns) {
   if (axis.decode_columns > 0) {
     const std::string end = fmt::format("{}", axis.prompt);
     put(rows, axis.prefill_columns - static_cast<int>(end.size() / 2), end, columns);
-    const std::string factor =
-        fmt::format("{:.{}f}", axis.stretch(), axis.stretch() < 9.95 ? 1 : 0);
-    const std::string scale = axis.stretch() > 1.05 ? " (rows " + factor + "x wider)" : "";
     // The longest text that touches no number.
-    for (const std::string& text : {"decode" + scale, "decode x" + factor, std::string("decode")}) {
+    for (const std::string& text :
+         {"decode" + axis.wider(), "decode x" + axis.stretch_text(), std::string("decode")}) {
       const int length = static_cast<int>(text.size());
       put(rows, axis.prefill_columns + (axis.decode_columns + 1 - length) / 2, text, columns);
       if (rows.find("decode") != rows.npos) break;
@@ -252,6 +162,62 @@ std::string axis_lines(const RowAxis& axis, const Glyphs& glyphs, int columns) {
   put(rows, (axis.prefill_columns - 7) / 2, "prefill", columns);
   rows.erase(rows.find_last_not_of(' ') + 1);
   return fmt::format("{}\n{}{}\n", line, std::string(kLabelWidth + 1, ' '), rows);
+}
+
+// A curve a run, in display order.
+std::vector<Curve> make_curves(const RunReport& report, const RowAxis& axis) {
+  std::vector<Curve> curves;
+  for (const std::size_t run : display_order(report)) {
+    curves.push_back(
+        {{run}, column_maxima(report.runs[run].metrics.timeline.resident_bytes, axis), {}});
+  }
+  return curves;
+}
+
+std::int64_t largest_value(const std::vector<Curve>& curves) {
+  std::int64_t top = 1;
+  for (const Curve& curve : curves)
+    top = std::max(top, *std::max_element(curve.values.begin(), curve.values.end()));
+  return top;
+}
+
+// Puts curves on lines of characters; those that look the same become one.
+std::vector<Curve> merged(std::vector<Curve> curves, double bytes_per_line, int levels) {
+  std::vector<Curve> result;
+  for (Curve& curve : curves) {
+    for (const std::int64_t value : curve.values) {
+      const auto level = static_cast<int>(std::lround(static_cast<double>(value) / bytes_per_line));
+      curve.levels.push_back(std::min(level, levels - 1));
+    }
+    const auto twin = std::find_if(result.begin(), result.end(), [&](const Curve& other) {
+      return other.levels == curve.levels;
+    });
+    if (twin == result.end()) {
+      result.push_back(std::move(curve));
+    } else {
+      twin->runs.push_back(curve.runs.front());
+    }
+  }
+  return result;
+}
+
+// What is drawn at one height, over all columns. Curves that share a cell take turns, so that a
+// common stretch shows the marks of all of them.
+std::string cells_at(int level, const std::vector<Curve>& curves, const RowAxis& axis,
+                     const Glyphs& glyphs) {
+  std::string cells;
+  for (int c = 0; c < axis.prefill_columns + axis.decode_columns; ++c) {
+    std::vector<std::size_t> here;
+    for (std::size_t i = 0; i < curves.size(); ++i) {
+      if (curves[i].levels[static_cast<std::size_t>(c)] == level) here.push_back(i);
+    }
+    if (!here.empty()) {
+      cells += glyphs.marks[here[static_cast<std::size_t>(c) % here.size()]];
+    } else {
+      cells += c == axis.prefill_columns ? glyphs.boundary : " ";
+    }
+  }
+  return cells;
 }
 
 }  // namespace
@@ -264,45 +230,24 @@ std::string memory_chart(const RunReport& report, int width, int height, bool ut
   const int columns = width - kLabelWidth - 1;
   const RowAxis axis = make_row_axis(report.trace.tokens, report.trace.prompt_tokens, columns);
 
-  std::vector<Curve> curves;
-  std::int64_t top = 1;
-  for (const std::size_t run : display_order(report)) {
-    curves.push_back(
-        {{run}, column_maxima(report.runs[run].metrics.timeline.resident_bytes, axis), {}});
-    top =
-        std::max(top, *std::max_element(curves.back().values.begin(), curves.back().values.end()));
-  }
+  std::vector<Curve> curves = make_curves(report, axis);
+  const auto top = static_cast<double>(largest_value(curves));
   // A legend line for every two curves, as long as the picture keeps most of the height.
   const int legend_lines = std::clamp(static_cast<int>(std::min(curves.size(), kMarks) + 1) / 2, 1,
                                       std::max(1, (height - 4) / 4));
   const int levels = height - legend_lines - 3;
-  const Scale scale = make_scale(static_cast<double>(top), levels);
+  const Scale scale = make_scale(top, levels);
   const double per_line = scale.step / scale.lines;
-
-  std::vector<Curve> merged;
-  for (Curve& curve : curves) {
-    for (const std::int64_t value : curve.values) {
-      const auto level = static_cast<int>(std::lround(static_cast<double>(value) / per_line));
-      curve.levels.push_back(std::min(level, levels - 1));
-    }
-    const auto twin = std::find_if(merged.begin(), merged.end(), [&](const Curve& other) {
-      return other.levels == curve.levels;
-    });
-    if (twin == merged.end()) {
-      merged.push_back(std::move(curve));
-    } else {
-      twin->runs.push_back(curve.runs.front());
-    }
-  }
-  const std::size_t all = merged.size();
+  curves = merged(std::move(curves), per_line, levels);
+  const std::size_t all = curves.size();
   // At least twelve columns of the legend for each.
   const int in_legend = legend_lines * ((width - kLabelWidth) / 12);
-  curves = choose(report, std::move(merged), std::min(kMarks, static_cast<std::size_t>(in_legend)));
+  curves = choose(report, std::move(curves), std::min(kMarks, static_cast<std::size_t>(in_legend)));
 
   std::string title = columns < 60 ? "memory held" : "memory held (keys, values, policy state)";
   if (curves.size() < all) title += fmt::format(", {} of {} curves", curves.size(), all);
   std::string chart = std::string(kLabelWidth + 1, ' ') + title + "\n";
-  const ByteUnit unit = byte_unit(static_cast<double>(top));
+  const ByteUnit unit = byte_unit(top);
   for (int level = levels - 1; level >= 0; --level) {
     const bool tick = level % scale.lines == 0;
     std::string label;
@@ -312,19 +257,7 @@ std::string memory_chart(const RunReport& report, int width, int height, bool ut
     }
     std::string line =
         fmt::format("{:>{}} {}", label, kLabelWidth - 1, tick ? glyphs.tick : glyphs.axis);
-    for (int c = 0; c < columns; ++c) {
-      // Curves that share a cell take turns, so that a common stretch shows the marks of all of
-      // them.
-      std::vector<std::size_t> here;
-      for (std::size_t i = 0; i < curves.size(); ++i) {
-        if (curves[i].levels[static_cast<std::size_t>(c)] == level) here.push_back(i);
-      }
-      if (!here.empty()) {
-        line += glyphs.marks[here[static_cast<std::size_t>(c) % here.size()]];
-      } else {
-        line += c == axis.prefill_columns ? glyphs.boundary : " ";
-      }
-    }
+    line += cells_at(level, curves, axis, glyphs);
     line.erase(line.find_last_not_of(' ') + 1);
     chart += line + "\n";
   }

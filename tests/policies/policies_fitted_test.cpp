@@ -12,6 +12,7 @@
 #include "sim/models/model_geometry.h"
 #include "sim/policies/shared/fitted.h"
 #include "sim/predict/analytic.h"
+#include "sim/predict/paper_formulas.h"
 #include "tests/support/cases.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"

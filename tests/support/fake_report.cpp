@@ -208,4 +208,27 @@ RunReport fake_sweep(const FakeShape& shape, int count) {
   return fake_report(shape, runs);
 }
 
+RunReport small_report() {
+  return fake_report(
+      {.tokens = 64, .prompt = 48},
+      {{.spec = "snapkv(budget=16,window=4)",
+        .rule = FakeRun::Rule::prompt_end,
+        .budget = 16,
+        .label = "snapkv(budget=16)"},
+       {.spec = "full"},
+       {.spec = "oracle(budget=16)", .rule = FakeRun::Rule::rolling, .budget = 16, .bound = true},
+       {.spec = "h2o(budget=16)",
+        .rule = FakeRun::Rule::rolling,
+        .budget = 16,
+        .overhead_per_entry = 4,
+        .notes = {"stand-in: something"}}});
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  return lines;
+}
+
 }  // namespace kvspan::test

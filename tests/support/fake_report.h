@@ -41,4 +41,10 @@ struct FakeShape {
 // full, and `count` - 1 others: four rules of names at growing budgets.
 [[nodiscard]] RunReport fake_sweep(const FakeShape& shape, int count);
 
+// Four runs of 64 tokens, two layers: snapkv, full, an oracle and h2o with overhead and a note.
+[[nodiscard]] RunReport small_report();
+
+// The lines of a text, without their ends.
+[[nodiscard]] std::vector<std::string> lines_of(const std::string& text);
+
 }  // namespace kvspan::test

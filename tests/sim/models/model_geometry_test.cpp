@@ -52,9 +52,9 @@ std::int64_t full_bytes(const ModelGeometry& model, std::int64_t tokens) {
 
 constexpr std::int64_t kGiB = std::int64_t{1} << 30;
 
-Fit fit_of(const std::string& spec, const ModelGeometry& model, const Workload& w,
-           const Deployment& d) {
-  return fit(parse_spec(spec), model, w, {}, d);
+Capacity capacity_at(const std::string& spec, const ModelGeometry& model, const Workload& w,
+                     const Deployment& d) {
+  return capacity_of(parse_spec(spec), model, w, {}, d);
 }
 
 }  // namespace
@@ -366,15 +366,15 @@ TEST_CASE("a field that only weights need is refused where they are asked for", 
   CHECK_THAT(model.weights.refusal, Contains("no field 'intermediate_size'"));
   Deployment d;
   d.gpu_memory = kGiB;
-  CHECK_THROWS_WITH(budget_memory(model, {10, 0, 0}, d), Contains("no field 'intermediate_size'"));
+  CHECK_THROWS_WITH(fixed_memory(model, {10, 0, 0}, d), Contains("no field 'intermediate_size'"));
   const ModelGeometry untyped = read(without(small("llama"), "torch_dtype"));
-  CHECK_THROWS_WITH(budget_memory(untyped, {10, 0, 0}, d), Contains("give --weight-dtype bf16|"));
+  CHECK_THROWS_WITH(fixed_memory(untyped, {10, 0, 0}, d), Contains("give --weight-dtype bf16|"));
   d.weight_dtype = "fp8";
-  CHECK(budget_memory(untyped, {10, 0, 0}, d).left > 0);
+  CHECK(fixed_memory(untyped, {10, 0, 0}, d).left > 0);
   d.weight_dtype = "fp9";
-  CHECK_THROWS_WITH(budget_memory(untyped, {10, 0, 0}, d), Contains("did you mean 'fp"));
+  CHECK_THROWS_WITH(fixed_memory(untyped, {10, 0, 0}, d), Contains("did you mean 'fp"));
   CHECK_THROWS_WITH(
-      budget_memory(load_model(KVSPAN_TRACES_DIR "/smollm2-passkey.safetensors"), {10, 0, 0}, d),
+      fixed_memory(load_model(KVSPAN_TRACES_DIR "/smollm2-passkey.safetensors"), {10, 0, 0}, d),
       Contains("is a trace and says nothing of the model's weights"));
 }
 
@@ -435,13 +435,13 @@ TEST_CASE("what fits is counted from the parts", "[capacity]") {
   Deployment d;
   d.gpu_memory = 24 * kGiB;
   d.batch = 4;
-  const Budgeted b = budget_memory(llama, w, d);
+  const FixedMemory b = fixed_memory(llama, w, d);
   CHECK(b.usable == static_cast<std::int64_t>(24.0 * kGiB * 0.9));
   CHECK(b.weight_dtype == "bf16");
   CHECK(b.weights == 16060522496);
   CHECK(b.activations == (2048 + 3) * (2 * 4096 + 3 * 14336) * 2);
   CHECK(b.left == b.usable - b.weights - b.activations);
-  const Fit full = fit_of("full", llama, w, d);
+  const Capacity full = capacity_at("full", llama, w, d);
   CHECK(full.kv == 9216 * 131072);
   CHECK(full.overhead == 0);
   CHECK(full.request == 9216 * 131072);
@@ -454,12 +454,12 @@ TEST_CASE("what fits is counted from the parts", "[capacity]") {
   const std::int64_t row = (2 * 4096 + 3 * 14336) * 2;
   CHECK(full.largest_batch == (b.left + 3 * row + row) / (full.request + row));
   // One request prefills beside others that hold their budget.
-  const Fit snap = fit_of("snapkv(budget=1024)", llama, w, d);
+  const Capacity snap = capacity_at("snapkv(budget=1024)", llama, w, d);
   CHECK(snap.request == 8192 * 131072);
   CHECK(snap.waiting == 2048 * 131072);
   CHECK(snap.total == b.weights + b.activations + snap.request + 3 * snap.waiting);
   // The policy's own bytes count.
-  CHECK(fit_of("h2o(budget=1024)", llama, w, d).overhead > 0);
+  CHECK(capacity_at("h2o(budget=1024)", llama, w, d).overhead > 0);
 }
 
 TEST_CASE("the longest context fits and one more token does not; so does the largest batch",
@@ -478,11 +478,11 @@ TEST_CASE("the longest context fits and one more token does not; so does the lar
     for (const std::int64_t room : {20000, 60000, 130000, 100000000}) {
       d.gpu_memory = weight_bytes(model, "bf16", 1) + room;
       INFO(policy.spec << ", batch " << batch << ", chunk " << chunk << ", room " << room);
-      const Fit f = fit(spec, model, w, {}, d);
+      const Capacity f = capacity_of(spec, model, w, {}, d);
       const auto fits = [&](std::int64_t prompt, std::int64_t requests) {
         Deployment other = d;
         other.batch = requests;
-        return fit(spec, model, {prompt, w.generated, w.chunk}, {}, other).fits;
+        return capacity_of(spec, model, {prompt, w.generated, w.chunk}, {}, other).fits;
       };
       if (f.longest_prompt > 0) CHECK(fits(f.longest_prompt, batch));
       if (f.limited_by_model) {
@@ -512,7 +512,7 @@ TEST_CASE("KV heads are divided among GPUs, or replicated", "[capacity]") {
   d.gpu_memory = 80 * kGiB;
   const auto request = [&](const char* spec, const ModelGeometry& model, std::int64_t tp) {
     d.tp = tp;
-    return fit_of(spec, model, w, d).request;
+    return capacity_at(spec, model, w, d).request;
   };
   CHECK(request("full", llama, 8) == 1024 * 131072 / 8);
   CHECK(request("full", llama, 16) == 1024 * 131072 / 8);
@@ -530,18 +530,18 @@ TEST_CASE("weights that do not fit get advice, and nothing else is computed from
   const ModelGeometry llama = load_model("Llama-3.1-70B");
   Deployment d;
   d.gpu_memory = 80 * kGiB;
-  const Budgeted b = budget_memory(llama, {1000, 0, 0}, d);
+  const FixedMemory b = fixed_memory(llama, {1000, 0, 0}, d);
   CHECK(b.left < 0);
   CHECK_THAT(b.advice, Contains("--tp 2") && Contains("--weight-dtype fp8"));
-  const Fit f = fit_of("full", llama, {1000, 0, 0}, d);
+  const Capacity f = capacity_at("full", llama, {1000, 0, 0}, d);
   CHECK_FALSE(f.fits);
   CHECK(f.longest_prompt == 0);
   CHECK(f.largest_batch == 0);
   d.gpu_memory = kGiB / 1024;
-  CHECK_THAT(budget_memory(llama, {1000, 0, 0}, d).advice, Contains("no number of GPUs"));
+  CHECK_THAT(fixed_memory(llama, {1000, 0, 0}, d).advice, Contains("no number of GPUs"));
   // Weights fit, but the whole prompt's activations do not.
   d.gpu_memory = 20 * kGiB;
-  CHECK_THAT(budget_memory(load_model("Llama-3.1-8B"), {131072, 0, 0}, d).advice,
+  CHECK_THAT(fixed_memory(load_model("Llama-3.1-8B"), {131072, 0, 0}, d).advice,
              Contains("a smaller --chunk"));
 }
 
@@ -556,9 +556,9 @@ TEST_CASE("formats of KV and shares of memory are checked", "[capacity]") {
   d.gpu_memory = kGiB;
   for (const double share : {0.0, -1.0, 1.5}) {
     d.utilization = share;
-    CHECK_THROWS_WITH(budget_memory(llama, {1, 0, 0}, d), Contains("above 0 and at most 1"));
+    CHECK_THROWS_WITH(fixed_memory(llama, {1, 0, 0}, d), Contains("above 0 and at most 1"));
   }
   d.utilization = 1;
   d.batch = 0;
-  CHECK_THROWS_WITH(budget_memory(llama, {1, 0, 0}, d), Contains("1 or more requests"));
+  CHECK_THROWS_WITH(fixed_memory(llama, {1, 0, 0}, d), Contains("1 or more requests"));
 }

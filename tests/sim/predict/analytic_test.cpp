@@ -8,6 +8,7 @@
 
 #include "sim/base/error.h"
 #include "sim/models/model_geometry.h"
+#include "sim/predict/paper_formulas.h"
 
 using namespace kvspan;
 using Catch::Matchers::Contains;

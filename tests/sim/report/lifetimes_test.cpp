@@ -15,8 +15,8 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
-#include "sim/report/lifetimes_file.h"
-#include "sim/report/result_files.h"
+#include "sim/report/lifetimes_reader.h"
+#include "sim/report/lifetimes_writer.h"
 #include "sim/run/run.h"
 #include "tests/support/temporary_file.h"
 #include "tests/support/trace_builder.h"
@@ -158,6 +158,77 @@ struct Parts {
   }
 };
 
+void check_header(const LifetimesFile& file, const RunReport& report) {
+  CHECK(file.tokens() == 90);
+  CHECK(file.prompt() == 64);
+  CHECK(file.chunk() == 24);
+  CHECK(file.model_layers() == 5);
+  CHECK(file.layer_ids() == std::vector<int>{0, 2, 4});
+  CHECK(file.query_heads() == 4);
+  CHECK(file.sliding_window() == std::vector<std::int64_t>{0, 24, 0});
+  CHECK(file.trace_path() == report.trace_path);
+  CHECK(file.trace_sha256() == report.trace_sha256);
+  CHECK(file.accounting().layout == report.accounting.layout);
+  CHECK(file.accounting().layerwise == report.accounting.layerwise);
+  CHECK(file.accounting().kv_bytes == 2);
+}
+
+void check_same(const LifetimesFile::Run& of, const Ledger& ledger, const RunResult& run) {
+  CHECK(of.policy == run.spec);
+  CHECK(of.label == run.label);
+  CHECK(of.klass == run.klass);
+  CHECK(of.bound == run.bound);
+  CHECK(of.evict_at == 60);
+  CHECK(of.heads == run.ledger.heads);
+  CHECK(ledger.plan.ends == run.ledger.plan.ends);
+  CHECK(ledger.death == run.ledger.death);
+  CHECK(ledger.rank == run.ledger.rank);
+  CHECK(ledger.selected == run.ledger.selected);
+  CHECK(ledger.state == run.ledger.state);
+  CHECK(std::equal(ledger.score.begin(), ledger.score.end(), run.ledger.score.begin(),
+                   run.ledger.score.end(), [](float a, float b) {
+                     return std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b);
+                   }));
+}
+
+// A run of varied_spec() layer by layer, what belongs to the model added once. Returns the changes
+// that were seen.
+std::int64_t check_layers(const LifetimesFile& file, int r, const Ledger& ledger,
+                          const RunResult& run) {
+  std::vector<std::int64_t> entries(90, 0), bytes(90, 0), overhead(90, 0), host(90, 0);
+  std::int64_t entry_rows = 0;
+  std::int64_t changes = 0;
+  for (int l = 0; l < 3; ++l) {
+    const Ledger layer = file.ledger_of_layer(r, l);
+    CHECK(layer.model_layers == 5);
+    const Metrics alone = compute_metrics(layer, file.accounting());
+    entry_rows += alone.entry_rows;
+    const LayerMetrics& expected = run.metrics.per_layer[static_cast<std::size_t>(l)];
+    CHECK(alone.footprint == expected.footprint);
+    CHECK(alone.peak_kv == expected.peak_kv);
+    CHECK(alone.peak_bytes.total == expected.peak_bytes);
+    CHECK(alone.head_footprint[0] == run.metrics.head_footprint[static_cast<std::size_t>(l)]);
+    changes += static_cast<std::int64_t>(layer.changes[0].size());
+    for (std::size_t row = 0; row < 90; ++row) {
+      entries[row] += alone.timeline.resident_entries[row];
+      bytes[row] += alone.timeline.resident_bytes[row];
+      overhead[row] += alone.timeline.overhead_bytes[row];
+      host[row] += alone.timeline.host_bytes[row];
+    }
+  }
+  for (std::size_t row = 0; row < 90; ++row) {
+    const std::int64_t once = ledger.fixed_overhead(static_cast<RowIndex>(row));
+    bytes[row] += once;
+    overhead[row] += once;
+  }
+  CHECK(entry_rows == run.metrics.entry_rows);
+  CHECK(entries == run.metrics.timeline.resident_entries);
+  CHECK(bytes == run.metrics.timeline.resident_bytes);
+  CHECK(overhead == run.metrics.timeline.overhead_bytes);
+  CHECK(host == run.metrics.timeline.host_bytes);
+  return changes;
+}
+
 }  // namespace
 
 TEST_CASE("a lifetimes file gives back every figure of its runs", "[lifetimes]") {
@@ -169,24 +240,12 @@ TEST_CASE("a lifetimes file gives back every figure of its runs", "[lifetimes]")
   options.evict_at = 60;
   options.keep_scores = true;
   options.fidelity = false;
-  const Accounting accounting{2, layerwise, layout};
-  const RunReport report = report_of(trace, kVaried, options, accounting);
+  const RunReport report = report_of(trace, kVaried, options, {2, layerwise, layout});
   const TemporaryFile path;
   write_lifetimes(report, path.path);
 
   const LifetimesFile file = LifetimesFile::open(path.path);
-  CHECK(file.tokens() == 90);
-  CHECK(file.prompt() == 64);
-  CHECK(file.chunk() == 24);
-  CHECK(file.model_layers() == 5);
-  CHECK(file.layer_ids() == std::vector<int>{0, 2, 4});
-  CHECK(file.query_heads() == 4);
-  CHECK(file.sliding_window() == std::vector<std::int64_t>{0, 24, 0});
-  CHECK(file.trace_path() == report.trace_path);
-  CHECK(file.trace_sha256() == report.trace_sha256);
-  CHECK(file.accounting().layout == layout);
-  CHECK(file.accounting().layerwise == layerwise);
-  CHECK(file.accounting().kv_bytes == 2);
+  check_header(file, report);
   REQUIRE(file.runs().size() == kVaried.size());
   std::int64_t changes = 0;
   std::int64_t states = 0;
@@ -195,55 +254,10 @@ TEST_CASE("a lifetimes file gives back every figure of its runs", "[lifetimes]")
     const RunResult& run = report.runs[r];
     INFO(run.spec);
     const int at = static_cast<int>(r);
-    CHECK(file.runs()[r].policy == run.spec);
-    CHECK(file.runs()[r].label == run.label);
-    CHECK(file.runs()[r].klass == run.klass);
-    CHECK(file.runs()[r].bound == run.bound);
-    CHECK(file.runs()[r].evict_at == 60);
-    CHECK(file.runs()[r].heads == run.ledger.heads);
     const Ledger ledger = file.ledger(at);
-    CHECK(ledger.plan.ends == run.ledger.plan.ends);
-    CHECK(ledger.death == run.ledger.death);
-    CHECK(ledger.rank == run.ledger.rank);
-    CHECK(ledger.selected == run.ledger.selected);
-    CHECK(ledger.state == run.ledger.state);
-    CHECK(std::equal(ledger.score.begin(), ledger.score.end(), run.ledger.score.begin(),
-                     run.ledger.score.end(), [](float a, float b) {
-                       return std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b);
-                     }));
+    check_same(file.runs()[r], ledger, run);
     check_same(compute_metrics(ledger, file.accounting()), run.metrics);
-
-    // Layer by layer, what belongs to the model added once.
-    std::vector<std::int64_t> entries(90, 0), bytes(90, 0), overhead(90, 0), host(90, 0);
-    std::int64_t entry_rows = 0;
-    for (int l = 0; l < 3; ++l) {
-      const Ledger layer = file.ledger_of_layer(at, l);
-      CHECK(layer.model_layers == 5);
-      const Metrics alone = compute_metrics(layer, file.accounting());
-      entry_rows += alone.entry_rows;
-      const LayerMetrics& expected = run.metrics.per_layer[static_cast<std::size_t>(l)];
-      CHECK(alone.footprint == expected.footprint);
-      CHECK(alone.peak_kv == expected.peak_kv);
-      CHECK(alone.peak_bytes.total == expected.peak_bytes);
-      CHECK(alone.head_footprint[0] == run.metrics.head_footprint[static_cast<std::size_t>(l)]);
-      changes += static_cast<std::int64_t>(layer.changes[0].size());
-      for (std::size_t row = 0; row < 90; ++row) {
-        entries[row] += alone.timeline.resident_entries[row];
-        bytes[row] += alone.timeline.resident_bytes[row];
-        overhead[row] += alone.timeline.overhead_bytes[row];
-        host[row] += alone.timeline.host_bytes[row];
-      }
-    }
-    for (std::size_t row = 0; row < 90; ++row) {
-      const std::int64_t once = ledger.fixed_overhead(static_cast<RowIndex>(row));
-      bytes[row] += once;
-      overhead[row] += once;
-    }
-    CHECK(entry_rows == run.metrics.entry_rows);
-    CHECK(entries == run.metrics.timeline.resident_entries);
-    CHECK(bytes == run.metrics.timeline.resident_bytes);
-    CHECK(overhead == run.metrics.timeline.overhead_bytes);
-    CHECK(host == run.metrics.timeline.host_bytes);
+    changes += check_layers(file, at, ledger, run);
     states += ledger.state.empty() ? 0 : 1;
     hosts += run.metrics.host_peak_bytes > 0 ? 1 : 0;
   }

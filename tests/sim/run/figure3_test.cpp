@@ -11,6 +11,7 @@
 #include "sim/models/model_geometry.h"
 #include "sim/policy/registry.h"
 #include "sim/predict/analytic.h"
+#include "sim/predict/paper_formulas.h"
 
 using namespace kvspan;
 using nlohmann::json;
@@ -18,7 +19,7 @@ using nlohmann::json;
 namespace {
 
 json figure3() {
-  std::ifstream in(KVSPAN_TESTS_DIR "/figure3/figure3.json");
+  std::ifstream in(KVSPAN_TESTS_DIR "/studies/figure3/figure3.json");
   return json::parse(in);
 }
 

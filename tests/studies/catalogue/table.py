@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the README's table of the whole catalogue on the bundled trace, as Markdown: a long prompt with a
-short answer, the same tokens as a short prompt with a long answer, and all policies at one footprint.
-Python's standard library only.
+"""Prints the table of README.md, the whole catalogue on the bundled trace: a long prompt with a
+short answer, the same tokens as a short prompt with a long answer, and all policies at one
+footprint. Python's standard library only.
 
 usage: tests/studies/catalogue/table.py build/release/cli/kvspan
 """
@@ -12,15 +12,17 @@ import subprocess
 import sys
 import tempfile
 
-TRACE = pathlib.Path(__file__).resolve().parents[2] / "traces" / "smollm2-passkey.safetensors"
-BOUNDS = ["judgeq(scorer=oracle)", "foresightkv(scorer=golden)", "write_gate(gate=oracle)", "less(variant=oracle)"]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+TRACE = ROOT / "traces" / "smollm2-passkey.safetensors"
+BOUNDS = ["judgeq(scorer=oracle)", "foresightkv(scorer=golden)", "write_gate(gate=oracle)",
+          "less(variant=oracle)"]
 
 
 def run(kvspan, *options):
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "result.json"
-        subprocess.run([kvspan, "run", str(TRACE), "--quiet", "--no-chart", "--out", str(out), *options],
-                       check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([kvspan, "run", str(TRACE), "--quiet", "--no-chart", "--out", str(out),
+                        *options], check=True, stdout=subprocess.DEVNULL)
         runs = json.loads(out.read_text())["runs"]
     return {r["policy"].split("(")[0] + ("*" if r["bound"] else ""): r for r in runs}
 
@@ -32,7 +34,8 @@ def percent(x):
 def cells(run, needle):
     decode = run["fidelity"]["decode"]
     error = decode["output_error"]
-    out = [percent(run["footprint"]), percent(decode["retained_mass"]["mean"]), percent(error["mean"])]
+    out = [percent(run["footprint"]), percent(decode["retained_mass"]["mean"]),
+           percent(error["mean"])]
     if needle:
         out.append(percent(run["spans"][0]["resident_share"]))
     return out
@@ -44,7 +47,7 @@ def main():
     long = run(kvspan, *policies, "--budget", "20%")
     short = run(kvspan, *policies, "--budget", "20%", "--prompt", "512")
     matched = run(kvspan, "--policy", "all", "--prompt", "512", "--match", "footprint=70%")
-    print("| policy | footprint | mass | error | needle | footprint | mass | error | budget | mass | needle |")
+    print("| | F as it is | R | E | N | F at 512 + 1,368 | R | E | at F = 70 % | R | N |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name, r in long.items():
         row = [name.replace("*", " (bound)"), *cells(r, True), *cells(short[name], False)]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws tests/studies/figure3/figure3.svg: the footprint axis of Figure 3 of arXiv 2506.17121, as published
-and as `kvspan predict` computes it from the published lengths. Python's standard library only.
+"""Draws figure3.svg: the footprint axis of Figure 3 of arXiv 2506.17121, as published and as `kvspan
+predict` computes it from the published lengths. Python's standard library only.
 
 usage: tests/studies/figure3/plot.py build/release/cli/kvspan
 """

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// The report as CSV, quoted as in RFC 4180; lines end with '\n'.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "sim/run/result.h"
+
+namespace kvspan {
+
+// One line a run under a line of column names, which are dotted paths into the run's JSON, then
+// into the root's (trace.*, chunk, accounting.*); arrays by index: spans.0.name. Values are those
+// of the JSON, null is empty.
+[[nodiscard]] std::string to_csv(const RunReport& report);
+
+// One field, quoted where it must be.
+[[nodiscard]] std::string csv_field(std::string_view text);
+
+}  // namespace kvspan

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/report/json.h"
+
+#include <charconv>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "sim/base/build_info.h"
+#include "sim/base/text.h"
+#include "sim/report/listing.h"
+#include "sim/report/timeline_rows.h"
+
+namespace kvspan {
+
+using nlohmann::json;
+
+namespace {
+
+json number(double value) { return std::isfinite(value) ? json(value) : json(nullptr); }
+
+// The shortest decimal that is the same float: widened, 0.9f would become 0.8999999761581421.
+json number(float value) {
+  if (!std::isfinite(value)) return nullptr;
+  const std::string text = fmt::format("{}", value);
+  double result = 0;
+  std::from_chars(text.data(), text.data() + text.size(), result);
+  return result;
+}
+
+json numbers(const std::vector<std::vector<double>>& table) {
+  json result = json::array();
+  for (const std::vector<double>& line : table) {
+    json values = json::array();
+    for (const double value : line) values.push_back(number(value));
+    result.push_back(std::move(values));
+  }
+  return result;
+}
+
+json path_or_null(const std::string& path) {
+  return path.empty() ? json(nullptr) : json(valid_utf8(path));
+}
+
+json phase_json(const std::optional<PhaseFidelity>& phase) {
+  if (!phase) return nullptr;
+  json result;
+  result["retained_mass"] = {{"mean", number(phase->mass_mean)},
+                             {"p5", number(phase->mass_p5)},
+                             {"min", number(phase->mass_min)}};
+  result["output_error"] = nullptr;
+  if (phase->has_error) {
+    result["output_error"] = {{"mean", number(phase->error_mean)},
+                              {"p95", number(phase->error_p95)},
+                              {"max", number(phase->error_max)}};
+  }
+  if (phase->logit_error) result["logit_error"] = {{"mean", number(*phase->logit_error)}};
+  return result;
+}
+
+json fidelity_json(const RunResult& run) {
+  if (!run.fidelity) return nullptr;
+  return {{"all", phase_json(run.fidelity->all)},
+          {"prefill", phase_json(run.fidelity->prefill)},
+          {"decode", phase_json(run.fidelity->decode)},
+          {"rows_measured", run.fidelity->rows_measured}};
+}
+
+json timeline_json(const RunResult& run) {
+  const Timeline& line = run.metrics.timeline;
+  json result = {{"row", json::array()},
+                 {"resident_entries", json::array()},
+                 {"resident_bytes", json::array()},
+                 {"overhead_bytes", json::array()},
+                 {"active_entries", json::array()},
+                 {"retained_mass", json::array()}};
+  for (const std::size_t row : timeline_rows(run)) {
+    result["row"].push_back(row);
+    result["resident_entries"].push_back(line.resident_entries[row]);
+    result["resident_bytes"].push_back(line.resident_bytes[row]);
+    result["overhead_bytes"].push_back(line.overhead_bytes[row]);
+    result["active_entries"].push_back(line.active_entries[row]);
+    result["retained_mass"].push_back(number(retained_at(run, row)));
+  }
+  return result;
+}
+
+json per_layer_json(const RunReport& report, const RunResult& run) {
+  json result = json::array();
+  for (std::size_t l = 0; l < run.metrics.per_layer.size(); ++l) {
+    const LayerMetrics& layer = run.metrics.per_layer[l];
+    const bool has_mass = run.fidelity && l < run.fidelity->layer_mass.size();
+    const auto& ids = report.trace.layer_ids;
+    result.push_back({{"layer", l < ids.size() ? ids[l] : static_cast<int>(l)},
+                      {"footprint", number(layer.footprint)},
+                      {"peak_kv", number(layer.peak_kv)},
+                      {"peak_bytes", layer.peak_bytes},
+                      {"retained_mass", has_mass ? number(run.fidelity->layer_mass[l]) : nullptr}});
+  }
+  return result;
+}
+
+json match_json(const RunResult::Match& match) {
+  return {{"what", match.what},
+          {"wanted", number(match.wanted)},
+          {"reached", number(match.reached)},
+          {"reachable", match.reachable},
+          {"lowest", match.reachable ? json(nullptr) : number(match.lowest)},
+          {"highest", match.reachable ? json(nullptr) : number(match.highest)}};
+}
+
+}  // namespace
+
+json peak_json(const PeakBytes& peak) {
+  return {{"total", peak.total},     {"kv", peak.kv},         {"overhead", peak.overhead},
+          {"prefill", peak.prefill}, {"decode", peak.decode}, {"row", peak.row}};
+}
+
+json figures_json(const RunReport& report, const RunResult& run) {
+  const Metrics& metrics = run.metrics;
+  json result = {{"policy", valid_utf8(run.spec)},
+                 {"label", valid_utf8(run.label)},
+                 {"class", valid_utf8(run.klass)},
+                 {"bound", run.bound},
+                 {"footprint", number(metrics.footprint)},
+                 {"peak_kv", number(metrics.peak_kv)},
+                 {"entry_rows", metrics.entry_rows},
+                 {"full_entry_rows", metrics.full_entry_rows},
+                 {"host_footprint", number(metrics.host_footprint)},
+                 {"peak_bytes", peak_json(metrics.peak_bytes)},
+                 {"byte_rows", metrics.byte_rows},
+                 {"host_peak_bytes", metrics.host_peak_bytes},
+                 {"fidelity", fidelity_json(run)},
+                 {"spans", json::array()},
+                 {"undecided", run.undecided ? json(*run.undecided) : json(nullptr)},
+                 {"layouts", json::object()},
+                 {"notes", notes_of(report, run)}};
+  result["traffic"] = {{"entries_read", metrics.entries_read}, {"bytes_read", metrics.bytes_read}};
+  if (run.fidelity) {
+    for (const SpanResult& span : run.fidelity->spans) {
+      result["spans"].push_back({{"name", valid_utf8(span.name)},
+                                 {"resident_share", number(span.resident_share)},
+                                 {"mass_lost", number(span.mass_lost)}});
+    }
+  }
+  for (const auto& [name, peak] : metrics.layouts) result["layouts"][name] = peak_json(peak);
+  if (run.match) result["match"] = match_json(*run.match);
+  return result;
+}
+
+json root_json(const RunReport& report) {
+  const BuildInfo build = build_info();
+  const TraceMeta& trace = report.trace;
+  json command = json::array();
+  for (const std::string& word : report.command) command.push_back(valid_utf8(word));
+  return {{"schema_version", 1},
+          {"kvspan", {{"version", build.version}, {"git", build.git}, {"build", build.build}}},
+          {"command", std::move(command)},
+          {"files",
+           {{"lifetimes", path_or_null(report.lifetimes_path)},
+            {"timeline", path_or_null(report.timeline_path)}}},
+          {"trace",
+           {{"path", valid_utf8(report.trace_path)},
+            {"sha256", report.trace_sha256},
+            {"layers", trace.layers},
+            {"model_layers", trace.model_layers},
+            {"query_heads", trace.query_heads},
+            {"kv_heads", trace.kv_heads},
+            {"head_dim", trace.head_dim},
+            {"tokens", trace.tokens},
+            {"prompt_tokens", trace.prompt_tokens},
+            {"model", valid_utf8(trace.model)}}},
+          {"chunk", report.chunk},
+          {"accounting",
+           {{"kv_bytes", report.accounting.kv_bytes},
+            {"prefill", report.accounting.layerwise ? "layerwise" : "whole"},
+            {"layout", report.accounting.layout}}}};
+}
+
+json to_json(const RunReport& report) {
+  json root = root_json(report);
+  root["runs"] = json::array();
+  for (const RunResult& run : report.runs) {
+    json result = figures_json(report, run);
+    result["timeline"] = timeline_json(run);
+    result["per_layer"] = per_layer_json(report, run);
+    result["per_head"] = {
+        {"footprint", numbers(run.metrics.head_footprint)},
+        {"peak_kv", numbers(run.metrics.head_peak_kv)},
+        {"retained_mass", run.fidelity ? numbers(run.fidelity->head_mass) : json(nullptr)}};
+    root["runs"].push_back(std::move(result));
+  }
+  return root;
+}
+
+}  // namespace kvspan
