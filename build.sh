@@ -16,6 +16,7 @@ capture_policies=(--policy full --policy streaming_llm --policy h2o --policy tov
 kvspan=build/release/cli/kvspan
 viewer=build/release/gui/kvspan-viewer
 model=build/release/models/minimind2-small
+cuda_module=build/release/cli/kvspan_cuda.so
 
 # Debian and Ubuntu packages, by what needs them.
 headless_packages=(g++ cmake ninja-build libeigen3-dev libfmt-dev libtbb-dev libhwy-dev libssl-dev
@@ -30,6 +31,8 @@ usage: ./build.sh            build the release program
        ./build.sh demo       build it and replay the bundled trace
        ./build.sh viewer     build the viewer, too, replay the bundled trace and look at the result;
                              without a display every view becomes a picture
+       ./build.sh cuda       build the module with which the program computes on a GPU; the others
+                             do without it
        ./build.sh test       everything that CI checks: all tests with warnings as errors, the
                              readers' and policies' tests under sanitizers, the format
        ./build.sh test all   deeper: also clang 16 with a fuzzer, all tests under sanitizers and in
@@ -229,7 +232,7 @@ check_stage() {
 # Tracked sources of C++ and CUDA; in a tarball, all of them.
 sources() {
   git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' 2>/dev/null | grep . ||
-    find cli sim tests tracegen gpu_replay gui -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null
+    find cli sim tests tracegen gpu_replay gui -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null
 }
 
 check_format() { sources | xargs clang-format-16 --dry-run -Werror; }
@@ -237,12 +240,23 @@ check_tidy() {  # without what needs CUDA's own headers
   sources | grep '\.cpp$' | grep -v -e cuda_bench -e cuda_gpu -e needs_gpu | xargs -n 1 -P "$(job_count)" clang-tidy-16 -p build/clang-16 --quiet
 }
 
+# release_targets TARGET...: they and, where ./build.sh cuda has made it, the CUDA module, which must be
+# of the same build; without it nothing looks for nvcc.
+release_targets() {
+  targets=("$@")
+  cuda_option=(-D KVSPAN_CUDA=OFF)
+  if [ -e "$cuda_module" ]; then
+    targets+=(kvspan_cuda)
+    cuda_option=()
+  fi
+}
+
 build_release() {
   install_packages "${headless_packages[@]}"
   check_tools
   say "building the release program: a few minutes on 2 cores"
-  targets=(kvspan kvspan_bundled_model)
-  build release
+  release_targets kvspan kvspan_bundled_model
+  build release ${cuda_option[@]+"${cuda_option[@]}"}
   unset targets
 }
 
@@ -250,9 +264,26 @@ build_viewer() {
   install_packages "${headless_packages[@]}" "${viewer_packages[@]}"
   check_tools
   say "building the release programs: a few minutes on 2 cores"
-  targets=(kvspan kvspan-viewer)
-  build release -D KVSPAN_GUI=ON
+  release_targets kvspan kvspan-viewer
+  build release -D KVSPAN_GUI=ON ${cuda_option[@]+"${cuda_option[@]}"}
   unset targets
+}
+
+# For the GPUs of this machine; where none is seen, for every major architecture.
+build_cuda() {
+  local architectures=all-major
+  install_packages "${headless_packages[@]}"
+  check_tools
+  command -v nvcc >/dev/null || PATH=$PATH:/usr/local/cuda/bin
+  command -v nvcc >/dev/null || die "nvcc of CUDA 12 or newer is needed and was not found on PATH or in \
+/usr/local/cuda/bin"
+  if nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then architectures=native; fi
+  say "building the CUDA module, device code for: $architectures"
+  targets=(kvspan kvspan_cuda)
+  build release -D KVSPAN_CUDA=ON -D CMAKE_CUDA_ARCHITECTURES="$architectures"
+  unset targets
+  say "built $cuda_module; $kvspan takes it when a command computes on a GPU:"
+  say "  $kvspan capture --model DIR --text FILE --device cuda --out trace.safetensors"
 }
 
 # show COMMAND...: as a user would type it, then its output.
@@ -369,6 +400,7 @@ case "${1:-} ${2:-}" in
     run_demo
     ;;
   'viewer ') run_viewer ;;
+  'cuda ') build_cuda ;;
   'test ') run_test no ;;
   'test all') run_test yes ;;
   '--help ' | '-h ' | 'help ') usage ;;

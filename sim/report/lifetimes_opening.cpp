@@ -12,11 +12,13 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/file.h"
 #include "sim/base/text.h"
 #include "sim/report/lifetimes_reader.h"
 #include "sim/report/result_metadata.h"
 #include "sim/trace/file_checks.h"
-#include "sim/trace/trace_meta.h"
+#include "sim/trace/tensor.h"
+#include "sim/trace/trace.h"
 
 namespace kvspan {
 namespace {

@@ -10,9 +10,10 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
+#include "sim/base/file.h"
 #include "sim/base/text.h"
 #include "sim/report/result_metadata.h"
-#include "sim/trace/trace_meta.h"
+#include "sim/trace/tensor.h"
 
 namespace kvspan {
 

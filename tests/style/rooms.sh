@@ -35,7 +35,7 @@ while read -r file included; do
   grep -q "^$from/$room:" <<<"$rooms" || complain "$file: $from/README.md knows no room '$room'"
   [ "$room" = "$other" ] || allowed "$rooms" "$from/$room" "$other" ||
     complain "$file includes $included: $from/README.md has no arrow from $room to $other"
-done < <(grep -rE '^#include "[a-z_]+/' --include='*.h' --include='*.cpp' --include='*.cu' \
+done < <(grep -rE '^#include "[a-z_]+/' --include='*.h' --include='*.cpp' --include='*.cu' --include='*.cuh' \
   cli sim tracegen gui tests $([ ! -d gpu_replay ] || echo gpu_replay) |
   sed -E 's/^([^:]+):#include "([^"]+)".*/\1 \2/')
 

@@ -17,6 +17,7 @@
 
 #include "sim/base/error.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/cuda_runner.h"
 #include "tests/support/runner_case.h"
 #include "tracegen/forward/runner.h"
 
@@ -29,7 +30,6 @@ using kvspan::cuda_on_cpu::set_shared_memory;
 using kvspan::tracegen::Checkpoint;
 using kvspan::tracegen::DeviceType;
 using kvspan::tracegen::make_cpu_runner;
-using kvspan::tracegen::make_cuda_runner;
 using kvspan::tracegen::RunnerOptions;
 using namespace kvspan::tracegen::testing;
 namespace fs = std::filesystem;
@@ -79,13 +79,13 @@ TEST_CASE("the CUDA runner keeps keys, hides keys and takes layers in turn", "[c
   set_device_memory(std::size_t{all_layers ? 1024U : 16U} << 20);
   const RunnerOptions options = {.tokens = 24, .keep_kv = true, .wave = 16};
   const auto cpu = make_cpu_runner(checkpoint, options);
-  const auto cuda = make_cuda_runner(checkpoint, options);
+  const auto cuda = cuda_runner(checkpoint, options);
   CHECK_THAT(cuda->description(), Contains(all_layers ? "all layers" : "one layer"));
   const auto want = run_case(*cpu, checkpoint.spec(), input);
   CHECK_THAT(worst_difference(want, run_case(*cuda, checkpoint.spec(), input), 2e-5), Equals(""));
 
   // Another process: keys and values are restored, and the last row runs again.
-  const auto fresh = make_cuda_runner(checkpoint, options);
+  const auto fresh = cuda_runner(checkpoint, options);
   const std::int64_t width = std::int64_t{checkpoint.spec().kv_heads} * checkpoint.spec().head_dim;
   for (int l = 0; l < checkpoint.spec().layers; ++l) {
     const auto& layer = want.layers[static_cast<std::size_t>(l)];
@@ -105,7 +105,7 @@ TEST_CASE("the CUDA runner keeps keys, hides keys and takes layers in turn", "[c
 TEST_CASE("a device that is too small is refused with the sizes", "[cuda]") {
   const Checkpoint checkpoint = tiny_checkpoint("llama");
   set_device_memory(std::size_t{1} << 20);
-  CHECK_THROWS_WITH(make_cuda_runner(checkpoint, {.tokens = 1 << 20}),
+  CHECK_THROWS_WITH(cuda_runner(checkpoint, {.tokens = 1 << 20}),
                     Contains("needed for keys and values of 1048576 rows in 1 layer") &&
                         Contains("emulated device has 1.0 MiB free of 1.0 MiB"));
   set_device_memory(std::size_t{1} << 30);
@@ -113,10 +113,10 @@ TEST_CASE("a device that is too small is refused with the sizes", "[cuda]") {
 
 TEST_CASE("what a kernel of this head size cannot do is refused before any layer", "[cuda]") {
   const Checkpoint checkpoint = tiny_checkpoint("llama");
-  CHECK_THROWS_WITH(make_cuda_runner(checkpoint, {.tokens = 24, .top_k = 1025}),
+  CHECK_THROWS_WITH(cuda_runner(checkpoint, {.tokens = 24, .top_k = 1025}),
                     Contains("up to 1024 probabilities a row, not 1025"));
   set_shared_memory(48 << 10);
-  CHECK_THROWS_WITH(make_cuda_runner(checkpoint, {.tokens = 24}),
+  CHECK_THROWS_WITH(cuda_runner(checkpoint, {.tokens = 24}),
                     Contains("bytes of shared memory a block; emulated device has 49152"));
   set_shared_memory(163 << 10);
 }
@@ -125,8 +125,7 @@ TEST_CASE("a runner on a GPU says how much host memory it pins", "[cuda]") {
   const Checkpoint checkpoint = tiny_checkpoint("llama");
   const RunnerCase input = tiny_case();
   const std::size_t before = pinned_memory();
-  const auto cuda =
-      make_cuda_runner(checkpoint, {.tokens = 24, .top_k = input.emit.top_k, .wave = 5});
+  const auto cuda = cuda_runner(checkpoint, {.tokens = 24, .top_k = input.emit.top_k, .wave = 5});
   const auto stated = static_cast<std::size_t>(cuda->memory_bytes());
   (void)run_case(*cuda, checkpoint.spec(), input);
   CHECK(pinned_memory() - before == stated);
@@ -141,7 +140,7 @@ TEST_CASE("q, k and v beyond F16 are refused, not stored as its largest value", 
       changed_qwen2(folder, std::string("model.layers.1.self_attn.") + name + "_proj.bias", 1e5F);
   const RunnerCase input = tiny_case();
   const auto run = [&](bool half) {
-    const auto cuda = make_cuda_runner(checkpoint, {.tokens = 24, .half_precision = half});
+    const auto cuda = cuda_runner(checkpoint, {.tokens = 24, .half_precision = half});
     return run_case(*cuda, checkpoint.spec(), input);
   };
   CHECK_NOTHROW(run(false));

@@ -5,6 +5,7 @@
 #include <catch2/catch.hpp>
 
 #include "tests/support/attention_case.h"
+#include "tests/support/cuda_runner.h"
 #include "tests/support/runner_case.h"
 #include "tracegen/forward/runner.h"
 
@@ -12,7 +13,6 @@ using Catch::Matchers::Equals;
 using kvspan::tracegen::Checkpoint;
 using kvspan::tracegen::DeviceType;
 using kvspan::tracegen::make_cpu_runner;
-using kvspan::tracegen::make_cuda_runner;
 using namespace kvspan::tracegen::testing;
 
 TEST_CASE("the attention kernel agrees with the fp64 reference over 8,192 keys", "[cuda]") {
@@ -34,7 +34,7 @@ TEST_CASE("the bundled model's logits, q, k, v and scores are the CPU's", "[cuda
   input.ends = {1400, 1499, 1500};
   const auto cpu = make_cpu_runner(checkpoint, {.tokens = 1500});
   const auto cuda =
-      make_cuda_runner(checkpoint, {.tokens = 1500, .half_precision = half_precision, .wave = 512});
+      cuda_runner(checkpoint, {.tokens = 1500, .half_precision = half_precision, .wave = 512});
   CHECK_THAT(
       worst_difference(run_case(*cpu, checkpoint.spec(), input),
                        run_case(*cuda, checkpoint.spec(), input), half_precision ? 0.1 : 1e-3),

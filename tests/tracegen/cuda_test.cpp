@@ -11,6 +11,7 @@
 
 #include "sim/base/error.h"
 #include "tests/support/attention_case.h"
+#include "tests/support/cuda_runner.h"
 #include "tests/support/runner_case.h"
 #include "tracegen/cuda/attention.h"
 #include "tracegen/forward/runner.h"
@@ -20,7 +21,6 @@ using kvspan::tracegen::AttentionProblem;
 using kvspan::tracegen::Checkpoint;
 using kvspan::tracegen::DeviceType;
 using kvspan::tracegen::make_cpu_runner;
-using kvspan::tracegen::make_cuda_runner;
 using kvspan::tracegen::RunnerOptions;
 using namespace kvspan::tracegen::testing;
 
@@ -190,7 +190,7 @@ TEST_CASE("the CUDA runner computes what the CPU runner computes", "[cuda]") {
   const auto cpu = make_cpu_runner(checkpoint, {.tokens = 24});
   // A pass of three waves: a slot is used again.
   const auto cuda =
-      make_cuda_runner(checkpoint, {.tokens = 24, .half_precision = half_precision, .wave = 5});
+      cuda_runner(checkpoint, {.tokens = 24, .half_precision = half_precision, .wave = 5});
   CHECK_THAT(
       worst_difference(run_case(*cpu, checkpoint.spec(), input),
                        run_case(*cuda, checkpoint.spec(), input), half_precision ? 0.03 : 2e-5),
@@ -200,7 +200,7 @@ TEST_CASE("the CUDA runner computes what the CPU runner computes", "[cuda]") {
 TEST_CASE("an exception of the hook leaves a CUDA runner usable", "[cuda]") {
   const Checkpoint checkpoint = tiny_checkpoint("llama");
   const RunnerCase input = tiny_case();
-  const auto cuda = make_cuda_runner(checkpoint, {.tokens = 24, .wave = 5});
+  const auto cuda = cuda_runner(checkpoint, {.tokens = 24, .wave = 5});
   kvspan::tracegen::AttentionHook none;
   std::vector<float> hidden(static_cast<std::size_t>(22 * checkpoint.spec().hidden), 0.5F);
   CHECK_THROWS_AS(cuda->layer(0, 0, hidden, none, [](double) { throw kvspan::Interrupted(); }),

@@ -8,18 +8,19 @@
 #include <iterator>
 #include <random>
 #include <string>
-#include <unistd.h>
 
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "tests/support/temporary_folder.h"
 
 using Catch::Contains;
 using kvspan::CheckpointError;
 using kvspan::tracegen::ChatTurn;
 using kvspan::tracegen::Tokenizer;
 using nlohmann::json;
+using Folder = kvspan::test::TemporaryFolder;
 using Ids = std::vector<std::int32_t>;
 namespace fs = std::filesystem;
 
@@ -40,37 +41,19 @@ const json& expected() {
   return value;
 }
 
-// A folder that lives as long as the test.
-class Folder {
- public:
-  Folder() {
-    static int count = 0;
-    path_ = fs::temp_directory_path() /
-            ("kvspan_tokenizer_" + std::to_string(getpid()) + "_" + std::to_string(count++));
-    fs::create_directories(path_);
-  }
-  ~Folder() { fs::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-
-  [[nodiscard]] fs::path write(const std::string& name, const std::string& bytes) const {
-    std::ofstream(path_ / name, std::ios::binary) << bytes;
-    return path_ / name;
-  }
-  [[nodiscard]] const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
+fs::path write(const Folder& folder, const std::string& name, const std::string& bytes) {
+  std::ofstream(folder / name, std::ios::binary) << bytes;
+  return folder / name;
+}
 
 // A tokenizer of the fixtures with fields written over it.
 Tokenizer changed(const std::string& base, const json& change, const json& config = nullptr) {
   const Folder folder;
   json file = read_json(kFixtures / base / "tokenizer.json");
   file.update(change, true);
-  (void)folder.write("tokenizer.json", file.dump());
-  if (!config.is_null()) (void)folder.write("tokenizer_config.json", config.dump());
-  return Tokenizer::open(folder.path());
+  (void)write(folder, "tokenizer.json", file.dump());
+  if (!config.is_null()) (void)write(folder, "tokenizer_config.json", config.dump());
+  return Tokenizer::open(folder.path);
 }
 
 void check_ids(const Tokenizer& tokenizer, const json& ids) {
@@ -107,8 +90,8 @@ TEST_CASE("normalizers and pre-tokenizers do what the tokenizers library does", 
     const Folder folder;
     json file = read_json(kFixtures / variation["base"].get<std::string>() / "tokenizer.json");
     for (const auto& [key, value] : change.items()) file[key] = value;
-    (void)folder.write("tokenizer.json", file.dump());
-    check_ids(Tokenizer::open(folder.path()), variation["ids"]);
+    (void)write(folder, "tokenizer.json", file.dump());
+    check_ids(Tokenizer::open(folder.path), variation["ids"]);
   }
 }
 
@@ -274,17 +257,17 @@ TEST_CASE("what is not supported is refused by name", "[tokenizer][malformed]") 
     CHECK_THROWS_AS(changed("gpt2", change), CheckpointError);
   }
   const Folder folder;
-  CHECK_THROWS_WITH(Tokenizer::open(folder.path()), Contains("tokenizer.json: cannot be read"));
-  (void)folder.write("tokenizer.json", "[1, 2]");
-  CHECK_THROWS_WITH(Tokenizer::open(folder.path()), Contains("expected an object"));
-  (void)folder.write("tokenizer.json", "{\"model\": ");
-  CHECK_THROWS_WITH(Tokenizer::open(folder.path()), Contains("which is not valid JSON"));
+  CHECK_THROWS_WITH(Tokenizer::open(folder.path), Contains("tokenizer.json: cannot be read"));
+  (void)write(folder, "tokenizer.json", "[1, 2]");
+  CHECK_THROWS_WITH(Tokenizer::open(folder.path), Contains("expected an object"));
+  (void)write(folder, "tokenizer.json", "{\"model\": ");
+  CHECK_THROWS_WITH(Tokenizer::open(folder.path), Contains("which is not valid JSON"));
   const std::string open(200'000, '[');  // the stack of whoever walks such a tree ends
-  (void)folder.write("tokenizer.json", "{\"model\":" + open + std::string(open.size(), ']') + "}");
-  CHECK_THROWS_WITH(Tokenizer::open(folder.path()), Contains("is nested deeper than 64"));
-  const fs::path big = folder.write("tokenizer.json", "{}");
+  (void)write(folder, "tokenizer.json", "{\"model\":" + open + std::string(open.size(), ']') + "}");
+  CHECK_THROWS_WITH(Tokenizer::open(folder.path), Contains("is nested deeper than 64"));
+  const fs::path big = write(folder, "tokenizer.json", "{}");
   fs::resize_file(big, (std::uintmax_t{64} << 20) + 1);
-  CHECK_THROWS_WITH(Tokenizer::open(folder.path()), Contains("at most 67108864"));
+  CHECK_THROWS_WITH(Tokenizer::open(folder.path), Contains("at most 67108864"));
 }
 
 TEST_CASE("bytes of a GGUF file stand escaped in messages", "[tokenizer][gguf][malformed]") {
@@ -294,7 +277,7 @@ TEST_CASE("bytes of a GGUF file stand escaped in messages", "[tokenizer][gguf][m
   const std::size_t value = bytes.find(key) + key.size() + 4 + 8;  // behind type and length
   REQUIRE(bytes.substr(value, 5) == "llama");
   bytes.replace(value, 5, "\n\x1B\xFF\rz");
-  CHECK_THROWS_WITH(Tokenizer::open(folder.write("model.gguf", bytes)),
+  CHECK_THROWS_WITH(Tokenizer::open(write(folder, "model.gguf", bytes)),
                     Contains("tokenizer.ggml.model' is '??\xEF\xBF\xBD?z'; expected 'gpt2'"));
 }
 
@@ -369,9 +352,9 @@ TEST_CASE("damaged tokenizers are refused in one line or work", "[tokenizer][mal
             bytes[at] = "0123456789-\"{}[]:,"[below(18)];
         }
       }
-      const fs::path file = folder.write(gguf ? "model.gguf" : "tokenizer.json", bytes);
+      const fs::path file = write(folder, gguf ? "model.gguf" : "tokenizer.json", bytes);
       try {
-        const Tokenizer tokenizer = Tokenizer::open(gguf ? file : folder.path());
+        const Tokenizer tokenizer = Tokenizer::open(gguf ? file : folder.path);
         for (const json& text : expected()["texts"])
           (void)tokenizer.decode(tokenizer.encode(text.get<std::string>()));
       } catch (const CheckpointError& error) {

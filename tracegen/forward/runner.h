@@ -103,11 +103,5 @@ class Runner {
 // Errors: CheckpointError on weights that are not numbers.
 [[nodiscard]] std::unique_ptr<Runner> make_cpu_runner(const Checkpoint& checkpoint,
                                                       const RunnerOptions& options);
-// Errors: DeviceError when this build has no CUDA, there is no device, it lacks memory, or its
-// attention cannot take the model's head_dim or options.top_k.
-[[nodiscard]] std::unique_ptr<Runner> make_cuda_runner(const Checkpoint& checkpoint,
-                                                       const RunnerOptions& options);
-// Whether this build has CUDA and there is a device: make_cuda_runner() may then still refuse.
-[[nodiscard]] bool has_cuda_device();
 
 }  // namespace kvspan::tracegen

@@ -40,7 +40,7 @@ class CpuRunner final : public Runner {
         arena_(options.threads > 0 ? options.threads : tbb::task_arena::automatic) {
     const std::size_t layers = options.keep_kv ? static_cast<std::size_t>(spec_.layers) : 1;
     keys_.reserve(layers);
-    const std::int64_t elements = options.tokens * kv_width();
+    const std::int64_t elements = options.tokens * spec_.kv_width();
     const bool large = 8 * elements * static_cast<std::int64_t>(layers) > kMostKvBytes;
     const std::filesystem::path folder = large ? options.scratch : std::filesystem::path();
     for (std::size_t l = 0; l < layers; ++l) {
@@ -73,8 +73,8 @@ class CpuRunner final : public Runner {
                                      static_cast<std::size_t>(count * spec_.hidden))};
       arena_.execute([&] { project(weights, wave, kv); });
       if (emit.qkv) {
-        hook.on_qkv({layer, wave.row, count, q_.data(), kv.k + wave.row * kv_width(),
-                     kv.v + wave.row * kv_width()});
+        hook.on_qkv({layer, wave.row, count, q_.data(), kv.k + wave.row * spec_.kv_width(),
+                     kv.v + wave.row * spec_.kv_width()});
       }
       arena_.execute([&] { attend(wave, kv, visible, emit); });
       if (emit.top_k > 0 || emit.lse) {
@@ -91,8 +91,8 @@ class CpuRunner final : public Runner {
 
   void restore(const RowsQkv& rows) override {
     const Kv kv = kv_of(rows.layer);
-    std::copy_n(rows.k, rows.rows * kv_width(), kv.k + rows.first * kv_width());
-    std::copy_n(rows.v, rows.rows * kv_width(), kv.v + rows.first * kv_width());
+    std::copy_n(rows.k, rows.rows * spec_.kv_width(), kv.k + rows.first * spec_.kv_width());
+    std::copy_n(rows.v, rows.rows * spec_.kv_width(), kv.v + rows.first * spec_.kv_width());
   }
 
   void head(std::span<const float> hidden,
@@ -123,12 +123,12 @@ class CpuRunner final : public Runner {
     for (const Scratch& s : keys_) bytes += s.in_file() ? 0 : 2 * s.bytes();
     const std::int64_t wave = std::min(kWave, options_.tokens);
     const std::int64_t width =
-        2 * q_width() + 2 * spec_.hidden + 2 * std::int64_t{spec_.intermediate};
+        2 * spec_.q_width() + 2 * spec_.hidden + 2 * std::int64_t{spec_.intermediate};
     bytes +=
         wave * width * 4 + std::min(head_block_rows(spec_), options_.tokens) * spec_.vocabulary * 4;
     // A thread's widened tile, logits of a tile of attention rows, packed keys and outputs.
     const std::int64_t widest =
-        std::max({std::int64_t{spec_.hidden}, std::int64_t{spec_.intermediate}, q_width()});
+        std::max({std::int64_t{spec_.hidden}, std::int64_t{spec_.intermediate}, spec_.q_width()});
     return bytes + arena_.max_concurrency() * (kTileOutputs * widest * 4 + (std::int64_t{2} << 20));
   }
 
@@ -146,12 +146,6 @@ class CpuRunner final : public Runner {
     float* v;
   };
 
-  [[nodiscard]] std::int64_t q_width() const {
-    return std::int64_t{spec_.query_heads} * spec_.head_dim;
-  }
-  [[nodiscard]] std::int64_t kv_width() const {
-    return std::int64_t{spec_.kv_heads} * spec_.head_dim;
-  }
   [[nodiscard]] Kv kv_of(int layer) const {
     const std::size_t i = options_.keep_kv ? static_cast<std::size_t>(layer) : 0;
     return {keys_[i].data(), values_[i].data()};
@@ -225,22 +219,22 @@ class CpuRunner final : public Runner {
   void project(const LayerWeights& w, const Wave& wave, const Kv& kv) {
     const auto rows = static_cast<std::size_t>(wave.count);
     normed_.resize(rows * static_cast<std::size_t>(spec_.hidden));
-    q_.resize(rows * static_cast<std::size_t>(q_width()));
+    q_.resize(rows * static_cast<std::size_t>(spec_.q_width()));
     norm_rows(wave.hidden.data(), w.attention_norm, wave.count, normed_);
-    float* k = kv.k + wave.row * kv_width();
-    float* v = kv.v + wave.row * kv_width();
-    dense(normed_.data(), wave.count, w.q, w.q_bias, q_.data(), q_width());
-    dense(normed_.data(), wave.count, w.k, w.k_bias, k, kv_width());
-    dense(normed_.data(), wave.count, w.v, w.v_bias, v, kv_width());
+    float* k = kv.k + wave.row * spec_.kv_width();
+    float* v = kv.v + wave.row * spec_.kv_width();
+    dense(normed_.data(), wave.count, w.q, w.q_bias, q_.data(), spec_.q_width());
+    dense(normed_.data(), wave.count, w.k, w.k_bias, k, spec_.kv_width());
+    dense(normed_.data(), wave.count, w.v, w.v_bias, v, spec_.kv_width());
     const RopeTable rope = rope_table(spec_, wave.row, wave.count);
     for_rows(wave.count, [&](std::int64_t r) {
-      finish_heads(q_.data() + r * q_width(), spec_.query_heads, w.q_norm, rope, r);
-      finish_heads(k + r * kv_width(), spec_.kv_heads, w.k_norm, rope, r);
+      finish_heads(q_.data() + r * spec_.q_width(), spec_.query_heads, w.q_norm, rope, r);
+      finish_heads(k + r * spec_.kv_width(), spec_.kv_heads, w.k_norm, rope, r);
     });
     const std::string where = fmt::format("layer {}", wave.layer);
-    require_finite(q_.data(), wave.count * q_width(), where + ": q");
-    require_finite(k, wave.count * kv_width(), where + ": k");
-    require_finite(v, wave.count * kv_width(), where + ": v");
+    require_finite(q_.data(), wave.count * spec_.q_width(), where + ": q");
+    require_finite(k, wave.count * spec_.kv_width(), where + ": k");
+    require_finite(v, wave.count * spec_.kv_width(), where + ": v");
   }
 
   void attend(const Wave& wave, const Kv& kv, std::span<const std::uint8_t> visible,

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -34,6 +35,8 @@ enum class WeightType : std::uint8_t {
 };
 
 [[nodiscard]] std::string_view weight_type_name(WeightType type);  // "BF16", "Q4_K", ...
+[[nodiscard]] std::optional<WeightType> weight_type_named(std::string_view name);
+[[nodiscard]] std::string weight_type_names();             // "F32, F16, ... or Q6_K"
 [[nodiscard]] std::int64_t weight_block(WeightType type);  // weights in a block; 1, 32 or 256
 [[nodiscard]] std::int64_t weight_block_bytes(WeightType type);
 
@@ -76,6 +79,9 @@ struct ModelSpec {
   bool tied = false;                         // the head is the embedding
   std::string weights;                       // "BF16", "Q4_1 and F32", for messages and provenance
 
+  // Of a row of all heads.
+  [[nodiscard]] std::int64_t q_width() const { return std::int64_t{query_heads} * head_dim; }
+  [[nodiscard]] std::int64_t kv_width() const { return std::int64_t{kv_heads} * head_dim; }
   [[nodiscard]] double score_scale() const {  // on q.k before the softmax
     return 1 / std::sqrt(static_cast<double>(head_dim));
   }

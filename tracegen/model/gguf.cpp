@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <concepts>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -14,40 +13,23 @@
 #include "sim/base/error.h"
 #include "sim/base/text.h"
 #include "sim/trace/safetensors.h"
+#include "tracegen/model/gguf_cursor.h"
 
 namespace kvspan::tracegen {
 
 namespace {
 
+using gguf::Cursor;
+using gguf::info_of;
+using gguf::kTypes;
+using gguf::quoted;
+
 constexpr std::uint64_t kDefaultAlignment = 32;
 constexpr std::uint32_t kMaxDimensions = 4;
-constexpr std::uint64_t kMaxName = 65535;
 constexpr std::uint64_t kLargest = std::numeric_limits<std::int64_t>::max();
 // The least that one metadata key, and one tensor, take in the file: bounds on their numbers.
 constexpr std::uint64_t kLeastKeyBytes = 8 + 4 + 1;
 constexpr std::uint64_t kLeastTensorBytes = 8 + 4 + 4 + 8;
-
-// A name from the file, which may be any bytes, in a message.
-std::string quoted(std::string_view name) { return in_quotes(valid_utf8(name)); }
-
-struct TypeInfo {
-  std::string_view name;
-  std::uint64_t bytes;  // 0: of no fixed size
-};
-constexpr std::array<TypeInfo, 13> kTypes{{{"u8", 1},
-                                           {"i8", 1},
-                                           {"u16", 2},
-                                           {"i16", 2},
-                                           {"u32", 4},
-                                           {"i32", 4},
-                                           {"f32", 4},
-                                           {"boolean", 1},
-                                           {"string", 0},
-                                           {"array", 0},
-                                           {"u64", 8},
-                                           {"i64", 8},
-                                           {"f64", 8}}};
-const TypeInfo& info_of(Gguf::Type type) { return kTypes[static_cast<std::size_t>(type)]; }
 
 struct TensorType {
   std::uint32_t number;
@@ -67,70 +49,6 @@ std::string_view tensor_type_name(std::uint32_t number) {
                                    [&](const TensorType& type) { return type.number == number; });
   return found == kTensorTypes.end() ? "unknown" : found->name;
 }
-
-std::optional<WeightType> weight_type(std::string_view name) {
-  for (const WeightType type :
-       {WeightType::f32, WeightType::f16, WeightType::bf16, WeightType::q8_0, WeightType::q4_0,
-        WeightType::q4_1, WeightType::q5_0, WeightType::q5_1, WeightType::q4_k, WeightType::q5_k,
-        WeightType::q6_k}) {
-    if (weight_type_name(type) == name) return type;
-  }
-  return std::nullopt;
-}
-
-// Reads the file from front to back; nothing is read past its end.
-class Cursor {
- public:
-  Cursor(std::span<const std::byte> bytes, const std::string& file) : bytes_(bytes), file_(file) {}
-
-  [[noreturn]] void fail(const std::string& what) const {
-    throw CheckpointError(file_ + ": " + what);
-  }
-  [[nodiscard]] std::uint64_t at() const { return at_; }
-  [[nodiscard]] std::uint64_t left() const { return bytes_.size() - at_; }
-
-  std::span<const std::byte> take(std::uint64_t count, const std::string& what) {
-    if (count > left()) {
-      fail(fmt::format("{} needs {} bytes at byte {}; the file has {} more", what, count, at_,
-                       left()));
-    }
-    const auto taken = bytes_.subspan(at_, count);
-    at_ += count;
-    return taken;
-  }
-  template <typename T>
-  T number(const std::string& what) {
-    T value;
-    std::memcpy(&value, take(sizeof(T), what).data(), sizeof(T));
-    return value;
-  }
-  std::string_view text(const std::string& what) {
-    const auto length = number<std::uint64_t>(what);
-    const auto taken = take(length, what);
-    return {reinterpret_cast<const char*>(taken.data()), taken.size()};
-  }
-  std::string_view name(const std::string& what) {
-    const std::string_view name = text(what);
-    if (name.empty() || name.size() > kMaxName) {
-      fail(fmt::format("{} has a name of {} bytes; expected 1 to {}", what, name.size(), kMaxName));
-    }
-    return name;
-  }
-  // How many of something follow, each of at least `least` bytes.
-  std::uint64_t count(std::uint64_t least, const std::string& what) {
-    const auto count = number<std::uint64_t>("the number of " + what);
-    if (count > left() / least) {
-      fail(fmt::format("the header announces {} {}; the file has only {} more bytes", count, what,
-                       left()));
-    }
-    return count;
-  }
-
- private:
-  std::span<const std::byte> bytes_;
-  const std::string& file_;
-  std::uint64_t at_ = 0;
-};
 
 Gguf::Type read_type(Cursor& in, const std::string& what) {
   const auto number = in.number<std::uint32_t>(what);
@@ -188,7 +106,7 @@ PlacedTensor read_tensor(Cursor& in, std::uint64_t alignment) {
   }
   const auto type = in.number<std::uint32_t>(what);
   placed.tensor.type_name = tensor_type_name(type);
-  placed.tensor.type = weight_type(placed.tensor.type_name);
+  placed.tensor.type = weight_type_named(placed.tensor.type_name);
   placed.offset = in.number<std::uint64_t>(what);
   if (placed.offset % alignment != 0) {
     in.fail(fmt::format("{} begins at byte {} of the data; expected a multiple of the alignment {}",
@@ -224,53 +142,6 @@ void place_tensors(Cursor& in, std::span<const std::byte> data, std::vector<Plac
     free = p.offset + p.bytes;
     p.tensor.bytes = data.subspan(p.offset, p.bytes);
   }
-}
-
-// Calls use(value) with the number that `type` puts at `at`.
-template <typename Use>
-void with_number(Gguf::Type type, const std::byte* at, Use use) {
-  const auto read = [&](auto value) {
-    std::memcpy(&value, at, sizeof(value));
-    use(value);
-  };
-  switch (type) {
-    case Gguf::Type::u8:
-      return read(std::uint8_t{});
-    case Gguf::Type::i8:
-      return read(std::int8_t{});
-    case Gguf::Type::u16:
-      return read(std::uint16_t{});
-    case Gguf::Type::i16:
-      return read(std::int16_t{});
-    case Gguf::Type::u32:
-      return read(std::uint32_t{});
-    case Gguf::Type::i32:
-      return read(std::int32_t{});
-    case Gguf::Type::u64:
-      return read(std::uint64_t{});
-    case Gguf::Type::i64:
-      return read(std::int64_t{});
-    case Gguf::Type::f32:
-      return read(float{});
-    case Gguf::Type::f64:
-      return read(double{});
-    case Gguf::Type::boolean:
-    case Gguf::Type::string:
-    case Gguf::Type::array:
-      return;
-  }
-}
-
-bool is_integer(Gguf::Type type) {
-  return info_of(type).bytes > 0 && type != Gguf::Type::boolean && type != Gguf::Type::f32 &&
-         type != Gguf::Type::f64;
-}
-bool is_real(Gguf::Type type) { return type == Gguf::Type::f32 || type == Gguf::Type::f64; }
-
-std::string described(const Gguf::Value& value) {
-  return value.is_array
-             ? fmt::format("is an array of {} of type {}", value.count, info_of(value.type).name)
-             : fmt::format("is of type {}", info_of(value.type).name);
 }
 
 }  // namespace
@@ -342,100 +213,6 @@ void Gguf::fail(std::string_view key, const std::string& found, const std::strin
   throw CheckpointError(
       fmt::format("{}: metadata key {} {}; expected {}", name_, quoted(key),
                   one_line(valid_utf8(std::string_view(found).substr(0, kMostFound))), expected));
-}
-
-std::optional<std::string_view> Gguf::text(std::string_view key) const {
-  const Value* value = find(key);
-  if (value == nullptr) return std::nullopt;
-  if (value->is_array || value->type != Type::string) fail(key, described(*value), "a string");
-  return std::string_view(reinterpret_cast<const char*>(value->bytes.data()) + 8,
-                          value->bytes.size() - 8);
-}
-
-namespace {
-
-// Elements of an integer value; nullopt past 63 bits.
-std::optional<std::int64_t> integer_at(const Gguf::Value& value, std::uint64_t index) {
-  std::optional<std::int64_t> out;
-  with_number(value.type, value.bytes.data() + index * info_of(value.type).bytes, [&](auto number) {
-    if constexpr (std::integral<decltype(number)>) {
-      if (std::in_range<std::int64_t>(number)) out = static_cast<std::int64_t>(number);
-    }
-  });
-  return out;
-}
-
-double real_at(const Gguf::Value& value, std::uint64_t index) {
-  double out = 0;
-  with_number(value.type, value.bytes.data() + index * info_of(value.type).bytes,
-              [&](auto number) { out = static_cast<double>(number); });
-  return out;
-}
-
-}  // namespace
-
-std::optional<std::int64_t> Gguf::integer(std::string_view key) const {
-  const Value* value = find(key);
-  if (value == nullptr) return std::nullopt;
-  if (value->is_array || !is_integer(value->type)) fail(key, described(*value), "an integer");
-  const auto number = integer_at(*value, 0);
-  if (!number) fail(key, "is past 63 bits", "a smaller integer");
-  return number;
-}
-
-std::optional<double> Gguf::real(std::string_view key) const {
-  const Value* value = find(key);
-  if (value == nullptr) return std::nullopt;
-  if (value->is_array || (!is_real(value->type) && !is_integer(value->type)))
-    fail(key, described(*value), "a number");
-  return real_at(*value, 0);
-}
-
-std::optional<bool> Gguf::flag(std::string_view key) const {
-  const Value* value = find(key);
-  if (value == nullptr) return std::nullopt;
-  if (value->is_array || value->type != Type::boolean || value->bytes[0] > std::byte{1})
-    fail(key, described(*value), "a boolean of 0 or 1");
-  return value->bytes[0] == std::byte{1};
-}
-
-std::optional<std::vector<std::string_view>> Gguf::texts(std::string_view key) const {
-  const Value* value = find(key);
-  if (value == nullptr) return std::nullopt;
-  if (!value->is_array || value->type != Type::string)
-    fail(key, described(*value), "an array of strings");
-  std::vector<std::string_view> out;
-  out.reserve(value->count);
-  Cursor in(value->bytes, name_);
-  for (std::uint64_t i = 0; i < value->count; ++i) out.push_back(in.text("a string"));
-  return out;
-}
-
-std::optional<std::vector<std::int64_t>> Gguf::integers(std::string_view key) const {
-  const Value* value = find(key);
-  if (value == nullptr) return std::nullopt;
-  if (!value->is_array || !is_integer(value->type))
-    fail(key, described(*value), "an array of integers");
-  std::vector<std::int64_t> out;
-  out.reserve(value->count);
-  for (std::uint64_t i = 0; i < value->count; ++i) {
-    const auto number = integer_at(*value, i);
-    if (!number) fail(key, "holds an integer past 63 bits", "smaller ones");
-    out.push_back(*number);
-  }
-  return out;
-}
-
-std::optional<std::vector<float>> Gguf::reals(std::string_view key) const {
-  const Value* value = find(key);
-  if (value == nullptr) return std::nullopt;
-  if (!value->is_array || !is_real(value->type))
-    fail(key, described(*value), "an array of floating-point numbers");
-  std::vector<float> out;
-  out.reserve(value->count);
-  for (std::uint64_t i = 0; i < value->count; ++i)
-    out.push_back(static_cast<float>(real_at(*value, i)));
-  return out;
 }
 
 }  // namespace kvspan::tracegen

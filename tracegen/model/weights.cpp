@@ -214,21 +214,32 @@ void decode_singles(const std::byte* bytes, std::int64_t count, float* out) {
   std::copy_n(values.begin(), left, out + whole);
 }
 
+void copy_f32(const std::byte* bytes, std::int64_t count, float* out) {
+  std::memcpy(out, bytes, static_cast<std::size_t>(count) * sizeof(float));
+}
+
+// All that depends on a type, in the order of WeightType.
 struct TypeInfo {
   std::string_view name;
   std::int64_t block, bytes;
+  void (*widen)(const std::byte* bytes, std::int64_t count, float* out);
 };
-constexpr std::array<TypeInfo, 11> kTypes{{{"F32", 1, 4},
-                                           {"F16", 1, 2},
-                                           {"BF16", 1, 2},
-                                           {"Q8_0", 32, sizeof(Q8_0)},
-                                           {"Q4_0", 32, sizeof(Q4_0)},
-                                           {"Q4_1", 32, sizeof(Q4_1)},
-                                           {"Q5_0", 32, sizeof(Q5_0)},
-                                           {"Q5_1", 32, sizeof(Q5_1)},
-                                           {"Q4_K", 256, sizeof(Q4K)},
-                                           {"Q5_K", 256, sizeof(Q5K)},
-                                           {"Q6_K", 256, sizeof(Q6K)}}};
+template <typename Block, std::int64_t kWeights>
+constexpr TypeInfo blocks(std::string_view name) {
+  return {name, kWeights, sizeof(Block), decode_blocks<Block, kWeights>};
+}
+constexpr std::array<TypeInfo, 11> kTypes{{{"F32", 1, 4, copy_f32},
+                                           {"F16", 1, 2, decode_singles<F16>},
+                                           {"BF16", 1, 2, decode_singles<Bf16>},
+                                           blocks<Q8_0, 32>("Q8_0"),
+                                           blocks<Q4_0, 32>("Q4_0"),
+                                           blocks<Q4_1, 32>("Q4_1"),
+                                           blocks<Q5_0, 32>("Q5_0"),
+                                           blocks<Q5_1, 32>("Q5_1"),
+                                           blocks<Q4K, 256>("Q4_K"),
+                                           blocks<Q5K, 256>("Q5_K"),
+                                           blocks<Q6K, 256>("Q6_K")}};
+static_assert(kTypes[static_cast<std::size_t>(WeightType::q6_k)].name == "Q6_K");
 static_assert(sizeof(Q8_0) == 34 && sizeof(Q4_0) == 18 && sizeof(Q4_1) == 20 &&
               sizeof(Q5_0) == 22 && sizeof(Q5_1) == 24 && sizeof(Q4K) == 144 &&
               sizeof(Q5K) == 176 && sizeof(Q6K) == 210);
@@ -241,33 +252,24 @@ std::string_view weight_type_name(WeightType type) { return info_of(type).name; 
 std::int64_t weight_block(WeightType type) { return info_of(type).block; }
 std::int64_t weight_block_bytes(WeightType type) { return info_of(type).bytes; }
 
-void widen_weights(WeightType type, const std::byte* bytes, std::int64_t count, float* out) {
-  if (count == 0) return;
-  switch (type) {
-    case WeightType::f32:
-      std::memcpy(out, bytes, static_cast<std::size_t>(count) * sizeof(float));
-      return;
-    case WeightType::f16:
-      return decode_singles<F16>(bytes, count, out);
-    case WeightType::bf16:
-      return decode_singles<Bf16>(bytes, count, out);
-    case WeightType::q8_0:
-      return decode_blocks<Q8_0, 32>(bytes, count, out);
-    case WeightType::q4_0:
-      return decode_blocks<Q4_0, 32>(bytes, count, out);
-    case WeightType::q4_1:
-      return decode_blocks<Q4_1, 32>(bytes, count, out);
-    case WeightType::q5_0:
-      return decode_blocks<Q5_0, 32>(bytes, count, out);
-    case WeightType::q5_1:
-      return decode_blocks<Q5_1, 32>(bytes, count, out);
-    case WeightType::q4_k:
-      return decode_blocks<Q4K, 256>(bytes, count, out);
-    case WeightType::q5_k:
-      return decode_blocks<Q5K, 256>(bytes, count, out);
-    case WeightType::q6_k:
-      return decode_blocks<Q6K, 256>(bytes, count, out);
+std::optional<WeightType> weight_type_named(std::string_view name) {
+  const auto* found = std::find_if(kTypes.begin(), kTypes.end(),
+                                   [&](const TypeInfo& type) { return type.name == name; });
+  if (found == kTypes.end()) return std::nullopt;
+  return static_cast<WeightType>(found - kTypes.begin());
+}
+
+std::string weight_type_names() {
+  std::string text;
+  for (const TypeInfo& type : kTypes) {
+    if (!text.empty()) text += &type == &kTypes.back() ? " or " : ", ";
+    text += type.name;
   }
+  return text;
+}
+
+void widen_weights(WeightType type, const std::byte* bytes, std::int64_t count, float* out) {
+  if (count > 0) info_of(type).widen(bytes, count, out);
 }
 
 std::int64_t WeightMatrix::stored_row(std::int64_t row) const {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <charconv>
 #include <fstream>
 #include <iterator>
 
@@ -8,125 +7,14 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
-#include "sim/base/json_fields.h"
-#include "sim/base/text.h"
+#include "tracegen/tokenizer/json_file.h"
 #include "tracegen/tokenizer/parts.h"
 
 namespace kvspan::tracegen {
 
-// GPT-2's alphabet: the printable characters of Latin-1 stand for themselves, the others, in
-// ascending order, for U+0100 and what follows.
-std::optional<std::string> bytes_of_printable(std::string_view text) {
-  static const auto byte_of = [] {
-    std::array<int, 0x144> table{};
-    table.fill(-1);
-    std::size_t next = 0x100;
-    for (int byte = 0; byte < 256; ++byte) {
-      const bool itself =
-          (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
-      table[itself ? static_cast<std::size_t>(byte) : next++] = byte;
-    }
-    return table;
-  }();
-  std::string out;
-  for (std::size_t at = 0; at < text.size();) {
-    auto code = static_cast<std::size_t>(static_cast<unsigned char>(text[at]));
-    if (code >= 0x80) {
-      if (at + 1 >= text.size() || code < 0xC2 || code > 0xDF) return std::nullopt;
-      code = (code & 0x1F) << 6 | (static_cast<unsigned char>(text[at + 1]) & 0x3F);
-      ++at;
-    }
-    ++at;
-    if (code >= byte_of.size() || byte_of[code] < 0) return std::nullopt;
-    out.push_back(static_cast<char>(byte_of[code]));
-  }
-  return out;
-}
-
-std::string piece_of_sentencepiece(std::string_view token, bool byte_tokens) {
-  unsigned byte = 0;
-  if (byte_tokens && token.size() == 6 && token.starts_with("<0x") && token.ends_with(">") &&
-      std::from_chars(token.data() + 3, token.data() + 5, byte, 16).ptr == token.data() + 5) {
-    return {static_cast<char>(byte)};
-  }
-  std::string out;
-  for (std::size_t at = 0; at < token.size();) {
-    const bool marker = token.substr(at).starts_with(kMarker);
-    out.push_back(marker ? ' ' : token[at]);
-    at += marker ? kMarker.size() : 1;
-  }
-  return out;
-}
-
 namespace {
 
 using nlohmann::json;
-
-// Sequences of Sequences of normalizers nest; those in use stay below ten.
-constexpr JsonLimits kLimits{.bytes = std::size_t{64} << 20U, .depth = 64};
-
-std::string shown(const json& value) {
-  std::string text = value.dump(-1, ' ', true);
-  return text.size() > 60 ? text.substr(0, 57) + "..." : text;
-}
-
-// Reads one JSON file of the folder; every complaint names it.
-class JsonFile {
- public:
-  explicit JsonFile(std::filesystem::path path) : path_(std::move(path)) {
-    std::error_code error;
-    const std::uintmax_t size = std::filesystem::file_size(path_, error);
-    if (error) fail("cannot be read: " + error.message());
-    if (size > kLimits.bytes) {
-      fail(fmt::format("has {} bytes; at most {} are read", size, kLimits.bytes));
-    }
-    std::ifstream in(path_, std::ios::binary);
-    const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-    if (!in) fail("cannot be read");
-    try {
-      root_ = parse_json_strict(text, kLimits);
-    } catch (const std::invalid_argument& wrong) {
-      fail(wrong.what());
-    }
-    if (!root_.is_object()) fail("holds " + shown(root_) + "; expected an object");
-  }
-
-  [[noreturn]] void fail(const std::string& what) const {
-    throw CheckpointError(at(one_line(valid_utf8(what))));
-  }
-  // "FILE: field" for those who complain themselves.
-  [[nodiscard]] std::string at(const std::string& field) const {
-    return one_line(valid_utf8(path_.string())) + ": " + field;
-  }
-  [[nodiscard]] const json& root() const { return root_; }
-  // Null where the key is absent.
-  [[nodiscard]] static const json& member(const json& object, const char* key) {
-    static const json null;
-    const auto found = object.find(key);
-    return found == object.end() ? null : *found;
-  }
-  [[nodiscard]] const json& operator[](const char* key) const { return member(root_, key); }
-
-  [[nodiscard]] bool flag(const json& object, const char* key, const std::string& where) const {
-    const json& value = member(object, key);
-    if (value.is_null()) return false;
-    if (!value.is_boolean())
-      fail(fmt::format("{}.{} is {}; expected true or false", where, key, shown(value)));
-    return value.get<bool>();
-  }
-  [[nodiscard]] std::int32_t id(const json& value, const std::string& where) const {
-    if (!value.is_number_integer() || value.is_number_float() || value < 0 ||
-        value >= kMostTokens) {
-      fail(fmt::format("{} is {}; expected a token id from 0 to {}", where, shown(value),
-                       kMostTokens - 1));
-    }
-    return value.get<std::int32_t>();
-  }
-
- private:
-  std::filesystem::path path_;
-  json root_;
-};
 
 using Vocabulary = std::unordered_map<std::string, std::int32_t>;
 

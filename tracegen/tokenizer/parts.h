@@ -53,7 +53,7 @@ using PieceSink = std::function<void(std::string_view piece, bool first)>;
 using PreTokenizer = std::function<void(std::string_view piece, bool first, const PieceSink& next)>;
 
 // `text` for a message: control characters escaped, shortened.
-[[nodiscard]] std::string one_line(std::string_view text);
+[[nodiscard]] std::string escaped(std::string_view text);
 
 // What a normalizer or pre_tokenizer object of tokenizer.json says, in order of application; null
 // says nothing. Errors: CheckpointError, beginning with `where`, on a kind that is not supported.

@@ -12,7 +12,7 @@
 
 namespace kvspan::tracegen {
 
-std::string one_line(std::string_view text) {
+std::string escaped(std::string_view text) {
   constexpr std::size_t kMost = 300;
   std::string out;
   for (const char c : text) {
@@ -32,7 +32,7 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& where, const std::string& pattern,
                          const std::string& what) {
-  throw CheckpointError(fmt::format("{}: pattern '{}': {}", where, one_line(pattern), what));
+  throw CheckpointError(fmt::format("{}: pattern '{}': {}", where, escaped(pattern), what));
 }
 
 // Rewrites Oniguruma's syntax (Ruby's) where PCRE2 reads the same characters otherwise, and refuses

@@ -8,6 +8,7 @@
 
 #include "sim/base/error.h"
 #include "sim/policy/spec.h"
+#include "tracegen/tokenizer/json_file.h"
 #include "tracegen/tokenizer/parts.h"
 
 namespace kvspan::tracegen {
@@ -20,20 +21,14 @@ constexpr int kMostNesting = 16;
 // ---- Fields of a JSON object --------------------------------------------------------------------
 
 [[noreturn]] void fail(const std::string& where, const std::string& what) {
-  throw CheckpointError(where + ": " + one_line(what));
-}
-
-std::string shortened(const json& value) {
-  std::string text = value.dump(-1, ' ', true);
-  if (text.size() > 60) text = text.substr(0, 57) + "...";
-  return text;
+  throw CheckpointError(where + ": " + escaped(what));
 }
 
 std::string text_of(const json& object, const char* key, const std::string& where) {
   const auto found = object.find(key);
   if (found == object.end() || !found->is_string()) {
     fail(where, fmt::format("'{}' is {}; expected a string", key,
-                            found == object.end() ? "missing" : shortened(*found)));
+                            found == object.end() ? "missing" : shown(*found)));
   }
   return found->get<std::string>();
 }
@@ -42,13 +37,13 @@ bool flag_of(const json& object, const char* key, bool fallback, const std::stri
   const auto found = object.find(key);
   if (found == object.end() || found->is_null()) return fallback;
   if (!found->is_boolean()) {
-    fail(where, fmt::format("'{}' is {}; expected true or false", key, shortened(*found)));
+    fail(where, fmt::format("'{}' is {}; expected true or false", key, shown(*found)));
   }
   return found->get<bool>();
 }
 
 std::string type_of(const json& spec, const std::string& where) {
-  if (!spec.is_object()) fail(where, "is " + shortened(spec) + "; expected an object with 'type'");
+  if (!spec.is_object()) fail(where, "is " + shown(spec) + "; expected an object with 'type'");
   return text_of(spec, "type", where);
 }
 
@@ -63,7 +58,7 @@ Pattern pattern_of(const json& spec, const std::string& where) {
       return Pattern::regex(value.get<std::string>(), where);
   }
   fail(where, fmt::format("'pattern' is {}; expected {{\"String\": ...}} or {{\"Regex\": ...}}",
-                          found == spec.end() ? "missing" : shortened(*found)));
+                          found == spec.end() ? "missing" : shown(*found)));
 }
 
 // The members of a Sequence one after the other, anything else alone.
@@ -76,7 +71,7 @@ void flatten(const json& spec, const char* members, const std::string& where, in
   const auto found = spec.find(members);
   if (found == spec.end() || !found->is_array()) {
     fail(where, fmt::format("'{}' of a Sequence is {}; expected an array", members,
-                            found == spec.end() ? "missing" : shortened(*found)));
+                            found == spec.end() ? "missing" : shown(*found)));
   }
   for (std::size_t i = 0; i < found->size(); ++i) {
     const json& member = (*found)[i];

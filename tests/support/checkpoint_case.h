@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checkpoints of tests/data/tracegen/checkpoints, and what is said about damaged ones.
+#pragma once
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <string>
+
+#include <catch2/catch.hpp>
+
+#include "sim/base/error.h"
+#include "tests/support/temporary_folder.h"
+#include "tracegen/model/checkpoint.h"
+
+namespace kvspan::tracegen::testing {
+
+inline const std::filesystem::path kFixtures =
+    std::filesystem::path(KVSPAN_TESTS_DIR) / "data" / "tracegen" / "checkpoints";
+
+inline std::filesystem::path copy_fixture(const std::string& name,
+                                          const kvspan::test::TemporaryFolder& to) {
+  std::filesystem::copy(kFixtures / name, to / name, std::filesystem::copy_options::recursive);
+  return to / name;
+}
+
+inline std::string read_bytes(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+inline void write_bytes(const std::filesystem::path& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+// The message of the CheckpointError, one line and short; empty if there was none.
+inline std::string error_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const CheckpointError& error) {
+    const std::string what = error.what();
+    CHECK(what.size() < 1000);
+    CHECK(what.find('\n') == std::string::npos);
+    return what;
+  }
+  return {};
+}
+inline std::string open_error(const std::filesystem::path& path) {
+  return error_of([&] { static_cast<void>(Checkpoint::open(path)); });
+}
+
+}  // namespace kvspan::tracegen::testing
