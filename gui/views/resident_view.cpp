@@ -8,15 +8,20 @@
 #include <QSplitter>
 #include <QStackedWidget>
 #include <QTableView>
+#include <QTextDocument>
 #include <QToolButton>
 #include <QTreeView>
 #include <QVBoxLayout>
+#include <algorithm>
 #include <utility>
 
 #include "gui/model/background.h"
 #include "gui/model/csv.h"
+#include "gui/model/head_model.h"
 #include "gui/model/lives.h"
 #include "gui/model/residents.h"
+#include "gui/model/token_models.h"
+#include "gui/paint/held_table.h"
 #include "gui/paint/theme.h"
 #include "gui/paint/token_text.h"
 #include "gui/views/view.h"
@@ -24,35 +29,8 @@
 namespace kvspan::gui {
 namespace {
 
+constexpr int kMargin = 12;        // of pictures
 constexpr int kMostExpanded = 64;  // heads that are all shown at first
-
-class HeldScale final : public QWidget {
- public:
-  explicit HeldScale(QWidget* parent) : QWidget(parent) { setMinimumSize(150, 20); }
-  // host: held includes what is on the host.
-  void set_heads(int heads, bool host) {
-    heads_ = heads;
-    host_ = host;
-    update();
-  }
-  void paint(QPainter& painter, const QRect& area) const {
-    if (heads_ > 0) {
-      paint_held_scale(painter, area, heads_ == 1 ? "evicted" : "held by 0",
-                       (heads_ == 1 ? QString("held") : QString("%1 heads").arg(heads_)) +
-                           (host_ ? ", on device or host" : ""));
-    }
-  }
-
- protected:
-  void paintEvent(QPaintEvent* /*event*/) override {
-    QPainter painter(this);
-    paint(painter, rect());
-  }
-
- private:
-  int heads_ = 0;
-  bool host_ = false;
-};
 
 class ResidentView final : public View {
   Q_OBJECT
@@ -176,6 +154,7 @@ class ResidentView final : public View {
   [[nodiscard]] bool is_ready() const override { return !work_.busy(); }
   [[nodiscard]] std::string csv() const override { return csv_of(tokens_model_); }
   void draw(QPainter& painter, const QSize& size) override;
+  [[nodiscard]] QSize picture_size() const override;
 
  protected:
   void showEvent(QShowEvent* /*event*/) override {
@@ -258,28 +237,8 @@ class ResidentView final : public View {
   [[nodiscard]] QString summary() const {
     const ShownRun* shown = document().current_run();
     if (!holdings_ || shown == nullptr) return {};
-    const HeadHolding sum = holdings_->sum();
-    const double full =
-        static_cast<double>(holdings_->row + 1) * holdings_->layers * holdings_->heads;
-    QString text =
-        QString("%1 holds %2 entries%3 in row %4, %5 of a full cache")
-            .arg(QString::fromStdString(shown->run().label), count_text(sum.entries),
-                 sum.host_entries == 0
-                     ? QString()
-                     : " on the device, " + count_text(sum.host_entries) + " on the host,",
-                 count_text(holdings_->row), percent_text(static_cast<double>(sum.entries) / full));
-    if (sum.bytes > 0) text += ", " + bytes_text(static_cast<double>(sum.bytes));
-    if (sum.host_bytes > 0) {
-      text += QString(" (and %1 on the host)").arg(bytes_text(static_cast<double>(sum.host_bytes)));
-    }
-    if (holdings_->since < holdings_->row) {
-      const std::int64_t change = sum.entries - sum.entries_before;
-      const QString more =
-          change == 0 ? QString("as many as")
-                      : count_text(std::abs(change)) + (change < 0 ? " fewer than" : " more than");
-      text += QString("; %1 in row %2").arg(more, count_text(holdings_->since));
-    }
-    return text + QString("; tokens: %1").arg(scope_text());
+    return summary_of(*holdings_, QString::fromStdString(shown->run().label)) +
+           QString("; tokens: %1").arg(scope_text());
   }
   [[nodiscard]] QString scope_text() const {
     const ShownRun* shown = document().current_run();
@@ -317,6 +276,7 @@ class ResidentView final : public View {
     focus.token = token;
     document().set_focus(focus);
   }
+  void draw_tokens(QPainter& painter, const QRect& area);
   void show_page() {
     const bool tokens = holdings_ && !holdings_->held_by.empty();
     pages_->setCurrentIndex(tokens ? ways_->checkedId() : 2);
@@ -360,67 +320,52 @@ class ResidentView final : public View {
 // Heads as a table with bars of their shares, beside the text.
 void ResidentView::draw(QPainter& painter, const QSize& size) {
   painter.setFont(font());
-  const QFontMetrics metrics(font());
-  painter.setPen(theme().ink);
+  const QRect whole(QPoint(), size);
   if (!holdings_) {
     painter.setPen(theme().faint);
-    painter.drawText(QRect(QPoint(), size).adjusted(20, 20, -20, -20),
-                     Qt::AlignCenter | Qt::TextWordWrap, nothing_->text());
+    painter.drawText(whole.adjusted(20, 20, -20, -20), Qt::AlignCenter | Qt::TextWordWrap,
+                     nothing_->text());
     return;
   }
-  const int line = metrics.height() + 5;
-  const int margin = 12;
-  painter.drawText(QRect(margin, 6, size.width() - 2 * margin, line),
+  const QFontMetrics metrics(font());
+  const int line = held_line_height(metrics);
+  painter.setPen(theme().ink);
+  painter.drawText(QRect(kMargin, 6, size.width() - 2 * kMargin, line),
                    Qt::AlignLeft | Qt::AlignVCenter,
-                   metrics.elidedText(summary(), Qt::ElideRight, size.width() - 2 * margin));
-  std::vector<QModelIndex> rows;
-  const int room = (size.height() - line - 14) / line - 1;
-  const bool heads = 1 + holdings_->layers * (1 + holdings_->heads) <= room;
-  for (int r = 0; r < heads_model_.rowCount(); ++r) {
-    const QModelIndex top = heads_model_.index(r, 0, {});
-    rows.push_back(top);
-    for (int h = 0; heads && h < heads_model_.rowCount(top); ++h) {
-      rows.push_back(heads_model_.index(h, 0, top));
-    }
+                   metrics.elidedText(summary(), Qt::ElideRight, size.width() - 2 * kMargin));
+  const QRect below = whole.adjusted(kMargin, line + 12, -kMargin, -6);
+  paint_held_table(painter, below, heads_model_);
+  draw_tokens(painter, below.adjusted(kHeldTableWidth + 26, 0, 0, 0));
+}
+
+QSize ResidentView::picture_size() const {
+  if (!holdings_) return kNoteSize;
+  const QFontMetrics metrics(font());
+  const int line = held_line_height(metrics);
+  const int beside = kHeldTableWidth + 26 + 2 * kMargin;
+  int width =
+      std::clamp(metrics.horizontalAdvance(summary()) + 2 * kMargin, 900, kPictureSize.width());
+  int text = 2 * line;
+  if (!no_text_->text().isEmpty()) text += 3 * line;
+  if (!holdings_->held_by.empty()) {
+    if (text_->height_for(width - beside) > kPictureSize.height()) width = kPictureSize.width();
+    text += text_->height_for(width - beside);
   }
-  const int widths[] = {92, 84, 92, 70, 74};
-  int y = line + 12;
-  const auto cell = [&](int row_y, int column, const QString& text) {
-    int x = margin;
-    for (int c = 0; c < column; ++c) x += widths[c];
-    painter.drawText(QRect(x, row_y, widths[column] - 8, line),
-                     (column == 0 ? Qt::AlignLeft : Qt::AlignRight) | Qt::AlignVCenter, text);
-  };
-  painter.setPen(theme().faint);
-  for (int c = 0; c < HeadsModel::kColumns; ++c) {
-    cell(y, c, heads_model_.headerData(c, Qt::Horizontal, Qt::DisplayRole).toString());
-  }
-  painter.drawLine(margin, y + line - 1, margin + 404, y + line - 1);
-  int shown = 0;
-  for (const QModelIndex& row : rows) {
-    if (++shown > room) break;
-    y += line;
-    const bool is_head = row.parent().isValid();
-    const double share = row.siblingAtColumn(HeadsModel::kShare).data(Qt::EditRole).toDouble();
-    const int left = margin + widths[0] + widths[1] + widths[2];
-    QColor bar = held_colour();
-    bar.setAlpha(is_head ? 70 : 120);
-    painter.fillRect(QRectF(left, y + 2, share * (widths[3] - 4), line - 4), bar);
-    painter.setPen(theme().ink);
-    for (int c = 0; c < HeadsModel::kColumns; ++c) {
-      cell(y, c, (is_head && c == 0 ? "    " : "") + row.siblingAtColumn(c).data().toString());
-    }
-  }
-  const QRect right(margin + 430, line + 12, size.width() - 442 - margin,
-                    size.height() - line - 18);
+  const int table = held_table_height(metrics, heads_model_);
+  const int height = std::clamp(std::max(table, text), 5 * line, kPictureSize.height());
+  return {width, line + 18 + height};
+}
+
+void ResidentView::draw_tokens(QPainter& painter, const QRect& area) {
   if (holdings_->held_by.empty()) {
     painter.setPen(theme().faint);
-    painter.drawText(right, Qt::AlignCenter | Qt::TextWordWrap, nothing_->text());
+    painter.drawText(area, Qt::AlignCenter | Qt::TextWordWrap, nothing_->text());
     return;
   }
-  scale_->paint(painter, QRect(right.left(), right.top(), right.width(), line));
+  const int line = held_line_height(QFontMetrics(font()));
+  scale_->paint(painter, QRect(area.left(), area.top(), area.width(), line));
   painter.setFont(font());
-  QRect below = right.adjusted(0, line + 4, 0, 0);
+  QRect below = area.adjusted(0, line + 4, 0, 0);
   if (!no_text_->text().isEmpty()) {
     painter.setPen(theme().faint);
     QRect taken;
