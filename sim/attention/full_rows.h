@@ -12,8 +12,8 @@ namespace kvspan {
 
 class Trace;
 
-// Every row of the full cache's attention of one stored layer, in order; rows [begin, end). For fits
-// and for bounds, which read the future. Errors: TraceError when a score trace lacks a row.
+// Every row of the full cache's attention of one stored layer, in order; rows [begin, end). For
+// fits and for bounds, which read the future. Errors: TraceError when a score trace lacks a row.
 //   row     p of key j = terms.terms[j] / (terms.sum + terms.sink)
 void for_each_row(
     const Trace& trace, int layer, RowIndex begin, RowIndex end,

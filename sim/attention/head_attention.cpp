@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows are taken in batches: their terms side by side, in parallel over rows; then every column of the
-// map adds up its own tokens row after row, so that no sum depends on the number of threads.
+// Rows are taken in batches: their terms side by side, in parallel over rows; then every column of
+// the map adds up its own tokens row after row, so that no sum depends on the number of threads.
 #include "sim/attention/head_attention.h"
 
 #include <algorithm>

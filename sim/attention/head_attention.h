@@ -33,8 +33,9 @@ struct HeadAttentionOptions {
 // mass), the mean over the query heads that the stored head serves.
 struct HeadAttention {
   std::int64_t grid = 0;  // as asked, at most tokens
-  // [grid, grid] rows x tokens: the largest probability among the measured (row, token <= row) pairs
-  // of a cell, row r in cell floor(r * grid / tokens), tokens likewise; NaN: no pair was measured.
+  // [grid, grid] rows x tokens: the largest probability among the measured (row, token <= row)
+  // pairs of a cell, row r in cell floor(r * grid / tokens), tokens likewise; NaN: no pair was
+  // measured.
   std::vector<float> map;
   // [tokens] probability summed over the rows before the entry's death, and over those from it on;
   // of a sample of rows times rows / sampled rows.
@@ -45,7 +46,8 @@ struct HeadAttention {
 
 // The same bits for any number of threads.
 //   deaths [tokens] row at which each entry of the head dies
-// Memory: keys of one KV head in fp32, 64 MiB of rows (one row at least), 24 bytes a token, the map.
+// Memory: keys of one KV head in fp32, 64 MiB of rows (one row at least), 24 bytes a token, the
+// map.
 // REQUIRES: the head is one of the trace's, 0 <= begin < end <= tokens, grid >= 1.
 // Errors: TraceError on NaN or infinity in the trace; Interrupted.
 [[nodiscard]] HeadAttention attention_of_head(const Trace& trace, const StoredHead& stored,

@@ -25,8 +25,8 @@ struct RowTerms {
   double slack = 0;              // by how much a single p may be wrong (score trace)
 };
 
-// Keys of one layer in fp32 panels, and everything else that blocks of rows need. Keys and values are
-// read when something first asks for them: who looks at no attention pays nothing.
+// Keys of one layer in fp32 panels, and everything else that blocks of rows need. Keys and values
+// are read when something first asks for them: who looks at no attention pays nothing.
 // Memory: padded(tokens) * kv_heads * head_dim * 4 bytes, and the same for v.
 // Everything may be called from several threads.
 // Errors: TraceError on NaN or infinity in what is read of q, k, v or the probabilities.
@@ -48,8 +48,8 @@ class LayerScores {
     return window() == 0 || row < window() ? 0 : row - window() + 1;
   }
 
-  // Terms of rows [begin, end) for the query heads of one KV head; keys up to `key_end` are computed
-  // or zero. out: pointers to padded rows, [query head of the group][row].
+  // Terms of rows [begin, end) for the query heads of one KV head; keys up to `key_end` are
+  // computed or zero. out: pointers to padded rows, [query head of the group][row].
   struct Block {
     RowIndex begin = 0, end = 0;
     std::int64_t key_end = 0;  // multiple of the panel width, > every row of the block
@@ -61,9 +61,9 @@ class LayerScores {
   [[nodiscard]] RowTerms row(int query_head, RowIndex row, std::span<float> out) const;
   // Logits of the same row, at the keys that it can read. REQUIRES: is_qkv().
   void logits(int query_head, RowIndex row, std::span<float> out) const;
-  // The same row with its maximum taken over the keys of `mask` only, everything else zero: for rows
-  // whose readable keys lie so far below the maximum that their terms underflow. nullopt-like: sum 0
-  // when no key is readable. `scale` receives exp(max - old max).
+  // The same row with its maximum taken over the keys of `mask` only, everything else zero: for
+  // rows whose readable keys lie so far below the maximum that their terms underflow. nullopt-like:
+  // sum 0 when no key is readable. `scale` receives exp(max - old max).
   [[nodiscard]] RowTerms rescued(int query_head, RowIndex row, const float* mask,
                                  std::span<float> out, double old_max, double& scale) const;
   // Terms of a query that is not in the trace: the logged query of `row`, re-rotated to `position`,

@@ -57,7 +57,8 @@ class RowSums {
         sums_.spans[s] += static_cast<double>(p[j - first]);
     }
     const double least = add_largest(first, row, p);
-    // What is hidden lies on keys that have at most the least that is known: fewest, or all of them.
+    // What is hidden lies on keys that have at most the least that is known: fewest, or all of
+    // them.
     double entropy_max = entropy;
     if (residual > 0 && hidden > 0) {
       if (least > 0)

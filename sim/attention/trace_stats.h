@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Statistics of a trace's full-cache attention, per layer and query head, on an even sample of rows:
-// where the mass lies, how concentrated it is, whether the same keys stay important.
+// Statistics of a trace's full-cache attention, per layer and query head, on an even sample of
+// rows: where the mass lies, how concentrated it is, whether the same keys stay important.
 // For a score trace every figure counts what the trace holds; `residual` is what it hides.
 #pragma once
 

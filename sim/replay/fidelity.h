@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fidelity: what a policy's reads keep of the full-cache attention, gathered while the engine walks.
-// Retained mass of a (layer, query head, row) = full-cache probability of the entries that it reads;
-// output error = ||o_kept - o_full|| / ||o_full||. Teacher-forced proxies, not accuracy.
+// Fidelity: what a policy's reads keep of the full-cache attention, gathered while the engine
+// walks. Retained mass of a (layer, query head, row) = full-cache probability of the entries that
+// it reads; output error = ||o_kept - o_full|| / ||o_full||. Teacher-forced proxies, not accuracy.
 #pragma once
 
 #include <cstdint>
@@ -62,14 +62,16 @@ struct FidelityPlan {
 // per_phase: rows measured in each phase (at start + floor((2i + 1) len / 2K)); 0: all.
 [[nodiscard]] FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex per_phase);
 
-// One layer of one policy. Sums run in row order within a query head, so they do not depend on blocks.
+// One layer of one policy. Sums run in row order within a query head, so they do not depend on
+// blocks.
 class LayerFidelity {
  public:
   LayerFidelity(const FidelityPlan& plan, int query_heads);
   // REQUIRES: plan.measures(row); rows ascending within a query head.
   void add_mass(int query_head, RowIndex row, double mass);
   void add_error(int query_head, RowIndex row, double error);
-  // Mean distance of logits from the full cache's, nats, weighted by the full cache's probabilities.
+  // Mean distance of logits from the full cache's, nats, weighted by the full cache's
+  // probabilities.
   void add_logit_error(int query_head, RowIndex row, double error);
   void add_unchanged(RowIndex row);  // every query head: mass 1, error 0
   // Probability lost on span `s` by one (query head, row).

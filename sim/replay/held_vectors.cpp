@@ -15,8 +15,8 @@ using kernels::padded;
 
 namespace {
 
-// terms: logits at the entries, which become exp(z - highest). Returns the weighted mean distance of
-// the logits from the full row's; nothing where that row has no weight on the entries.
+// terms: logits at the entries, which become exp(z - highest). Returns the weighted mean distance
+// of the logits from the full row's; nothing where that row has no weight on the entries.
 std::optional<double> to_terms(std::span<const TokenIndex> entries, const RowTerms& full,
                                float highest, std::vector<float>& terms) {
   double error = 0;

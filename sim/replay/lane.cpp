@@ -247,7 +247,8 @@ void Lane::measure_outputs(const HeadRows& rows) {
   if (!shared.empty()) compare(shared, now_.residency.entries(rows.head));
 }
 
-// Rows whose keys, values or positions are not the trace's: logits are taken anew, from what is held.
+// Rows whose keys, values or positions are not the trace's: logits are taken anew, from what is
+// held.
 void Lane::measure_held(const HeadRows& rows) {
   const RowBlock& block = *now_.block;
   std::vector<float> storage;

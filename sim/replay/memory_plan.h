@@ -20,7 +20,7 @@ struct MemoryPlan {
 [[nodiscard]] MemoryPlan plan_memory(const Trace& trace, const std::vector<Policy>& policies,
                                      const EngineOptions& options);
 
-// ---- Sizes that the plan counts and the engine allocates -----------------------------------------
+// ---- Sizes that the plan counts and the engine allocates ----------------------------------------
 
 [[nodiscard]] int threads_of(const EngineOptions& options);
 

@@ -16,8 +16,8 @@
 
 namespace kvspan {
 
-// What the layers of one policy decided, by the index of the pass; kept only for policies that reuse
-// the decisions of lower layers. [layers]
+// What the layers of one policy decided, by the index of the pass; kept only for policies that
+// reuse the decisions of lower layers. [layers]
 using DecisionBoard = std::vector<std::map<std::size_t, Decision>>;
 
 // p' summed over all rows so far; empty unless somebody needs it.

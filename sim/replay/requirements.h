@@ -20,8 +20,8 @@ struct RowRange {
   RowIndex begin = 0, end = 0;
 };
 
-// Found out once a policy: to ask its roles, a layer of them is built, and some walk a whole layer's
-// attention when they are.
+// Found out once a policy: to ask its roles, a layer of them is built, and some walk a whole
+// layer's attention when they are.
 struct Requirements {
   PassPlan passes;
   Needs needs;
@@ -31,7 +31,8 @@ struct Requirements {
 // Errors: TraceError of a role that fits itself on a trace that cannot serve it.
 [[nodiscard]] Requirements requirements_of(const Policy& policy, const Geometry& geometry);
 
-// Why the trace cannot serve the policy, in one line that names the field it lacks; nullopt: it can.
+// Why the trace cannot serve the policy, in one line that names the field it lacks; nullopt: it
+// can.
 [[nodiscard]] std::optional<std::string> why_not(const Trace& trace, const Policy& policy,
                                                  const Requirements& asked);
 

@@ -34,9 +34,9 @@ struct MatchTarget {
 // "footprint=0.4", "peak_bytes=12MiB", "mass=0.95". Errors: ConfigError.
 [[nodiscard]] MatchTarget parse_match(const std::string& text);
 
-// run_policies() with every knob tuned: the largest position whose value is at most the target (mass:
-// the smallest with at least it; where a knob is not monotone, the closest of 32 positions). All
-// policies are searched together, one replay a step.
+// run_policies() with every knob tuned: the largest position whose value is at most the target
+// (mass: the smallest with at least it; where a knob is not monotone, the closest of 32 positions).
+// All policies are searched together, one replay a step.
 // Errors: ConfigError for a policy without a knob.
 [[nodiscard]] std::vector<RunResult> run_matched(const Trace& trace,
                                                  const std::vector<RecipeSpec>& specs,

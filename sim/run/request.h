@@ -56,8 +56,8 @@ struct RunWatch {
   std::function<void(const RunReport&, const RunBatch&)> grown;
 };
 
-// Every text of the user as specs without sets: "all" is every policy that runs alone without files,
-// "@file.json" a JSON list of specs; `budgets` multiply every spec that takes one.
+// Every text of the user as specs without sets: "all" is every policy that runs alone without
+// files, "@file.json" a JSON list of specs; `budgets` multiply every spec that takes one.
 // Errors: ConfigError.
 [[nodiscard]] std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
                                                       const std::vector<std::string>& budgets);

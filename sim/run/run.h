@@ -17,7 +17,7 @@ namespace kvspan {
 [[nodiscard]] RunReport run(const Trace& trace, const RunRequest& request,
                             const RunWatch& watch = {});
 
-// ---- Its parts -----------------------------------------------------------------------------------
+// ---- Its parts ----------------------------------------------------------------------------------
 
 // Specs, and their policies bound to one trace.
 struct Entrants {

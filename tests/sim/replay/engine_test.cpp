@@ -397,7 +397,7 @@ TEST_CASE("progress ends at one", "[engine]") {
   CHECK(last == Approx(1));
 }
 
-// ---- Roles that no policy of the registry fills yet ------------------------------------------------
+// ---- Roles that no policy of the registry fills yet ---------------------------------------------
 
 namespace {
 
@@ -468,7 +468,8 @@ TEST_CASE("a store keeps victims in another representation", "[engine][roles]") 
 }
 
 TEST_CASE("a layer can reuse the decisions of a lower one", "[engine][roles]") {
-  // Layer 0 is TOVA's leader; the layers above evict what it evicted, as ChunkKV's index reuse does.
+  // Layer 0 is TOVA's leader; the layers above evict what it evicted, as ChunkKV's index reuse
+  // does.
   class Follower final : public Scorer {
    public:
     double score(const View& view, int head, std::span<const TokenIndex> entries,

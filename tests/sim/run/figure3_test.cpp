@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The footprint axis of Figure 3 of arXiv 2506.17121, from the lengths of its Table 4. The published
-// points (tests/studies/figure3/figure3.json) were read off the figure's pixels, to about half a point.
+// The footprint axis of Figure 3 of arXiv 2506.17121, from the lengths of its Table 4. The
+// published points (tests/studies/figure3/figure3.json) were read off the figure's pixels, to about
+// half a point.
 #include <fstream>
 #include <map>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the papers agree on, on the bundled real trace (3 layers of SmolLM2, a pass key to be found).
-// The README says what was measured, and what does not hold.
+// What the papers agree on, on the bundled real trace (3 layers of SmolLM2, a pass key to be
+// found). The README says what was measured, and what does not hold.
 #include <map>
 
 #include <catch2/catch.hpp>
