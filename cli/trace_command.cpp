@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
@@ -36,9 +37,10 @@ void print_info(const std::string& path, bool json) {
                    : "attention probabilities: bounded by their residual mass");
   line("tokens", fmt::format("{} = {} prompt + {} generated", m.tokens, m.prompt_tokens,
                              m.tokens - m.prompt_tokens));
-  line("layers", m.layers == m.model_layers ? std::to_string(m.layers)
-                                            : fmt::format("{} of {}: {}", m.layers, m.model_layers,
-                                                          nlohmann::json(m.layer_ids).dump()));
+  line("layers",
+       m.layers == m.model_layers
+           ? std::to_string(m.layers)
+           : fmt::format("{} of {}: [{}]", m.layers, m.model_layers, fmt::join(m.layer_ids, ",")));
   line("heads",
        fmt::format("{} query, {} KV, of {} channels", m.query_heads, m.kv_heads, m.head_dim));
   for (const Span& span : m.spans)
@@ -106,26 +108,17 @@ struct StatsSettings {
   bool per_head = false, head_table = false, quiet = false;
 };
 
-void print_stats(const std::string& path, const StatsSettings& s) {
-  const Trace trace = Trace::open(path);
-  check_outputs({{"--json", s.json}}, trace.tensors().files());
-  (void)interrupted();
-  const TraceStats stats = [&] {
-    Progress progress("statistics", s.quiet);
-    return trace_stats(trace, s.options, [&](double done) {
-      if (interrupted()) throw Interrupted();
-      progress(done);
-    });
-  }();
-  if (!s.json.empty()) write_file_atomically(s.json, to_json(stats).dump(1) + "\n");
+// Whether any prompt rows, any decode rows were measured.
+struct Phases {
+  bool has[2];
+};
 
+Phases phases_of(const TraceStats& stats) {
   const HeadStats& first = stats.layers.at(0).heads.at(0);
-  const bool has[] = {first.prompt.rows > 0, first.decode.rows > 0};
-  const bool bounded = !trace.is_qkv();
-  fmt::print(
-      "{}: {} prompt rows from {}, {} decode rows; mean over rows, then over heads: mean "
-      "min-max\n\n",
-      path, first.prompt.rows, stats.options.from, first.decode.rows);
+  return {{first.prompt.rows > 0, first.decode.rows > 0}};
+}
+
+void print_main_table(const TraceStats& stats, const Phases& phases, bool per_head, bool bounded) {
   Row head = {"layer",
               "rows",
               fmt::format("sinks ({})", stats.options.sinks),
@@ -135,19 +128,19 @@ void print_stats(const std::string& path, const StatsSettings& s) {
               "top 16",
               "persistence"};
   if (bounded) head.emplace_back("residual");
-  if (s.per_head) {
+  if (per_head) {
     head[0] = "layer.head";
     head.emplace_back("class");
   }
   std::vector<Row> rows = {head};
   for (const LayerStats& layer : stats.layers) {
     const Heads heads = layer.heads;
-    for (std::size_t q = 0; q < (s.per_head ? heads.size() : 1); ++q) {
+    for (std::size_t q = 0; q < (per_head ? heads.size() : 1); ++q) {
       for (const bool decode : {false, true}) {
-        if (!has[decode ? 1 : 0]) continue;
-        rows.push_back(stats_row(
-            s.per_head ? fmt::format("{}.{}", layer.layer, q) : std::to_string(layer.layer),
-            s.per_head ? heads.subspan(q, 1) : heads, decode, bounded));
+        if (!phases.has[decode ? 1 : 0]) continue;
+        rows.push_back(
+            stats_row(per_head ? fmt::format("{}.{}", layer.layer, q) : std::to_string(layer.layer),
+                      per_head ? heads.subspan(q, 1) : heads, decode, bounded));
       }
     }
   }
@@ -162,16 +155,18 @@ void print_stats(const std::string& path, const StatsSettings& s) {
         "residual: mass that the trace hides; every share may be higher by it, entropy is a "
         "lower bound.\n");
   }
+}
 
+void print_distances(const TraceStats& stats, const Phases& phases) {
   fmt::print(
       "\nMass by distance without sinks, percent, mean over heads (0: the row's own token)\n");
-  rows = {{"layer", "rows"}};
+  std::vector<Row> rows = {{"layer", "rows"}};
   for (std::size_t b = 0; b < stats.bins.size(); ++b) {
     rows[0].push_back(b < 2 ? std::to_string(stats.bins[b]) : fmt::format("{}-", stats.bins[b]));
   }
   for (const LayerStats& layer : stats.layers) {
     for (const bool decode : {false, true}) {
-      if (!has[decode ? 1 : 0]) continue;
+      if (!phases.has[decode ? 1 : 0]) continue;
       rows.push_back({std::to_string(layer.layer), decode ? "decode" : "prompt"});
       for (std::size_t b = 0; b < stats.bins.size(); ++b) {
         double sum = 0;
@@ -182,75 +177,79 @@ void print_stats(const std::string& path, const StatsSettings& s) {
     }
   }
   fmt::print("{}", align(rows));
+}
 
-  if (!stats.spans.empty() && has[1]) {
-    fmt::print("\nMass on named spans, decode rows: mean over heads, and the head with most\n");
-    rows = {{"layer"}};
-    for (const Span& span : stats.spans)
-      rows[0].push_back(fmt::format("{} [{}, {})", span.name, span.begin, span.end));
-    for (const LayerStats& layer : stats.layers) {
-      rows.push_back({std::to_string(layer.layer)});
-      for (std::size_t i = 0; i < stats.spans.size(); ++i) {
-        const std::vector<double> mass =
-            each(layer.heads, [&](const HeadStats& h) { return h.decode.spans[i]; });
-        double sum = 0;
-        for (const double x : mass) sum += x;
-        const auto most = std::max_element(mass.begin(), mass.end());
-        rows.back().push_back(fmt::format("{:.2f}, {:.2f} (head {})",
-                                          sum / static_cast<double>(mass.size()), *most,
-                                          most - mass.begin()));
-      }
+void print_spans(const TraceStats& stats) {
+  fmt::print("\nMass on named spans, decode rows: mean over heads, and the head with most\n");
+  std::vector<Row> rows = {{"layer"}};
+  for (const Span& span : stats.spans)
+    rows[0].push_back(fmt::format("{} [{}, {})", span.name, span.begin, span.end));
+  for (const LayerStats& layer : stats.layers) {
+    rows.push_back({std::to_string(layer.layer)});
+    for (std::size_t i = 0; i < stats.spans.size(); ++i) {
+      const std::vector<double> mass =
+          each(layer.heads, [&](const HeadStats& h) { return h.decode.spans[i]; });
+      double sum = 0;
+      for (const double x : mass) sum += x;
+      const auto most = std::max_element(mass.begin(), mass.end());
+      rows.back().push_back(fmt::format("{:.2f}, {:.2f} (head {})",
+                                        sum / static_cast<double>(mass.size()), *most,
+                                        most - mass.begin()));
     }
-    fmt::print("{}", align(rows));
   }
+  fmt::print("{}", align(rows));
+}
 
-  if (s.head_table) {
-    fmt::print("\nClass of each head: R retrieval, S sink, L local, H heavy hitter, B broad\n");
-    rows = {{"layer", "heads 0 .. " + std::to_string(trace.meta().query_heads - 1)}};
-    for (const LayerStats& layer : stats.layers) {
-      std::string letters;
-      for (const HeadStats& h : layer.heads) {
-        letters += static_cast<char>(std::toupper(head_class_name(h.head_class)[0]));
-      }
-      rows.push_back({std::to_string(layer.layer), letters});
+void print_classes(const TraceStats& stats, int query_heads) {
+  fmt::print("\nClass of each head: R retrieval, S sink, L local, H heavy hitter, B broad\n");
+  std::vector<Row> rows = {{"layer", "heads 0 .. " + std::to_string(query_heads - 1)}};
+  for (const LayerStats& layer : stats.layers) {
+    std::string letters;
+    for (const HeadStats& h : layer.heads) {
+      letters += static_cast<char>(std::toupper(head_class_name(h.head_class)[0]));
     }
-    fmt::print("{}", align(rows));
+    rows.push_back({std::to_string(layer.layer), letters});
   }
+  fmt::print("{}", align(rows));
+}
+
+void print_stats(const std::string& path, const StatsSettings& s) {
+  const Trace trace = Trace::open(path);
+  check_outputs({{"--json", s.json}}, trace.tensors().files());
+  (void)interrupted();
+  const TraceStats stats = [&] {
+    Progress progress("statistics", s.quiet);
+    return trace_stats(trace, s.options, [&](double done) {
+      if (interrupted()) throw Interrupted();
+      progress(done);
+    });
+  }();
+  if (!s.json.empty()) write_file_atomically(s.json, to_json(stats).dump(1) + "\n");
+
+  const HeadStats& first = stats.layers.at(0).heads.at(0);
+  const Phases phases = phases_of(stats);
+  fmt::print(
+      "{}: {} prompt rows from {}, {} decode rows; mean over rows, then over heads: mean "
+      "min-max\n\n",
+      path, first.prompt.rows, stats.options.from, first.decode.rows);
+  print_main_table(stats, phases, s.per_head, !trace.is_qkv());
+  print_distances(stats, phases);
+  if (!stats.spans.empty() && phases.has[1]) print_spans(stats);
+  if (s.head_table) print_classes(stats, trace.meta().query_heads);
   std::fflush(stdout);
   if (!s.json.empty() && !s.quiet) fmt::print(stderr, "kvspan: wrote {}\n", s.json);
 }
 
-}  // namespace
+using Path = std::shared_ptr<std::string>;
 
-void add_trace(CLI::App& app) {
-  CLI::App* sub = app.add_subcommand(
-      "trace", "What is in a trace; validate it; cut it; statistics of its attention");
-  sub->require_subcommand(1);
-  sub->footer(
-      "\nExamples:\n  kvspan trace info TRACE\n  kvspan trace check TRACE\n"
-      "  kvspan trace slice TRACE --tokens 1024 --layers 0,8,16 --out SMALL.safetensors\n"
-      "  kvspan trace stats TRACE --head-table --json STATS.json");
-
-  auto path = std::make_shared<std::string>();
-  auto json = std::make_shared<bool>(false);
-  CLI::App* info = sub->add_subcommand("info", "What is in a trace");
-  info->add_option("trace", *path, "Trace")->required();
-  info->add_flag("--json", *json, "As JSON");
-  info->callback([path, json] { print_info(*path, *json); });
-
-  CLI::App* check = sub->add_subcommand("check", "Full validation, values included");
-  check->add_option("trace", *path, "Trace")->required();
-  check->callback([path] {
-    for (const std::string& line : check_trace(Trace::open(*path))) fmt::print("{}\n", line);
-  });
-
+void add_slice(CLI::App& app, const Path& path) {
   struct Slice {
     std::int64_t tokens = 0;
     std::vector<int> layers;
     std::string out;
   };
   auto s = std::make_shared<Slice>();
-  CLI::App* slice = sub->add_subcommand("slice", "Keep a prefix of the tokens and some layers");
+  CLI::App* slice = app.add_subcommand("slice", "Keep a prefix of the tokens and some layers");
   slice->add_option("trace", *path, "Trace")->required();
   slice->add_option("--tokens", s->tokens, "Tokens to keep, from the first; default: all")
       ->check(at_least(1))
@@ -267,9 +266,11 @@ void add_trace(CLI::App& app) {
       fmt::print("{}\n", line);
     fmt::print(stderr, "kvspan: wrote {}\n", s->out);
   });
+}
 
+void add_stats(CLI::App& app, const Path& path) {
   auto t = std::make_shared<StatsSettings>();
-  CLI::App* stats = sub->add_subcommand(
+  CLI::App* stats = app.add_subcommand(
       "stats", "Where the attention lies: sinks, distance, concentration, persistence, per head");
   stats->add_option("trace", *path, "Trace")->required();
   stats->add_option("--sinks", t->options.sinks, "First keys of the sequence that count as sinks")
@@ -298,6 +299,33 @@ void add_trace(CLI::App& app) {
   stats->add_flag("--head-table", t->head_table, "The class of every head, a letter each");
   stats->add_flag("--quiet", t->quiet, "No progress on stderr");
   stats->callback([path, t] { print_stats(*path, *t); });
+}
+
+}  // namespace
+
+void add_trace(CLI::App& app) {
+  CLI::App* sub = app.add_subcommand(
+      "trace", "What is in a trace; validate it; cut it; statistics of its attention");
+  sub->require_subcommand(1);
+  sub->footer(
+      "\nExamples:\n  kvspan trace info TRACE\n  kvspan trace check TRACE\n"
+      "  kvspan trace slice TRACE --tokens 1024 --layers 0,8,16 --out SMALL.safetensors\n"
+      "  kvspan trace stats TRACE --head-table --json STATS.json");
+
+  auto path = std::make_shared<std::string>();
+  auto json = std::make_shared<bool>(false);
+  CLI::App* info = sub->add_subcommand("info", "What is in a trace");
+  info->add_option("trace", *path, "Trace")->required();
+  info->add_flag("--json", *json, "As JSON");
+  info->callback([path, json] { print_info(*path, *json); });
+
+  CLI::App* check = sub->add_subcommand("check", "Full validation, values included");
+  check->add_option("trace", *path, "Trace")->required();
+  check->callback([path] {
+    for (const std::string& line : check_trace(Trace::open(*path))) fmt::print("{}\n", line);
+  });
+  add_slice(*sub, path);
+  add_stats(*sub, path);
 }
 
 }  // namespace kvspan::cli

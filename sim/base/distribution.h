@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Mean, minimum, maximum and nearest-rank percentiles of many values in bounded memory: exact up to
-// 2^24 values that differ from `common` (a value that is counted, not stored: 1 for retained mass, 0
-// for output error); beyond that a histogram of 2^16 bins over [0, 1].
+// 2^24 values that differ from `common` (a value that is counted, not stored: 1 for retained mass,
+// 0 for output error); beyond that a histogram of 2^16 bins over [0, 1].
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Errors of kvspan. A program ends with one line on stderr and the exit code given here; the viewer shows
-// the line and goes on. Whoever catches one on its way adds what it knows, or has another way to go.
+// Errors of kvspan. A program ends with one line on stderr and the exit code given here; the viewer
+// shows the line and goes on. Whoever catches one on its way adds what it knows, or has another way
+// to go.
 #pragma once
 
 #include <stdexcept>

@@ -6,8 +6,8 @@
 
 namespace kvspan {
 
-// The float of an IEEE half: exact, subnormals, infinities and NaN included; no branch, so that loops
-// over it vectorise.
+// The float of an IEEE half: exact, subnormals, infinities and NaN included; no branch, so that
+// loops over it vectorise.
 inline float half_to_float(std::uint32_t half) {
   const std::uint32_t exponent = half & 0x7C00U;
   const std::uint32_t sign = (half & 0x8000U) << 16U;

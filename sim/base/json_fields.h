@@ -13,8 +13,8 @@
 
 namespace kvspan {
 
-// A tree of small values takes twenty times its text, which must not be a way to exhaust memory; and
-// who walks a tree may recurse.
+// A tree of small values takes twenty times its text, which must not be a way to exhaust memory;
+// and who walks a tree may recurse.
 struct JsonLimits {
   std::size_t bytes = std::size_t{16} << 20U;
   int depth = 8;

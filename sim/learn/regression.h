@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small regressors that stand in for networks whose weights are not public or belong to another model:
-// ridge and logistic regression, a one-hidden-layer network, cluster centres.
+// Small regressors that stand in for networks whose weights are not public or belong to another
+// model: ridge and logistic regression, a one-hidden-layer network, cluster centres.
 #pragma once
 
 #include <cstddef>
@@ -32,7 +32,8 @@ struct Regressor {
   // mlp:    [hidden, width] W1, [hidden] b1, [hidden] w2, b2; y = w2 . gelu(W1 x + b1) + b2
   // centres: [hidden, width]
   std::vector<float> parameters;
-  // x [rows, width], out [rows, outputs]: the log odds of a logistic regression. REQUIRES: no centres.
+  // x [rows, width], out [rows, outputs]: the log odds of a logistic regression. REQUIRES: no
+  // centres.
   void evaluate(std::span<const float> x, std::span<double> out) const;
 };
 

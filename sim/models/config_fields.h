@@ -16,8 +16,8 @@ constexpr Count kMostTokens = Count{1} << 40;
 // What was found, short enough for a line.
 [[nodiscard]] std::string shown(const nlohmann::json& value);
 
-// A number that is not there is refused by name, never guessed. Errors: ConfigError naming the file,
-// the family and the field.
+// A number that is not there is refused by name, never guessed. Errors: ConfigError naming the
+// file, the family and the field.
 class Fields final : public JsonFields {
  public:
   Fields(nlohmann::json object, std::string where);

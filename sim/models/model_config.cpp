@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a Hugging Face config.json to the sizes of a model. Each family is a row of model_families.cpp.
-// Layers are counted by what they mix tokens with (attention, a recurrence, a convolution) and by what
-// follows (a dense block, experts, nothing).
+// From a Hugging Face config.json to the sizes of a model. Each family is a row of
+// model_families.cpp. Layers are counted by what they mix tokens with (attention, a recurrence, a
+// convolution) and by what follows (a dense block, experts, nothing).
 #include "sim/models/model_config.h"
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Internal to the reader of config.json: the families of models, a row each, with what their modelling
-// code fixes beyond the fields.
+// Internal to the reader of config.json: the families of models, a row each, with what their
+// modelling code fixes beyond the fields.
 #pragma once
 
 #include <cstdint>

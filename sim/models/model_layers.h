@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Internal to the reader of config.json: what each layer of a model mixes tokens with, what follows, and
-// how far it sees.
+// Internal to the reader of config.json: what each layer of a model mixes tokens with, what
+// follows, and how far it sees.
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// For whoever reads a safetensors file of ours (a trace, lifetimes): metadata and tensors of unknown
-// origin, checked against what is expected. Every error is a TraceError that names the file and the key
-// or the tensor, what was found and what was expected.
+// For whoever reads a safetensors file of ours (a trace, lifetimes): metadata and tensors of
+// unknown origin, checked against what is expected. Every error is a TraceError that names the file
+// and the key or the tensor, what was found and what was expected.
 #pragma once
 
 #include <cstdint>

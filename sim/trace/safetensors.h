@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // safetensors files: 8-byte little-endian header length, JSON header, raw tensors.
-// The readers (of traces and other files of ours, of checkpoints) map the file and copy nothing; the
-// writer streams tensors into a temporary file and renames it when it is complete. Format:
+// The readers (of traces and other files of ours, of checkpoints) map the file and copy nothing;
+// the writer streams tensors into a temporary file and renames it when it is complete. Format:
 // traces/README.md.
 #pragma once
 
@@ -83,8 +83,8 @@ class SafetensorsWriter {
   ~SafetensorsWriter();
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
-  // Writes `bytes` at `byte_offset` inside tensor `name`. Errors: std::logic_error on a name that was
-  // not declared or a write past its end; Error when the disk refuses.
+  // Writes `bytes` at `byte_offset` inside tensor `name`. Errors: std::logic_error on a name that
+  // was not declared or a write past its end; Error when the disk refuses.
   void write(const std::string& name, std::int64_t byte_offset, std::span<const std::byte> bytes);
   void finish();
 

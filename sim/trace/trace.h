@@ -33,8 +33,8 @@ struct Span {
 };
 
 // Rotary embedding of q and k, enough to undo and redo it.
-//   inverse_frequencies [dim / 2], radians per position, after rope_scaling (default, linear, llama3,
-//   yarn; anything else is a TraceError that names the type).
+//   inverse_frequencies [dim / 2], radians per position, after rope_scaling (default, linear,
+//   llama3, yarn; anything else is a TraceError that names the type).
 struct Rope {
   double theta = 10000.0;
   int dim = 0;
@@ -47,8 +47,9 @@ struct Rope {
 [[nodiscard]] std::optional<Rope> read_rope(const Metadata& metadata, int head_dim,
                                             const std::string& file);
 
-// Rotates a vector [head_dim] by `positions`: the first rope.dim elements, in the layout of the model.
-// Rotating by p what stands at position r moves it to position r + p; by -r undoes the embedding.
+// Rotates a vector [head_dim] by `positions`: the first rope.dim elements, in the layout of the
+// model. Rotating by p what stands at position r moves it to position r + p; by -r undoes the
+// embedding.
 void rotate(const Rope& rope, double positions, std::span<float> vector);
 
 struct TraceMeta {
@@ -83,8 +84,9 @@ struct ScoreLayer {
 
 class Trace {
  public:
-  // Errors: TraceError (see TensorSet::open); every required metadata key and every tensor's presence,
-  // dtype and shape are checked here, values (NaN, infinity) by check() and when a layer is loaded.
+  // Errors: TraceError (see TensorSet::open); every required metadata key and every tensor's
+  // presence, dtype and shape are checked here, values (NaN, infinity) by check() and when a layer
+  // is loaded.
   [[nodiscard]] static Trace open(const std::filesystem::path& path);
   [[nodiscard]] static Trace from_tensors(TensorSet tensors, const std::string& name);
 

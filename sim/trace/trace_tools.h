@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What walks through a whole trace: check, describe, slice. Memory is bounded, whatever the size of the
-// trace.
+// What walks through a whole trace: check, describe, slice. Memory is bounded, whatever the size of
+// the trace.
 #pragma once
 
 #include <cstdint>
@@ -14,16 +14,16 @@
 
 namespace kvspan {
 
-// Full validation, values included. Returns what was checked, one line each, for `kvspan trace check`.
-// Errors: TraceError on the first defect.
+// Full validation, values included. Returns what was checked, one line each, for `kvspan trace
+// check`. Errors: TraceError on the first defect.
 [[nodiscard]] std::vector<std::string> check_trace(const Trace& trace);
 
 // What is in a trace, for `kvspan trace info`.
 [[nodiscard]] nlohmann::json describe_trace(const Trace& trace);
 
 // Keeps a prefix of `tokens` tokens and the named MODEL layers (empty: all that are stored); N =
-// tokens, n = min(n, N); spans are clipped; a model's text that ends in ", layers LIST of N" gets the
-// layers that are kept. Returns one line for each span that was clipped or dropped. Written
+// tokens, n = min(n, N); spans are clipped; a model's text that ends in ", layers LIST of N" gets
+// the layers that are kept. Returns one line for each span that was clipped or dropped. Written
 // atomically. Errors: ConfigError on a layer that the trace does not store or a token count outside
 // [1, N].
 std::vector<std::string> slice_trace(const Trace& trace, std::int64_t tokens,

@@ -9,6 +9,7 @@
 #include <catch2/catch.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/random.h"
 #include "sim/policies/shared/fitted.h"
 #include "sim/policies/shared/helpers.h"
 #include "tests/support/trace_builder.h"
@@ -47,7 +48,8 @@ std::vector<double> outputs(const Regressor& model, const Samples& s) {
 }  // namespace
 
 TEST_CASE("a ridge regression is its closed form", "[fit][ridge]") {
-  // x = -1, 1 is standardised already; X'X = 2, X'y = 4, lambda 2: w = 4 / (2 + 2) = 1; mean of y 10.
+  // x = -1, 1 is standardised already; X'X = 2, X'y = 4, lambda 2: w = 4 / (2 + 2) = 1; mean of y
+  // 10.
   Samples s;
   s.width = 1;
   s.x = {-1, 1};
