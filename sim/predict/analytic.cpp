@@ -17,8 +17,8 @@ using PerLayer = Eigen::Array<std::int64_t, Eigen::Dynamic, 1>;
 
 std::int64_t triangle(std::int64_t x) { return x * (x + 1) / 2; }
 
-// Entries of every head after the rules that are due at the end of `pass`; `now` holds the newborns.
-// Rules that look at content bound it from above.
+// Entries of every head after the rules that are due at the end of `pass`; `now` holds the
+// newborns. Rules that look at content bound it from above.
 Counts evicted(const Policy& policy, const Geometry& geometry, const Pass& pass,
                const Counts& now) {
   Counts after = now;
@@ -46,9 +46,9 @@ Counts evicted(const Policy& policy, const Geometry& geometry, const Pass& pass,
   return after;
 }
 
-// Payload bytes of all layers, one entry a layer, in a layout that looks at counts only. It looks like
-// ledger/layouts.cpp and is no copy: that one walks the lives of a ledger row by row, this one knows
-// how many entries there are and not which. A test holds them equal on every closed form.
+// Payload bytes of all layers, one entry a layer, in a layout that looks at counts only. It looks
+// like ledger/layouts.cpp and is no copy: that one walks the lives of a ledger row by row, this one
+// knows how many entries there are and not which. A test holds them equal on every closed form.
 class CountLayout {
  public:
   CountLayout(const std::string& name, std::int64_t entry_bytes, std::int64_t replication)
