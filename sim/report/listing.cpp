@@ -45,11 +45,11 @@ std::vector<std::string> notes_of(const RunReport& report, const RunResult& run)
     if (std::find(notes.begin(), notes.end(), note) == notes.end()) notes.push_back(note);
   };
   for (const std::string& note : run.notes) add(valid_utf8(note));
+  if (const std::string subset = layer_subset(report.trace); !subset.empty()) add(subset);
   const auto is_bound = [](const std::string& note) { return note.starts_with("bound"); };
   if (run.bound && std::none_of(notes.begin(), notes.end(), is_bound)) {
     add("bound: reads the future");
   }
-  if (const std::string subset = layer_subset(report.trace); !subset.empty()) add(subset);
   if (run.fidelity) {
     for (const auto* phase : {&run.fidelity->all, &run.fidelity->prefill, &run.fidelity->decode}) {
       if (*phase && !(*phase)->exact_percentiles) add("percentiles from a histogram of 65536 bins");
