@@ -111,7 +111,8 @@ void print_model(const Settings& s, const ModelGeometry& model) {
 }
 
 void print_capacities(const Settings& s, const ModelGeometry& model, const FixedMemory& memory,
-                const std::vector<std::string>& labels, const std::vector<Capacity>& capacities) {
+                      const std::vector<std::string>& labels,
+                      const std::vector<Capacity>& capacities) {
   const Deployment& d = s.deployment;
   const std::string each = d.tp > 1 ? " on each GPU" : "";
   fmt::print("\nwhat fits into {} of {}, {:g} % of it used: {}{}\n",
@@ -168,7 +169,8 @@ void print_capacities(const Settings& s, const ModelGeometry& model, const Fixed
       model.state_bytes > 0 ? " and recurrent state" : "", each);
 }
 
-nlohmann::json memory_json(const Settings& s, const ModelGeometry& model, const FixedMemory& memory) {
+nlohmann::json memory_json(const Settings& s, const ModelGeometry& model,
+                           const FixedMemory& memory) {
   const Deployment& d = s.deployment;
   return {{"memory", d.gpu_memory},
           {"utilization", d.utilization},
@@ -281,8 +283,8 @@ nlohmann::json runs_json(const Settings& s, const Answer& answer) {
                     {"layouts", layouts},
                     {"notes", p.notes}});
     if (!answer.memory) continue;
-    runs.back()["fit"] = i < answer.capacities.size() ? capacity_json(s, answer.capacities[i])
-                                                      : nlohmann::json();
+    runs.back()["fit"] =
+        i < answer.capacities.size() ? capacity_json(s, answer.capacities[i]) : nlohmann::json();
   }
   return runs;
 }

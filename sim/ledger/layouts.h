@@ -41,7 +41,8 @@ struct LayerGeometry {
   std::int64_t newborn = 1;      // device entries that a birth adds: 0 if born on the host
 };
 
-// KV bytes of a layer: in state x (see lives.h), and during row x (that state and the newborns of the row).
+// KV bytes of a layer: in state x (see lives.h), and during row x (that state and the newborns of
+// the row).
 struct LayerRows {
   std::vector<std::int64_t> before, during;  // [tokens]
 };

@@ -25,7 +25,8 @@ struct Ledger {
   std::vector<std::uint32_t>
       death;  // [layers, heads, tokens] row at which the entry dies; N: never
   std::vector<std::vector<Change>> changes;  // [layers] changes of representation, by row
-  // Entries read in each row, summed over layers and heads, where a selector chose them; else empty.
+  // Entries read in each row, summed over layers and heads, where a selector chose them; else
+  // empty.
   std::vector<std::int64_t> selected;  // [tokens]
   // Which of them those were, in a sample of rows; empty unless asked for.
   std::vector<RowIndex> read_rows;  // [R] ascending

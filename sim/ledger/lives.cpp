@@ -85,8 +85,8 @@ HeadRows Lives::head(int head) {
   return {entries_, bytes_, gone_};
 }
 
-// End of the rows that read a token: a row reads the keys inside the model's window, which are those
-// with row - window < token. REQUIRES: window_ > 0.
+// End of the rows that read a token: a row reads the keys inside the model's window, which are
+// those with row - window < token. REQUIRES: window_ > 0.
 RowIndex Lives::last_read(RowIndex token, RowIndex death) const {
   return std::min(death, token + window_);
 }

@@ -2,8 +2,8 @@
 // The lives of a ledger's entries as what is held in every row: on the device, on the host, read.
 //
 // An entry held as representation r in the rows [a, b) is two events, +r at a and -r at b; the
-// prefix sum of all events up to x, less the newborn of row x, is the state "born before x, not dead
-// by x", from which every figure follows:
+// prefix sum of all events up to x, less the newborn of row x, is the state "born before x, not
+// dead by x", from which every figure follows:
 //
 //   state x       before the pass that begins at x, and after the eviction of the pass ending there
 //   x + newborn   during row x; for the last row of a pass: its end, before the eviction
@@ -39,9 +39,7 @@ class Events {
   // Adds (sign 1) or takes back (-1) something held in the rows [from, to).
   void hold(RowIndex from, RowIndex to, const Held& what, std::int64_t sign);
   void add(RowIndex row, const Held& what) { delta_[static_cast<std::size_t>(row)] += what; }
-  [[nodiscard]] const Held& at(RowIndex row) const {
-    return delta_[static_cast<std::size_t>(row)];
-  }
+  [[nodiscard]] const Held& at(RowIndex row) const { return delta_[static_cast<std::size_t>(row)]; }
   void clear();
 
  private:

@@ -17,8 +17,8 @@ using PerLayer = Eigen::Array<std::int64_t, Eigen::Dynamic, 1>;
 
 std::int64_t triangle(std::int64_t x) { return x * (x + 1) / 2; }
 
-// Entries of every head after the rules that are due at the end of `pass`; `now` holds the newborns.
-// Rules that look at content bound it from above.
+// Entries of every head after the rules that are due at the end of `pass`; `now` holds the
+// newborns. Rules that look at content bound it from above.
 Counts evicted(const Policy& policy, const Geometry& geometry, const Pass& pass,
                const Counts& now) {
   Counts after = now;
@@ -45,9 +45,9 @@ Counts evicted(const Policy& policy, const Geometry& geometry, const Pass& pass,
   return after;
 }
 
-// Payload bytes of all layers, one entry a layer, in a layout that looks at counts only. It looks like
-// ledger/layouts.cpp and is no copy: that one walks the lives of a ledger row by row, this one knows
-// how many entries there are and not which. A test holds them equal on every closed form.
+// Payload bytes of all layers, one entry a layer, in a layout that looks at counts only. It looks
+// like ledger/layouts.cpp and is no copy: that one walks the lives of a ledger row by row, this one
+// knows how many entries there are and not which. A test holds them equal on every closed form.
 class CountLayout {
  public:
   CountLayout(const std::string& name, std::int64_t entry_bytes, std::int64_t replication)
@@ -163,6 +163,34 @@ std::vector<std::string> count_layouts(bool by_entries) {
   return out;
 }
 
+// Errors: ConfigError for a layout that counts alone do not tell of a store of several forms.
+void check_layout(const Policy& policy, const std::vector<std::string>& known,
+                  const std::string& layout) {
+  if (!policy.payload || std::find(known.begin(), known.end(), layout) != known.end()) return;
+  throw ConfigError(
+      fmt::format("{} holds entries in several ways: layout '{}' is known from a replay only "
+                  "(kvspan run); predict 'ideal' or 'query_head'",
+                  policy.spec, layout));
+}
+
+// Overhead of the model summed over all rows, beside what entries cost.
+std::int64_t fixed_byte_rows(const Charge& charge, RowIndex tokens) {
+  std::int64_t fixed = tokens * charge.once;
+  for (RowIndex row = 0; charge.during && row < tokens; ++row) fixed += charge.during(row);
+  return fixed;
+}
+
+std::vector<std::int64_t> values_of(const PerLayer& layers) {
+  return {layers.data(), layers.data() + layers.size()};
+}
+
+// The figures that follow from entry rows and from the most entries at once.
+void set_shares(Prediction& out, std::int64_t heads, RowIndex tokens, std::int64_t peak_entries) {
+  out.full_entry_rows = heads * triangle(tokens);
+  out.footprint = static_cast<double>(out.entry_rows) / static_cast<double>(out.full_entry_rows);
+  out.peak_kv = static_cast<double>(peak_entries) / static_cast<double>(heads * tokens);
+}
+
 }  // namespace
 
 Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting,
@@ -175,12 +203,7 @@ Prediction predict(const Policy& policy, const Geometry& geometry, const Account
   const std::int64_t unit = by_entries ? policy.representations[0].device_bytes : 1;
   const std::int64_t replication = geometry.query_heads / shape.heads;
   const std::vector<std::string> names = count_layouts(by_entries);
-  if (!by_entries && std::find(names.begin(), names.end(), accounting.layout) == names.end()) {
-    throw ConfigError(
-        fmt::format("{} holds entries in several ways: layout '{}' is known from a replay only "
-                    "(kvspan run); predict 'ideal' or 'query_head'",
-                    policy.spec, accounting.layout));
-  }
+  check_layout(policy, names, accounting.layout);
   const CountLayout chosen(accounting.layout, unit, replication);
   std::map<std::string, CountLayout> others;
   for (const std::string& name : names) {
@@ -217,20 +240,13 @@ Prediction predict(const Policy& policy, const Geometry& geometry, const Account
       offer_pass(out.layouts[name], layout, policy.charge, pass, o, accounting.layerwise);
     o.past = o.after;
   }
-  const std::int64_t heads = o.past.entries.size();
-  out.full_entry_rows = heads * triangle(plan.tokens);
-  out.footprint = static_cast<double>(out.entry_rows) / static_cast<double>(out.full_entry_rows);
-  out.peak_kv = static_cast<double>(peak_entries) / static_cast<double>(heads * plan.tokens);
+  set_shares(out, o.past.entries.size(), plan.tokens, peak_entries);
   if (chosen.linear()) {
-    std::int64_t fixed = plan.tokens * policy.charge.once;
-    for (RowIndex row = 0; policy.charge.during && row < plan.tokens; ++row)
-      fixed += policy.charge.during(row);
-    out.byte_rows = kv_byte_rows + out.entry_rows * policy.charge.entry + fixed;
+    out.byte_rows = kv_byte_rows + out.entry_rows * policy.charge.entry +
+                    fixed_byte_rows(policy.charge, plan.tokens);
   }
-  const PerLayer per_layer = o.past.entries.rowwise().sum();
-  out.after.assign(per_layer.data(), per_layer.data() + per_layer.size());
-  const PerLayer layer_bytes = o.past.units.rowwise().sum() * unit;
-  out.after_bytes.assign(layer_bytes.data(), layer_bytes.data() + layer_bytes.size());
+  out.after = values_of(o.past.entries.rowwise().sum());
+  out.after_bytes = values_of(o.past.units.rowwise().sum() * unit);
   return out;
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The analytic model: footprint, peak and bytes from closed forms, without a trace.
 //
-// A policy whose number of entries does not depend on content declares capacity(layer, head, sizing)
-// beside its rule; occupancy then follows pass by pass:  after = min(past + rows, capacity), and with
-// it every figure. The paper's own formulas stand apart, in paper_formulas.h.
+// A policy whose number of entries does not depend on content declares capacity(layer, head,
+// sizing) beside its rule; occupancy then follows pass by pass:  after = min(past + rows,
+// capacity), and with it every figure. The paper's own formulas stand apart, in paper_formulas.h.
 #pragma once
 
 #include <cstdint>

@@ -17,8 +17,8 @@ struct Occupancies {
 // From the result file of a replay (kvspan run --out): occupancies by canonical specification.
 // Errors: ConfigError when the file is not such a result.
 [[nodiscard]] std::map<std::string, Occupancies> read_occupancies(const std::string& result_file);
-// The policy with its content-dependent rules replaced by what was measured; exact only as far as the
-// measured trace is typical, and its notes say so.
+// The policy with its content-dependent rules replaced by what was measured; exact only as far as
+// the measured trace is typical, and its notes say so.
 [[nodiscard]] Policy calibrated(Policy policy, const Occupancies& measured,
                                 const std::string& result_file);
 

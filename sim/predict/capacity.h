@@ -2,10 +2,10 @@
 // What fits into the memory of a GPU: weights and activations apart, and per policy the KV cache of
 // a batch, the longest context and the largest batch.
 //
-// Tensor parallelism over K GPUs gives every GPU the KV of max(1, kv_heads / K) heads, so with fewer
-// heads than GPUs (one latent of MLA counts as one head) they are replicated. A batch is served as
-// by continuous batching: one request prefills, at its peak, while the others decode, each at the
-// peak of its own decode phase.
+// Tensor parallelism over K GPUs gives every GPU the KV of max(1, kv_heads / K) heads, so with
+// fewer heads than GPUs (one latent of MLA counts as one head) they are replicated. A batch is
+// served as by continuous batching: one request prefills, at its peak, while the others decode,
+// each at the peak of its own decode phase.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,8 @@ struct Deployment {
 //   tokens x (2 x hidden + inner / tp) x 2 bytes   the residual stream, a block's input and inside
 //   requests x vocabulary / tp x 4 bytes           logits in fp32
 // with `inner` the widest of q + k + v + output, gate + up + their product (of all experts that a
-// token uses), and a recurrence's projections. Attention itself is taken as tiled (no n x n matrix).
+// token uses), and a recurrence's projections. Attention itself is taken as tiled (no n x n
+// matrix).
 [[nodiscard]] std::int64_t activation_bytes(const ModelWeights& weights, std::int64_t tokens,
                                             std::int64_t requests, std::int64_t tp);
 

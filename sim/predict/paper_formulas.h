@@ -18,8 +18,8 @@ struct HeadArea {
 // A head that keeps min(round_half_even((1 - s) c) + w, c) of every chunk of c, and all of decode.
 [[nodiscard]] HeadArea evicting_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
                                      std::int64_t w);
-// A head of Locret as that metric sees it: the prompt's last `local` tokens are a chunk of their own,
-// and every chunk keeps `stabilizers` more than its share.
+// A head of Locret as that metric sees it: the prompt's last `local` tokens are a chunk of their
+// own, and every chunk keeps `stabilizers` more than its share.
 [[nodiscard]] HeadArea locret_head(std::int64_t n, std::int64_t m, std::int64_t chunk, double s,
                                    std::int64_t local, std::int64_t stabilizers);
 // A share h of streaming heads among evicting ones: {footprint, peak}.

@@ -9,8 +9,8 @@
 namespace kvspan {
 
 // Beyond the documented keys: runs[].label, runs[].match and runs[].timeline.overhead_bytes. Texts
-// are made valid UTF-8, so that dump() cannot fail. `retained_mass`, wherever it stands, is retained
-// attention.
+// are made valid UTF-8, so that dump() cannot fail. `retained_mass`, wherever it stands, is
+// retained attention.
 //
 // timeline holds the rows of timeline_rows.h; entries and bytes hold until the next listed row;
 // retained_mass is null where it was not measured.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// LifetimesFile: a mapped view of what write_lifetimes wrote (lifetimes_writer.h), of unknown origin.
-// Metadata, shapes and dtypes are checked when it is opened; values when they are asked for, so that
-// a file larger than memory opens at once and only what is shown is touched.
+// LifetimesFile: a mapped view of what write_lifetimes wrote (lifetimes_writer.h), of unknown
+// origin. Metadata, shapes and dtypes are checked when it is opened; values when they are asked
+// for, so that a file larger than memory opens at once and only what is shown is touched.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,8 @@ class LifetimesFile {
     std::vector<RowIndex> read_rows;  // [R] rows of which reads() tells, ascending
   };
 
-  // Errors: TraceError naming file, key or tensor, what was found and what was expected; a file of a
-  // later version is refused so.
+  // Errors: TraceError naming file, key or tensor, what was found and what was expected; a file of
+  // a later version is refused so.
   [[nodiscard]] static LifetimesFile open(const std::filesystem::path& path);
   [[nodiscard]] static LifetimesFile from_tensors(TensorSet tensors, const std::string& name);
 
@@ -66,9 +66,10 @@ class LifetimesFile {
   // Of a file without passes: those of its chunk.
   [[nodiscard]] PassPlan plan(int run) const;
 
-  // One layer as a ledger of its own, for compute_metrics in the memory of one layer: its deaths and
-  // changes, and the charge of its entries. What belongs to the whole model is left out: Charge::once,
-  // state, selected. Summed over layers, and these added, its rows are those of ledger(run).
+  // One layer as a ledger of its own, for compute_metrics in the memory of one layer: its deaths
+  // and changes, and the charge of its entries. What belongs to the whole model is left out:
+  // Charge::once, state, selected. Summed over layers, and these added, its rows are those of
+  // ledger(run).
   [[nodiscard]] Ledger ledger_of_layer(int run, int layer) const;
   // All that the run wrote. Memory: 4 bytes (with scores 12) an entry, and its reads.
   [[nodiscard]] Ledger ledger(int run) const;

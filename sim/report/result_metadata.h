@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the two large results of a report, lifetimes and timelines, have in common: safetensors whose
-// metadata say what was run.
+// What the two large results of a report, lifetimes and timelines, have in common: safetensors
+// whose metadata say what was run.
 //
 // Metadata of both: format ("kvspan.lifetimes" or "kvspan.timeline"), version ("1"), program,
 // trace.path, trace.sha256, tokens, prompt_tokens, evict_at (of run 0), chunk, model_layers,
 // layer_ids (JSON list), query_heads, sliding_window (JSON list, one of each stored layer, 0: none;
-// []: none at all), kv_bytes, layout, prefill ("whole" or "layerwise"), runs (their number), and per
-// run r
+// []: none at all), kv_bytes, layout, prefill ("whole" or "layerwise"), runs (their number), and
+// per run r
 //   runs.{r}.policy (canonical spec), runs.{r}.label, runs.{r}.class, runs.{r}.bound ("true" or
 //   "false"),
 //   runs.{r}.evict_at, only where it differs from that of run 0,
-//   runs.{r}.representations (JSON list of {"name", "device_bytes", "host_bytes", "entries"}: [0] is
-//   how entries are born; entries: as how many of the device it counts, -1: one if it has bytes),
+//   runs.{r}.representations (JSON list of {"name", "device_bytes", "host_bytes", "entries"}: [0]
+//   is how entries are born; entries: as how many of the device it counts, -1: one if it has
+//   bytes),
 //   runs.{r}.charge (JSON {"entry", "once"}: overhead bytes per resident entry, and for the model).
 // Runs are numbered as in the report. Stored heads may differ from run to run.
 #pragma once

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Metrics of a hand-made ledger, of the paper's vectors, and of random ledgers against plain loops over
-// all entries of every row, and the twin.
+// Metrics of a hand-made ledger, of the paper's vectors, and of random ledgers against plain loops
+// over all entries of every row, and the twin.
 #include "sim/ledger/metrics.h"
 
 #include <algorithm>
