@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a run holds at one row: by layer and head, by token, and beside what another run holds.
+// What a run holds at one row, by layer and head and by token.
 #pragma once
 
-#include <QAbstractItemModel>
-#include <QAbstractTableModel>
 #include <cstdint>
 #include <functional>
-#include <memory>
-#include <string>
 #include <vector>
 
-#include "gui/model/document.h"
+#include "gui/model/result.h"
 
 namespace kvspan::gui {
 
@@ -57,133 +53,5 @@ struct Holdings {
 [[nodiscard]] Holdings holdings_at(const Result& result, std::size_t run, RowIndex row,
                                    RowIndex since, HeadScope scope,
                                    const std::function<bool()>& cancelled);
-
-// Totals, layers, and their heads.
-class HeadsModel : public QAbstractItemModel {
-  Q_OBJECT
- public:
-  enum Column { kName, kEntries, kBytes, kShare, kChange, kColumns };
-  using QAbstractItemModel::QAbstractItemModel;
-
-  void set(std::shared_ptr<const Holdings> holdings, const TraceInfo& trace);
-  [[nodiscard]] HeadScope scope_of(const QModelIndex& index) const;
-  [[nodiscard]] QModelIndex index_of(HeadScope scope) const;
-
-  [[nodiscard]] QModelIndex index(int row, int column, const QModelIndex& parent) const override;
-  [[nodiscard]] QModelIndex parent(const QModelIndex& child) const override;
-  [[nodiscard]] int rowCount(const QModelIndex& parent = {}) const override;
-  [[nodiscard]] int columnCount(const QModelIndex& parent = {}) const override;
-  [[nodiscard]] QVariant data(const QModelIndex& index, int role) const override;
-  [[nodiscard]] QVariant headerData(int section, Qt::Orientation orientation,
-                                    int role) const override;
-
- private:
-  std::shared_ptr<const Holdings> holdings_;
-  std::vector<int> layer_ids_;
-};
-
-// A list of tokens in any order, filtered by their text: what TokensModel and KeptModel share.
-class TokenList : public QAbstractTableModel {
-  Q_OBJECT
- public:
-  using QAbstractTableModel::QAbstractTableModel;
-  void set_filter(const QString& text);  // case does not matter
-  [[nodiscard]] std::int64_t token_at(int row) const {
-    return tokens_[static_cast<std::size_t>(row)];
-  }
-  [[nodiscard]] int row_of(std::int64_t token) const;  // -1: not on the list
-  [[nodiscard]] int rowCount(const QModelIndex& parent = {}) const override;
-  void sort(int column, Qt::SortOrder order) override;
-
- protected:
-  // Begins anew with `tokens`.
-  void set_tokens(std::vector<std::int64_t> tokens, std::shared_ptr<const Trace> trace);
-  [[nodiscard]] QString text_of(std::int64_t token) const;
-  // What a column is sorted by; texts sort by themselves.
-  [[nodiscard]] virtual std::int64_t key(std::int64_t token, int column) const = 0;
-  [[nodiscard]] virtual bool is_text(int column) const = 0;
-
- private:
-  void arrange();
-  std::vector<std::int64_t> all_, tokens_;
-  std::shared_ptr<const Trace> trace_;
-  QString filter_;
-  int column_ = 0;
-  Qt::SortOrder order_ = Qt::AscendingOrder;
-};
-
-// The tokens that are held in the scope.
-class TokensModel : public TokenList {
-  Q_OBJECT
- public:
-  enum Column { kToken, kText, kHeldBy, kFirst, kLast, kColumns };
-  using TokenList::TokenList;
-  void set(std::shared_ptr<const Holdings> holdings, std::shared_ptr<const Trace> trace,
-           RowIndex tokens);
-  [[nodiscard]] int columnCount(const QModelIndex& parent = {}) const override;
-  [[nodiscard]] QVariant data(const QModelIndex& index, int role) const override;
-  [[nodiscard]] QVariant headerData(int section, Qt::Orientation orientation,
-                                    int role) const override;
-
- protected:
-  [[nodiscard]] std::int64_t key(std::int64_t token, int column) const override;
-  [[nodiscard]] bool is_text(int column) const override { return column == kText; }
-
- private:
-  std::shared_ptr<const Holdings> holdings_;
-  RowIndex tokens_in_all_ = 0;
-};
-
-// ---- Two runs -----------------------------------------------------------------------------------
-
-struct Overlap {
-  std::int64_t both = 0, current = 0, baseline = 0;  // held by both, by only one
-  // Of what either holds; 1 if nothing is held.
-  [[nodiscard]] double jaccard() const;
-  Overlap& operator+=(const Overlap& other);
-};
-
-// What two runs hold while `row` attends.
-struct KeptSets {
-  RowIndex row = 0;
-  HeadScope scope;
-  int layers = 0, heads = 0;
-  std::vector<Overlap> of;  // [layers, heads]
-  Overlap sum;              // of the scope
-  int scope_heads = 0;
-  std::vector<std::int32_t> both, current, baseline;  // [row + 1] heads of the scope
-  [[nodiscard]] const Overlap& at(int layer, int head) const {
-    return of[static_cast<std::size_t>(layer * heads + head)];
-  }
-};
-
-// Why kept sets of two runs cannot be compared; empty if they can.
-[[nodiscard]] QString why_not_compared(const ShownRun* current, const ShownRun* baseline);
-
-// Where one run stores fewer heads, each of them is compared with all that it stands for.
-//   scope  of the heads of the run that stores more
-// REQUIRES: why_not_compared() is empty, row < tokens. Errors: as holdings_at().
-[[nodiscard]] KeptSets kept_sets(const ShownRun& current, const ShownRun& baseline, RowIndex row,
-                                 HeadScope scope, const std::function<bool()>& cancelled);
-
-// The tokens that some head holds in only one of the runs.
-class KeptModel : public TokenList {
-  Q_OBJECT
- public:
-  enum Column { kToken, kText, kCurrent, kBaseline, kColumns };
-  using TokenList::TokenList;
-  void set(std::shared_ptr<const KeptSets> sets, std::shared_ptr<const Trace> trace);
-  [[nodiscard]] int columnCount(const QModelIndex& parent = {}) const override;
-  [[nodiscard]] QVariant data(const QModelIndex& index, int role) const override;
-  [[nodiscard]] QVariant headerData(int section, Qt::Orientation orientation,
-                                    int role) const override;
-
- protected:
-  [[nodiscard]] std::int64_t key(std::int64_t token, int column) const override;
-  [[nodiscard]] bool is_text(int column) const override { return column == kText; }
-
- private:
-  std::shared_ptr<const KeptSets> sets_;
-};
 
 }  // namespace kvspan::gui

@@ -1,35 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // A chart of values over rows: zoomed, panned and selected in by mouse and keys, which change the
-// document; a map of the whole below. Axes, grid and titles are Qt Charts'; lines are painted by an
-// item of ours: QLineSeries builds and strokes a path of every line again on each change, which
-// takes ten times as long.
+// document; a map of the whole below.
 #pragma once
 
-#include <QString>
 #include <QWidget>
-#include <optional>
-#include <vector>
+#include <cstddef>
 
-#include "gui/model/columns.h"
 #include "gui/model/document.h"
+#include "gui/paint/chart_content.h"
 
 namespace kvspan::gui {
 
-struct ChartLine {
-  Measure measure;
-  int run = -1;  // of the document: colour, name
-  bool current = false;
-};
-
-struct ChartContent {
-  std::vector<ChartLine> lines = {};      // the last one is on top
-  std::optional<Stacking> stacking = {};  // under lines.back()
-  Quantity quantity = Quantity::bytes;
-  bool log = false;
-  bool difference = false;  // one line, filled above and below zero
-  QString title = {};       // of pictures
-  QString message = {};     // instead of lines
-};
+class Minimap;
+class Plot;
 
 class TimeChart : public QWidget {
   Q_OBJECT
@@ -54,8 +37,6 @@ class TimeChart : public QWidget {
   void changeEvent(QEvent* event) override;
 
  private:
-  class Plot;
-  class Minimap;
   Document& document_;
   Plot* plot_;
   Minimap* minimap_;

@@ -8,6 +8,7 @@
 #include <QSplitter>
 #include <QStackedWidget>
 #include <QTableView>
+#include <QTextDocument>
 #include <QToolButton>
 #include <QTreeView>
 #include <QVBoxLayout>
@@ -15,8 +16,11 @@
 
 #include "gui/model/background.h"
 #include "gui/model/csv.h"
+#include "gui/model/head_model.h"
 #include "gui/model/lives.h"
 #include "gui/model/residents.h"
+#include "gui/model/token_models.h"
+#include "gui/paint/held_table.h"
 #include "gui/paint/theme.h"
 #include "gui/paint/token_text.h"
 #include "gui/views/view.h"
@@ -25,34 +29,6 @@ namespace kvspan::gui {
 namespace {
 
 constexpr int kMostExpanded = 64;  // heads that are all shown at first
-
-class HeldScale final : public QWidget {
- public:
-  explicit HeldScale(QWidget* parent) : QWidget(parent) { setMinimumSize(150, 20); }
-  // host: held includes what is on the host.
-  void set_heads(int heads, bool host) {
-    heads_ = heads;
-    host_ = host;
-    update();
-  }
-  void paint(QPainter& painter, const QRect& area) const {
-    if (heads_ > 0) {
-      paint_held_scale(painter, area, heads_ == 1 ? "evicted" : "held by 0",
-                       (heads_ == 1 ? QString("held") : QString("%1 heads").arg(heads_)) +
-                           (host_ ? ", on device or host" : ""));
-    }
-  }
-
- protected:
-  void paintEvent(QPaintEvent* /*event*/) override {
-    QPainter painter(this);
-    paint(painter, rect());
-  }
-
- private:
-  int heads_ = 0;
-  bool host_ = false;
-};
 
 class ResidentView final : public View {
   Q_OBJECT
@@ -317,6 +293,7 @@ class ResidentView final : public View {
     focus.token = token;
     document().set_focus(focus);
   }
+  void draw_tokens(QPainter& painter, const QRect& area);
   void show_page() {
     const bool tokens = holdings_ && !holdings_->held_by.empty();
     pages_->setCurrentIndex(tokens ? ways_->checkedId() : 2);
@@ -360,67 +337,35 @@ class ResidentView final : public View {
 // Heads as a table with bars of their shares, beside the text.
 void ResidentView::draw(QPainter& painter, const QSize& size) {
   painter.setFont(font());
-  const QFontMetrics metrics(font());
-  painter.setPen(theme().ink);
+  const QRect whole(QPoint(), size);
   if (!holdings_) {
     painter.setPen(theme().faint);
-    painter.drawText(QRect(QPoint(), size).adjusted(20, 20, -20, -20),
-                     Qt::AlignCenter | Qt::TextWordWrap, nothing_->text());
+    painter.drawText(whole.adjusted(20, 20, -20, -20), Qt::AlignCenter | Qt::TextWordWrap,
+                     nothing_->text());
     return;
   }
-  const int line = metrics.height() + 5;
+  const QFontMetrics metrics(font());
+  const int line = held_line_height(metrics);
   const int margin = 12;
+  painter.setPen(theme().ink);
   painter.drawText(QRect(margin, 6, size.width() - 2 * margin, line),
                    Qt::AlignLeft | Qt::AlignVCenter,
                    metrics.elidedText(summary(), Qt::ElideRight, size.width() - 2 * margin));
-  std::vector<QModelIndex> rows;
-  const int room = (size.height() - line - 14) / line - 1;
-  const bool heads = 1 + holdings_->layers * (1 + holdings_->heads) <= room;
-  for (int r = 0; r < heads_model_.rowCount(); ++r) {
-    const QModelIndex top = heads_model_.index(r, 0, {});
-    rows.push_back(top);
-    for (int h = 0; heads && h < heads_model_.rowCount(top); ++h) {
-      rows.push_back(heads_model_.index(h, 0, top));
-    }
-  }
-  const int widths[] = {92, 84, 92, 70, 74};
-  int y = line + 12;
-  const auto cell = [&](int row_y, int column, const QString& text) {
-    int x = margin;
-    for (int c = 0; c < column; ++c) x += widths[c];
-    painter.drawText(QRect(x, row_y, widths[column] - 8, line),
-                     (column == 0 ? Qt::AlignLeft : Qt::AlignRight) | Qt::AlignVCenter, text);
-  };
-  painter.setPen(theme().faint);
-  for (int c = 0; c < HeadsModel::kColumns; ++c) {
-    cell(y, c, heads_model_.headerData(c, Qt::Horizontal, Qt::DisplayRole).toString());
-  }
-  painter.drawLine(margin, y + line - 1, margin + 404, y + line - 1);
-  int shown = 0;
-  for (const QModelIndex& row : rows) {
-    if (++shown > room) break;
-    y += line;
-    const bool is_head = row.parent().isValid();
-    const double share = row.siblingAtColumn(HeadsModel::kShare).data(Qt::EditRole).toDouble();
-    const int left = margin + widths[0] + widths[1] + widths[2];
-    QColor bar = held_colour();
-    bar.setAlpha(is_head ? 70 : 120);
-    painter.fillRect(QRectF(left, y + 2, share * (widths[3] - 4), line - 4), bar);
-    painter.setPen(theme().ink);
-    for (int c = 0; c < HeadsModel::kColumns; ++c) {
-      cell(y, c, (is_head && c == 0 ? "    " : "") + row.siblingAtColumn(c).data().toString());
-    }
-  }
-  const QRect right(margin + 430, line + 12, size.width() - 442 - margin,
-                    size.height() - line - 18);
+  const QRect below = whole.adjusted(margin, line + 12, -margin, -6);
+  paint_held_table(painter, below, heads_model_);
+  draw_tokens(painter, below.adjusted(kHeldTableWidth + 26, 0, 0, 0));
+}
+
+void ResidentView::draw_tokens(QPainter& painter, const QRect& area) {
   if (holdings_->held_by.empty()) {
     painter.setPen(theme().faint);
-    painter.drawText(right, Qt::AlignCenter | Qt::TextWordWrap, nothing_->text());
+    painter.drawText(area, Qt::AlignCenter | Qt::TextWordWrap, nothing_->text());
     return;
   }
-  scale_->paint(painter, QRect(right.left(), right.top(), right.width(), line));
+  const int line = held_line_height(QFontMetrics(font()));
+  scale_->paint(painter, QRect(area.left(), area.top(), area.width(), line));
   painter.setFont(font());
-  QRect below = right.adjusted(0, line + 4, 0, 0);
+  QRect below = area.adjusted(0, line + 4, 0, 0);
   if (!no_text_->text().isEmpty()) {
     painter.setPen(theme().faint);
     QRect taken;

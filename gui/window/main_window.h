@@ -58,11 +58,21 @@ class MainWindow : public QMainWindow {
 
  private:
   void build_widgets();
+  [[nodiscard]] QWidget* build_runs();
+  void build_simulate();
+  [[nodiscard]] QWidget* build_upper();
   void build_actions();
+  void build_file_menu();
+  void build_run_menu();
+  void build_go_menu();
+  void build_view_menu();
+  void add_run_actions(QMenu* view);
+  void build_help_menu();
   QAction* add_action(QMenu* menu, const QString& text, const QKeySequence& key,
                       const std::function<void()>& run);
   void open_next();
   void accept(const QString& path, ResultPtr result);
+  void file_changed(const QString& path);
   void choose_files();
   void export_current_view();
   void save_result();

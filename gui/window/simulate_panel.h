@@ -5,17 +5,18 @@
 
 #include <QStringList>
 #include <QWidget>
-#include <memory>
 
 #include "gui/model/document.h"
 
 namespace kvspan::gui {
 
+class RunPage;
+class WhatIfPage;
+
 class SimulatePanel : public QWidget {
   Q_OBJECT
  public:
   SimulatePanel(Document& document, QWidget* parent);
-  ~SimulatePanel() override;
 
   void set_trace(const QString& path);
   // Offered below the line of the trace, the latest first; of a session.
@@ -36,8 +37,9 @@ class SimulatePanel : public QWidget {
   void changeEvent(QEvent* event) override;
 
  private:
-  struct Parts;
-  std::unique_ptr<Parts> parts_;
+  void apply_theme();
+  RunPage* run_page_ = nullptr;
+  WhatIfPage* what_if_page_ = nullptr;
 };
 
 }  // namespace kvspan::gui

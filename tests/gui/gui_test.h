@@ -7,6 +7,7 @@
 #include <QObject>
 #include <QTemporaryDir>
 #include <QtTest>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -34,6 +35,11 @@ bool add_test_class(const std::string& name) {
 // process: 512 tokens as the prompt, `full`, a few that evict, one that selects and one that
 // quantises, at 20 %.
 [[nodiscard]] QString bundled_result();
+// Like it, without what its JSON names.
+[[nodiscard]] QString bundled_json_alone();
+// A result of one layer and head in which entry i dies at deaths[i]: a timeline in work_folder().
+[[nodiscard]] QString result_of_deaths(const QString& name,
+                                       const std::vector<std::uint32_t>& deaths);
 // The timelines of a result JSON, which opened results do not keep: those of its runs.
 [[nodiscard]] nlohmann::json timelines_of(const QString& path);
 // A folder of this process, removed at its end.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <QApplication>
+#include <QFile>
 #include <QStandardPaths>
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 
@@ -62,6 +64,42 @@ QString bundled_result() {
     write_file_atomically(json.toStdString(), to_json(report).dump(1));
     return json;
   }();
+  return path;
+}
+
+QString bundled_json_alone() {
+  const QString path = work_folder().filePath("alone.json");
+  QFile file(bundled_result());
+  if (!file.open(QIODevice::ReadOnly)) return {};
+  auto json = nlohmann::json::parse(file.readAll().toStdString());
+  json["files"] = {{"timeline", nullptr}, {"lifetimes", nullptr}};
+  write_file_atomically(path.toStdString(), json.dump());
+  return path;
+}
+
+QString result_of_deaths(const QString& name, const std::vector<std::uint32_t>& deaths) {
+  RunReport report;
+  const auto tokens = static_cast<RowIndex>(deaths.size());
+  report.trace.tokens = report.trace.prompt_tokens = tokens;
+  report.trace.layer_ids = {0};
+  report.trace.model_layers = report.trace.layers = 1;
+  RunResult& run = report.runs.emplace_back();
+  run.spec = run.label = "made";
+  run.ledger.layers = run.ledger.heads = 1;
+  run.ledger.plan.tokens = tokens;
+  run.ledger.representations = {{}};
+  run.ledger.death = deaths;
+  Timeline& line = run.metrics.timeline;
+  for (RowIndex row = 0; row < tokens; ++row) {
+    const auto held = std::count_if(deaths.begin(), deaths.begin() + row + 1,
+                                    [&](std::uint32_t death) { return death > row; });
+    for (auto* series : {&line.resident_entries, &line.active_entries}) series->push_back(held);
+    line.resident_bytes.push_back(256 * held);
+    line.overhead_bytes.push_back(0);
+    line.host_bytes.push_back(0);
+  }
+  const QString path = work_folder().filePath(name);
+  write_timeline(report, path.toStdString());
   return path;
 }
 

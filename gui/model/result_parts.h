@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// The files that a result is read from. Internal to result.cpp.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+
+#include "gui/model/result.h"
+#include "sim/trace/safetensors.h"
+
+namespace kvspan::gui {
+
+// Errors of all: TraceError, one line that begins with the path.
+
+// All that a result JSON says.
+void read_json(const std::filesystem::path& path, Result& result);
+
+// What a timeline file says of its trace and runs, without the series.
+void read_head(const TensorSet& file, const std::filesystem::path& path, Result& result);
+// The series and polygons of run `r` of a timeline file.
+void read_levels(const std::shared_ptr<const TensorSet>& file, const std::filesystem::path& path,
+                 std::size_t r, const TraceInfo& trace, Run& run);
+
+// Likewise of a lifetimes file. Memory: one layer, and what is kept: the points where slopes change.
+void read_head(const LifetimesFile& file, Result& result);
+void read_lives(const LifetimesFile& file, int r, Run& run);
+
+}  // namespace kvspan::gui

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the command line says.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gui/model/document.h"
+
+namespace kvspan::gui {
+
+struct Settings {
+  std::vector<std::string> files;
+  std::vector<std::string> exports, views;
+  std::string export_all;
+  std::string size = "1280x800";
+  double scale = 1;
+  std::string rows, zoom;
+  std::string run, baseline;
+  std::vector<std::string> only;
+  std::string quantity, stack, head_figure;
+  bool log = false, attention = false, dark = false, new_session = false;
+  int layer = -1, head = -1;
+  std::int64_t token = -1;
+  [[nodiscard]] bool exporting() const { return !exports.empty() || !export_all.empty(); }
+};
+
+// "1280x800" as a pair of whole numbers, the second one not 0.
+// Errors: ConfigError naming `what` and an `example`.
+[[nodiscard]] std::pair<std::int64_t, std::int64_t> parse_pair(const std::string& text,
+                                                               char between,
+                                                               const std::string& what,
+                                                               const std::string& example);
+// Shows what was asked for. Errors: ConfigError where the open results do not have it.
+void apply(const Settings& settings, Document& document);
+
+}  // namespace kvspan::gui
