@@ -2,6 +2,9 @@
 #include "gui/model/kept_sets.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <numeric>
+#include <vector>
 
 #include "gui/model/lives.h"
 #include "gui/model/numbers.h"
@@ -92,6 +95,34 @@ KeptSets kept_sets(const ShownRun& current, const ShownRun& baseline, RowIndex r
     }
   }
   return out;
+}
+
+RowIndex telling_row(const ShownRun& current, const ShownRun& baseline) {
+  const RowIndex last = current.result->trace.tokens - 1;
+  if (!why_not_compared(&current, &baseline).isEmpty()) return last;
+  const LifetimesFile& a = *current.result->lifetimes;
+  const LifetimesFile& b = *baseline.result->lifetimes;
+  const int heads = std::max(current.run().heads, baseline.run().heads);
+  // An entry is held by one of the two from the earlier death to the later one.
+  std::vector<std::int64_t> change(static_cast<std::size_t>(last) + 2);
+  for (int layer = 0; layer < a.layers(); ++layer) {
+    for (int head = 0; head < heads; ++head) {
+      const auto deaths_a =
+          a.deaths(static_cast<int>(current.index), layer, head * current.run().heads / heads);
+      const auto deaths_b =
+          b.deaths(static_cast<int>(baseline.index), layer, head * baseline.run().heads / heads);
+      for (std::size_t t = 0; t + 1 < change.size(); ++t) {
+        const auto row_of = [&](std::size_t death) {
+          return std::clamp(death, t, change.size() - 1);
+        };
+        ++change[row_of(std::min(deaths_a[t], deaths_b[t]))];
+        --change[row_of(std::max(deaths_a[t], deaths_b[t]))];
+      }
+    }
+  }
+  std::partial_sum(change.begin(), change.end(), change.begin());
+  const auto most = std::max_element(change.rbegin() + 1, change.rend());
+  return static_cast<RowIndex>(change.rend() - most) - 1;
 }
 
 }  // namespace kvspan::gui

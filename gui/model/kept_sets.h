@@ -42,4 +42,9 @@ struct KeptSets {
 [[nodiscard]] KeptSets kept_sets(const ShownRun& current, const ShownRun& baseline, RowIndex row,
                                  HeadScope scope, const std::function<bool()>& cancelled);
 
+// The last row in which most entries are held by only one of the two; without lifetimes of both, the
+// last row of the current one.
+// Cost: O(heads * tokens). Errors: TraceError of a damaged file.
+[[nodiscard]] RowIndex telling_row(const ShownRun& current, const ShownRun& baseline);
+
 }  // namespace kvspan::gui

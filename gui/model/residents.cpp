@@ -2,10 +2,12 @@
 #include "gui/model/residents.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <optional>
 #include <span>
 
+#include "gui/model/numbers.h"
 #include "sim/base/error.h"
 #include "sim/report/lifetimes_file.h"
 
@@ -123,6 +125,30 @@ Holdings holdings_at(const Result& result, std::size_t run, RowIndex row, RowInd
     }
   }
   return out;
+}
+
+QString summary_of(const Holdings& holdings, const QString& label) {
+  const HeadHolding sum = holdings.sum();
+  const double full = static_cast<double>(holdings.row + 1) * holdings.layers * holdings.heads;
+  QString text =
+      QString("%1 holds %2 entries%3 in row %4, %5 of a full cache")
+          .arg(label, count_text(sum.entries),
+               sum.host_entries == 0
+                   ? QString()
+                   : " on the device, " + count_text(sum.host_entries) + " on the host,",
+               count_text(holdings.row), percent_text(static_cast<double>(sum.entries) / full));
+  if (sum.bytes > 0) text += ", " + bytes_text(static_cast<double>(sum.bytes));
+  if (sum.host_bytes > 0) {
+    text += QString(" (and %1 on the host)").arg(bytes_text(static_cast<double>(sum.host_bytes)));
+  }
+  if (holdings.since < holdings.row) {
+    const std::int64_t change = sum.entries - sum.entries_before;
+    const QString more =
+        change == 0 ? QString("as many as")
+                    : count_text(std::abs(change)) + (change < 0 ? " fewer than" : " more than");
+    text += QString("; %1 in row %2").arg(more, count_text(holdings.since));
+  }
+  return text;
 }
 
 }  // namespace kvspan::gui

@@ -2,6 +2,7 @@
 // What a run holds at one row, by layer and head and by token.
 #pragma once
 
+#include <QString>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -53,5 +54,8 @@ struct Holdings {
 [[nodiscard]] Holdings holdings_at(const Result& result, std::size_t run, RowIndex row,
                                    RowIndex since, HeadScope scope,
                                    const std::function<bool()>& cancelled);
+
+// "h2o holds 927 entries in row 1 879, 5.5 % of a full cache, 232 KiB; 12 fewer than in row 511".
+[[nodiscard]] QString summary_of(const Holdings& holdings, const QString& label);
 
 }  // namespace kvspan::gui

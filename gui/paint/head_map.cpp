@@ -12,8 +12,10 @@ namespace kvspan::gui {
 
 namespace {
 
-constexpr double kWidest = 150, kHighest = 80;  // pixels of a cell
-constexpr double kLeast = 0.05;                 // range of the colour bar
+// Of pictures, pixels: cells and their means; a cell.
+constexpr double kWholeWidth = 960, kWholeHeight = 640;
+constexpr double kLeastCell = 12, kMostWide = 110, kMostHigh = 40;
+constexpr double kLeast = 0.05;  // range of the colour bar
 
 }  // namespace
 
@@ -126,25 +128,45 @@ void HeadMap::focus(int layer, int head) {
   document_.set_focus(now);
 }
 
-HeadMap::Geometry HeadMap::geometry() const {
-  Geometry g;
+HeadMap::Edges HeadMap::edges() const {
   const QFontMetricsF metrics(font());
-  g.line = metrics.height() + 4;
-  const double left = metrics.horizontalAdvance("layer 000") + 8;
-  const double right = metrics.horizontalAdvance("100.0 %") + 46;
-  const double top = g.line + 4;
-  const double bottom = 2 * g.line;
-  g.mean_high = std::min(g.line, (height() - top - bottom) / 6);
+  Edges e;
+  e.line = metrics.height() + 4;
+  e.left = metrics.horizontalAdvance("layer 000") + 8;
+  e.right = metrics.horizontalAdvance("100.0 %") + 46;
+  e.top = 1.5 * e.line + 2;  // the bar's highest number reaches above the cells
+  e.bottom = 2 * e.line;
+  e.number = metrics.horizontalAdvance("-100.0") + 6;
+  return e;
+}
+
+HeadMap::Geometry HeadMap::geometry() const {
+  const Edges e = edges();
+  Geometry g;
+  g.line = e.line;
+  g.mean_high = std::min(g.line, (height() - e.top - e.bottom) / 6);
   const int columns = table_.heads();
-  const double room = width() - left - right - kGap;
+  const double room = width() - e.left - e.right - kGap;
   // Means are as wide as a cell, but at least as a number.
-  const double number = metrics.horizontalAdvance("-100.0") + 6;
-  g.wide = std::min(kWidest, room / (columns + 1));
-  g.mean_wide = std::max(g.wide, std::min(number, room / 6));
+  g.wide = room / (columns + 1);
+  g.mean_wide = std::max(g.wide, std::min(e.number, room / 6));
   g.wide = std::min(g.wide, (room - g.mean_wide) / columns);
-  g.high = std::min(kHighest, (height() - top - bottom - g.mean_high - kGap) / table_.layers());
-  g.cells = QRectF(left, top, g.wide * columns, g.high * table_.layers());
+  g.high = (height() - e.top - e.bottom - g.mean_high - kGap) / table_.layers();
+  g.cells = QRectF(e.left, e.top, g.wide * columns, g.high * table_.layers());
   return g;
+}
+
+QSize HeadMap::picture_size() const {
+  const Edges e = edges();
+  const int columns = std::max(1, table_.heads());
+  const int rows = std::max(1, table_.layers());
+  const double wide = std::clamp(kWholeWidth / (columns + 1), kLeastCell, kMostWide);
+  // Means take at most a sixth.
+  const double high =
+      std::max(5 * e.line / rows, std::clamp(kWholeHeight / rows, kLeastCell, kMostHigh));
+  const double cells = e.left + wide * columns + kGap + std::max(wide, e.number) + e.right;
+  const double words = e.left + QFontMetricsF(font()).horizontalAdvance(caption) + 8;
+  return QSizeF(std::max(cells, words), e.top + high * rows + kGap + e.line + e.bottom).toSize();
 }
 
 bool HeadMap::has_room(const Geometry& g) const {

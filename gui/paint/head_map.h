@@ -21,6 +21,8 @@ class HeadMap final : public QWidget {
   QString caption;
 
   void refresh();
+  // In which every cell has room for its number, as far as there are not too many.
+  [[nodiscard]] QSize picture_size() const;
 
  protected:
   void paintEvent(QPaintEvent* event) override;
@@ -48,6 +50,11 @@ class HeadMap final : public QWidget {
 
   void focus(int layer, int head);
 
+  // What lies around the cells.
+  struct Edges {
+    double left = 0, top = 0, right = 0, bottom = 0, line = 0, number = 0;
+  };
+  [[nodiscard]] Edges edges() const;
   [[nodiscard]] Geometry geometry() const;
 
   [[nodiscard]] bool has_room(const Geometry& g) const;

@@ -13,15 +13,20 @@ namespace {
 
 constexpr std::array kWidths{92, 84, 92, 70, 74};  // of the columns of HeadsModel
 
-// The rows that `room` lines show.
-std::vector<QModelIndex> rows_of(const HeadsModel& model, int room) {
+int all_rows(const HeadsModel& model) {
   int all = 0;
   for (int r = 0; r < model.rowCount(); ++r) all += 1 + model.rowCount(model.index(r, 0, {}));
+  return all;
+}
+
+// The rows that `room` lines show.
+std::vector<QModelIndex> rows_of(const HeadsModel& model, int room) {
+  const bool heads = all_rows(model) <= room;
   std::vector<QModelIndex> rows;
   for (int r = 0; r < model.rowCount(); ++r) {
     const QModelIndex top = model.index(r, 0, {});
     rows.push_back(top);
-    for (int h = 0; all <= room && h < model.rowCount(top); ++h) {
+    for (int h = 0; heads && h < model.rowCount(top); ++h) {
       rows.push_back(model.index(h, 0, top));
     }
   }
@@ -31,6 +36,10 @@ std::vector<QModelIndex> rows_of(const HeadsModel& model, int room) {
 }  // namespace
 
 int held_line_height(const QFontMetrics& metrics) { return metrics.height() + 5; }
+
+int held_table_height(const QFontMetrics& metrics, const HeadsModel& model) {
+  return (all_rows(model) + 1) * held_line_height(metrics);
+}
 
 void paint_held_table(QPainter& painter, const QRect& area, const HeadsModel& model) {
   const int line = held_line_height(painter.fontMetrics());

@@ -13,6 +13,8 @@ namespace kvspan::gui {
 
 inline constexpr int kHeldTableWidth = 404;
 [[nodiscard]] int held_line_height(const QFontMetrics& metrics);
+// Of the table with all of its heads.
+[[nodiscard]] int held_table_height(const QFontMetrics& metrics, const HeadsModel& model);
 // Layers alone where heads have no room.
 void paint_held_table(QPainter& painter, const QRect& area, const HeadsModel& model);
 

@@ -168,6 +168,11 @@ void OverlapMap::show(KeptSetsPtr sets, const TraceInfo& trace, bool choosable) 
   update();
 }
 
+QSize OverlapMap::sizeHint() const {
+  const int layers = sets_ == nullptr ? 1 : sets_->layers;
+  return {minimumWidth(), fontMetrics().height() + 10 + layers * kHighest};
+}
+
 void OverlapMap::paintEvent(QPaintEvent* /*event*/) {
   QPainter painter(this);
   if (!sets_) return;
@@ -254,7 +259,7 @@ bool OverlapMap::event(QEvent* event) {
 QRectF OverlapMap::cell(int layer, int head) const {
   const double top = fontMetrics().height() + 6;
   const double wide = std::min(90.0, (width() - 10.0 - kNames - 8) / sets_->heads);
-  const double high = std::min(26.0, (height() - top - 4) / sets_->layers);
+  const double high = std::min<double>(kHighest, (height() - top - 4) / sets_->layers);
   return {10 + kNames + head * wide, top + layer * high, wide - 1, high - 1};
 }
 

@@ -46,6 +46,7 @@ class OverlapMap final : public QWidget {
  public:
   OverlapMap(Document& document, QWidget* parent);
   void show(KeptSetsPtr sets, const TraceInfo& trace, bool choosable);
+  [[nodiscard]] QSize sizeHint() const override;
 
  protected:
   void paintEvent(QPaintEvent* event) override;
@@ -55,6 +56,7 @@ class OverlapMap final : public QWidget {
 
  private:
   static constexpr int kNames = 34;
+  static constexpr int kHighest = 26;  // of a cell
   [[nodiscard]] QRectF cell(int layer, int head) const;
   void choose(int layer, int head);
 

@@ -115,14 +115,23 @@ std::vector<std::int64_t> TokenText::lines(int width) const {
   return starts;
 }
 
-void TokenText::arrange() {
-  const int width = viewport()->width() - 2 * kMargin;
-  if (width == arranged_ || width < 20) return;
-  arranged_ = width;
+void TokenText::measure() {
   ascii_.assign(128, 0);
   for (char c = ' '; c <= '~'; ++c) {
     ascii_[static_cast<std::size_t>(c)] = fontMetrics().horizontalAdvance(QChar::fromLatin1(c));
   }
+}
+
+int TokenText::height_for(int width) {
+  if (ascii_.empty()) measure();
+  return static_cast<int>(lines(width).size()) * line_height();
+}
+
+void TokenText::arrange() {
+  const int width = viewport()->width() - 2 * kMargin;
+  if (width == arranged_ || width < 20) return;
+  arranged_ = width;
+  measure();
   starts_ = lines(width);
   const int seen = viewport()->height() / line_height();
   verticalScrollBar()->setPageStep(seen);
@@ -166,7 +175,7 @@ void TokenText::paintEvent(QPaintEvent* /*event*/) {
 }
 
 void TokenText::draw(QPainter& painter, const QRect& area) {
-  if (ascii_.empty()) arrange();
+  if (ascii_.empty()) measure();
   const std::vector<std::int64_t> starts = lines(area.width());
   const auto seen = static_cast<std::int64_t>(area.height() / line_height());
   const auto all = static_cast<std::int64_t>(starts.size());

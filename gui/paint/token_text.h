@@ -27,6 +27,8 @@ class TokenText : public QAbstractScrollArea {
 
   // As a picture: the lines around the token, or the first ones.
   void draw(QPainter& painter, const QRect& area);
+  // Of the whole text in lines of `width`.
+  [[nodiscard]] int height_for(int width);
 
  protected:
   void paintEvent(QPaintEvent* event) override;
@@ -44,6 +46,7 @@ class TokenText : public QAbstractScrollArea {
   [[nodiscard]] std::vector<std::int64_t> lines(int width) const;
   [[nodiscard]] int line_height() const { return fontMetrics().height() + 3; }
   [[nodiscard]] std::int64_t token_at(const QPoint& point) const;  // -1: none
+  void measure();
   void arrange();
   void paint_line(QPainter& painter, const QPoint& at, int width, std::int64_t begin,
                   std::int64_t end) const;

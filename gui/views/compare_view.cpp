@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <QAbstractScrollArea>
 #include <QComboBox>
 #include <QHBoxLayout>
 #include <QKeyEvent>
 #include <QLabel>
 #include <QSplitter>
 #include <QVBoxLayout>
+#include <algorithm>
 #include <utility>
 
 #include "gui/model/background.h"
@@ -15,6 +17,9 @@
 
 namespace kvspan::gui {
 namespace {
+
+constexpr int kChartHeight = 400,
+              kBetween = 8;  // of pictures: height of the chart; what is below it
 
 class CompareView final : public View {
  public:
@@ -32,12 +37,25 @@ class CompareView final : public View {
   [[nodiscard]] std::string csv() const override { return difference_csv(document()); }
   // The difference above what is kept.
   void draw(QPainter& painter, const QSize& size) override {
-    const int above = size.height() * 55 / 100;
+    const int below = std::clamp(kept_->sizeHint().height() + kBetween, size.height() * 3 / 10,
+                                 size.height() * 6 / 10);
+    const int above = size.height() - below;
     chart_->draw(painter, {size.width(), above});
     const QRect before = kept_->geometry();
-    kept_->resize(size.width() - 24, size.height() - above - 8);
+    kept_->resize(size.width() - 24, below - kBetween);
+    const auto scrolled = kept_->findChildren<QAbstractScrollArea*>();
+    for (QAbstractScrollArea* area : scrolled) {  // nothing to be moved
+      area->setVerticalScrollBarPolicy(Qt::ScrollBarAlwaysOff);
+    }
     kept_->render(&painter, QPoint(12, above + 4), QRegion(), QWidget::DrawChildren);
+    for (QAbstractScrollArea* area : scrolled) {
+      area->setVerticalScrollBarPolicy(Qt::ScrollBarAsNeeded);
+    }
     kept_->setGeometry(before);
+  }
+  [[nodiscard]] QSize picture_size() const override {
+    const int below = std::max(kept_->sizeHint().height() + kBetween, 120);
+    return {kPictureSize.width(), std::min(kChartHeight + below, kPictureSize.height() * 3 / 2)};
   }
 
  protected:

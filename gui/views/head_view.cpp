@@ -88,6 +88,10 @@ class HeadView final : public View {
   void draw(QPainter& painter, const QSize& size) override {
     draw_without(*controls_, painter, size);
   }
+  [[nodiscard]] QSize picture_size() const override {
+    const QMargins edge = layout()->contentsMargins();
+    return table_->layers() == 0 ? kNoteSize : map_->picture_size().grownBy(edge);
+  }
 
  protected:
   void changeEvent(QEvent* event) override {

@@ -71,6 +71,20 @@ class KeptSetsPanel final : public QWidget {
     refresh();
   }
 
+  // With a dozen of the tokens that differ.
+  [[nodiscard]] QSize sizeHint() const override {
+    QSize size = QWidget::sizeHint();
+    if (!sets_) return size;
+    constexpr int kTokens = 12;
+    const int rows = std::min(model_.rowCount(), kTokens);
+    const int table = tokens_->horizontalHeader()->sizeHint().height() +
+                      rows * tokens_->verticalHeader()->defaultSectionSize();
+    const int below = std::max({map_->sizeHint().height(), map_->minimumHeight(), table});
+    const int words = summary_->heightForWidth(kPictureSize.width() - 24);
+    size.setHeight(words + strip_->height() + below + 3 * layout()->spacing());
+    return size;
+  }
+
  protected:
   void showEvent(QShowEvent* /*event*/) override {
     if (stale_) refresh();

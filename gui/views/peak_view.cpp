@@ -21,6 +21,9 @@
 namespace kvspan::gui {
 namespace {
 
+constexpr int kBarsShare = 5, kTableShare = 6;  // of the width
+constexpr int kSpacing = 6;
+
 // What a bar is made of, from the left.
 struct BarPart {
   QString name;
@@ -45,6 +48,10 @@ class LayoutBars final : public QWidget {
   std::vector<BarPart> parts;  // of the chosen bar
   int chosen = 0;
   std::function<void(int)> choose;
+  // All bars at their best, above the legend.
+  [[nodiscard]] QSize picture_size() const {
+    return {kWide, static_cast<int>(kLegend + kStep * static_cast<double>(bars.size()))};
+  }
 
  protected:
   void paintEvent(QPaintEvent*) override {
@@ -65,7 +72,7 @@ class LayoutBars final : public QWidget {
     for (int i = 0; i < static_cast<int>(bars.size()); ++i) {
       const Bar& bar = bars[static_cast<std::size_t>(i)];
       const double y = top(i);
-      const double high = std::min(step() - 4, 22.0);
+      const double high = std::min(step() - 4, kMostHigh);
       const double length = room * static_cast<double>(bar.bytes) / static_cast<double>(most);
       QFont face = font();
       face.setBold(i == chosen);
@@ -110,9 +117,12 @@ class LayoutBars final : public QWidget {
   void focusOutEvent(QFocusEvent*) override { update(); }
 
  private:
+  static constexpr int kWide = 520;
+  static constexpr double kStep = 28, kMostStep = 48, kMostHigh = 32;  // of bars
+  static constexpr double kLegend = 30;
   static QString number(std::int64_t bytes) { return bytes_text(static_cast<double>(bytes)); }
   [[nodiscard]] double step() const {
-    return std::clamp((height() - 30.0) / static_cast<double>(bars.size()), 8.0, 30.0);
+    return std::clamp((height() - kLegend) / static_cast<double>(bars.size()), 8.0, kMostStep);
   }
   [[nodiscard]] double top(int bar) const { return 4 + bar * step(); }
 
@@ -163,7 +173,7 @@ class PeakView final : public View {
     box->addLayout(row);
     auto* content = new QHBoxLayout;
     bars_ = new LayoutBars(this);
-    content->addWidget(bars_, 5);
+    content->addWidget(bars_, kBarsShare);
     auto* right = new QVBoxLayout;
     table_ = new QTableView(this);
     model_ = new PeakTable(this);
@@ -184,7 +194,7 @@ class PeakView final : public View {
     note_->setWordWrap(true);
     right->addWidget(table_, 1);
     right->addWidget(note_);
-    content->addLayout(right, 6);
+    content->addLayout(right, kTableShare);
     box->addLayout(content, 1);
 
     bars_->choose = [this](int bar) { layout_->setCurrentIndex(bar); };
@@ -204,9 +214,13 @@ class PeakView final : public View {
   }
   [[nodiscard]] bool is_ready() const override { return !background_.busy(); }
   [[nodiscard]] std::string csv() const override { return csv_of(*model_); }
+  // The table is as wide as it has to be, the bars take the rest.
   void draw(QPainter& painter, const QSize& size) override {
+    table_->setMaximumWidth(std::min(whole_size(*table_).width(), size.width() / 2));
     draw_without(*controls_, painter, size);
+    table_->setMaximumWidth(QWIDGETSIZE_MAX);
   }
+  [[nodiscard]] QSize picture_size() const override;
 
  protected:
   void changeEvent(QEvent* event) override {
@@ -315,6 +329,18 @@ class PeakView final : public View {
   bool filling_ = false;
   Background background_;
 };
+
+// The bars beside the table, both whole.
+QSize PeakView::picture_size() const {
+  if (bars_->bars.empty()) return kNoteSize;
+  const QSize bars = bars_->picture_size();
+  QSize table = whole_size(*table_);
+  const int note = note_->isHidden() ? 0 : note_->heightForWidth(table.width()) + kSpacing;
+  const int height =
+      caption_->sizeHint().height() + kSpacing + std::max(bars.height(), table.height() + note);
+  return QSize(std::max(bars.width(), table.width()) + table.width() + kSpacing, height)
+      .grownBy(layout()->contentsMargins());
+}
 
 }  // namespace
 

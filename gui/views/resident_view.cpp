@@ -12,6 +12,7 @@
 #include <QToolButton>
 #include <QTreeView>
 #include <QVBoxLayout>
+#include <algorithm>
 #include <utility>
 
 #include "gui/model/background.h"
@@ -28,6 +29,7 @@
 namespace kvspan::gui {
 namespace {
 
+constexpr int kMargin = 12;        // of pictures
 constexpr int kMostExpanded = 64;  // heads that are all shown at first
 
 class ResidentView final : public View {
@@ -152,6 +154,7 @@ class ResidentView final : public View {
   [[nodiscard]] bool is_ready() const override { return !work_.busy(); }
   [[nodiscard]] std::string csv() const override { return csv_of(tokens_model_); }
   void draw(QPainter& painter, const QSize& size) override;
+  [[nodiscard]] QSize picture_size() const override;
 
  protected:
   void showEvent(QShowEvent* /*event*/) override {
@@ -234,28 +237,8 @@ class ResidentView final : public View {
   [[nodiscard]] QString summary() const {
     const ShownRun* shown = document().current_run();
     if (!holdings_ || shown == nullptr) return {};
-    const HeadHolding sum = holdings_->sum();
-    const double full =
-        static_cast<double>(holdings_->row + 1) * holdings_->layers * holdings_->heads;
-    QString text =
-        QString("%1 holds %2 entries%3 in row %4, %5 of a full cache")
-            .arg(QString::fromStdString(shown->run().label), count_text(sum.entries),
-                 sum.host_entries == 0
-                     ? QString()
-                     : " on the device, " + count_text(sum.host_entries) + " on the host,",
-                 count_text(holdings_->row), percent_text(static_cast<double>(sum.entries) / full));
-    if (sum.bytes > 0) text += ", " + bytes_text(static_cast<double>(sum.bytes));
-    if (sum.host_bytes > 0) {
-      text += QString(" (and %1 on the host)").arg(bytes_text(static_cast<double>(sum.host_bytes)));
-    }
-    if (holdings_->since < holdings_->row) {
-      const std::int64_t change = sum.entries - sum.entries_before;
-      const QString more =
-          change == 0 ? QString("as many as")
-                      : count_text(std::abs(change)) + (change < 0 ? " fewer than" : " more than");
-      text += QString("; %1 in row %2").arg(more, count_text(holdings_->since));
-    }
-    return text + QString("; tokens: %1").arg(scope_text());
+    return summary_of(*holdings_, QString::fromStdString(shown->run().label)) +
+           QString("; tokens: %1").arg(scope_text());
   }
   [[nodiscard]] QString scope_text() const {
     const ShownRun* shown = document().current_run();
@@ -346,14 +329,31 @@ void ResidentView::draw(QPainter& painter, const QSize& size) {
   }
   const QFontMetrics metrics(font());
   const int line = held_line_height(metrics);
-  const int margin = 12;
   painter.setPen(theme().ink);
-  painter.drawText(QRect(margin, 6, size.width() - 2 * margin, line),
+  painter.drawText(QRect(kMargin, 6, size.width() - 2 * kMargin, line),
                    Qt::AlignLeft | Qt::AlignVCenter,
-                   metrics.elidedText(summary(), Qt::ElideRight, size.width() - 2 * margin));
-  const QRect below = whole.adjusted(margin, line + 12, -margin, -6);
+                   metrics.elidedText(summary(), Qt::ElideRight, size.width() - 2 * kMargin));
+  const QRect below = whole.adjusted(kMargin, line + 12, -kMargin, -6);
   paint_held_table(painter, below, heads_model_);
   draw_tokens(painter, below.adjusted(kHeldTableWidth + 26, 0, 0, 0));
+}
+
+QSize ResidentView::picture_size() const {
+  if (!holdings_) return kNoteSize;
+  const QFontMetrics metrics(font());
+  const int line = held_line_height(metrics);
+  const int beside = kHeldTableWidth + 26 + 2 * kMargin;
+  int width =
+      std::clamp(metrics.horizontalAdvance(summary()) + 2 * kMargin, 900, kPictureSize.width());
+  int text = 2 * line;
+  if (!no_text_->text().isEmpty()) text += 3 * line;
+  if (!holdings_->held_by.empty()) {
+    if (text_->height_for(width - beside) > kPictureSize.height()) width = kPictureSize.width();
+    text += text_->height_for(width - beside);
+  }
+  const int table = held_table_height(metrics, heads_model_);
+  const int height = std::clamp(std::max(table, text), 5 * line, kPictureSize.height());
+  return {width, line + 18 + height};
 }
 
 void ResidentView::draw_tokens(QPainter& painter, const QRect& area) {

@@ -54,6 +54,9 @@ class RunsView final : public View {
            "click on a heading sorts.";
   }
   [[nodiscard]] std::string csv() const override { return csv_of(*sorted_); }
+  [[nodiscard]] QSize picture_size() const override {
+    return whole_size(*table_).expandedTo({kNoteSize.width(), 40});
+  }
 
  private:
   void follow() {

@@ -22,6 +22,9 @@
 namespace kvspan::gui {
 namespace {
 
+constexpr int kWidestTable = 460;
+constexpr QSize kPlot(1000, 620);  // of pictures
+
 // The mark of a family before its name.
 class FamilyDelegate final : public QStyledItemDelegate {
  public:
@@ -87,9 +90,9 @@ class TradeoffView final : public View {
     controls->addWidget(readout_, 1);
     box->addWidget(controls_);
 
-    auto* row = new QHBoxLayout;
+    row_ = new QHBoxLayout;
     plot_ = new TradeoffPlot(document, this);
-    row->addWidget(plot_, 5);
+    row_->addWidget(plot_, 5);
     table_ = new QTableView(this);
     model_ = new CriticalTable(this);
     table_->setModel(model_);
@@ -106,12 +109,12 @@ class TradeoffView final : public View {
     table_->horizontalHeader()->setHighlightSections(false);
     table_->horizontalHeader()->setDefaultAlignment(Qt::AlignLeft | Qt::AlignVCenter);
     table_->setSizePolicy(QSizePolicy::Preferred, QSizePolicy::Ignored);
-    table_->setMaximumWidth(460);
-    row->addWidget(table_, 4);
+    table_->setMaximumWidth(kWidestTable);
+    row_->addWidget(table_, 4);
     empty_ = new QLabel(this);
     empty_->setAlignment(Qt::AlignCenter);
     empty_->setWordWrap(true);
-    box->addLayout(row, 1);
+    box->addLayout(row_, 1);
     box->addWidget(empty_, 1);
 
     connect(&document, &Document::runs_changed, this, [this] { rebuild(); });
@@ -140,8 +143,21 @@ class TradeoffView final : public View {
            "each policy needs for the threshold. Arrows move, Enter opens a run.";
   }
 
+  // In a picture the table is below the chart, as high as it has to be.
   void draw(QPainter& painter, const QSize& size) override {
+    row_->setDirection(QBoxLayout::TopToBottom);
+    table_->setMaximumWidth(QWIDGETSIZE_MAX);
+    table_->setFixedHeight(std::min(whole_size(*table_).height(), size.height() * 2 / 5));
     draw_without(*controls_, painter, size);
+    table_->setMinimumHeight(0);
+    table_->setMaximumSize(kWidestTable, QWIDGETSIZE_MAX);
+    row_->setDirection(QBoxLayout::LeftToRight);
+  }
+  [[nodiscard]] QSize picture_size() const override {
+    if (tradeoff_.points.empty()) return kNoteSize;
+    const QSize table = whole_size(*table_);
+    const int below = std::min(table.height() + row_->spacing(), kPlot.height() * 2 / 3);
+    return {std::max(kPlot.width(), table.width()), kPlot.height() + below};
   }
   [[nodiscard]] std::string csv() const override {
     std::string text = csv_line({"policy", "label", "chunk", "footprint", "fidelity", "bound",
@@ -217,6 +233,7 @@ class TradeoffView final : public View {
 
   Tradeoff tradeoff_;
   QWidget* controls_ = nullptr;
+  QBoxLayout* row_ = nullptr;
   QComboBox* figure_ = nullptr;
   QDoubleSpinBox* threshold_ = nullptr;
   QLabel *readout_ = nullptr, *empty_ = nullptr;

@@ -8,6 +8,7 @@
 #include <QLayout>
 #include <QSvgGenerator>
 #include <QTableView>
+#include <algorithm>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -41,6 +42,22 @@ void set_up_rows(QTableView& table) {
   table.setShowGrid(false);
   table.setFrameShape(QFrame::NoFrame);
   table.verticalHeader()->hide();
+}
+
+QSize whole_size(const QTableView& table) {
+  const QAbstractItemView& cells = table;  // what QTableView hides
+  int width = 2 * table.frameWidth();
+  for (int c = 0; c < table.model()->columnCount(); ++c) {
+    if (table.isColumnHidden(c)) continue;
+    const QHeaderView& header = *table.horizontalHeader();
+    const bool stretched = header.sectionResizeMode(c) == QHeaderView::Stretch ||
+                           (header.stretchLastSection() && c + 1 == table.model()->columnCount());
+    width += stretched ? std::max(cells.sizeHintForColumn(c), header.sectionSizeHint(c)) + 8
+                       : table.columnWidth(c);
+  }
+  const int height = table.horizontalHeader()->sizeHint().height() +
+                     table.verticalHeader()->length() + 2 * table.frameWidth() + 1;
+  return {width, height};
 }
 
 namespace {

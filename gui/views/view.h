@@ -15,6 +15,11 @@ class QTableView;
 
 namespace kvspan::gui {
 
+// A picture of what fills any size.
+inline constexpr QSize kPictureSize(1280, 800);
+// Of one that only says why there is nothing.
+inline constexpr QSize kNoteSize(900, 160);
+
 class View : public QWidget {
   Q_OBJECT
  public:
@@ -30,6 +35,8 @@ class View : public QWidget {
   // Draws the view as a picture of `size` (at most a legend or a caption beyond what the window
   // shows); the default draws the widget.
   virtual void draw(QPainter& painter, const QSize& size);
+  // The size of a picture that has room for all of it and for no more, as far as that is ready.
+  [[nodiscard]] virtual QSize picture_size() const { return kPictureSize; }
 
  signals:
   void ready();
@@ -43,6 +50,8 @@ class View : public QWidget {
   Document& document_;
 };
 
+// What a table needs to show all of its rows and columns.
+[[nodiscard]] QSize whole_size(const QTableView& table);
 // A table of rows to choose from: one row at a time, striped, without grid, frame or row numbers.
 void set_up_rows(QTableView& table);
 

@@ -48,16 +48,38 @@ void wait_until_ready(View& view) {
 }
 
 // Shown (offscreen), so that layouts and models settle as in the window.
-void export_one(View& view, const std::string& path, const QSize& size, double scale) {
+//   size  nullopt: as the view needs it
+void export_one(View& view, const std::string& path, std::optional<QSize> size, double scale) {
   view.setParent(nullptr);
-  view.resize(size);
+  view.resize(size.value_or(kPictureSize));
   view.show();
   QApplication::processEvents();
   wait_until_ready(view);
   QApplication::processEvents();
-  export_view(view, QString::fromStdString(path), size, scale);
+  export_view(view, QString::fromStdString(path), size.value_or(view.picture_size()), scale);
   view.hide();
   fmt::print("{}\n", path);
+}
+
+std::optional<QSize> size_of(const std::string& text) {
+  if (text.empty()) return std::nullopt;
+  const auto [width, height] = parse_pair(text, 'x', "--size", "WIDTHxHEIGHT, such as 1280x800");
+  if (width < 200 || height < 120 || width > 20'000 || height > 20'000) {
+    throw ConfigError(fmt::format("--size: found '{}', expected 200x120 to 20000x20000", text));
+  }
+  return QSize(static_cast<int>(width), static_cast<int>(height));
+}
+
+// What was not chosen is chosen so that pictures tell something: a run beside another one, in the
+// row in which they differ most.
+void choose_the_rest(const Settings& s, Document& document) {
+  if (document.current_run() == nullptr) return;
+  if (document.current() == document.baseline() && s.baseline.empty()) {
+    document.set_baseline(document.current() == 0 ? 1 : 0);
+  }
+  if (!s.rows.empty()) return;
+  const RowIndex row = telling_row(*document.current_run(), *document.baseline_run());
+  document.set_selection({row, row + 1});
 }
 
 }  // namespace
@@ -71,14 +93,11 @@ void run_exports(const Settings& s) {
     }
     document.add(std::move(result));
   }
-  const auto [width, height] = parse_pair(s.size, 'x', "--size", "WIDTHxHEIGHT, such as 1280x800");
-  if (width < 200 || height < 120 || width > 20'000 || height > 20'000) {
-    throw ConfigError(fmt::format("--size: found '{}', expected 200x120 to 20000x20000", s.size));
-  }
-  const QSize size(static_cast<int>(width), static_cast<int>(height));
+  const std::optional<QSize> size = size_of(s.size);
   QWidget owner;
   const std::vector<View*> views = make_views(document, &owner);
   apply(s, document);
+  choose_the_rest(s, document);
   if (s.views.size() > s.exports.size()) {
     throw ConfigError("--view belongs to an --export: there are more views than exports");
   }

@@ -60,7 +60,9 @@ void add_options(CLI::App& app, Settings& s) {
       ->allow_extra_args(false);
   app.add_option("--export-all", s.export_all, "Write every view as .png, .svg and .csv")
       ->type_name("FOLDER");
-  app.add_option("--size", s.size, "Size of pictures in logical pixels")->type_name("WxH");
+  app.add_option("--size", s.size,
+                 "Size of pictures in logical pixels; without it, what each view fills")
+      ->type_name("WxH");
   app.add_option("--scale", s.scale, "Pixels of a PNG per logical pixel")
       ->check(CLI::Range(0.25, 8.0))
       ->type_name("S");
@@ -71,7 +73,9 @@ void add_options(CLI::App& app, Settings& s) {
   app.add_option("--only", s.only, "Show this run in charts, and no other; may be repeated")
       ->type_name("LABEL")
       ->allow_extra_args(false);
-  app.add_option("--rows", s.rows, "Selected rows; of one row, what is held there")
+  app.add_option("--rows", s.rows,
+                 "Selected rows; of one row, what is held there (exports: where --run and "
+                 "--baseline differ most)")
       ->type_name("ROW|BEGIN:END");
   app.add_option("--zoom", s.zoom, "Rows that charts over time show")->type_name("BEGIN:END");
   app.add_option("--quantity", s.quantity, "entries, bytes, percent or mass")->type_name("NAME");

@@ -156,7 +156,7 @@ void MainWindow::export_current_view() {
   });
   connect(dialog, &QFileDialog::fileSelected, this, [this, view](const QString& path) {
     try {
-      export_view(*view, path, view->size().expandedTo({900, 420}), 2);
+      export_view(*view, path, view->picture_size(), 2);
       statusBar()->showMessage(QString("wrote %1").arg(path), 8000);
     } catch (const Error& error) {
       show_message(error.what());

@@ -15,7 +15,7 @@ struct Settings {
   std::vector<std::string> files;
   std::vector<std::string> exports, views;
   std::string export_all;
-  std::string size = "1280x800";
+  std::string size;  // empty: what each view has room in
   double scale = 1;
   std::string rows, zoom;
   std::string run, baseline;

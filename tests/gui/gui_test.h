@@ -35,7 +35,9 @@ bool add_test_class(const std::string& name) {
 // process: 512 tokens as the prompt, `full`, a few that evict, one that selects and one that
 // quantises, at 20 %.
 [[nodiscard]] QString bundled_result();
-// Like it, without what its JSON names.
+// One of a trace of 12 tokens, one layer and one KV head: `full` and two that evict, at 50 %.
+[[nodiscard]] QString small_result();
+// bundled_result() without what its JSON names.
 [[nodiscard]] QString bundled_json_alone();
 // A result of one layer and head in which entry i dies at deaths[i]: a timeline in work_folder().
 [[nodiscard]] QString result_of_deaths(const QString& name,

@@ -38,32 +38,50 @@ nlohmann::json timelines_of(const QString& path) {
   return timelines;
 }
 
+namespace {
+
+// The result of runs on a bundled trace, with timeline and lifetimes.
+QString result_of(const QString& name, const std::string& trace_name,
+                  const std::vector<RecipeSpec>& specs, EngineOptions options) {
+  RunReport report;
+  report.trace_path = KVSPAN_TRACES_DIR "/" + trace_name + ".safetensors";
+  const Trace trace = Trace::open(report.trace_path);
+  options.keep_scores = true;
+  options.keep_reads = std::int64_t{8} << 20U;
+  options.fidelity_rows = 64;
+  report.runs = run_policies(trace, specs, options, report.accounting);
+  report.trace = trace.meta();
+  if (options.prompt > 0) report.trace.prompt_tokens = options.prompt;
+  report.chunk = options.chunk;
+  report.trace_sha256 = trace.sha256();
+  report.timeline_path = work_folder().filePath(name + ".timeline.safetensors").toStdString();
+  report.lifetimes_path = work_folder().filePath(name + ".lifetimes.safetensors").toStdString();
+  write_timeline(report, report.timeline_path);
+  write_lifetimes(report, report.lifetimes_path);
+  const QString json = work_folder().filePath(name + ".json");
+  write_file_atomically(json.toStdString(), to_json(report).dump(1));
+  return json;
+}
+
+}  // namespace
+
 QString bundled_result() {
   static const QString path = [] {
-    RunReport report;
-    report.trace_path = KVSPAN_TRACES_DIR "/smollm2-passkey.safetensors";
-    const Trace trace = Trace::open(report.trace_path);
     EngineOptions options;
     options.prompt = 512;
     options.chunk = 128;
-    options.keep_scores = true;
-    options.keep_reads = std::int64_t{8} << 20U;
-    options.fidelity_rows = 64;
-    const std::vector<RecipeSpec> specs = expand_policies(
-        {"full", "streaming_llm", "h2o", "chunked(snapkv)", "quest", "kivi"}, {"20%"});
-    report.runs = run_policies(trace, specs, options, report.accounting);
-    report.trace = trace.meta();
-    report.trace.prompt_tokens = options.prompt;
-    report.chunk = options.chunk;
-    report.trace_sha256 = trace.sha256();
-    report.timeline_path = work_folder().filePath("bundled.timeline.safetensors").toStdString();
-    report.lifetimes_path = work_folder().filePath("bundled.lifetimes.safetensors").toStdString();
-    write_timeline(report, report.timeline_path);
-    write_lifetimes(report, report.lifetimes_path);
-    const QString json = work_folder().filePath("bundled.json");
-    write_file_atomically(json.toStdString(), to_json(report).dump(1));
-    return json;
+    return result_of(
+        "bundled", "smollm2-passkey",
+        expand_policies({"full", "streaming_llm", "h2o", "chunked(snapkv)", "quest", "kivi"},
+                        {"20%"}),
+        options);
   }();
+  return path;
+}
+
+QString small_result() {
+  static const QString path = result_of(
+      "tiny", "tiny-picture", expand_policies({"full", "streaming_llm", "h2o"}, {"50%"}), {});
   return path;
 }
 

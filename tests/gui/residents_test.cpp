@@ -43,6 +43,7 @@ class ResidentsTest : public QObject, private BundledLives {
   void kept_sets_equal_a_walk();
   void kept_sets_of_unequal_heads_compare_those_that_serve_the_same_queries();
   void kept_sets_of_other_traces_say_so();
+  void the_telling_row_is_where_two_runs_differ_most();
   void the_resident_view_follows_and_leads_the_document();
   void the_kept_sets_panel_says_what_differs();
 };
@@ -285,6 +286,27 @@ void ResidentsTest::kept_sets_of_other_traces_say_so() {
   bare->lifetimes = nullptr;
   const ShownRun without{bare, 1, 0, true};
   QVERIFY(why_not_compared(&current, &without).contains("--lifetimes FILE"));
+}
+
+void ResidentsTest::the_telling_row_is_where_two_runs_differ_most() {
+  const auto document = opened("h2o");
+  for (const char* other : {"full", "streaming_llm", "chunked"}) {
+    document->set_baseline(run_of(other));
+    const ShownRun& current = *document->current_run();
+    const ShownRun& baseline = *document->baseline_run();
+    const auto differing = [&](RowIndex row) {
+      const KeptSets sets = kept_sets(current, baseline, row, {}, {});
+      return sets.sum.current + sets.sum.baseline;
+    };
+    const RowIndex found = telling_row(current, baseline);
+    const std::int64_t most = differing(found);
+    QVERIFY(most > 0);
+    for (RowIndex row = 0; row < document->rows(); row += 37) QVERIFY(differing(row) <= most);
+    if (found + 1 < document->rows()) QVERIFY(differing(found + 1) < most);
+  }
+  // Nothing to compare with: the last row.
+  document->set_baseline(document->current());
+  QCOMPARE(telling_row(*document->current_run(), *document->baseline_run()), document->rows() - 1);
 }
 
 void ResidentsTest::the_resident_view_follows_and_leads_the_document() {
