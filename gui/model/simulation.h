@@ -48,14 +48,14 @@ class Simulation : public QObject {
   explicit Simulation(const QString& name, QObject* parent = nullptr);
 
   [[nodiscard]] bool busy() const { return background_.busy(); }
-  // The file that the next result is opened from: of the same path, it takes the place of an earlier
-  // one in a document.
+  // The file that the next result is opened from: of the same path, it takes the place of an
+  // earlier one in a document.
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
   void set_name(const QString& name);
 
-  // Policies are replayed in batches of 1, 2, 4, ...: the first one is there at once, and attention,
-  // which a batch shares, is computed a few times at most. After every batch grown() hands over the
-  // result of all that is finished.
+  // Policies are replayed in batches of 1, 2, 4, ...: the first one is there at once, and
+  // attention, which a batch shares, is computed a few times at most. After every batch grown()
+  // hands over the result of all that is finished.
   void start(const SimulationRequest& request);
   // What grown() handed over stays.
   void cancel();
