@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Numbers for other programs: CSV as in RFC 4180, but lines end with '\n'. What is written reads back
-// equal.
+// Numbers for other programs: CSV as in RFC 4180, but lines end with '\n'. What is written reads
+// back equal.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@ class QAbstractItemModel;
 
 namespace kvspan::gui {
 
-// One field, quoted where it must be; numbers in the shortest form that reads back equal, NaN empty.
+// One field, quoted where it must be; numbers in the shortest form that reads back equal, NaN
+// empty.
 [[nodiscard]] std::string csv_field(std::string_view text);
 [[nodiscard]] std::string csv_field(double value);
 [[nodiscard]] std::string csv_field(std::int64_t value);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is open, what is shown of it, and what is selected: the one state that all views share. A view
-// reads it, changes it through setters, and repaints on its signals; views never know each other.
+// What is open, what is shown of it, and what is selected: the one state that all views share. A
+// view reads it, changes it through setters, and repaints on its signals; views never know each
+// other.
 #pragma once
 
 #include <QObject>

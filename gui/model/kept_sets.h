@@ -42,8 +42,8 @@ struct KeptSets {
 [[nodiscard]] KeptSets kept_sets(const ShownRun& current, const ShownRun& baseline, RowIndex row,
                                  HeadScope scope, const std::function<bool()>& cancelled);
 
-// The last row in which most entries are held by only one of the two; without lifetimes of both, the
-// last row of the current one.
+// The last row in which most entries are held by only one of the two; without lifetimes of both,
+// the last row of the current one.
 // Cost: O(heads * tokens). Errors: TraceError of a damaged file.
 [[nodiscard]] RowIndex telling_row(const ShownRun& current, const ShownRun& baseline);
 

@@ -55,8 +55,8 @@ class PolicyForm final : public QAbstractTableModel {
   void set_wrapper(const QString& name);
   [[nodiscard]] QString policy() const;  // empty: none yet
   [[nodiscard]] QString wrapper() const;
-  // Reads a spec into the form. False, and nothing changes, if it is not one policy with at most one
-  // wrapper around it: recipes and sets are written as text.
+  // Reads a spec into the form. False, and nothing changes, if it is not one policy with at most
+  // one wrapper around it: recipes and sets are written as text.
   bool set_spec(const QString& text);
   // The spec, with the values that are not the default's.
   [[nodiscard]] QString spec() const;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// An opened result, as views read it: an immutable value, shared by all who show it. It comes from a
-// result JSON and the timeline and lifetimes files that belong to it, or from any one of them; what
-// none of them holds is absent, never guessed.
+// An opened result, as views read it: an immutable value, shared by all who show it. It comes from
+// a result JSON and the timeline and lifetimes files that belong to it, or from any one of them;
+// what none of them holds is absent, never guessed.
 #pragma once
 
 #include <cstdint>

@@ -21,7 +21,8 @@ void read_head(const TensorSet& file, const std::filesystem::path& path, Result&
 void read_levels(const std::shared_ptr<const TensorSet>& file, const std::filesystem::path& path,
                  std::size_t r, const TraceInfo& trace, Run& run);
 
-// Likewise of a lifetimes file. Memory: one layer, and what is kept: the points where slopes change.
+// Likewise of a lifetimes file. Memory: one layer, and what is kept: the points where slopes
+// change.
 void read_head(const LifetimesFile& file, Result& result);
 void read_lives(const LifetimesFile& file, int r, Run& run);
 

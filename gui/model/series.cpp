@@ -38,8 +38,8 @@ void take(Extremes& best, double low, double high) {
 //   level 1   |     min, max of 64    |   ...
 //   level 2   |     min, max of 64 of these ...
 //
-// A range takes the points of level 0 up to the next multiple of 64 from both of its ends, then those
-// of level 1 up to the next multiple of 64, ...: at most 2 * 64 points a level, and exact.
+// A range takes the points of level 0 up to the next multiple of 64 from both of its ends, then
+// those of level 1 up to the next multiple of 64, ...: at most 2 * 64 points a level, and exact.
 template <class T>
 class LevelSeries final : public Series {
  public:

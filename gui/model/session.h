@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is open and how it is looked at, as JSON, so that the next start goes on where this one ended.
+// What is open and how it is looked at, as JSON, so that the next start goes on where this one
+// ended.
 #pragma once
 
 #include <filesystem>

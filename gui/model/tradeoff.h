@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Footprint against fidelity: the runs of all open results as points, which of them nobody beats, and
-// how little memory each policy needs for a wanted fidelity.
+// Footprint against fidelity: the runs of all open results as points, which of them nobody beats,
+// and how little memory each policy needs for a wanted fidelity.
 #pragma once
 
 #include <QAbstractTableModel>
@@ -53,9 +53,10 @@ struct Tradeoff {
   std::size_t unmeasured = 0;  // visible runs without this figure
 };
 
-// Of the visible runs. The Pareto front: points of methods, not bounds, of which no other one has
-// the group has less footprint and as much fidelity, or as little and more. The critical footprint of a family:
-// the smallest of its points with fidelity >= threshold (arXiv 2506.17121, section 2.1).
+// Of the visible runs. The Pareto front: points of methods, not bounds, than which no other one of
+// the group has less footprint and as much fidelity, or as little and more. The critical footprint
+// of a family: the smallest of its points with fidelity >= threshold (arXiv 2506.17121, section
+// 2.1).
 [[nodiscard]] Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure,
                                      double threshold);
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gui/model/numbers.h"
 #include "gui/paint/lifetime_map.h"
 #include "sim/base/error.h"
 

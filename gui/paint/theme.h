@@ -30,7 +30,8 @@ void set_theme(bool dark);  // of the application, its palette included
 [[nodiscard]] Qt::PenStyle run_dash(int slot);
 [[nodiscard]] QPen run_pen(int slot, double width);
 
-// A colour of the sequential map (viridis-like: dark is little, on dark paper too), value in [0, 1].
+// A colour of the sequential map (viridis-like: dark is little, on dark paper too), value in [0,
+// 1].
 [[nodiscard]] QColor map_colour(double value);
 // A colour of a list of parts that are stacked (layers, classes), `i` of `count`.
 [[nodiscard]] QColor part_colour(int i, int count);

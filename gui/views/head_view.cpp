@@ -9,6 +9,7 @@
 
 #include "gui/model/csv.h"
 #include "gui/model/head_table.h"
+#include "gui/model/numbers.h"
 #include "gui/paint/head_map.h"
 #include "gui/views/view.h"
 

@@ -12,6 +12,7 @@
 #include "gui/model/background.h"
 #include "gui/model/kept_sets.h"
 #include "gui/model/lives.h"
+#include "gui/model/numbers.h"
 #include "gui/model/token_models.h"
 #include "gui/paint/kept_maps.h"
 #include "gui/views/view.h"

@@ -63,6 +63,46 @@ class ResidentView final : public View {
     nothing_->setWordWrap(true);
     nothing_->setMargin(20);
 
+    QWidget* right = build_tokens();
+    auto* parts = new QSplitter(this);
+    parts->addWidget(heads_);
+    parts->addWidget(right);
+    parts->setStretchFactor(1, 1);
+    parts->setSizes({380, 540});
+    parts->setChildrenCollapsible(false);
+    auto* all = new QVBoxLayout(this);
+    all->setContentsMargins(0, 4, 0, 0);
+    all->setSpacing(4);
+    auto* line = new QHBoxLayout;
+    line->setContentsMargins(10, 0, 10, 0);
+    line->addWidget(summary_);
+    all->addLayout(line);
+    all->addWidget(parts, 1);
+    setFocusProxy(heads_);
+
+    connect_all();
+    refresh();
+  }
+
+  [[nodiscard]] QString name() const override { return "resident"; }
+  [[nodiscard]] QString title() const override { return "Held now"; }
+  [[nodiscard]] QString help() const override {
+    return "What the current run holds at the selected row, by layer, head and token; the change "
+           "is that since the selection began. Choose a head or a token to see it everywhere.";
+  }
+  [[nodiscard]] bool is_ready() const override { return !work_.busy(); }
+  [[nodiscard]] std::string csv() const override { return csv_of(tokens_model_); }
+  void draw(QPainter& painter, const QSize& size) override;
+  [[nodiscard]] QSize picture_size() const override;
+
+ protected:
+  void showEvent(QShowEvent* /*event*/) override {
+    if (stale_) refresh();
+  }
+
+ private:
+  // The text or the table of tokens, below what chooses between them.
+  [[nodiscard]] QWidget* build_tokens() {
     auto* as_text = new QToolButton(this);
     as_text->setText("Text");
     as_text->setToolTip("The text, each token on the colour of how many heads hold it");
@@ -102,22 +142,10 @@ class ResidentView final : public View {
     no_text_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
     column->addWidget(no_text_);
     column->addWidget(pages_, 1);
-    auto* parts = new QSplitter(this);
-    parts->addWidget(heads_);
-    parts->addWidget(right);
-    parts->setStretchFactor(1, 1);
-    parts->setSizes({380, 540});
-    parts->setChildrenCollapsible(false);
-    auto* all = new QVBoxLayout(this);
-    all->setContentsMargins(0, 4, 0, 0);
-    all->setSpacing(4);
-    auto* line = new QHBoxLayout;
-    line->setContentsMargins(10, 0, 10, 0);
-    line->addWidget(summary_);
-    all->addLayout(line);
-    all->addWidget(parts, 1);
-    setFocusProxy(heads_);
+    return right;
+  }
 
+  void connect_all() {
     connect(ways_, &QButtonGroup::idClicked, this, &ResidentView::show_page);
     connect(filter_, &QLineEdit::textChanged, this, [this](const QString& text) {
       tokens_model_.set_filter(text);
@@ -137,31 +165,12 @@ class ResidentView final : public View {
             [this](const QModelIndex& now) {
               if (!following_ && now.isValid()) choose(tokens_model_.token_at(now.row()));
             });
-    connect(&document, &Document::runs_changed, this, &ResidentView::refresh);
-    connect(&document, &Document::current_changed, this, &ResidentView::refresh);
-    connect(&document, &Document::selection_changed, this, &ResidentView::refresh);
-    connect(&document, &Document::focus_changed, this, &ResidentView::follow_focus);
-    refresh();
+    connect(&document(), &Document::runs_changed, this, &ResidentView::refresh);
+    connect(&document(), &Document::current_changed, this, &ResidentView::refresh);
+    connect(&document(), &Document::selection_changed, this, &ResidentView::refresh);
+    connect(&document(), &Document::focus_changed, this, &ResidentView::follow_focus);
   }
 
-  [[nodiscard]] QString name() const override { return "resident"; }
-  [[nodiscard]] QString title() const override { return "Held now"; }
-  [[nodiscard]] QString help() const override {
-    return "What the current run holds at the selected row, by layer, head and token; the change "
-           "is "
-           "that since the selection began. Choose a head or a token to see it everywhere.";
-  }
-  [[nodiscard]] bool is_ready() const override { return !work_.busy(); }
-  [[nodiscard]] std::string csv() const override { return csv_of(tokens_model_); }
-  void draw(QPainter& painter, const QSize& size) override;
-  [[nodiscard]] QSize picture_size() const override;
-
- protected:
-  void showEvent(QShowEvent* /*event*/) override {
-    if (stale_) refresh();
-  }
-
- private:
   [[nodiscard]] HeadScope scope() const {
     const Focus focus = document().focus();
     // A head alone is that head of every layer.

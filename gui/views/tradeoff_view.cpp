@@ -137,10 +137,9 @@ class TradeoffView final : public View {
   [[nodiscard]] QString title() const override { return "Footprint and fidelity"; }
   [[nodiscard]] QString help() const override {
     return "Every visible run as a point: less memory to the left, more fidelity to the top; "
-           "bounds "
-           "are hollow, policies that differ only in numbers are joined, the grey steps are the "
-           "Pareto front, and the table tells how little memory "
-           "each policy needs for the threshold. Arrows move, Enter opens a run.";
+           "bounds are hollow, policies that differ only in numbers are joined, the grey steps are "
+           "the Pareto front, and the table tells how little memory each policy needs for the "
+           "threshold. Arrows move, Enter opens a run.";
   }
 
   // In a picture the table is below the chart, as high as it has to be.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every view is: a widget on the document that can also be put on paper, as a picture or as the
-// numbers behind it.
+// What every view is: a widget on the document that can also be put on paper, as a picture or as
+// the numbers behind it.
 #pragma once
 
 #include <QPainter>

@@ -102,7 +102,6 @@ Examples:
   kvspan-viewer --export-all FOLDER RESULT.json            every view as picture and as numbers
 Make a result: kvspan run TRACE --out R.json --timeline R.timeline.safetensors --lifetimes R.lifetimes.safetensors
 
-Environment: KVSPAN_SIMD=avx512|avx2|sse4 caps the instructions used (default: the best of the machine).
 Exit codes: 0 ok, 1 internal or a full disk, 2 arguments, 3 files that cannot be read.)help");
 }
 

@@ -176,7 +176,8 @@ void MainWindow::closeEvent(QCloseEvent* event) {
   event->accept();
 }
 
-// ---- Appearance -----------------------------------------------------------------------------------
+// ---- Appearance
+// -----------------------------------------------------------------------------------
 
 void MainWindow::show_message(const QString& text) {
   QPalette colours = strip_->palette();

@@ -36,8 +36,8 @@ class MainWindow : public QMainWindow {
   [[nodiscard]] const std::vector<View*>& views() const { return views_; }
   void show_view(const QString& name);
 
-  // Opens results and traces one after the other in the background; `opened` or `failed` follows for
-  // each. A trace becomes that of the next simulation.
+  // Opens results and traces one after the other in the background; `opened` or `failed` follows
+  // for each. A trace becomes that of the next simulation.
   //   afterwards  called once all of them were read or refused
   void open(const QStringList& paths, const std::function<void()>& afterwards = {});
   // What the last session had open, and how; false if there is none.

@@ -202,7 +202,8 @@ void MainWindow::dropEvent(QDropEvent* event) {
   event->acceptProposedAction();
 }
 
-// ---- Session ---------------------------------------------------------------------------------------
+// ---- Session
+// ---------------------------------------------------------------------------------------
 
 void MainWindow::save_session() {
   if (session_file_.isEmpty() || opener_.busy()) return;

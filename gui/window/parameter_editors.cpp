@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "gui/model/policy_form.h"
 #include "gui/paint/theme.h"
 
 namespace kvspan::gui {

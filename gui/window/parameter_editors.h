@@ -4,7 +4,7 @@
 
 #include <QStyledItemDelegate>
 
-#include "sim/policy/spec.h"
+#include "gui/model/policy_form.h"
 
 namespace kvspan::gui {
 

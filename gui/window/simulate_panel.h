@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The panel of runs from inside the viewer: a trace, policies with forms made from the registry, and
-// sliders that run the current policy again while they move.
+// The panel of runs from inside the viewer: a trace, policies with forms made from the registry,
+// and sliders that run the current policy again while they move.
 #pragma once
 
 #include <QStringList>

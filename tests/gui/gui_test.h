@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tests of the viewer with Qt's own library: one class a file, all in one program, which is told the
-// class to run. See main.cpp.
+// Tests of the viewer with Qt's own library: one class a file, all in one program, which is told
+// the class to run. See main.cpp.
 #pragma once
 
 #include <QDir>
