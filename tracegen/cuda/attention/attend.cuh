@@ -21,8 +21,9 @@ __device__ inline float quad_sum(float x) {
 // Output, log-sum-exp and candidates of kRows packed rows of a KV head.
 //   grid [packed rows / kRows, kv_heads], block kThreads; shared memory q, k and v tiles
 //   q    [rows, query_heads, head_dim]; k, v [keys, kv_heads, head_dim]
-//   out  [rows, query_heads, head_dim]; lse2 [rows, query_heads], in units of log2; null: not asked for
-template <typename T, int kDim>
+//   out  [rows, query_heads, head_dim]; lse2 [rows, query_heads], in units of log2
+// Without kCapture, which costs registers (fp32, 64: 254 for 168), only `out`.
+template <typename T, int kDim, bool kCapture>
 __global__ void __launch_bounds__(Tiles<T, kDim>::kThreads)
     attend_rows(Shape shape, const T* __restrict__ q, const T* __restrict__ k,
                 const T* __restrict__ v, float* __restrict__ out, float* __restrict__ lse2,
@@ -53,10 +54,12 @@ __global__ void __launch_bounds__(Tiles<T, kDim>::kThreads)
     there[half] = p < end;
     row[half] = shape.first + shape.row_of(p);
     slot[half] = shape.slot_of(p, head);
-    collected.list[half] = candidates.list + slot[half] * candidates.capacity;
-    collected.count[half] = 0;
-    // Finite, so that a score of minus infinity, a key that is not read, never reaches it.
-    collected.threshold[half] = there[half] ? kLowest : -kNothing;
+    if constexpr (kCapture) {
+      collected.list[half] = candidates.list + slot[half] * candidates.capacity;
+      collected.count[half] = 0;
+      // Finite, so that a score of minus infinity, a key that is not read, never reaches it.
+      collected.threshold[half] = there[half] ? kLowest : -kNothing;
+    }
   }
 
   float sum[kDim / 8][4] = {};
@@ -92,7 +95,7 @@ __global__ void __launch_bounds__(Tiles<T, kDim>::kThreads)
         if (!whole && !shape.reads(row[c / 2], tile_key + j * 8 + lane % 4 * 2 + c % 2, kv_head))
           scores[j][c] = kNothing;
       }
-    if (candidates.top_k > 0)
+    if (kCapture && candidates.top_k > 0)
       collect<kKeys>(scores, tile_key, candidates.capacity, candidates.top_k, collected);
 
     float rescale[2];
@@ -139,9 +142,11 @@ __global__ void __launch_bounds__(Tiles<T, kDim>::kThreads)
       to[column] = sum[d][half * 2] * inverse;
       to[column + 1] = sum[d][half * 2 + 1] * inverse;
     }
-    if (lse2 == nullptr || lane % 4 != 0) continue;
-    lse2[slot[half]] = largest[half] + log2f(total);  // nothing to read: both minus infinity
-    if (candidates.top_k > 0) candidates.count[slot[half]] = collected.count[half];
+    if constexpr (kCapture) {
+      if (lane % 4 != 0) continue;
+      lse2[slot[half]] = largest[half] + log2f(total);  // nothing to read: both minus infinity
+      if (candidates.top_k > 0) candidates.count[slot[half]] = collected.count[half];
+    }
   }
 }
 

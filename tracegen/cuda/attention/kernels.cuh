@@ -20,15 +20,16 @@ void AttentionKernels<T, kDim>::reserve_shared() {
     KVSPAN_CUDA_CHECK(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   };
-  reserve(attend_rows<T, kDim>, kSharedBytes);
+  reserve(attend_rows<T, kDim, false>, kSharedBytes);
+  reserve(attend_rows<T, kDim, true>, kSharedBytes);
   reserve(sum_column_masses<T, kDim>, kColumnBytes<T, kDim>);
 }
 
 template <typename T, int kDim>
 void AttentionKernels<T, kDim>::attend(const Sweep& s, cudaStream_t stream) {
   using Tile = Tiles<T, kDim>;
-  launch(attend_rows<T, kDim>,
-         grid_of(ceil_div(s.shape.rows * s.shape.pack, Tile::kRows), s.shape.kv_heads),
+  auto* const kernel = s.lse2 != nullptr ? attend_rows<T, kDim, true> : attend_rows<T, kDim, false>;
+  launch(kernel, grid_of(ceil_div(s.shape.rows * s.shape.pack, Tile::kRows), s.shape.kv_heads),
          Tile::kThreads, std::size_t{kSharedBytes}, stream, s.shape, static_cast<const T*>(s.q),
          static_cast<const T*>(s.k), static_cast<const T*>(s.v), s.out, s.lse2, s.candidates);
 }
