@@ -17,7 +17,7 @@
 #include <limits>
 
 #include "sim/attention/kernels.h"
-#include "sim/policies/shared/selection.h"
+#include "sim/policies/shared/pages.h"
 
 namespace kvspan::policies {
 namespace {

@@ -10,7 +10,7 @@
 
 #include "sim/base/error.h"
 #include "sim/models/model_geometry.h"
-#include "sim/policies/shared/fitted.h"
+#include "sim/policies/shared/fit_models.h"
 #include "sim/predict/analytic.h"
 #include "tests/support/cases.h"
 #include "tests/support/trace_builder.h"

@@ -10,7 +10,7 @@
 
 #include "sim/attention/layer_scores.h"
 #include "sim/base/error.h"
-#include "sim/policies/shared/selection.h"
+#include "sim/policies/shared/pages.h"
 #include "sim/predict/analytic.h"
 #include "tests/support/cases.h"
 #include "tests/support/trace_builder.h"

@@ -9,7 +9,7 @@
 #include <catch2/catch.hpp>
 
 #include "sim/base/error.h"
-#include "sim/policies/shared/fitted.h"
+#include "sim/policies/shared/fit_models.h"
 #include "sim/policies/shared/helpers.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"

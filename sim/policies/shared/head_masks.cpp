@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sim/policies/shared/gates.h"
+#include "sim/policies/shared/head_masks.h"
 
 #include <algorithm>
 #include <cmath>
@@ -32,17 +32,17 @@ class HeadMask final : public Budget {
   TokenCount streaming_;
 };
 
-Gates parse_gates(const std::string& policy, const std::string& file) {
+HeadScores parse_head_scores(const std::string& policy, const std::string& file) {
   std::ifstream in(file);
   if (!in) throw TraceError(fmt::format("{}: cannot read heads file '{}'", policy, file));
   std::stringstream text;
   text << in.rdbuf();
   const std::string content = text.str();
   const auto first = content.find_first_not_of(" \t\r\n");
-  Gates gates;
+  HeadScores gates;
   try {
     if (first != std::string::npos && content[first] == '[')
-      return nlohmann::json::parse(content).get<Gates>();
+      return nlohmann::json::parse(content).get<HeadScores>();
   } catch (const nlohmann::json::exception&) {
     throw TraceError(fmt::format("{}: '{}' is not a JSON list of lists of numbers", policy, file));
   }
@@ -57,7 +57,7 @@ Gates parse_gates(const std::string& policy, const std::string& file) {
 }
 
 // (gate, layer, head) of every head.
-std::vector<std::tuple<double, std::size_t, std::size_t>> listed(const Gates& gates) {
+std::vector<std::tuple<double, std::size_t, std::size_t>> listed(const HeadScores& gates) {
   std::vector<std::tuple<double, std::size_t, std::size_t>> out;
   for (std::size_t l = 0; l < gates.size(); ++l) {
     for (std::size_t h = 0; h < gates[l].size(); ++h) out.emplace_back(gates[l][h], l, h);
@@ -67,9 +67,9 @@ std::vector<std::tuple<double, std::size_t, std::size_t>> listed(const Gates& ga
 
 }  // namespace
 
-Gates read_gates(const std::string& policy, const std::string& file, const Geometry& geometry,
-                 bool query_heads) {
-  Gates gates = parse_gates(policy, file);
+HeadScores read_head_scores(const std::string& policy, const std::string& file,
+                            const Geometry& geometry, bool query_heads) {
+  HeadScores gates = parse_head_scores(policy, file);
   const std::size_t stored = index(geometry.layers());
   const std::size_t model = index(geometry.model_layers);
   for (const auto& row : gates) {
@@ -134,11 +134,11 @@ HeadSource head_source(const Arguments& arguments, const std::string& parameter,
   return out;
 }
 
-Gates fitted_gates(const Trace& trace, const Protect& protect) {
+HeadScores fitted_gates(const Trace& trace, const Protect& protect) {
   const auto outside = mean_mass_outside(trace, protect.sinks, protect.recent);
   const int kv_heads = trace.meta().kv_heads;
   const int group = trace.meta().query_heads / kv_heads;
-  Gates gates;
+  HeadScores gates;
   for (const auto& layer : outside) {
     gates.emplace_back();
     for (int h = 0; h < kv_heads; ++h) {
@@ -149,7 +149,7 @@ Gates fitted_gates(const Trace& trace, const Protect& protect) {
   return gates;
 }
 
-Mask cut_lowest(const Gates& gates, std::int64_t streaming) {
+Mask cut_lowest(const HeadScores& gates, std::int64_t streaming) {
   auto order = listed(gates);
   std::sort(order.begin(), order.end());
   Mask mask;
@@ -159,7 +159,7 @@ Mask cut_lowest(const Gates& gates, std::int64_t streaming) {
   return mask;
 }
 
-Mask cut_highest(const Gates& gates, std::int64_t full) {
+Mask cut_highest(const HeadScores& gates, std::int64_t full) {
   auto order = listed(gates);
   std::stable_sort(order.begin(), order.end(),
                    [](const auto& a, const auto& b) { return std::get<0>(a) > std::get<0>(b); });

@@ -13,8 +13,8 @@
 
 namespace kvspan::policies {
 
-using Gates = std::vector<std::vector<double>>;  // [layers][heads]
-using Mask = std::vector<std::vector<bool>>;     // [layers][kv_heads] true: full head
+using HeadScores = std::vector<std::vector<double>>;  // [layers][heads]
+using Mask = std::vector<std::vector<bool>>;          // [layers][kv_heads] true: full head
 
 // For notes: "" unless what is fitted on the trace rests on attention that the trace cut off.
 [[nodiscard]] std::string truncation(const Trace* trace);
@@ -37,8 +37,8 @@ struct HeadSource {
 // Reads [layers][heads] as JSON or TSV; the file holds the stored layers, or all of the model's.
 //   query_heads  a layer may hold one number per query head instead of one per KV head
 // Errors: TraceError naming the policy, the file and what was expected.
-[[nodiscard]] Gates read_gates(const std::string& policy, const std::string& file,
-                               const Geometry& geometry, bool query_heads = false);
+[[nodiscard]] HeadScores read_head_scores(const std::string& policy, const std::string& file,
+                                          const Geometry& geometry, bool query_heads = false);
 
 // The rows of the stored layers, where a table may hold all layers of the model.
 template <class Row>
@@ -52,12 +52,12 @@ template <class Row>
 
 // Mean mass outside sinks and recent window over rows [N/2, N), maximum over the group.
 //   returns [layers of the trace][kv_heads]. Of the replayed trace it reads the future.
-[[nodiscard]] Gates fitted_gates(const Trace& trace, const Protect& protect);
+[[nodiscard]] HeadScores fitted_gates(const Trace& trace, const Protect& protect);
 
 // Exactly `streaming` heads stream, the lowest gates; ties go to the lower (layer, head).
-[[nodiscard]] Mask cut_lowest(const Gates& gates, std::int64_t streaming);
+[[nodiscard]] Mask cut_lowest(const HeadScores& gates, std::int64_t streaming);
 // Exactly `full` heads are full, the highest gates; ties go to the lower (layer, head).
-[[nodiscard]] Mask cut_highest(const Gates& gates, std::int64_t full);
+[[nodiscard]] Mask cut_highest(const HeadScores& gates, std::int64_t full);
 
 // Full heads keep everything, streaming heads sinks and a recent window, after every pass.
 //   mask [stored layers][kv_heads]. Charges one bit per head.

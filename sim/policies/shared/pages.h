@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by policies that choose what a row reads: amounts of read entries, page bounds,
-// best-of lists, and a store that sends entries to the host.
+// Shared by policies that choose what a row reads: best-of lists, and Quest's pages.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "sim/policies/shared/helpers.h"
+#include "sim/policies/shared/budgets.h"
+#include "sim/policies/shared/groups.h"
 
 namespace kvspan::policies {
 
@@ -74,14 +74,5 @@ class PageChooser {
   LayerShape shape_;
   std::vector<PageBounds> bounds_;  // [kv_heads]
 };
-
-// Of predictions for it: the closed form has no entries on the host.
-inline constexpr const char* kHostNote =
-    "bytes are the device's, but the predicted footprint counts entries on the host too";
-
-// A store that moves entries to the host at the ends of the passes that are `due`: at the first, all
-// that are there; later, the newborns. One copy of each entry, in {"host", 0, e}.
-//   payload  device bytes of a head after a pass: none once it is due
-[[nodiscard]] Storing host_storing(std::function<bool(const Pass&)> due, const Geometry& geometry);
 
 }  // namespace kvspan::policies
