@@ -7,7 +7,6 @@
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
 
-#include "sim/base/error.h"
 #include "sim/models/model_geometry.h"
 #include "sim/policies/shared/quantise.h"
 #include "sim/predict/analytic.h"
@@ -17,6 +16,8 @@
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
+using test::deaths;
+using test::logits;
 using test::weights;
 using Values = std::vector<float>;
 
@@ -93,6 +94,7 @@ Values held_key(const Decision& decision, TokenIndex token) {
   }
   return out;
 }
+
 Values held_value(const Decision& decision, TokenIndex token) {
   Values out;
   for (const Rewrite& r : decision.rewrites) {
@@ -173,31 +175,7 @@ void check_bound(const std::string& spec, const Trace& trace) {
 
 }  // namespace
 
-TEST_CASE("numbers are rounded to half precision as IEEE 754 says", "[policy][quantise]") {
-  for (const double x : {0.0, 1.0, 0.1, -3.14159, 65503.9, 6.1e-5, 5.9e-8, 2.9e-8, 1e-9, 2049.0}) {
-    CHECK(static_cast<double>(policies::round_half(static_cast<float>(x))) ==
-          test::rounded_to(static_cast<double>(static_cast<float>(x)), Dtype::f16));
-  }
-  CHECK(policies::round_half(1e9F) == 65504.0F);
-}
-
-TEST_CASE("min/max quantisation keeps the ends and rounds the rest to the grid",
-          "[policy][quantise]") {
-  Values x = {0, 1.4F, 3, 6};  // 2 bits: step 2, codes 0, .7 -> 1, 1.5 -> 2 (even), 3
-  policies::round_trip(x, 2);
-  CHECK(x == Values{0, 2, 4, 6});
-  Values same = {5, 5};
-  policies::round_trip(same, 4);
-  CHECK(same == Values{5, 5});
-  Values two = {0, 3, 10, 11.4F, 13};  // groups of 2, the last is shorter
-  policies::round_trip_groups(two, 2, 2);
-  CHECK(two[2] == 10);
-  CHECK(two[4] == 13);
-  CHECK(policies::packed_bytes(128, 2, 32) == 32 + 16);
-  CHECK(policies::packed_bytes(4, 2, 32) == 1 + 4);
-}
-
-// ---- KIVI ----------------------------------------------------------------------------------------
+// ---- kivi -----------------------------------------------------------------------------------------
 
 TEST_CASE("kivi flushes keys by the residual, and lets values go one by one", "[policy][kivi]") {
   // n = 6, R = 4: 4 keys and 2 values after the prompt; then a value a row; at row 8 four more keys.
@@ -262,7 +240,7 @@ TEST_CASE("kivi composes with eviction, and refuses groups that do not fit", "[p
   CHECK_THAT(small.spec, Contains("group=16"));
 }
 
-// ---- KVQuant -------------------------------------------------------------------------------------
+// ---- kvquant --------------------------------------------------------------------------------------
 
 TEST_CASE("kvquant rounds to levels inside calibrated ranges, and keeps outliers and token 0",
           "[policy][kvquant]") {
@@ -357,7 +335,7 @@ TEST_CASE("kvquant's bytes are the paper's", "[policy][kvquant]") {
   check_bound("h2o(budget=9)+kvquant", random_trace(40, 30, 3, 8, 2, 4));
 }
 
-// ---- QPruningKV ----------------------------------------------------------------------------------
+// ---- qpruningkv -----------------------------------------------------------------------------------
 
 TEST_CASE("qpruningkv keeps 16 / bits times the tokens of its pruner", "[policy][qpruningkv]") {
   const Trace trace = random_trace(44, 40, 5, 4, 2, 4);
@@ -410,7 +388,7 @@ TEST_CASE("qpruningkv's bytes are the nominal ones and their scales", "[policy][
   CHECK_THROWS_WITH(make_policy("chunked(qpruningkv(budget=10%))", g), Contains("lower precision"));
 }
 
-// ---- MiKV ----------------------------------------------------------------------------------------
+// ---- mikv -----------------------------------------------------------------------------------------
 
 TEST_CASE("mikv demotes what h2o would evict, and nothing dies", "[policy][mikv]") {
   // Equal weights: the older, the heavier. Half of 4 entries: heavy 0 and the newest, 3. Then half of
@@ -490,7 +468,7 @@ TEST_CASE("mikv's bytes are the published ones", "[policy][mikv]") {
                     4);
 }
 
-// ---- ThinK ---------------------------------------------------------------------------------------
+// ---- think ----------------------------------------------------------------------------------------
 
 TEST_CASE("think prunes the channels that matter least, but not for the newest",
           "[policy][think]") {
@@ -524,7 +502,7 @@ TEST_CASE("think's bytes are the published ones", "[policy][think]") {
   CHECK_THROWS_WITH(make_policy("think(preset=kvpress,recent=3)", g), Contains("recent=0"));
 }
 
-// ---- LESS ----------------------------------------------------------------------------------------
+// ---- less -----------------------------------------------------------------------------------------
 
 TEST_CASE("less evicts as its evictor does", "[policy][less]") {
   const Trace trace = random_trace(40, 30, 6, 4, 2, 4);
@@ -618,6 +596,32 @@ TEST_CASE("less's bytes are the evictor's, a state's and the kernels'", "[policy
   CHECK_THROWS_WITH(
       make_policy("h2o(group=none)+less", geometry_of(random_trace(9, 8, 1, 4, 1, 2), {})),
       Contains("per KV head"));
+}
+
+// ---- together -------------------------------------------------------------------------------------
+
+TEST_CASE("numbers are rounded to half precision as IEEE 754 says", "[policy][quantise]") {
+  for (const double x : {0.0, 1.0, 0.1, -3.14159, 65503.9, 6.1e-5, 5.9e-8, 2.9e-8, 1e-9, 2049.0}) {
+    CHECK(static_cast<double>(policies::round_half(static_cast<float>(x))) ==
+          test::rounded_to(static_cast<double>(static_cast<float>(x)), Dtype::f16));
+  }
+  CHECK(policies::round_half(1e9F) == 65504.0F);
+}
+
+TEST_CASE("min/max quantisation keeps the ends and rounds the rest to the grid",
+          "[policy][quantise]") {
+  Values x = {0, 1.4F, 3, 6};  // 2 bits: step 2, codes 0, .7 -> 1, 1.5 -> 2 (even), 3
+  policies::round_trip(x, 2);
+  CHECK(x == Values{0, 2, 4, 6});
+  Values same = {5, 5};
+  policies::round_trip(same, 4);
+  CHECK(same == Values{5, 5});
+  Values two = {0, 3, 10, 11.4F, 13};  // groups of 2, the last is shorter
+  policies::round_trip_groups(two, 2, 2);
+  CHECK(two[2] == 10);
+  CHECK(two[4] == 13);
+  CHECK(policies::packed_bytes(128, 2, 32) == 32 + 16);
+  CHECK(policies::packed_bytes(4, 2, 32) == 1 + 4);
 }
 
 TEST_CASE("bytes of every store come out of a score trace, too", "[policy]") {

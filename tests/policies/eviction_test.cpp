@@ -1,24 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-// Classics that evict in decode: one worked example each, small enough to check by hand.
+// Policies that evict while tokens are generated, or chunk by chunk: one worked example each, small enough to
+// check by hand.
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <numeric>
+#include <set>
 
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
 #include "sim/base/random.h"
-#include "sim/policies/shared/helpers.h"
+#include "sim/models/model_geometry.h"
+#include "sim/policies/shared/fit_models.h"
+#include "sim/policies/shared/groups.h"
 #include "sim/predict/analytic.h"
 #include "tests/support/cases.h"
+#include "tests/support/files.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
 using policies::index;
+using test::alive_after;
+using test::attention;
 using test::deaths;
+using test::random_trace;
+using test::Table;
 using test::weights;
 using test::weights_spec;
 
@@ -26,101 +36,36 @@ namespace {
 
 using Rows = std::vector<int>;
 
-// One layer; keys are unit vectors of their own, so that q[row][head] holds the logits of a row.
-Trace logits_trace(const std::vector<std::vector<std::vector<double>>>& q, int prompt) {
-  test::TraceSpec spec;
-  const auto tokens = static_cast<std::int64_t>(q.size());
-  spec.meta.query_heads = static_cast<int>(q[0].size());
-  spec.meta.kv_heads = 1;
-  spec.meta.head_dim = static_cast<int>(tokens);
-  spec.meta.tokens = tokens;
-  spec.meta.prompt_tokens = prompt;
-  spec.meta.score_scale = 1;
-  spec.layers.push_back({});
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    for (const auto& head : q[index(t)])
-      spec.layers[0].q.insert(spec.layers[0].q.end(), head.begin(), head.end());
-    for (std::int64_t d = 0; d < tokens; ++d) spec.layers[0].k.push_back(d == t ? 1 : 0);
-  }
-  return test::make_trace(spec);
-}
-
 }  // namespace
 
-TEST_CASE("streaming_llm measures outputs under places in the cache when asked to",
-          "[policy][streaming_llm]") {
-  // head_dim 2: one rotary pair of frequency 1. After the prompt 0, 2, 3 stay, after row 4 0, 3, 4.
-  test::TraceSpec spec;
-  spec.meta.query_heads = spec.meta.kv_heads = 1;
-  spec.meta.head_dim = 2;
-  spec.meta.tokens = 6;
-  spec.meta.prompt_tokens = 4;
-  spec.meta.score_scale = 1;
-  Rope rope;
-  rope.dim = 2;
-  spec.meta.rope.emplace(rope);
-  spec.layers.push_back({});
-  spec.layers[0].q = {1, 0, 0, 1, 1, 1, -1, 1, 2, -1, 1, 2};
-  spec.layers[0].k = {1, 1, 0, 2, -1, 0, 1, -1, 2, 0, 0, 1};
-  spec.layers[0].v = {1, 0, 0, 1, -1, 2, 3, 1, 0, -2, 1, 1};
-  const Trace trace = test::make_trace(spec);
-  const test::LayerSpec& layer = spec.layers[0];
+// ---- random ---------------------------------------------------------------------------------------
 
-  const auto turned = [](const std::vector<double>& x, int token, double angle) {
-    const double a = x[index(2 * token)];
-    const double b = x[index(2 * token + 1)];
-    return std::pair{a * std::cos(angle) - b * std::sin(angle),
-                     a * std::sin(angle) + b * std::cos(angle)};
-  };
-  // Output of a row over `tokens` (the row's own is the last), by place or by token.
-  const auto output = [&](const std::vector<int>& tokens, bool by_place) {
-    const int row = tokens.back();
-    std::vector<double> p;
-    const auto moved = [&](int token, std::size_t place) {
-      return by_place ? static_cast<double>(place) - token : 0.0;
-    };
-    const auto q = turned(layer.q, row, moved(row, tokens.size() - 1));
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      const auto k = turned(layer.k, tokens[i], moved(tokens[i], i));
-      p.push_back(std::exp(q.first * k.first + q.second * k.second));
-    }
-    const double sum = std::accumulate(p.begin(), p.end(), 0.0);
-    std::pair<double, double> out{0, 0};
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      out.first += p[i] / sum * layer.v[index(2 * tokens[i])];
-      out.second += p[i] / sum * layer.v[index(2 * tokens[i] + 1)];
-    }
-    return out;
-  };
-  for (const bool by_place : {false, true}) {
-    double expected = 0;
-    for (const std::vector<int>& held : {std::vector{0, 2, 3, 4}, std::vector{0, 3, 4, 5}}) {
-      std::vector<int> all(index(held.back() + 1));
-      std::iota(all.begin(), all.end(), 0);
-      const auto full = output(all, false);
-      const auto kept = output(held, by_place);
-      expected += std::hypot(kept.first - full.first, kept.second - full.second) /
-                  std::hypot(full.first, full.second) / 2;
-    }
-    const RunResult run = test::run_one(trace,
-                                        fmt::format("streaming_llm(sinks=1,window=2,positions={})",
-                                                    by_place ? "cache" : "original"),
-                                        {});
-    CHECK(run.fidelity->decode->error_mean == Approx(expected).epsilon(1e-5));
-    CHECK(deaths(trace, run.spec) == Rows{6, 4, 5, 6, 6, 6});
+TEST_CASE("random evicts the smallest ranks, so budgets nest", "[policy][random]") {
+  const Trace trace = weights(std::vector<double>(40, 0.0), 30);
+  for (int budget = 1; budget < 30; ++budget) {
+    const auto small = deaths(trace, fmt::format("random(budget={},seed=7)", budget));
+    const auto large = deaths(trace, fmt::format("random(budget={},seed=7)", budget + 1));
+    for (std::size_t t = 0; t < small.size(); ++t) CHECK(small[t] <= large[t]);
   }
-  CHECK_THROWS_WITH(deaths(weights({0, 0, 0}, 2), "streaming_llm(window=1,positions=cache)"),
-                    Contains("rope_"));
+  CHECK(deaths(trace, "random(budget=5,seed=7)") != deaths(trace, "random(budget=5,seed=8)"));
 }
 
-TEST_CASE("lambda keeps sinks and the newest tokens within its budget", "[policy][lambda]") {
-  const Trace trace = weights(std::vector<double>(8, 0.0), 5);
-  CHECK(deaths(trace, "lambda(budget=3,sinks=1)") == Rows{8, 5, 5, 6, 7, 8, 8, 8});
-  CHECK(deaths(trace, "lambda(budget=3)") == Rows{8, 8, 8, 5, 5, 6, 7, 8});  // sinks only
-  for (int budget = 1; budget < 9; ++budget) {
-    CHECK(deaths(trace, fmt::format("lambda(budget={})", budget)) ==
-          deaths(trace, fmt::format("streaming_llm(budget={})", budget)));
-  }
+// ---- h2o ------------------------------------------------------------------------------------------
+
+TEST_CASE("h2o keeps the heaviest hitters by summed attention, and the newest", "[policy][h2o]") {
+  // Equal weights: key j has received sum over rows i >= j of 1/(i+1): the older, the heavier.
+  const Trace equal = weights({0, 0, 0, 0, 0, 0}, 4);
+  CHECK(deaths(equal, "h2o(heavy=1,recent=1)") == std::vector<int>{6, 4, 4, 5, 6, 6});
+  // Key 2 takes nearly everything once it is there: it beats the older keys 0 and 1.
+  //   rows: 0: k0 1 | 1: 1/2 1/2 | 2, 3: k2 ~ 1   sums: k0 1.5, k1 .5, k2 ~ 2
+  const Trace heavy = weights({0, 0, 9, 0, 0, 0}, 4);
+  CHECK(deaths(heavy, "h2o(heavy=1,recent=1)") == std::vector<int>{4, 4, 6, 5, 6, 6});
+  CHECK(deaths(heavy, "h2o(heavy=2,recent=1)") == std::vector<int>{6, 4, 6, 5, 6, 6});
+}
+
+TEST_CASE("h2o is idle while everything fits", "[policy][h2o]") {
+  const Trace trace = weights({0, 1, 2, 3, 4, 5}, 4);
+  CHECK(deaths(trace, "h2o(heavy=3,recent=3)") == std::vector<int>(6, 6));
 }
 
 TEST_CASE("h2o with variant=ratio takes both parts as shares of the prompt", "[policy][h2o]") {
@@ -155,6 +100,26 @@ TEST_CASE("h2o with normalise=true divides by the rows that saw an entry", "[pol
   CHECK(deaths(trace, "h2o(heavy=1,recent=1)") == Rows{5, 4, 4, 5, 5});
   CHECK(deaths(trace, "h2o(heavy=1,recent=1,normalise=true)") == Rows{4, 4, 5, 5, 5});
 }
+
+// ---- tova -----------------------------------------------------------------------------------------
+
+TEST_CASE("tova drops what the last row attends to least, the newest included", "[policy][tova]") {
+  //                    prompt end, keep 2: 3 and 2 | row 4: newest is lowest | row 5
+  const Trace trace = weights({1, 0, 2, 3, -1, 2.5}, 4);
+  CHECK(deaths(trace, "tova(budget=2)") == std::vector<int>{4, 4, 6, 6, 5, 6});
+}
+
+TEST_CASE("tova keeps one set for all heads of a layer", "[policy][tova]") {
+  const test::TraceSpec spec = test::random_spec(
+      {.layers = 2, .tokens = 30, .prompt_tokens = 20, .query_heads = 6, .kv_heads = 3});
+  const Trace trace = test::make_trace(spec);
+  for (int l = 0; l < 2; ++l) {
+    CHECK(deaths(trace, "tova(budget=7)", {}, l, 0) == deaths(trace, "tova(budget=7)", {}, l, 1));
+    CHECK(deaths(trace, "tova(budget=7)", {}, l, 0) == deaths(trace, "tova(budget=7)", {}, l, 2));
+  }
+}
+
+// ---- scissorhands ---------------------------------------------------------------------------------
 
 TEST_CASE("scissorhands drops a batch when it is full, by low votes of recent rows",
           "[policy][scissorhands]") {
@@ -194,6 +159,8 @@ TEST_CASE("scissorhands' released code keeps what any recent row ranks in its to
   CHECK(deaths(trace, "scissorhands(mode=eval_code)", {}, 0) == Rows(124, 124));
   CHECK_THROWS_WITH(deaths(trace, "scissorhands(mode=eval_code,window=5)"), Contains("window"));
 }
+
+// ---- keyformer ------------------------------------------------------------------------------------
 
 TEST_CASE("keyformer sums a noisy softmax of every row", "[policy][keyformer]") {
   // At a high temperature noise and logits vanish: the older, the heavier.
@@ -246,6 +213,8 @@ TEST_CASE("keyformer sums a noisy softmax of every row", "[policy][keyformer]") 
         std::vector<std::int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 6, 7, 8, 9, 6, 7});
   CHECK_NOTHROW(deaths(trace, "pyramid(window=1)+keyformer(budget=5)"));
 }
+
+// ---- r_kv -----------------------------------------------------------------------------------------
 
 TEST_CASE("r_kv evicts near-duplicates, the oldest first", "[policy][r_kv]") {
   // x = (1, 0), y = (0, 1), Y = (0, -1). Window 1, lambda 0: redundancy alone.
@@ -350,138 +319,219 @@ TEST_CASE("r_kv saves 1 - B / T, and pays for a ring of queries and a similarity
   CHECK(policy.charge.at(1023) == policy.charge.once);  // exactly the budget: nobody leaves
 }
 
-TEST_CASE("sagekv freezes a selection after the prompt and slides its recent window",
-          "[policy][sagekv]") {
-  // B = 8, two query heads: sinks 0 1, k = 2 of the middle 2..9 per head, recent 10 11.
-  // Every decode row enters, and the oldest recent one leaves: 10 after row 12, 11 after row 13.
-  const auto trace_of = [](double second_head) {
-    test::TraceSpec spec = weights_spec({0, 0, 5, 4, -5, -4, 0.1, 3, -3, 0, 0, 0, 0, 0, 0}, 12);
-    spec.meta.query_heads = 2;
-    spec.layers[0].q.clear();
-    for (int t = 0; t < 15; ++t) {
-      spec.layers[0].q.push_back(1);
-      spec.layers[0].q.push_back(second_head);
-    }
-    return test::make_trace(spec);
-  };
-  // Opposite heads choose 2 3 and 4 5. Equal ones choose 2 3 both: taking turns, 7 and 6 follow.
-  CHECK(deaths(trace_of(-1), "sagekv(budget=8)") ==
-        Rows{15, 15, 15, 15, 15, 15, 12, 12, 12, 12, 13, 14, 15, 15, 15});
-  CHECK(deaths(trace_of(-1), "sagekv(budget=8,dup=union)") ==
-        deaths(trace_of(-1), "sagekv(budget=8)"));
-  CHECK(deaths(trace_of(1), "sagekv(budget=8)") ==
-        Rows{15, 15, 15, 15, 12, 12, 15, 15, 12, 12, 13, 14, 15, 15, 15});
-  CHECK(deaths(trace_of(1), "sagekv(budget=8,dup=union)") ==
-        Rows{15, 15, 15, 15, 12, 12, 12, 12, 12, 12, 13, 14, 15, 15, 15});
-  CHECK(deaths(trace_of(0.5), "sagekv(budget=8,agg=sum)") ==
-        deaths(trace_of(1), "sagekv(budget=8)"));
+// ---- foresightkv ----------------------------------------------------------------------------------
+
+TEST_CASE("golden eviction with interval 1 keeps what is read most, not what is read next",
+          "[policy][foresightkv]") {
+  // Row 3 gives key 0 e^3 / (e^3 + 2 + e^-3) = .91, row 4 gives key 1 e^5 / (e^5 + 3 + e^-5) = .98:
+  // with one place beside the newest key 2, key 0 goes although it is read next. At row 4's turn the
+  // newest is 3; key 2 has a future of e^0 / 151 = .007 against .98.
+  const Trace trace = weights({1, -1, 0, 0, 0}, 3, {1, 1, 1, 3, -5});
+  CHECK(deaths(trace, "foresightkv(scorer=golden,budget=2,interval=1)") ==
+        std::vector<int>{3, 5, 4, 5, 5});
 }
 
-TEST_CASE("sagekv leaves a prompt within its budget alone, and slides behind the sinks",
-          "[policy][sagekv]") {
-  const Trace trace = weights(std::vector<double>(8, 0.0), 3);
-  CHECK(deaths(trace, "sagekv(budget=4)") == Rows{8, 5, 6, 7, 8, 8, 8, 8});
-}
-
-TEST_CASE("sagekv divides its budget as the paper does", "[policy][sagekv]") {
-  const auto sizes = [](int query_heads, int kv_heads, const std::string& policy) {
-    Geometry g = test::llama_8b(32768, 8);
-    g.query_heads = query_heads;
-    g.kv_heads = kv_heads;
-    const Policy p = make_policy(policy, g);
-    const Protect protect = p.rules[0].protect({0, 32768, 32768, 32768, {}}, 8192);
-    CHECK(p.rules[1].first == 32768 - protect.recent);
-    return std::vector<std::int64_t>{protect.sinks, 8192 - protect.sinks - protect.recent,
-                                     protect.recent};
-  };
-  using Sizes = std::vector<std::int64_t>;
-  CHECK(sizes(32, 8, "sagekv(budget=8192)") == Sizes{2048, 4 * 1024, 2048});
-  CHECK(sizes(28, 4, "sagekv(budget=8192,k=512)") == Sizes{2048, 7 * 512, 2560});
-  CHECK(sizes(28, 4, "sagekv(budget=8192)") == Sizes{2048, 7 * 585, 2049});
-}
-
-TEST_CASE("sagekv refuses what cannot be divided", "[policy][sagekv]") {
-  const Geometry g = test::llama_8b(100, 8);
-  CHECK_THROWS_WITH(make_policy("sagekv(budget=40,k=8)", g), Contains("at most 7"));
-  CHECK_THROWS_WITH(make_policy("sagekv(sinks=60,recent=50)", g), Contains("nearest: recent=40"));
-  CHECK_THROWS_WITH(make_policy("sagekv(agg=sum,dup=union)", g), Contains("dup=fill"));
-  CHECK_THROWS_WITH(make_policy("pyramid+sagekv", g), Contains("budget shape"));
-  CHECK_THROWS_WITH(make_policy("sagekv+h2o", g), Contains("scorer"));
-}
-
-TEST_CASE("sinks of the first chunk take no place in later ones", "[policy][chunked]") {
-  // Bug: every chunk reserved places for sinks, wherever they were, and kept so many too few.
-  const Trace trace = weights(std::vector<double>(18, 0.0), 16);
-  EngineOptions options;
-  options.chunk = 8;  // 4 of each: 1 sink (of the first), 2 or 3 selected, 1 newest
-  const RunResult run = test::run_one(trace, "chunked(sagekv(budget=50%))", options);
-  CHECK(run.metrics.timeline.resident_entries[8] == 4 + 1);
-  CHECK(run.metrics.timeline.resident_entries[16] == 4 + 4 + 1);
-}
-
-TEST_CASE("fastgen takes the cheapest set that recovers the prompt's attention",
-          "[policy][fastgen]") {
-  // Everything goes to the first token: special alone. Newborns leave after their own row.
-  CHECK(deaths(weights({20, 0, 0, 0, 0, 0, 0}, 5), "fastgen") == Rows{7, 5, 5, 5, 5, 6, 7});
-  // Keys 2 and 3 take all from row 2 on: rows recover 1, 1/2, 1, ..., 1 with them: .95 of 10 rows.
-  // ceil(.2 * 10) = 2 frequent ones. At length 11 there are 3: the newborn fills the third place;
-  // at 12 still 3, and token 10 has summed over two rows, 11 over one.
-  const Trace frequent = weights({0, 0, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 10);
-  CHECK(deaths(frequent, "fastgen(recovery=0.94,frequent=20)") ==
-        Rows{13, 10, 13, 13, 10, 10, 10, 10, 10, 10, 13, 12, 13});
-  // .96 is beyond them; the local band of all ten makes it up, and keeps everything.
-  CHECK(deaths(frequent, "fastgen(recovery=0.96,frequent=20,recent=100)") == Rows(13, 13));
-  // Uniform attention: nothing short of everything recovers .95.
-  CHECK(deaths(weights(std::vector<double>(12, 0.0), 10), "fastgen") == Rows(12, 12));
-}
-
-TEST_CASE("fastgen's local set is a band that moves with the row", "[policy][fastgen]") {
-  // Every row reads itself and the one before: a band of two recovers all of it.
-  std::vector<std::vector<std::vector<double>>> q(13, {std::vector<double>(13, 0.0)});
-  for (std::size_t i = 0; i < q.size(); ++i) {
-    q[i][0][i] = 30;
-    if (i > 0) q[i][0][i - 1] = 30;
-  }
-  // Length 10: the newest 2, and the first token; 11 and 12: ceil(.2 t) = 3.
-  CHECK(deaths(logits_trace(q, 10), "fastgen(recent=20,frequent=0)") ==
-        Rows{13, 10, 10, 10, 10, 10, 10, 10, 12, 13, 13, 13, 13});
-  // A second head of the group that reads everything needs everything.
-  for (auto& row : q) row.emplace_back(13, 0.0);
-  CHECK(deaths(logits_trace(q, 10), "fastgen(recent=20,frequent=0)") == Rows(13, 13));
-}
-
-TEST_CASE("fastgen knows special tokens by their ids and punctuation by its text",
-          "[policy][fastgen]") {
-  // Key 4 takes rows 4 to 9: .6 of 10 rows. Key 0 has 1 + 1/2 + 1/3 + 1/4 before: .808 together.
-  test::TraceSpec spec = weights_spec({0, 0, 0, 0, 20, 0, 0, 0, 0, 0, 0}, 10);
-  spec.meta.special_ids = {7};
-  spec.token_ids = {1, 1, 1, 1, 7, 1, 1, 1, 1, 1, 1};
-  spec.token_text = {" ,\n", "a", "a.", "a", "<s>", "a", "a", "a", "a", "a", "a"};
+TEST_CASE("golden eviction ranks by the largest mean of a future block", "[policy][foresightkv]") {
+  const test::TraceSpec spec = test::random_spec({.layers = 1,
+                                                  .tokens = 30,
+                                                  .prompt_tokens = 22,
+                                                  .query_heads = 4,
+                                                  .kv_heads = 2,
+                                                  .head_dim = 4,
+                                                  .seed = 5});
   const Trace trace = test::make_trace(spec);
-  const auto kept = [&](const std::string& policy) {
-    const Rows d = deaths(trace, policy);
-    Rows out;
-    for (int t = 0; t < 10; ++t) {
-      if (d[index(t)] == 11) out.push_back(t);
+  const auto a = attention(spec, 0);
+  for (std::size_t head = 0; head < 2; ++head) {
+    // Blocks of 3 rows from the prompt's end: [22, 25) [25, 28) [28, 30), the last divided by 3, too.
+    std::vector<std::pair<double, int>> order;
+    for (int t = 0; t < 19; ++t) {  // the newest 3 are no candidates
+      double best = 0;
+      for (int b = 22; b < 30; b += 3) {
+        double mean = 0;
+        for (int r = b; r < std::min(b + 3, 30); ++r) {
+          for (std::size_t q = 2 * head; q < 2 * head + 2; ++q)
+            mean += a[q][static_cast<std::size_t>(r)][static_cast<std::size_t>(t)] / 6;
+        }
+        best = std::max(best, mean);
+      }
+      order.emplace_back(best, t);
     }
-    return out;
+    std::sort(order.rbegin(), order.rend());
+    std::vector<int> expected(19, 22);
+    for (std::size_t i = 0; i < 5; ++i) expected[static_cast<std::size_t>(order[i].second)] = 0;
+    const auto d = deaths(trace, "foresightkv(scorer=golden,budget=8,interval=3)", {}, 0,
+                          static_cast<int>(head));
+    for (std::size_t t = 0; t < 19; ++t) {
+      INFO(head << " " << t);
+      CHECK((d[t] == 22) == (expected[t] == 22));
+    }
+    for (std::size_t t = 19; t < 22; ++t) CHECK(d[t] > 22);
+  }
+}
+
+TEST_CASE("foresightkv holds its budget after every interval, and the interval before it",
+          "[policy][foresightkv]") {
+  const Trace trace = random_trace(60, 40, 3);
+  for (const char* scorer : {"ridge", "logit", "mlp", "attn", "golden"}) {
+    INFO(scorer);
+    const std::string spec = fmt::format("foresightkv(scorer={},budget=12,interval=4)", scorer);
+    for (int layer = 0; layer < 2; ++layer) {
+      for (int head = 0; head < 2; ++head) {
+        const auto d = deaths(trace, spec, {}, layer, head);
+        for (int row = 40; row < 60; ++row) {
+          CHECK(alive_after(d, row) == 12 + (row - 40) % 4);
+          for (int t = row / 4 * 4 - 4; t < row; ++t) CHECK(d[static_cast<std::size_t>(t)] > row);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("foresightkv charges the published network, its queries and its sums",
+          "[policy][foresightkv]") {
+  const Geometry g = geometry_of(load_model("Qwen3-4B"), 4096, 1024, 0, 2);
+  REQUIRE(g.layers() == 36);
+  const Policy policy = make_policy("foresightkv(budget=1024)", g);
+  const std::int64_t queries = std::int64_t{128} * 32 * 128 * 36;
+  CHECK(policy.charge.once == 2 * (1336608 + queries));
+  CHECK(policy.charge.entry == 16);  // two sums for each of four query heads, 2 bytes
+  CHECK(fmt::format("{:.2f} MiB", 2 * 1336608 / 1048576.0) == "2.55 MiB");
+  // 144 MiB kept and 180 MiB at an interval of 256.
+  CHECK(std::int64_t{36} * 8 * 1024 * g.entry_bytes() == std::int64_t{144} << 20);
+  const Policy attention = make_policy("foresightkv(budget=1024,scorer=attn)", g);
+  CHECK(attention.charge.once == 2 * (36 * 8 * (32 * 16 + 33) + queries));
+}
+
+TEST_CASE("foresightkv draws its victims among the twice as many worst", "[policy][foresightkv]") {
+  // Candidates 0..6 (the newest, 7, is none), to drop 2: rows after the prompt like larger keys, so
+  // victims come from 0..3, and which of them depends on the seed.
+  const Trace trace = weights({.0, .1, .2, .3, .4, .5, .6, .7, 0, 0}, 8);
+  std::set<std::vector<int>> seen;
+  for (int seed = 0; seed < 40; ++seed) {
+    const auto d = deaths(trace, fmt::format("foresightkv(scorer=golden,select=sample,budget=6,"
+                                             "interval=1,seed={})",
+                                             seed));
+    int dead = 0;
+    for (std::size_t t = 0; t < 8; ++t) {
+      if (d[t] != 8) continue;
+      ++dead;
+      CHECK(t < 4);
+    }
+    CHECK(dead == 2);
+    seen.insert(d);
+  }
+  CHECK(seen.size() > 3);
+  const std::string fitted = "foresightkv(budget=20,interval=4,seed={})";
+  const Trace random = random_trace(60, 50, 2);
+  CHECK(deaths(random, fmt::format(fmt::runtime(fitted), 1)) ==
+        deaths(random, fmt::format(fmt::runtime(fitted), 1)));
+  CHECK(deaths(random, fmt::format(fmt::runtime(fitted), 1)) !=
+        deaths(random, fmt::format(fmt::runtime(fitted), 2)));
+}
+
+TEST_CASE("weights=self is the fit of the first half, and a file of it gives the same",
+          "[policy][foresightkv][fit]") {
+  const Trace trace = random_trace(90, 80, 8);
+  const auto folder = std::filesystem::temp_directory_path() / "kvspan_self_test";
+  std::filesystem::create_directories(folder);
+  const std::string file = (folder / "weights.safetensors").string();
+  policies::FitOptions options;
+  options.interval = 5;
+  options.budget = 16;
+  policies::fit_models(policies::fitted_scorer("foresightkv"), {trace}, {}, options, nullptr,
+                       nullptr)
+      .set.save(file);
+  const std::string spec = "foresightkv(budget=16,interval=5,select=topk,weights=\"{}\"{})";
+  const auto text = [&](const std::string& w, const std::string& more) {
+    return fmt::format(fmt::runtime(spec), w, more);
   };
-  CHECK(kept("fastgen(recovery=0.55)") == Rows{4});
-  CHECK(kept("fastgen(recovery=0.8)") == Rows{0, 4});
-  CHECK(kept("fastgen(recovery=0.8,frequent=10,recent=10,punctuation=false)") == Rows{0, 4});
-  // Key 1 adds 1/2 + 1/3 + 1/4: .916. The band of one adds 1/3 of row 2 and 1/4 of row 3: .975.
-  CHECK(kept("fastgen(recovery=0.91,frequent=10,recent=10)") == Rows{0, 1, 4});
-  CHECK(kept("fastgen(recovery=0.97,frequent=10,recent=10)") == Rows{0, 1, 4, 9});
-  spec.token_text.clear();
-  spec.token_ids.clear();
-  const RunResult run = test::run_one(test::make_trace(spec), "fastgen", {});
-  REQUIRE(run.notes.size() >= 2);
-  CHECK_THAT(run.notes[0], Contains("special"));
-  CHECK_THAT(run.notes[1], Contains("punctuation"));
-  CHECK(run.metrics.peak_bytes.overhead == 10 * 2 + 1);
-  CHECK_THROWS_WITH(deaths(trace, "chunked(fastgen)"), Contains("no budget"));
-  CHECK_THROWS_WITH(deaths(trace, "pyramid+fastgen"), Contains("budget shape"));
-  CHECK_NOTHROW(make_policy("fastgen", test::llama_8b(100, 10)));
+  const RunResult self = test::run_one(trace, text("self", ""), {});
+  CHECK(self.ledger.death == test::run_one(trace, text(file, ""), {}).ledger.death);
+  CHECK(self.ledger.death == test::run_one(trace, text(file, ",scorer=file"), {}).ledger.death);
+  CHECK_THROWS_WITH(test::run_one(trace, text(file, ",scorer=mlp"), {}),
+                    Contains("holds ridge, expected mlp"));
+  CHECK_THROWS_WITH(test::run_one(trace, fmt::format("locret(weights=\"{}\")", file), {}),
+                    Contains("was fitted for foresightkv"));
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("foresightkv refuses what has no meaning", "[policy][foresightkv]") {
+  const Trace trace = random_trace(20, 16, 1);
+  const Geometry g = geometry_of(trace, {});
+  CHECK_THROWS_AS(make_policy("foresightkv(scorer=file)", g), ConfigError);
+  CHECK_THROWS_AS(make_policy("foresightkv(scorer=golden,weights=x)", g), ConfigError);
+  CHECK_THROWS_AS(make_policy("foresightkv(interval=0)", g), ConfigError);
+  CHECK_THROWS_AS(make_policy("foresightkv(budget=4)+snapkv(budget=4)", g), ConfigError);
+  CHECK(make_policy("foresightkv(scorer=golden)", g).bound);
+  CHECK_FALSE(make_policy("foresightkv", g).bound);
+  // The size may be spread over layers.
+  CHECK(test::run_one(trace, "pyramid+foresightkv(budget=6,interval=2)", {}).metrics.footprint < 1);
+}
+
+// ---- locret ---------------------------------------------------------------------------------------
+
+TEST_CASE("locret lets all entries compete after every chunk, and spares the prompt's tail",
+          "[policy][locret]") {
+  // Chunks [0,4) [4,8), tail [8,10), 3 places, 1 stabilizer.
+  //   at 4: 3 is safe, 0 (5) and 2 (2) stay, 1 goes.
+  //   at 8, the last chunk: nobody is safe; 4 (9), 0 (5), 5 (3) stay.
+  const Trace trace = weights(std::vector<double>(11, 0.0), 10);
+  const Table file("scores", {1, 1, 11}, {5, 1, 2, 0, 9, 3, 0, .5, 0, 0, 0});
+  EngineOptions options;
+  options.chunk = 4;
+  CHECK(deaths(trace,
+               fmt::format("locret(budget=3,local=2,stabilizers=1,scorer=file,weights=\"{}\")",
+                           file.name()),
+               options) == std::vector<int>{11, 4, 8, 8, 11, 11, 8, 8, 11, 11, 11});
+  // Without a tail the last chunk ends with the prompt: at 8 the stabilizer 7 pushes 5 out, and at 10
+  // it stays by its score.
+  CHECK(deaths(trace,
+               fmt::format("locret(budget=3,local=0,stabilizers=1,scorer=file,weights=\"{}\")",
+                           file.name()),
+               options) == std::vector<int>{11, 4, 8, 8, 11, 8, 8, 11, 10, 10, 11});
+}
+
+TEST_CASE("locret's share of a budget is rounded up to 64 entries of the tokens so far",
+          "[policy][locret]") {
+  Geometry g = geometry_of(load_model("Llama-3.1-8B"), 1100, 10, 250, 2);
+  const auto tokens = [&](const std::string& spec, RowIndex end) {
+    Pass pass;
+    pass.begin = 0;
+    pass.end = end;
+    pass.evict_at = pass.prompt_end = 1100;
+    return make_policy(spec, g).rules.at(0).sizing(pass).tokens;
+  };
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 250) == 128);   // 75 -> 128
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 500) == 192);   // 150 -> 192
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 1000) == 320);  // 300 -> 320
+  CHECK(tokens("locret(budget=30%,stabilizers=400)", 1000) == 400);
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 1100) == kAll);  // the tail
+  CHECK(tokens("locret(budget=77,stabilizers=10)", 500) == 77);
+  // Retaining heads [4096 + 2 * 1024 -> 1024 -> 8] in 32 layers, and a score an entry.
+  const Policy policy = make_policy("locret", g);
+  CHECK(policy.charge.once == std::int64_t{2} * 32 * 1024 * (6144 + 8));
+  CHECK(policy.charge.entry == 2);
+  CHECK_THROWS_AS(make_policy("locret(scorer=file)", g), ConfigError);
+  CHECK_THROWS_WITH(make_policy("locret(budget=1B)", g),
+                    Contains("locret: budget=1B is less than one entry a head"));
+  CHECK_THROWS_AS(make_policy("chunked(locret)", g), ConfigError);
+}
+
+TEST_CASE("the metric's Locret head is the one of arXiv 2506.17121", "[analytic][locret]") {
+  const HeadArea head = locret_head(131072, 128, 32768, 0.7, 100, 2500);
+  const FootprintAndPeak got = mixed(head, head, 0, 131072, 128);
+  CHECK(fmt::format("{:.10f} {:.10f}", got.footprint, got.peak) == "0.5316757513 0.5309298780");
+  // A prompt within the tail is one chunk, kept whole.
+  CHECK(locret_head(8, 2, 4, 0.5, 10, 0).peak_points == std::vector<std::int64_t>{8, 6});
+}
+
+// ---- together -------------------------------------------------------------------------------------
+
+TEST_CASE("ties go to the lower token index", "[policy][ties]") {
+  const Trace trace = weights(std::vector<double>(8, 0.0), 6);
+  CHECK(deaths(trace, "tova(budget=3)") == std::vector<int>{8, 8, 8, 6, 6, 6, 7, 8});
+  CHECK(deaths(trace, "snapkv(budget=3,window=1,kernel=1)") ==
+        std::vector<int>{8, 8, 6, 6, 6, 8, 8, 8});
 }
 
 TEST_CASE("variants of the decode-time classics equal their closed forms", "[policy][analytic]") {
