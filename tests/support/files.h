@@ -15,29 +15,25 @@
 
 namespace kvspan::test {
 
+// A folder that nothing else has; it is removed with the object.
 class Folder {
  public:
-  Folder()
-      : path_(std::filesystem::temp_directory_path() /
-              fmt::format("kvspan_test_{}", std::random_device{}())) {
-    std::filesystem::create_directories(path_);
-  }
-  ~Folder() { std::filesystem::remove_all(path_); }
+  Folder() { std::filesystem::create_directories(path); }
+  ~Folder() { std::filesystem::remove_all(path); }
   Folder(const Folder&) = delete;
   Folder& operator=(const Folder&) = delete;
   [[nodiscard]] std::string write(const std::string& text) const {
-    const std::string name = (path_ / "heads.json").string();
+    const std::string name = (path / "heads.json").string();
     std::ofstream(name) << text;
     return name;
   }
   [[nodiscard]] std::string write(const TraceSpec& spec) const {
-    const auto name = path_ / fmt::format("{}.safetensors", spec.name);
+    const auto name = path / fmt::format("{}.safetensors", spec.name);
     write_trace(name, spec);
     return name.string();
   }
-
- private:
-  std::filesystem::path path_;
+  const std::filesystem::path path = std::filesystem::temp_directory_path() /
+                                     fmt::format("kvspan_test_{}", std::random_device{}());
 };
 
 // A file with one F32 tensor [layers, heads, tokens].
@@ -45,18 +41,12 @@ class Table {
  public:
   Table(const std::string& tensor, const std::vector<std::int64_t>& shape,
         const std::vector<double>& values) {
-    std::filesystem::create_directories(path_.parent_path());
-    write_tensors(path_, {}, {{tensor, {Dtype::f32, shape, encode(values, Dtype::f32)}}});
+    write_tensors(name(), {}, {{tensor, {Dtype::f32, shape, encode(values, Dtype::f32)}}});
   }
-  ~Table() { std::filesystem::remove_all(path_.parent_path()); }
-  Table(const Table&) = delete;
-  Table& operator=(const Table&) = delete;
-  [[nodiscard]] std::string name() const { return path_.string(); }
+  [[nodiscard]] std::string name() const { return (folder_.path / "table.safetensors").string(); }
 
  private:
-  std::filesystem::path path_ = std::filesystem::temp_directory_path() /
-                                fmt::format("kvspan_table_{}", std::random_device{}()) /
-                                "table.safetensors";
+  Folder folder_;
 };
 
 }  // namespace kvspan::test
