@@ -10,7 +10,7 @@
 #include "cli/commands.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
-#include "sim/policies/shared/fitted.h"
+#include "sim/policies/shared/fit_models.h"
 #include "sim/trace/trace.h"
 
 namespace kvspan::cli {

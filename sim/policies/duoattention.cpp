@@ -9,7 +9,7 @@
 
 #include <fmt/format.h>
 
-#include "sim/policies/shared/gates.h"
+#include "sim/policies/shared/head_masks.h"
 #include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
@@ -61,7 +61,7 @@ PolicyEntry duoattention() {
     std::vector<std::string> notes;
     Mask mask;
     if (!source.fitted()) {
-      const Gates all = read_gates("duoattention", source.file, geometry);
+      const HeadScores all = read_head_scores("duoattention", source.file, geometry);
       const auto gates_total = static_cast<std::int64_t>(all.size()) * geometry.kv_heads;
       Mask full;
       if (arguments.has("sparsity")) {
@@ -77,8 +77,8 @@ PolicyEntry duoattention() {
       if (!arguments.has("sparsity")) arguments.set("sparsity", "0.5");
       const std::int64_t streaming =
           std::llrint(arguments.real("sparsity") * static_cast<double>(heads));
-      Gates gates(static_cast<std::size_t>(geometry.layers()),
-                  std::vector<double>(static_cast<std::size_t>(geometry.kv_heads), 0.0));
+      HeadScores gates(static_cast<std::size_t>(geometry.layers()),
+                       std::vector<double>(static_cast<std::size_t>(geometry.kv_heads), 0.0));
       if (source.trace != nullptr && streaming > 0 && streaming < heads) {
         gates = stored_layers(fitted_gates(*source.trace, protect), geometry);
         notes.push_back("stand-in: streaming heads fitted on " + source.fitted_on());

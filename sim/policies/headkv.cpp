@@ -19,8 +19,9 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
-#include "sim/policies/shared/gates.h"
+#include "sim/policies/shared/head_masks.h"
 #include "sim/policies/shared/helpers.h"
+#include "sim/policies/shared/trace_reads.h"
 #include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
@@ -29,7 +30,7 @@ namespace {
 class HeadPool final : public Budget {
  public:
   //   share [stored layers][heads] a head's part of the pool, 1 on average over the model
-  HeadPool(Gates share, double beta, TokenCount window)
+  HeadPool(HeadScores share, double beta, TokenCount window)
       : share_(std::move(share)), beta_(beta), window_(window) {}
 
   TokenCount capacity(const LayerShape& shape, int head, const Sizing& sizing) const override {
@@ -43,14 +44,14 @@ class HeadPool final : public Budget {
   }
 
  private:
-  Gates share_;
+  HeadScores share_;
   double beta_;
   TokenCount window_;
 };
 
 // score^temp, 1 on average; of query heads, the mean of each group unless they stay apart.
-Gates shares(Gates scores, double temp, const Geometry& geometry, bool per_query_head,
-             const std::string& from) {
+HeadScores shares(HeadScores scores, double temp, const Geometry& geometry, bool per_query_head,
+                  const std::string& from) {
   double sum = 0;
   std::size_t count = 0;
   for (auto& layer : scores) {
@@ -115,11 +116,11 @@ PolicyEntry headkv() {
     const Scoring votes = votes_scoring(arguments);
     const int heads = geometry.shape(0, votes.per_query_head).heads;
     Recipe recipe = budgeted(arguments, geometry, by_default(votes));
-    Gates scores(index(geometry.layers()), std::vector<double>(index(heads), 1.0));
+    HeadScores scores(index(geometry.layers()), std::vector<double>(index(heads), 1.0));
     const HeadSource source = head_source(arguments, "heads", geometry);
     const std::string from = source.fitted() ? source.fitted_on() : source.file;
     if (!source.fitted()) {
-      scores = read_gates("headkv", from, geometry, true);
+      scores = read_head_scores("headkv", from, geometry, true);
       if (votes.per_query_head && scores.front().size() != index(geometry.query_heads)) {
         throw ConfigError(fmt::format(
             "headkv(group=none): '{}' has {} scores a layer, expected {} query heads; nearest: "

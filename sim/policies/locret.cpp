@@ -15,12 +15,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include <fmt/format.h>
-
 #include "sim/base/error.h"
+#include "sim/policies/shared/entry_values.h"
 #include "sim/policies/shared/fitted.h"
 #include "sim/policies/shared/helpers.h"
-#include "sim/policies/shared/whole_trace.h"
+#include "sim/policies/shared/trace_reads.h"
 
 namespace kvspan::policies {
 namespace {
@@ -51,36 +50,27 @@ std::vector<Samples> gather(const Trace& trace, int layer, RowIndex from, RowInd
   return out;
 }
 
-struct Settings {
-  std::shared_ptr<const RegressorSet> weights;
+struct Settings : FitSource {
   std::shared_ptr<const LayerTable> table;
-  FitOptions fit;
-  RowIndex fit_end = 0;
-  const Trace* trace = nullptr;
 };
 
 BirthValues values_of(const Settings& s) {
-  const auto self = std::make_shared<std::vector<Regressor>>();
-  return [s, self](const View& view, int head, TokenIndex begin, TokenIndex end,
-                   std::span<double> out) {
+  const auto self = std::make_shared<LayerModels>("locret", s);
+  return [table = s.table, self](const View& view, int head, TokenIndex begin, TokenIndex end,
+                                 std::span<double> out) {
     const LayerShape& shape = view.shape();
-    if (s.table) {
-      const double* row = s.table->layers[index(shape.layer)].data() + head * s.table->tokens;
+    if (table) {
+      const double* row = table->layers[index(shape.layer)].data() + head * table->tokens;
       std::copy(row + begin, row + end, out.begin());
       return;
     }
-    if (!s.weights && self->empty())
-      *self = fit_layer(fitted_scorer("locret"), *s.trace, shape.layer, s.fit_end, s.fit);
-    const std::vector<Regressor>& models =
-        s.weights ? s.weights->layer(shape.model_layer, index(shape.heads),
-                                     index(shape.k_dim + shape.v_dim))
-                  : *self;
     std::vector<float> x;
     for (TokenIndex t = begin; t < end; ++t) {
       for (const std::vector<float>& part : {view.key(head, t), view.value(head, t)})
         x.insert(x.end(), part.begin(), part.end());
     }
-    models[index(head)].evaluate(x, out);
+    const auto width = index(shape.k_dim + shape.v_dim);
+    self->of(shape, shape.heads, width)[index(head)].evaluate(x, out);
   };
 }
 
@@ -96,8 +86,9 @@ FittedScorer locret_fit() {
   out.fit = [](const Samples& samples, const FitOptions& o) {
     return fit_ridge(samples, o.lambda);
   };
-  out.quality = [](const Regressor& model, const Samples& samples, const Trace&, int, int, RowIndex,
-                   RowIndex) { return agreement(model, samples); };
+  out.quality = [](const Regressor& model, const Samples& samples, const auto&...) {
+    return agreement(model, samples);
+  };
   return out;
 }
 

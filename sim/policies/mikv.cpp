@@ -12,14 +12,13 @@
 // group; of a high tier of an odd size the newest have one more. Overhead: a score of 4 bytes for each
 // entry that competes (a composed scorer's state instead), and once there are tiers a bit per entry and
 // the balancer.
-#include <algorithm>
-#include <cmath>
-#include <unordered_set>
+#include <utility>
 
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
-#include "sim/policies/shared/quantise.h"
+#include "sim/policies/mikv_rule.h"
+#include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
@@ -41,101 +40,7 @@ class HighTier final : public Budget {
   RowIndex frozen_;  // 0: running
 };
 
-struct Settings {
-  int high = 16;
-  int low = 2;
-  std::int64_t group = 0;  // 0: half of the channels
-  bool balancer = true;
-  [[nodiscard]] std::int64_t group_of(std::int64_t dim) const {
-    return group > 0 ? std::min(group, dim) : (dim + 1) / 2;
-  }
-  [[nodiscard]] std::int64_t bytes(const Geometry& g, int bits) const {
-    if (bits == 16) return g.entry_bytes();
-    return packed_bytes(g.k_dim, bits, group_of(g.k_dim)) +
-           packed_bytes(g.v_dim, bits, group_of(g.v_dim));
-  }
-};
-
-constexpr int kLow = 1;
-constexpr int kHigh = 2;
-
-class Tiers final : public Store {
- public:
-  Tiers(const Settings& settings, const LayerShape& shape)
-      : settings_(settings), low_(index(shape.heads)), high_below_(index(shape.heads), 0) {}
-
-  std::optional<int> demote(int head, TokenIndex token) override {
-    low_[index(head)].insert(token);
-    return kLow;
-  }
-
-  void age(const View& view, Decision& out) override {
-    const std::size_t demoted = out.changes.size();
-    old_high_ = high_below_;
-    if (settings_.high < 16 && view.pass().end >= view.pass().evict_at) enter_high(view, out);
-    if (!view.measures_output() || out.changes.empty()) return;
-    if (balancer_.empty()) balance(view);
-    for (std::size_t i = 0; i < out.changes.size(); ++i) {
-      const Change& change = out.changes[i];
-      Rewrite rewrite{change.head, change.token, view.key(change.head, change.token),
-                      view.value(change.head, change.token)};
-      // An older entry was in the high tier before.
-      if (settings_.high < 16 && (i >= demoted || change.token < old_high_[index(change.head)]))
-        hold(rewrite, settings_.high);
-      if (change.representation == kLow) hold(rewrite, settings_.low);
-      out.rewrites.push_back(std::move(rewrite));
-    }
-  }
-
- private:
-  // What was never demoted, in this pass or before, is quantised to the high tier.
-  void enter_high(const View& view, Decision& out) {
-    for (int head = 0; head < view.shape().heads; ++head) {
-      const Alive alive(view, head, out);
-      for (const TokenIndex t : alive.from(high_below_[index(head)])) {
-        if (low_[index(head)].count(t) == 0)
-          out.changes.push_back({view.pass().end, head, t, kHigh});
-      }
-      high_below_[index(head)] = static_cast<TokenIndex>(view.pass().end);
-    }
-  }
-
-  void hold(Rewrite& rewrite, int bits) const {
-    const std::vector<float>& b = balancer_[index(rewrite.kv_head)];
-    for (std::size_t c = 0; c < rewrite.k.size(); ++c) rewrite.k[c] *= b[c];
-    round_trip_groups(rewrite.k, bits, settings_.group_of(std::ssize(rewrite.k)));
-    for (std::size_t c = 0; c < rewrite.k.size(); ++c) rewrite.k[c] /= b[c];
-    round_trip_groups(rewrite.v, bits, settings_.group_of(std::ssize(rewrite.v)));
-  }
-
-  // From the rows and keys of the prompt, whether or not they are still in the cache.
-  void balance(const View& view) {
-    const LayerShape& shape = view.shape();
-    const auto widen_max = [](const std::vector<float>& x, std::vector<float>& most) {
-      for (std::size_t c = 0; c < x.size(); ++c) most[c] = std::max(most[c], std::abs(x[c]));
-    };
-    for (int head = 0; head < shape.heads; ++head) {
-      balancer_.emplace_back(index(shape.k_dim), 1.0F);
-      if (!settings_.balancer) continue;
-      std::vector<float> q(index(shape.k_dim), 0.0F);
-      std::vector<float> k = q;
-      for (RowIndex row = 0; row < std::min(view.pass().evict_at, view.pass().end); ++row) {
-        for (int g = 0; g < shape.group(); ++g)
-          widen_max(view.query(head * shape.group() + g, row), q);
-        widen_max(view.key(head, static_cast<TokenIndex>(row)), k);
-      }
-      for (std::size_t c = 0; c < q.size(); ++c) {
-        if (q[c] > 0 && k[c] > 0) balancer_.back()[c] = std::sqrt(q[c] / k[c]);
-      }
-    }
-  }
-
-  Settings settings_;
-  std::vector<std::unordered_set<TokenIndex>> low_;  // [heads] ever demoted
-  std::vector<TokenIndex> high_below_;        // [heads] older entries have been in the high tier
-  std::vector<TokenIndex> old_high_;          // the same before this pass
-  std::vector<std::vector<float>> balancer_;  // [heads][channels]
-};
+using Settings = Tiers::Settings;
 
 }  // namespace
 

@@ -17,7 +17,7 @@
 #include <limits>
 
 #include "sim/policies/shared/kernels.h"
-#include "sim/policies/shared/selection.h"
+#include "sim/policies/shared/pages.h"
 
 namespace kvspan::policies {
 namespace {

@@ -13,7 +13,7 @@
 
 #include <fmt/format.h>
 
-#include "sim/policies/shared/gates.h"
+#include "sim/policies/shared/head_masks.h"
 #include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
@@ -24,7 +24,7 @@ std::int64_t full_heads(std::int64_t heads, double sparsity) {
 }
 
 // True if equal gates stand on both sides of the cut.
-bool cut_within_a_tie(const Gates& gates, const Mask& mask) {
+bool cut_within_a_tie(const HeadScores& gates, const Mask& mask) {
   double lowest_full = HUGE_VAL;
   double highest_streaming = -HUGE_VAL;
   for (std::size_t l = 0; l < gates.size(); ++l) {
@@ -78,10 +78,10 @@ PolicyEntry prulong() {
     const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
     const double sparsity = arguments.real("sparsity");
     std::vector<std::string> notes;
-    Gates gates(index(geometry.layers()), std::vector<double>(index(geometry.kv_heads), 0.0));
+    HeadScores gates(index(geometry.layers()), std::vector<double>(index(geometry.kv_heads), 0.0));
     std::int64_t total = heads;
     if (!source.fitted()) {
-      gates = read_gates("prulong", source.file, geometry);
+      gates = read_head_scores("prulong", source.file, geometry);
       total = static_cast<std::int64_t>(gates.size()) * geometry.kv_heads;
     } else if (source.trace == nullptr) {
       notes.emplace_back("which heads stream is fitted on a trace; only their number matters here");

@@ -9,7 +9,7 @@
 // EMCLab-Sinica/WG-KV: one choice per KV head by the largest score of the group.
 // With a policy that evicts, pages stay blocks of token indices: dead pages are skipped, and a dead
 // entry stays in the bounds of its page.
-#include "sim/policies/shared/selection.h"
+#include "sim/policies/shared/pages.h"
 
 namespace kvspan::policies {
 namespace {

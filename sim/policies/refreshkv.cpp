@@ -17,7 +17,7 @@
 #include <deque>
 #include <numeric>
 
-#include "sim/policies/shared/selection.h"
+#include "sim/policies/shared/pages.h"
 
 namespace kvspan::policies {
 namespace {

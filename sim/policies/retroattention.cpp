@@ -13,7 +13,7 @@
 
 #include <fmt/format.h>
 
-#include "sim/policies/shared/selection.h"
+#include "sim/policies/shared/pages.h"
 
 namespace kvspan::policies {
 namespace {

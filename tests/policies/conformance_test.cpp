@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What every policy of the registry must hold, picked up from the registry by itself.
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
 #include <map>
+#include <sstream>
 
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "sim/base/error.h"
 #include "sim/predict/analytic.h"
@@ -47,6 +51,25 @@ std::vector<std::string> subjects() {
 }
 
 }  // namespace
+
+TEST_CASE("every policy has its tests in one file", "[conformance]") {
+  // Of the files beside this one: a test of a policy carries its name as a tag.
+  std::map<std::string, std::string> text;
+  for (const auto& file : std::filesystem::directory_iterator(KVSPAN_TESTS_DIR "/policies")) {
+    std::stringstream content;
+    content << std::ifstream(file.path()).rdbuf();
+    text[file.path().filename().string()] = content.str();
+  }
+  for (const PolicyEntry& entry : registry()) {
+    std::vector<std::string> found;
+    for (const auto& [name, content] : text) {
+      if (content.find('[' + entry.name + ']') != std::string::npos) found.push_back(name);
+    }
+    INFO(fmt::format("[{}] is a tag in {}, expected one file of tests/policies", entry.name,
+                     found.empty() ? "none" : fmt::format("{}", fmt::join(found, ", "))));
+    CHECK(found.size() == 1);
+  }
+}
 
 TEST_CASE("no policy holds more than its declared capacity after an eviction", "[conformance]") {
   const Trace trace = random_trace(90, 64, 5);

@@ -3,9 +3,11 @@
 // numbers for the brute-force twin.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "sim/replay/engine.h"
 #include "sim/run/result.h"
@@ -24,6 +26,13 @@ struct Case {
 
 using Random = std::mt19937_64;
 [[nodiscard]] int pick(Random& random, int lowest, int highest);  // both included
+template <class T>
+[[nodiscard]] T one_of(Random& random, const std::vector<T>& choices) {
+  return choices[static_cast<std::size_t>(pick(random, 0, static_cast<int>(choices.size()) - 1))];
+}
+[[nodiscard]] inline std::string one_of(Random& random, const std::vector<std::string>& choices) {
+  return one_of<std::string>(random, choices);
+}
 
 // A small random trace; `integers`: q and k from {-1, 0, 1}, with repeated keys, so that ties abound.
 [[nodiscard]] TraceSpec random_trace(Random& random, bool integers);

@@ -22,6 +22,11 @@ struct Pass {
 
 [[nodiscard]] inline std::size_t at(int i) { return static_cast<std::size_t>(i); }
 
+// Place of an entry in [layers, heads, tokens].
+[[nodiscard]] inline std::size_t flat(const Trace& t, int heads, int layer, int head, int token) {
+  return (at(layer) * at(heads) + at(head)) * at(t.tokens) + at(token);
+}
+
 // Errors: std::invalid_argument(what) unless `ok`.
 void require(bool ok, const char* what);
 

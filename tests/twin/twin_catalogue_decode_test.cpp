@@ -15,6 +15,7 @@
 #include "tests/twin/catalogue_decode.h"
 
 using namespace kvspan;
+using test::one_of;
 using test::pick;
 using test::Random;
 using twin::decode::Outcome;
@@ -41,11 +42,6 @@ struct Case {
 struct Tally {
   long long cases = 0, refused = 0, decisions = 0, near_ties = 0, excused = 0, different = 0;
 };
-
-template <class T>
-T one_of(Random& random, const std::vector<T>& choices) {
-  return choices[static_cast<std::size_t>(pick(random, 0, static_cast<int>(choices.size()) - 1))];
-}
 
 test::TraceSpec small_trace(Random& random, bool integers, const Shape& wanted) {
   test::RandomShape shape;

@@ -14,28 +14,19 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
+#include "tests/support/files.h"
 #include "tests/support/twin_bridge.h"
 #include "tests/twin/catalogue_postfill.h"
 
 using namespace kvspan;
 namespace postfill = twin::postfill;
+using test::Folder;
+using test::one_of;
 using test::Random;
 
 namespace {
 
-struct Folder {
-  std::filesystem::path path = std::filesystem::temp_directory_path() /
-                               fmt::format("kvspan_postfill_{}", std::random_device{}());
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
-};
-
 bool coin(Random& random, int of = 2) { return test::pick(random, 1, of) == 1; }
-
-std::string one_of(Random& random, const std::vector<std::string>& choices) {
-  return choices[static_cast<std::size_t>(
-      test::pick(random, 0, static_cast<int>(choices.size()) - 1))];
-}
 
 // 2 layers (of up to 5), 1 to 3 KV heads of up to 2 query heads, 20 to 60 tokens.
 test::TraceSpec small_trace(Random& random, bool integers) {

@@ -15,6 +15,7 @@
 
 using namespace kvspan;
 using test::LayerSpec;
+using test::one_of;
 using test::pick;
 using test::Random;
 using test::RandomShape;
@@ -22,11 +23,6 @@ using test::TraceSpec;
 using twin::stores::Parameters;
 
 namespace {
-
-template <class T>
-T one_of(Random& random, std::vector<T> choices) {
-  return choices[static_cast<std::size_t>(pick(random, 0, static_cast<int>(choices.size()) - 1))];
-}
 
 bool coin(Random& random) { return pick(random, 0, 1) == 1; }
 

@@ -9,19 +9,14 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
+#include "tests/support/files.h"
 #include "tests/support/twin_bridge.h"
 
 using namespace kvspan;
 using test::Case;
+using test::Folder;
 
 namespace {
-
-struct Folder {
-  std::filesystem::path path = std::filesystem::temp_directory_path() /
-                               fmt::format("kvspan_twin_{}", std::random_device{}());
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
-};
 
 struct Tally {
   long long cases = 0, refused = 0, decisions = 0, near_ties = 0, heads = 0, excused = 0;

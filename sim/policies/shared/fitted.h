@@ -15,27 +15,6 @@
 
 namespace kvspan::policies {
 
-// q ('q'), k ('k') or v ('v') of rows [begin, end) of one stored layer, widened.
-struct LayerVectors {
-  RowIndex begin = 0;
-  int heads = 0, dim = 0;
-  std::vector<float> data;  // [rows, heads, dim]
-  [[nodiscard]] std::span<const float> at(RowIndex row, int head) const {
-    const auto n = static_cast<std::size_t>(dim);
-    const auto i = static_cast<std::size_t>((row - begin) * heads + head);
-    return {data.data() + i * n, n};
-  }
-};
-// before_rope: the rotary embedding undone; without rope_* fields vectors are taken as they are.
-[[nodiscard]] LayerVectors read_vectors(const Trace& trace, int layer, char which, RowIndex begin,
-                                        RowIndex end, bool before_rope = false);
-
-// Largest probability that a key receives in rows [max(key + gap, begin), end) of the full cache, over
-// the query heads of its group; out [kv_heads][end], 0 where there is no such row.
-[[nodiscard]] std::vector<std::vector<float>> largest_future(const Trace& trace, int layer,
-                                                             RowIndex gap, RowIndex begin,
-                                                             RowIndex end);
-
 struct FitOptions {
   std::string method = "ridge";
   double lambda = 100;
@@ -76,23 +55,28 @@ struct FittedScorer {
 [[nodiscard]] std::vector<Regressor> fit_layer(const FittedScorer& scorer, const Trace& trace,
                                                int layer, RowIndex end, const FitOptions& options);
 
-// What `kvspan fit` does. Without test traces the first half of every training prompt trains, and the
-// second half tests.
-struct FitOutcome {
-  RegressorSet set;     // `about` filled in
-  std::string measure;  // "AUC" or "Kendall tau"
-  struct Layer {
-    std::size_t train_rows = 0, test_rows = 0;  // of all heads
-    double train = 0, test = 0;                 // mean over heads and traces
-  };
-  std::vector<Layer> layers;
-  [[nodiscard]] Layer total() const;
+// Where the models of a layer come from.
+struct FitSource {
+  std::shared_ptr<const RegressorSet>
+      weights;  // of a file; null: fitted on rows [0, fit_end) of `trace`
+  FitOptions fit;
+  RowIndex fit_end = 0;
+  const Trace* trace = nullptr;
 };
-// Errors: ConfigError on a method that the scorer does not have, or traces that do not go together.
-[[nodiscard]] FitOutcome fit_models(const FittedScorer& scorer, const std::vector<Trace>& train,
-                                    const std::vector<Trace>& test, const FitOptions& options,
-                                    const std::function<void(double done)>& progress,
-                                    const std::function<bool()>& cancelled);
+
+// The models of one layer, fitted when somebody first asks.
+class LayerModels {
+ public:
+  LayerModels(std::string scorer, FitSource source);
+  // REQUIRES: the same layer at every call. Errors: those of RegressorSet::layer, of a file.
+  [[nodiscard]] const std::vector<Regressor>& of(const LayerShape& shape, int heads,
+                                                 std::size_t width);
+
+ private:
+  std::string scorer_;
+  FitSource source_;
+  std::vector<Regressor> fitted_;
+};
 
 // The parameter `weights`, and what it says. `method`: what the file must hold; empty: anything.
 [[nodiscard]] Parameter weights_parameter();

@@ -10,7 +10,7 @@
 
 #include "sim/base/error.h"
 #include "sim/base/random.h"
-#include "sim/policies/shared/fitted.h"
+#include "sim/policies/shared/fit_models.h"
 #include "sim/policies/shared/helpers.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"
@@ -166,7 +166,7 @@ TEST_CASE("equal rows get equal figures, wherever they stand", "[fit]") {
       GENERATE(table<std::string, std::size_t, std::size_t, std::size_t>(
           {{"mlp", 8, 2, 1}, {"mlp", 33, 31, 1}, {"ridge", 24, 0, 3}, {"logit", 65, 0, 1}}));
   CAPTURE(method, width, hidden);
-  Model model;
+  Regressor model;
   model.method = method;
   model.width = width;
   model.hidden = hidden;

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// The scorer of expected attention.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "sim/policy/policy.h"
+
+namespace kvspan::policies {
+
+class Expected final : public Scorer {
+ public:
+  struct Settings {
+    TokenCount sinks = 4;
+    std::int64_t future = 512;
+    bool covariance = true;
+    bool by_value = true;
+    double epsilon = 0;
+  };
+  Expected(const Settings& settings, const LayerShape& shape);
+  ~Expected() override;
+  Needs needs() const override { return {.q = true, .k = true, .v = settings_.by_value}; }
+  double score(const View& view, int head, std::span<const TokenIndex> entries,
+               std::span<double> out) override;
+
+ private:
+  struct State;
+  Settings settings_;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace kvspan::policies

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/policies/shared/groups.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace kvspan::policies {
+
+Group parse_group(const std::string& word) {
+  if (word == "mean") return Group::mean;
+  if (word == "max") return Group::max;
+  return word == "sum" ? Group::sum : Group::none;
+}
+
+double reduce_group(const LayerShape& shape, int head, Group group, std::span<double> out,
+                    const std::function<double(int, std::span<double>)>& item) {
+  const int size = shape.group();
+  double slack = item(head * size, out);
+  if (size == 1) return slack;
+  std::vector<double> one(out.size());
+  for (int g = 1; g < size; ++g) {
+    const double s = item(head * size + g, one);
+    slack = group == Group::max ? std::max(slack, s) : slack + s;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      out[i] = group == Group::max ? std::max(out[i], one[i]) : out[i] + one[i];
+    }
+  }
+  if (group != Group::mean) return slack;
+  for (double& value : out) value /= size;
+  return slack / size;
+}
+
+std::span<const TokenIndex> resident_up_to(const View& view, int head, RowIndex row) {
+  const std::span<const TokenIndex> all = view.resident(head);
+  return all.first(index(std::upper_bound(all.begin(), all.end(), row) - all.begin()));
+}
+
+void round_sums(std::span<double> scores) {
+  for (double& score : scores) score = static_cast<double>(static_cast<float>(score));
+}
+
+double dot(std::span<const float> a, std::span<const float> b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  return sum;
+}
+
+double squared_norm(std::span<const float> x) { return dot(x, x); }
+
+void pool(Pool kind, int kernel, std::span<double> values) {
+  if (kernel == 1) return;
+  const std::vector<double> in(values.begin(), values.end());
+  const auto count = static_cast<std::ptrdiff_t>(in.size());
+  const std::ptrdiff_t reach = kernel / 2;
+  for (std::ptrdiff_t i = 0; i < count; ++i) {
+    const std::ptrdiff_t begin = std::max<std::ptrdiff_t>(0, i - reach);
+    const std::ptrdiff_t end = std::min(count, i + reach + 1);
+    double result = kind == Pool::max ? in[static_cast<std::size_t>(begin)] : 0.0;
+    for (std::ptrdiff_t j = begin; j < end; ++j) {
+      const double value = in[static_cast<std::size_t>(j)];
+      result = kind == Pool::max ? std::max(result, value) : result + value;
+    }
+    values[static_cast<std::size_t>(i)] = kind == Pool::max ? result : result / kernel;
+  }
+}
+
+}  // namespace kvspan::policies

@@ -1,0 +1,596 @@
+// SPDX-License-Identifier: Apache-2.0
+// Policies that evict while tokens are generated, or chunk by chunk: one worked example each, small enough to
+// check by hand.
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <numeric>
+#include <set>
+
+#include <catch2/catch.hpp>
+#include <fmt/format.h>
+
+#include "sim/base/error.h"
+#include "sim/base/random.h"
+#include "sim/models/model_geometry.h"
+#include "sim/policies/shared/fit_models.h"
+#include "sim/policies/shared/groups.h"
+#include "sim/predict/analytic.h"
+#include "sim/predict/paper_formulas.h"
+#include "tests/support/cases.h"
+#include "tests/support/files.h"
+#include "tests/support/trace_builder.h"
+#include "tests/support/twin_bridge.h"
+
+using namespace kvspan;
+using Catch::Matchers::Contains;
+using policies::index;
+using test::alive_after;
+using test::attention;
+using test::deaths;
+using test::random_trace;
+using test::Table;
+using test::weights;
+using test::weights_spec;
+
+namespace {
+
+using Rows = std::vector<int>;
+
+}  // namespace
+
+// ---- random ---------------------------------------------------------------------------------------
+
+TEST_CASE("random evicts the smallest ranks, so budgets nest", "[policy][random]") {
+  const Trace trace = weights(std::vector<double>(40, 0.0), 30);
+  for (int budget = 1; budget < 30; ++budget) {
+    const auto small = deaths(trace, fmt::format("random(budget={},seed=7)", budget));
+    const auto large = deaths(trace, fmt::format("random(budget={},seed=7)", budget + 1));
+    for (std::size_t t = 0; t < small.size(); ++t) CHECK(small[t] <= large[t]);
+  }
+  CHECK(deaths(trace, "random(budget=5,seed=7)") != deaths(trace, "random(budget=5,seed=8)"));
+}
+
+// ---- h2o ------------------------------------------------------------------------------------------
+
+TEST_CASE("h2o keeps the heaviest hitters by summed attention, and the newest", "[policy][h2o]") {
+  // Equal weights: key j has received sum over rows i >= j of 1/(i+1): the older, the heavier.
+  const Trace equal = weights({0, 0, 0, 0, 0, 0}, 4);
+  CHECK(deaths(equal, "h2o(heavy=1,recent=1)") == std::vector<int>{6, 4, 4, 5, 6, 6});
+  // Key 2 takes nearly everything once it is there: it beats the older keys 0 and 1.
+  //   rows: 0: k0 1 | 1: 1/2 1/2 | 2, 3: k2 ~ 1   sums: k0 1.5, k1 .5, k2 ~ 2
+  const Trace heavy = weights({0, 0, 9, 0, 0, 0}, 4);
+  CHECK(deaths(heavy, "h2o(heavy=1,recent=1)") == std::vector<int>{4, 4, 6, 5, 6, 6});
+  CHECK(deaths(heavy, "h2o(heavy=2,recent=1)") == std::vector<int>{6, 4, 6, 5, 6, 6});
+}
+
+TEST_CASE("h2o is idle while everything fits", "[policy][h2o]") {
+  const Trace trace = weights({0, 1, 2, 3, 4, 5}, 4);
+  CHECK(deaths(trace, "h2o(heavy=3,recent=3)") == std::vector<int>(6, 6));
+}
+
+TEST_CASE("h2o with variant=ratio takes both parts as shares of the prompt", "[policy][h2o]") {
+  const Trace trace = weights({0, 1, 3, 0, 2, 0, 1, 0, 2, 0, 1, 0, 2}, 10);
+  CHECK(deaths(trace, "h2o(variant=ratio,heavy_share=10,recent_share=20)") ==
+        deaths(trace, "h2o(heavy=1,recent=2)"));
+  // 3276 + 3276 of 32,768: 6,552 entries in 32 layers x 8 heads, 512 bytes each, 4 for the score.
+  const Geometry g = test::llama_8b(32768, 1);
+  const Policy policy = make_policy("h2o(variant=ratio)", g);
+  const Sizing sizing = policy.rules[0].sizing({0, 32768, 32768, 32768, {}});
+  CHECK(sizing.tokens * 256 * g.entry_bytes() == 858783744);
+  CHECK(sizing.tokens * 256 * policy.charge.entry == 6709248);
+  CHECK_THROWS_WITH(make_policy("h2o(variant=ratio,budget=10%)", g), Contains("heavy_share"));
+  CHECK_THROWS_WITH(make_policy("h2o(heavy_share=10)", g), Contains("variant=ratio"));
+  CHECK_THROWS_WITH(make_policy("h2o(variant=flexgen,heavy=1,recent=1)", g), Contains("budget"));
+}
+
+TEST_CASE("h2o with variant=flexgen holds one entry less and protects one more in decode",
+          "[policy][h2o]") {
+  // Equal weights: the older, the heavier. h = 2.
+  //   prompt end: 2 heaviest of 0..3, and 4 | row 5: 4, 5 safe, 1 is lighter than 0
+  //   row 6: 5, 6 safe, 4 is lighter than 0
+  const Trace trace = weights(std::vector<double>(8, 0.0), 5);
+  CHECK(deaths(trace, "h2o(variant=flexgen,budget=4)") == Rows{8, 6, 5, 5, 7, 8, 8, 8});
+  CHECK(deaths(trace, "h2o(variant=flexgen,budget=5)") ==
+        deaths(trace, "h2o(variant=flexgen,budget=4)"));
+}
+
+TEST_CASE("h2o with normalise=true divides by the rows that saw an entry", "[policy][h2o]") {
+  //   sums: k0 1 + 1/2 + .188 + .158 = 1.85 over 4 rows, k2 .624 + .525 = 1.15 over 2
+  const Trace trace = weights({0, 0, 1.2, 0, 0}, 4);
+  CHECK(deaths(trace, "h2o(heavy=1,recent=1)") == Rows{5, 4, 4, 5, 5});
+  CHECK(deaths(trace, "h2o(heavy=1,recent=1,normalise=true)") == Rows{4, 4, 5, 5, 5});
+}
+
+// ---- tova -----------------------------------------------------------------------------------------
+
+TEST_CASE("tova drops what the last row attends to least, the newest included", "[policy][tova]") {
+  //                    prompt end, keep 2: 3 and 2 | row 4: newest is lowest | row 5
+  const Trace trace = weights({1, 0, 2, 3, -1, 2.5}, 4);
+  CHECK(deaths(trace, "tova(budget=2)") == std::vector<int>{4, 4, 6, 6, 5, 6});
+}
+
+TEST_CASE("tova keeps one set for all heads of a layer", "[policy][tova]") {
+  const test::TraceSpec spec = test::random_spec(
+      {.layers = 2, .tokens = 30, .prompt_tokens = 20, .query_heads = 6, .kv_heads = 3});
+  const Trace trace = test::make_trace(spec);
+  for (int l = 0; l < 2; ++l) {
+    CHECK(deaths(trace, "tova(budget=7)", {}, l, 0) == deaths(trace, "tova(budget=7)", {}, l, 1));
+    CHECK(deaths(trace, "tova(budget=7)", {}, l, 0) == deaths(trace, "tova(budget=7)", {}, l, 2));
+  }
+}
+
+// ---- scissorhands ---------------------------------------------------------------------------------
+
+TEST_CASE("scissorhands drops a batch when it is full, by low votes of recent rows",
+          "[policy][scissorhands]") {
+  // Shares below 1/t in rows 2, 3, 4: key 1 three times, key 2 three times, key 4 once; 0 and 3
+  // never: the tie goes to 0. The newest is safe. B = 4, m = 2: 2 stay, and grow back to 4.
+  // Row 7 makes five: keys 4, 5 (three low votes) and 6 (two) leave.
+  const Trace trace = weights({2, 0, 0, 2.5, 0, 0, 0, 0, 0}, 5);
+  const std::string policy = "scissorhands(budget=4,window=3,recent=1)";
+  CHECK(deaths(trace, policy) == Rows{9, 5, 5, 5, 8, 8, 8, 9, 9});
+  const RunResult run = test::run_one(trace, policy, {});
+  CHECK(run.metrics.timeline.resident_entries ==
+        std::vector<std::int64_t>{1, 2, 3, 4, 5, 3, 4, 5, 3});
+  CHECK(run.metrics.peak_bytes.overhead == 5 * 2);
+  // With m = 1 and row 4 alone: 1 and 2 leave, and 4, 5 when row 6 makes five.
+  CHECK(deaths(trace, "scissorhands(budget=4,window=1,recent=1,drop=25)") ==
+        Rows{9, 5, 5, 9, 7, 7, 9, 9, 9});
+  CHECK_THROWS_WITH(deaths(trace, "pyramid+" + policy), Contains("budget shape"));
+  CHECK_THROWS_AS(deaths(trace, "scissorhands(drop=101)"), ConfigError);
+}
+
+TEST_CASE("scissorhands' released code keeps what any recent row ranks in its top tenth",
+          "[policy][scissorhands]") {
+  // Only key 3 is ever above the 90th percentile; the newest ten stay; layer 4 is left alone.
+  std::vector<double> keys(124, 0.0);
+  keys[3] = 5;
+  test::TraceSpec spec = weights_spec(keys, 120);
+  spec.layers.push_back(spec.layers[0]);
+  spec.meta.layers = 2;
+  spec.meta.layer_ids = {4, 5};
+  spec.meta.model_layers = 40;
+  const Trace trace = test::make_trace(spec);
+  Rows expected(124, 120);
+  expected[3] = 124;
+  for (int t = 110; t < 124; ++t) expected[index(t)] = std::min(124, t + 11);
+  expected[110] = 121;
+  CHECK(deaths(trace, "scissorhands(mode=eval_code)", {}, 1) == expected);
+  CHECK(deaths(trace, "scissorhands(mode=eval_code)", {}, 0) == Rows(124, 124));
+  CHECK_THROWS_WITH(deaths(trace, "scissorhands(mode=eval_code,window=5)"), Contains("window"));
+}
+
+// ---- keyformer ------------------------------------------------------------------------------------
+
+TEST_CASE("keyformer sums a noisy softmax of every row", "[policy][keyformer]") {
+  // At a high temperature noise and logits vanish: the older, the heavier.
+  const Trace equal = weights({0, 1, 0, 1, 0, 0, 0}, 5);
+  CHECK(deaths(equal, "keyformer(budget=3,recent=34,tau_start=100,tau_end=100)") ==
+        Rows{7, 7, 5, 5, 6, 7, 7});
+  // By definition, on random vectors.
+  const test::TraceSpec spec =
+      test::random_spec({.layers = 1, .tokens = 16, .prompt_tokens = 10, .seed = 3});
+  const Trace trace = test::make_trace(spec);
+  std::vector<std::vector<double>> f(2, std::vector<double>(16, 0.0));
+  std::vector<int> held;
+  Rows expected(16, 16);
+  for (int row = 0; row < 15; ++row) {
+    held.push_back(row);
+    const double tau = row < 10 ? 1.0 : 1.0 + (row - 9) * 1.0 / 6;
+    for (int q = 0; q < 2; ++q) {
+      std::vector<double> term;
+      for (const int t : held) {
+        double z = 0;
+        for (int d = 0; d < 4; ++d)
+          z += spec.layers[0].q[index((row * 2 + q) * 4 + d)] * spec.layers[0].k[index(t * 4 + d)];
+        std::uint64_t cell = kvspan::splitmix64(7);
+        for (const int key : {0, q, row})
+          cell = kvspan::splitmix64(cell ^ static_cast<std::uint64_t>(key));
+        const double gumbel = -std::log(-std::log(kvspan::uniform(cell, {t})));
+        term.push_back(std::exp((z / 2 + gumbel) / tau));
+      }
+      const double sum = std::accumulate(term.begin(), term.end(), 0.0);
+      for (std::size_t i = 0; i < held.size(); ++i) f[index(q)][index(held[i])] += term[i] / sum;
+    }
+    while (row >= 9 && held.size() > 5) {  // two newest are safe
+      const auto worst = std::min_element(held.begin(), held.end() - 2, [&](int a, int b) {
+        return f[0][index(a)] + f[1][index(a)] < f[0][index(b)] + f[1][index(b)];
+      });
+      expected[index(*worst)] = row + 1;
+      held.erase(worst);
+    }
+  }
+  CHECK(deaths(trace, "keyformer(budget=5,recent=40,seed=7)") == expected);
+  bool differs = false;
+  for (int seed = 8; seed < 20; ++seed) {
+    const std::string other = fmt::format("keyformer(budget=5,recent=40,seed={})", seed);
+    differs = differs || deaths(trace, other) != expected;
+  }
+  CHECK(differs);
+  CHECK(test::run_one(trace, "keyformer(budget=5)", {}).metrics.peak_bytes.overhead == 10 * 4);
+  // Every fourth decode row: 5, then up to 9.
+  CHECK(test::run_one(trace, "keyformer(budget=5,every=4)", {}).metrics.timeline.resident_entries ==
+        std::vector<std::int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 6, 7, 8, 9, 6, 7});
+  CHECK_NOTHROW(deaths(trace, "pyramid(window=1)+keyformer(budget=5)"));
+}
+
+// ---- r_kv -----------------------------------------------------------------------------------------
+
+TEST_CASE("r_kv evicts near-duplicates, the oldest first", "[policy][r_kv]") {
+  // x = (1, 0), y = (0, 1), Y = (0, -1). Window 1, lambda 0: redundancy alone.
+  //   tokens            0 1 2 3 4 | 5 6 7 8 9
+  //   keys              x x x y Y | x x x x x
+  // Length 5: rows 0, 1 spare column 2, row 2 spares column 1: columns sum to 2, 1, 0, -1 and 0 and 1
+  //   leave; the newest is the window.
+  // Length 6 (a multiple of 3), entries 2 3 4 5: 2 and 5 spare each other; columns 0, -1, -1: 2 leaves.
+  // Length 9, entries 3 4 5 6 7 8: rows 5, 6, 7 spare 8, row 8 spares 7; row 4 has no duplicate, so
+  //   that column 0 (entry 3) loses its -1: columns 0, -1, 3, 3, 2: 5, 6, 7 leave.
+  test::TraceSpec spec;
+  spec.meta.query_heads = spec.meta.kv_heads = 1;
+  spec.meta.head_dim = 2;
+  spec.meta.tokens = 10;
+  spec.meta.prompt_tokens = 5;
+  spec.layers.push_back({});
+  spec.layers[0].q.assign(20, 0.0);
+  spec.layers[0].k = {1, 0, 2, 0, 1, 0, 0, 1, 0, -3, 1, 0, 1, 0, 3, 0, 1, 0, 1, 0};
+  const Trace trace = test::make_trace(spec);
+  CHECK(deaths(trace, "r_kv(budget=3,buffer=3,window=1,lambda=0)") ==
+        Rows{5, 5, 6, 10, 10, 9, 9, 9, 10, 10});
+  // Importance alone is SnapKV's, but for the window's share of the softmax.
+  const Trace heavy = weights({0, 3, 1, 2, 0, 0, 0}, 6);
+  CHECK(deaths(heavy, "r_kv(budget=3,window=1,kernel=1,lambda=1)") ==
+        deaths(heavy, "snapkv(budget=3,window=1,kernel=1)"));
+  CHECK_THROWS_WITH(deaths(heavy, "r_kv(kernel=4)"), Contains("nearest: 5"));
+}
+
+TEST_CASE("r_kv equals its definition with the whole matrix of cosines", "[policy][r_kv]") {
+  const int n = 40;
+  const test::TraceSpec spec = test::random_spec({.layers = 1,
+                                                  .tokens = n + 1,
+                                                  .prompt_tokens = n,
+                                                  .query_heads = 4,
+                                                  .kv_heads = 2,
+                                                  .seed = 8});
+  const Trace trace = test::make_trace(spec);
+  for (int h = 0; h < 2; ++h) {
+    const auto key = [&](int t, int d) { return spec.layers[0].k[index((t * 2 + h) * 4 + d)]; };
+    std::vector<std::vector<double>> c(n, std::vector<double>(n, 0.0));
+    for (int i = 0; i < n; ++i) {
+      int last = 0;
+      for (int j = 0; j < n; ++j) {
+        double dot = 0, a = 0, b = 0;
+        for (int d = 0; d < 4; ++d) {
+          dot += key(i, d) * key(j, d);
+          a += key(i, d) * key(i, d);
+          b += key(j, d) * key(j, d);
+        }
+        c[index(i)][index(j)] = i == j ? 0 : dot / std::sqrt(a * b);
+        if (c[index(i)][index(j)] > 0.5) last = j;
+      }
+      c[index(i)][index(last)] = 0;
+    }
+    std::vector<double> r(n, 0.0);
+    double sum = 0;
+    for (std::size_t j = 0; j < n; ++j) {
+      for (std::size_t i = 0; i < n; ++i) r[j] += c[i][j] / n;
+      sum += r[j] = std::exp(r[j]);
+    }
+    const int window = 3;
+    std::vector<double> importance(n - window, 0.0);
+    for (int row = n - window; row < n; ++row) {
+      std::vector<double> p;
+      for (int t = 0; t < n - window; ++t) {
+        double most = -1e9;
+        for (int q = 2 * h; q < 2 * h + 2; ++q) {
+          double z = 0;
+          for (int d = 0; d < 4; ++d)
+            z += spec.layers[0].q[index((row * 4 + q) * 4 + d)] * key(t, d);
+          most = std::max(most, z / 2);
+        }
+        p.push_back(std::exp(most));
+      }
+      const double all = std::accumulate(p.begin(), p.end(), 0.0);
+      for (std::size_t t = 0; t < p.size(); ++t) importance[t] += p[t] / all / window;
+    }
+    policies::pool(policies::Pool::max, 3, importance);
+    std::vector<std::pair<double, int>> order;
+    for (int t = 0; t < n - window; ++t)
+      order.emplace_back(-(0.6 * importance[index(t)] - 0.4 * r[index(t)] / sum), t);
+    std::sort(order.begin(), order.end());
+    Rows expected(n + 1, n + 1);
+    for (std::size_t i = 12 - window; i < order.size(); ++i) expected[index(order[i].second)] = n;
+    CHECK(deaths(trace, "r_kv(budget=12,window=3,kernel=3,lambda=0.6)", {}, 0, h) == expected);
+  }
+}
+
+TEST_CASE("r_kv saves 1 - B / T, and pays for a ring of queries and a similarity matrix",
+          "[policy][r_kv]") {
+  // The authors' table: a budget of 1024 at 16 Ki generated tokens saves 93.75 %.
+  Geometry g = test::llama_8b(128, 16384 - 128 + 1);
+  const Policy policy = make_policy("r_kv(budget=1024)", g);
+  const Prediction p = predict(policy, g, {});
+  const std::int64_t held = p.after[0] / 8 - 1;  // without the last row, after which nothing leaves
+  CHECK(1.0 - static_cast<double>(held) / 16384 == 0.9375);
+  CHECK(policy.charge.once == std::int64_t{32} * 8 * 32 * 128 * 2);
+  CHECK(policy.charge.at(16383) - policy.charge.once ==
+        std::int64_t{8} * (1024 + 128) * (1024 + 128) * 4);
+  CHECK(policy.charge.at(16382) == policy.charge.once);
+  CHECK(policy.charge.at(1151) - policy.charge.once == std::int64_t{8} * 1152 * 1152 * 4);
+  CHECK(policy.charge.at(1023) == policy.charge.once);  // exactly the budget: nobody leaves
+}
+
+// ---- foresightkv ----------------------------------------------------------------------------------
+
+TEST_CASE("golden eviction with interval 1 keeps what is read most, not what is read next",
+          "[policy][foresightkv]") {
+  // Row 3 gives key 0 e^3 / (e^3 + 2 + e^-3) = .91, row 4 gives key 1 e^5 / (e^5 + 3 + e^-5) = .98:
+  // with one place beside the newest key 2, key 0 goes although it is read next. At row 4's turn the
+  // newest is 3; key 2 has a future of e^0 / 151 = .007 against .98.
+  const Trace trace = weights({1, -1, 0, 0, 0}, 3, {1, 1, 1, 3, -5});
+  CHECK(deaths(trace, "foresightkv(scorer=golden,budget=2,interval=1)") ==
+        std::vector<int>{3, 5, 4, 5, 5});
+}
+
+TEST_CASE("golden eviction ranks by the largest mean of a future block", "[policy][foresightkv]") {
+  const test::TraceSpec spec = test::random_spec({.layers = 1,
+                                                  .tokens = 30,
+                                                  .prompt_tokens = 22,
+                                                  .query_heads = 4,
+                                                  .kv_heads = 2,
+                                                  .head_dim = 4,
+                                                  .seed = 5});
+  const Trace trace = test::make_trace(spec);
+  const auto a = attention(spec, 0);
+  for (std::size_t head = 0; head < 2; ++head) {
+    // Blocks of 3 rows from the prompt's end: [22, 25) [25, 28) [28, 30), the last divided by 3, too.
+    std::vector<std::pair<double, int>> order;
+    for (int t = 0; t < 19; ++t) {  // the newest 3 are no candidates
+      double best = 0;
+      for (int b = 22; b < 30; b += 3) {
+        double mean = 0;
+        for (int r = b; r < std::min(b + 3, 30); ++r) {
+          for (std::size_t q = 2 * head; q < 2 * head + 2; ++q)
+            mean += a[q][static_cast<std::size_t>(r)][static_cast<std::size_t>(t)] / 6;
+        }
+        best = std::max(best, mean);
+      }
+      order.emplace_back(best, t);
+    }
+    std::sort(order.rbegin(), order.rend());
+    std::vector<int> expected(19, 22);
+    for (std::size_t i = 0; i < 5; ++i) expected[static_cast<std::size_t>(order[i].second)] = 0;
+    const auto d = deaths(trace, "foresightkv(scorer=golden,budget=8,interval=3)", {}, 0,
+                          static_cast<int>(head));
+    for (std::size_t t = 0; t < 19; ++t) {
+      INFO(head << " " << t);
+      CHECK((d[t] == 22) == (expected[t] == 22));
+    }
+    for (std::size_t t = 19; t < 22; ++t) CHECK(d[t] > 22);
+  }
+}
+
+TEST_CASE("foresightkv holds its budget after every interval, and the interval before it",
+          "[policy][foresightkv]") {
+  const Trace trace = random_trace(60, 40, 3);
+  for (const char* scorer : {"ridge", "logit", "mlp", "attn", "golden"}) {
+    INFO(scorer);
+    const std::string spec = fmt::format("foresightkv(scorer={},budget=12,interval=4)", scorer);
+    for (int layer = 0; layer < 2; ++layer) {
+      for (int head = 0; head < 2; ++head) {
+        const auto d = deaths(trace, spec, {}, layer, head);
+        for (int row = 40; row < 60; ++row) {
+          CHECK(alive_after(d, row) == 12 + (row - 40) % 4);
+          for (int t = row / 4 * 4 - 4; t < row; ++t) CHECK(d[static_cast<std::size_t>(t)] > row);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("foresightkv charges the published network, its queries and its sums",
+          "[policy][foresightkv]") {
+  const Geometry g = geometry_of(load_model("Qwen3-4B"), 4096, 1024, 0, 2);
+  REQUIRE(g.layers() == 36);
+  const Policy policy = make_policy("foresightkv(budget=1024)", g);
+  const std::int64_t queries = std::int64_t{128} * 32 * 128 * 36;
+  CHECK(policy.charge.once == 2 * (1336608 + queries));
+  CHECK(policy.charge.entry == 16);  // two sums for each of four query heads, 2 bytes
+  CHECK(fmt::format("{:.2f} MiB", 2 * 1336608 / 1048576.0) == "2.55 MiB");
+  // 144 MiB kept and 180 MiB at an interval of 256.
+  CHECK(std::int64_t{36} * 8 * 1024 * g.entry_bytes() == std::int64_t{144} << 20);
+  const Policy attention = make_policy("foresightkv(budget=1024,scorer=attn)", g);
+  CHECK(attention.charge.once == 2 * (36 * 8 * (32 * 16 + 33) + queries));
+}
+
+TEST_CASE("foresightkv draws its victims among the twice as many worst", "[policy][foresightkv]") {
+  // Candidates 0..6 (the newest, 7, is none), to drop 2: rows after the prompt like larger keys, so
+  // victims come from 0..3, and which of them depends on the seed.
+  const Trace trace = weights({.0, .1, .2, .3, .4, .5, .6, .7, 0, 0}, 8);
+  std::set<std::vector<int>> seen;
+  for (int seed = 0; seed < 40; ++seed) {
+    const auto d = deaths(trace, fmt::format("foresightkv(scorer=golden,select=sample,budget=6,"
+                                             "interval=1,seed={})",
+                                             seed));
+    int dead = 0;
+    for (std::size_t t = 0; t < 8; ++t) {
+      if (d[t] != 8) continue;
+      ++dead;
+      CHECK(t < 4);
+    }
+    CHECK(dead == 2);
+    seen.insert(d);
+  }
+  CHECK(seen.size() > 3);
+  const std::string fitted = "foresightkv(budget=20,interval=4,seed={})";
+  const Trace random = random_trace(60, 50, 2);
+  CHECK(deaths(random, fmt::format(fmt::runtime(fitted), 1)) ==
+        deaths(random, fmt::format(fmt::runtime(fitted), 1)));
+  CHECK(deaths(random, fmt::format(fmt::runtime(fitted), 1)) !=
+        deaths(random, fmt::format(fmt::runtime(fitted), 2)));
+}
+
+TEST_CASE("weights=self is the fit of the first half, and a file of it gives the same",
+          "[policy][foresightkv][fit]") {
+  const Trace trace = random_trace(90, 80, 8);
+  const auto folder = std::filesystem::temp_directory_path() / "kvspan_self_test";
+  std::filesystem::create_directories(folder);
+  const std::string file = (folder / "weights.safetensors").string();
+  policies::FitOptions options;
+  options.interval = 5;
+  options.budget = 16;
+  policies::fit_models(policies::fitted_scorer("foresightkv"), {trace}, {}, options, nullptr,
+                       nullptr)
+      .set.save(file);
+  const std::string spec = "foresightkv(budget=16,interval=5,select=topk,weights=\"{}\"{})";
+  const auto text = [&](const std::string& w, const std::string& more) {
+    return fmt::format(fmt::runtime(spec), w, more);
+  };
+  const RunResult self = test::run_one(trace, text("self", ""), {});
+  CHECK(self.ledger.death == test::run_one(trace, text(file, ""), {}).ledger.death);
+  CHECK(self.ledger.death == test::run_one(trace, text(file, ",scorer=file"), {}).ledger.death);
+  CHECK_THROWS_WITH(test::run_one(trace, text(file, ",scorer=mlp"), {}),
+                    Contains("holds ridge, expected mlp"));
+  CHECK_THROWS_WITH(test::run_one(trace, fmt::format("locret(weights=\"{}\")", file), {}),
+                    Contains("was fitted for foresightkv"));
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("foresightkv refuses what has no meaning", "[policy][foresightkv]") {
+  const Trace trace = random_trace(20, 16, 1);
+  const Geometry g = geometry_of(trace, {});
+  CHECK_THROWS_AS(make_policy("foresightkv(scorer=file)", g), ConfigError);
+  CHECK_THROWS_AS(make_policy("foresightkv(scorer=golden,weights=x)", g), ConfigError);
+  CHECK_THROWS_AS(make_policy("foresightkv(interval=0)", g), ConfigError);
+  CHECK_THROWS_AS(make_policy("foresightkv(budget=4)+snapkv(budget=4)", g), ConfigError);
+  CHECK(make_policy("foresightkv(scorer=golden)", g).bound);
+  CHECK_FALSE(make_policy("foresightkv", g).bound);
+  // The size may be spread over layers.
+  CHECK(test::run_one(trace, "pyramid+foresightkv(budget=6,interval=2)", {}).metrics.footprint < 1);
+}
+
+// ---- locret ---------------------------------------------------------------------------------------
+
+TEST_CASE("locret lets all entries compete after every chunk, and spares the prompt's tail",
+          "[policy][locret]") {
+  // Chunks [0,4) [4,8), tail [8,10), 3 places, 1 stabilizer.
+  //   at 4: 3 is safe, 0 (5) and 2 (2) stay, 1 goes.
+  //   at 8, the last chunk: nobody is safe; 4 (9), 0 (5), 5 (3) stay.
+  const Trace trace = weights(std::vector<double>(11, 0.0), 10);
+  const Table file("scores", {1, 1, 11}, {5, 1, 2, 0, 9, 3, 0, .5, 0, 0, 0});
+  EngineOptions options;
+  options.chunk = 4;
+  CHECK(deaths(trace,
+               fmt::format("locret(budget=3,local=2,stabilizers=1,scorer=file,weights=\"{}\")",
+                           file.name()),
+               options) == std::vector<int>{11, 4, 8, 8, 11, 11, 8, 8, 11, 11, 11});
+  // Without a tail the last chunk ends with the prompt: at 8 the stabilizer 7 pushes 5 out, and at 10
+  // it stays by its score.
+  CHECK(deaths(trace,
+               fmt::format("locret(budget=3,local=0,stabilizers=1,scorer=file,weights=\"{}\")",
+                           file.name()),
+               options) == std::vector<int>{11, 4, 8, 8, 11, 8, 8, 11, 10, 10, 11});
+}
+
+TEST_CASE("locret's share of a budget is rounded up to 64 entries of the tokens so far",
+          "[policy][locret]") {
+  Geometry g = geometry_of(load_model("Llama-3.1-8B"), 1100, 10, 250, 2);
+  const auto tokens = [&](const std::string& spec, RowIndex end) {
+    Pass pass;
+    pass.begin = 0;
+    pass.end = end;
+    pass.evict_at = pass.prompt_end = 1100;
+    return make_policy(spec, g).rules.at(0).sizing(pass).tokens;
+  };
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 250) == 128);   // 75 -> 128
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 500) == 192);   // 150 -> 192
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 1000) == 320);  // 300 -> 320
+  CHECK(tokens("locret(budget=30%,stabilizers=400)", 1000) == 400);
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 1100) == kAll);  // the tail
+  CHECK(tokens("locret(budget=77,stabilizers=10)", 500) == 77);
+  // Retaining heads [4096 + 2 * 1024 -> 1024 -> 8] in 32 layers, and a score an entry.
+  const Policy policy = make_policy("locret", g);
+  CHECK(policy.charge.once == std::int64_t{2} * 32 * 1024 * (6144 + 8));
+  CHECK(policy.charge.entry == 2);
+  CHECK_THROWS_AS(make_policy("locret(scorer=file)", g), ConfigError);
+  CHECK_THROWS_WITH(make_policy("locret(budget=1B)", g),
+                    Contains("locret: budget=1B is less than one entry a head"));
+  CHECK_THROWS_AS(make_policy("chunked(locret)", g), ConfigError);
+}
+
+TEST_CASE("the metric's Locret head is the one of arXiv 2506.17121", "[analytic][locret]") {
+  const HeadArea head = locret_head(131072, 128, 32768, 0.7, 100, 2500);
+  const FootprintAndPeak got = mixed(head, head, 0, 131072, 128);
+  CHECK(fmt::format("{:.10f} {:.10f}", got.footprint, got.peak) == "0.5316757513 0.5309298780");
+  // A prompt within the tail is one chunk, kept whole.
+  CHECK(locret_head(8, 2, 4, 0.5, 10, 0).peak_points == std::vector<std::int64_t>{8, 6});
+}
+
+// ---- together -------------------------------------------------------------------------------------
+
+TEST_CASE("ties go to the lower token index", "[policy][ties]") {
+  const Trace trace = weights(std::vector<double>(8, 0.0), 6);
+  CHECK(deaths(trace, "tova(budget=3)") == std::vector<int>{8, 8, 8, 6, 6, 6, 7, 8});
+  CHECK(deaths(trace, "snapkv(budget=3,window=1,kernel=1)") ==
+        std::vector<int>{8, 8, 6, 6, 6, 8, 8, 8});
+}
+
+TEST_CASE("variants of the decode-time classics equal their closed forms", "[policy][analytic]") {
+  test::Random random(5);
+  for (int round = 0; round < 20; ++round) {
+    const int prompt = test::pick(random, 1, 50);
+    const int generated = test::pick(random, 0, 25);
+    const Trace trace = test::random_trace(prompt + generated, prompt, random());
+    EngineOptions options;
+    options.fidelity = false;
+    if (test::pick(random, 0, 2) == 0) options.evict_at = test::pick(random, 1, prompt);
+    for (const char* text :
+         {"scissorhands(budget=9,window=3,recent=2,drop=30)", "scissorhands(budget=2,drop=100)",
+          "keyformer(budget=7,every=3)", "r_kv(budget=6,buffer=4,window=2,kernel=3)",
+          "r_kv(budget=20%,buffer=7)", "sagekv(budget=9)", "sagekv(budget=12,k=0,recent=0)",
+          "sagekv(budget=9,agg=sum)", "sagekv(budget=8,sinks=50,recent=0)",
+          "h2o(variant=flexgen,budget=7)", "h2o(variant=ratio)", "h2o(budget=5,normalise=true)",
+          "lambda(budget=6,sinks=1)"}) {
+      INFO(text << " n=" << prompt << " m=" << generated << " n'=" << options.evict_at);
+      CHECK(test::off_closed_form(trace, text, options) == "");
+    }
+  }
+}
+
+TEST_CASE("scores that need no vectors run on probabilities alone", "[policy][score_trace]") {
+  // The same deaths from full rows of probabilities as from q and k.
+  const test::TraceSpec spec = test::random_spec(
+      {.layers = 1, .tokens = 30, .prompt_tokens = 22, .query_heads = 4, .kv_heads = 2, .seed = 4});
+  const Trace trace = test::make_trace(spec);
+  test::TraceSpec dense;
+  dense.meta = spec.meta;
+  test::LayerSpec layer;
+  for (int row = 0; row < 30; ++row) {
+    layer.rows.push_back(row);
+    for (int q = 0; q < 4; ++q) {
+      std::vector<double> p(30, 0.0);
+      double sum = 0;
+      for (int t = 0; t <= row; ++t) {
+        double z = 0;
+        for (int d = 0; d < 4; ++d)
+          z += spec.layers[0].q[index((row * 4 + q) * 4 + d)] *
+               spec.layers[0].k[index((t * 2 + q / 2) * 4 + d)];
+        sum += p[index(t)] = std::exp(z / 2);
+      }
+      for (double& x : p) layer.dense.push_back(x / sum);
+      layer.lse.push_back(std::log(sum));
+    }
+  }
+  dense.layers.push_back(layer);
+  const Trace scores = test::make_trace(dense);
+  for (const char* policy :
+       {"scissorhands(budget=8,window=5,recent=2)", "sagekv(budget=9)",
+        "sagekv(budget=9,dup=union)", "fastgen(recovery=0.6,recent=20,frequent=20)",
+        "h2o(variant=flexgen,budget=8)", "h2o(budget=6,normalise=true)"}) {
+    INFO(policy);
+    for (int h = 0; h < 2; ++h)
+      CHECK(deaths(scores, policy, {}, 0, h) == deaths(trace, policy, {}, 0, h));
+  }
+  for (const char* policy : {"keyformer(budget=8)", "r_kv(budget=8)", "sagekv(budget=9,agg=sum)"})
+    CHECK_THROWS_AS(deaths(scores, policy), TraceError);
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Files that tests write for policies, and take away again.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "tests/support/trace_builder.h"
+
+namespace kvspan::test {
+
+// A folder that nothing else has; it is removed with the object.
+class Folder {
+ public:
+  Folder() { std::filesystem::create_directories(path); }
+  ~Folder() { std::filesystem::remove_all(path); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  [[nodiscard]] std::string write(const std::string& text) const {
+    const std::string name = (path / "heads.json").string();
+    std::ofstream(name) << text;
+    return name;
+  }
+  [[nodiscard]] std::string write(const TraceSpec& spec) const {
+    const auto name = path / fmt::format("{}.safetensors", spec.name);
+    write_trace(name, spec);
+    return name.string();
+  }
+  const std::filesystem::path path = std::filesystem::temp_directory_path() /
+                                     fmt::format("kvspan_test_{}", std::random_device{}());
+};
+
+// A file with one F32 tensor [layers, heads, tokens].
+class Table {
+ public:
+  Table(const std::string& tensor, const std::vector<std::int64_t>& shape,
+        const std::vector<double>& values) {
+    write_tensors(name(), {}, {{tensor, {Dtype::f32, shape, encode(values, Dtype::f32)}}});
+  }
+  [[nodiscard]] std::string name() const { return (folder_.path / "table.safetensors").string(); }
+
+ private:
+  Folder folder_;
+};
+
+}  // namespace kvspan::test

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the policies that act after the prompt keep, one function each.
+#pragma once
+
+#include <vector>
+
+#include "tests/twin/postfill_world.h"
+
+namespace kvspan::twin::postfill {
+
+// SnapKV's votes of the last rows before the end of the pass.
+[[nodiscard]] Values votes(const World& u, const Choice& c, const Moment& m, int h,
+                           const Tokens& entries, int window);
+
+// What stays of one sequence; ranks inside a partition may hang on near ties.
+[[nodiscard]] Tokens lagkv(const World& u, const Choice& c, const Moment& m, int h, int budget,
+                           bool& near);
+
+// Scores of one head by the policy's own rule, over the given candidates.
+[[nodiscard]] Values score_by(const World& u, const Choice& c, const Moment& m, int h,
+                              const Tokens& entries);
+
+[[nodiscard]] Safe safe_of(const Choice& c);
+
+void simlayerkv(const World& u, const Moment& m, Memory& memory, Verdict& out);
+
+// Votes of every head of the layer over the entries before the window.
+struct Ballot {
+  Tokens candidates;
+  std::vector<Values> votes;  // [heads]
+};
+
+[[nodiscard]] Ballot ballot(const World& u, const Choice& c, const Moment& m, int window);
+
+// The best `top` candidates of a head, and the window.
+void keep_voted(const Ballot& x, const Moment& m, int h, int top, Verdict& out);
+
+void keep_newest(const Moment& m, int count, Verdict& out);
+
+void adakv(const World& u, const Moment& m, int model_layer, Verdict& out);
+
+void chunkkv(const World& u, const Moment& m, int model_layer, Memory& memory, Verdict& out);
+
+void dbudgetkv(const World& u, const Moment& m, Verdict& out);
+
+// Importance of the stored heads: rows of the table that belong to stored layers.
+void headkv(const World& u, const Moment& m, int model_layer, Verdict& out);
+
+// [stored layers][heads] 1 = full head.
+[[nodiscard]] std::vector<std::vector<int>> full_heads(const World& u);
+
+// Budgets [layers, heads] of a power of the importance, within bounds, that add up to B heads.
+[[nodiscard]] std::vector<int> water_filling(const World& u, int budget, bool& near);
+
+// PyramidKV in the arithmetic of kvpress: entries of a layer, window included.
+[[nodiscard]] int pyramid_count(const World& u, int model_layer, int n, int w);
+
+// criticalkv, chunk, block: spend a budget in the inner policy's name.
+void wrapped(const World& u, const Moment& m, Verdict& out);
+
+// Entries that leave the window are judged.
+void dms(const World& u, const Moment& m, Verdict& out);
+
+// Which entries the gate lets in.
+[[nodiscard]] std::vector<char> write_gate(const World& u);
+
+void locret(const World& u, const Moment& m, Verdict& out);
+
+}  // namespace kvspan::twin::postfill

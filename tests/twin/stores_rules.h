@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// What leaves a cache at the end of a pass, and how each store holds what stays.
+#pragma once
+
+#include <vector>
+
+#include "tests/twin/stores_world.h"
+
+namespace kvspan::twin::stores {
+
+// What leaves a head (or is demoted) at the end of a pass.
+[[nodiscard]] std::vector<int> victims(const Setup& u, const LayerState& s, int h, Pass pass,
+                                       const std::vector<int>& given, bool& near);
+
+void age_kivi(const Setup& u, LayerState& s, int b, Outcome& out);
+
+void age_qpruningkv(const Setup& u, LayerState& s, int b, Outcome& out);
+
+void age_think(const Setup& u, LayerState& s, int b, Outcome& out);
+
+// `lost`: what the evictor would evict at the end of this pass.
+void age_mikv(const Setup& u, LayerState& s, int b, const std::vector<std::vector<int>>& lost,
+              Outcome& out);
+
+// Folds in what has left for good.
+void age_less(const Setup& u, LayerState& s, const std::vector<std::vector<int>>& lost,
+              Outcome& out);
+
+void age_kvquant(const Setup& u, LayerState& s, Pass pass, Outcome& out);
+
+}  // namespace kvspan::twin::stores
