@@ -11,10 +11,13 @@
 #include "cli/commands.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
-#include "sim/report/report.h"
-#include "sim/report/result_files.h"
+#include "sim/report/csv.h"
+#include "sim/report/json.h"
+#include "sim/report/lifetimes_writer.h"
 #include "sim/report/svg.h"
+#include "sim/report/table.h"
 #include "sim/report/terminal_chart.h"
+#include "sim/report/timeline_writer.h"
 #include "sim/run/run.h"
 
 namespace kvspan::cli {

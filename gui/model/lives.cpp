@@ -13,7 +13,7 @@
 #include "gui/model/csv.h"
 #include "sim/attention/head_attention.h"
 #include "sim/base/error.h"
-#include "sim/report/lifetimes_file.h"
+#include "sim/report/lifetimes_reader.h"
 
 namespace kvspan::gui {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "gui/model/numbers.h"
 #include "sim/base/error.h"
-#include "sim/report/lifetimes_file.h"
+#include "sim/report/lifetimes_reader.h"
 
 namespace kvspan::gui {
 namespace {

@@ -13,7 +13,7 @@
 #include "gui/model/result_node.h"
 #include "gui/model/result_parts.h"
 #include "sim/base/error.h"
-#include "sim/report/lifetimes_file.h"
+#include "sim/report/lifetimes_reader.h"
 
 namespace kvspan::gui {
 

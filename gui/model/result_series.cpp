@@ -14,7 +14,8 @@
 #include "gui/model/result_node.h"
 #include "gui/model/result_parts.h"
 #include "sim/base/text.h"
-#include "sim/report/lifetimes_file.h"
+#include "sim/report/lifetimes_reader.h"
+#include "sim/report/timeline_writer.h"
 
 namespace kvspan::gui {
 

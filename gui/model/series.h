@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "sim/policy/policy.h"
-#include "sim/report/result_files.h"
+#include "sim/report/timeline_writer.h"
 #include "sim/trace/safetensors.h"
 
 namespace kvspan::gui {

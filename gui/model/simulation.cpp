@@ -16,8 +16,9 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
-#include "sim/report/report.h"
-#include "sim/report/result_files.h"
+#include "sim/report/json.h"
+#include "sim/report/lifetimes_writer.h"
+#include "sim/report/timeline_writer.h"
 #include "sim/trace/safetensors.h"
 
 namespace kvspan::gui {

@@ -18,7 +18,7 @@
 #include "gui/model/document.h"
 #include "gui/model/lives.h"
 #include "gui/paint/life_picture.h"
-#include "sim/report/lifetimes_file.h"
+#include "sim/report/lifetimes_reader.h"
 
 namespace kvspan::gui {
 

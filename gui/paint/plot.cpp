@@ -9,7 +9,7 @@
 #include <cmath>
 #include <limits>
 
-#include "sim/report/terminal_chart.h"
+#include "sim/report/axes.h"
 
 namespace kvspan::gui {
 

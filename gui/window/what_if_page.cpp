@@ -9,7 +9,7 @@
 #include "gui/paint/theme.h"
 #include "gui/window/pieces.h"
 #include "sim/base/error.h"
-#include "sim/report/lifetimes_file.h"
+#include "sim/report/lifetimes_reader.h"
 
 namespace kvspan::gui {
 

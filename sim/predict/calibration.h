@@ -5,7 +5,7 @@
 #include <map>
 #include <string>
 
-#include "sim/policy/recipe.h"
+#include "sim/policy/registry.h"
 
 namespace kvspan {
 

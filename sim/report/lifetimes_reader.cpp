@@ -11,7 +11,6 @@
 
 #include "sim/base/error.h"
 #include "sim/base/file.h"
-#include "sim/base/text.h"
 #include "sim/report/result_metadata.h"
 #include "sim/trace/tensor.h"
 

@@ -4,7 +4,6 @@
 
 #include <string>
 
-#include "sim/report/axes.h"  // until every caller includes it
 #include "sim/run/result.h"
 
 namespace kvspan {

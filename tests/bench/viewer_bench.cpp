@@ -32,7 +32,7 @@
 
 #include "gui/paint/time_chart.h"
 #include "gui/views/view.h"
-#include "sim/report/result_files.h"
+#include "sim/report/timeline_writer.h"
 
 namespace kvspan::gui {
 namespace {

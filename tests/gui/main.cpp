@@ -8,8 +8,9 @@
 
 #include <nlohmann/json.hpp>
 
-#include "sim/report/report.h"
-#include "sim/report/result_files.h"
+#include "sim/report/json.h"
+#include "sim/report/lifetimes_writer.h"
+#include "sim/report/timeline_writer.h"
 #include "sim/run/run.h"
 #include "tests/gui/gui_test.h"
 #include "tests/support/chosen_target.h"

@@ -10,8 +10,8 @@
 #include "gui/model/run_table.h"
 #include "gui/model/session.h"
 #include "sim/base/error.h"
-#include "sim/report/report.h"
-#include "sim/report/result_files.h"
+#include "sim/report/json.h"
+#include "sim/report/lifetimes_writer.h"
 #include "sim/run/run.h"
 #include "tests/gui/gui_test.h"
 

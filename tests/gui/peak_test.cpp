@@ -13,7 +13,7 @@
 #include "gui/paint/theme.h"
 #include "gui/views/view.h"
 #include "sim/ledger/metrics.h"
-#include "sim/report/lifetimes_file.h"
+#include "sim/report/lifetimes_reader.h"
 #include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {

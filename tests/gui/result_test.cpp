@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
-#include "sim/report/lifetimes_file.h"
+#include "sim/report/lifetimes_reader.h"
 #include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {

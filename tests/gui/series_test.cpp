@@ -4,7 +4,7 @@
 #include <limits>
 #include <random>
 
-#include "sim/report/result_files.h"
+#include "sim/report/timeline_writer.h"
 #include "tests/gui/gui_test.h"
 
 namespace kvspan::gui::test {

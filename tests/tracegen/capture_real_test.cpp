@@ -9,7 +9,7 @@
 
 #include "sim/attention/layer_scores.h"
 #include "sim/base/error.h"
-#include "sim/report/result_files.h"
+#include "sim/report/lifetimes_writer.h"
 #include "sim/run/run.h"
 #include "sim/trace/trace_tools.h"
 #include "tests/support/fake_runner.h"

@@ -1,5 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-// Until every caller includes what it uses.
-#pragma once
-
-#include "sim/report/lifetimes_reader.h"
