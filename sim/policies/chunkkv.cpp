@@ -30,11 +30,9 @@
 namespace kvspan::policies {
 namespace {
 
-using Settings = ChunkScores::Settings;
-
 class Chunks final : public Budget {
  public:
-  explicit Chunks(Settings settings) : settings_(std::move(settings)) {}
+  explicit Chunks(ChunkScores::Settings settings) : settings_(std::move(settings)) {}
   TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
                       const Sizing& sizing) const override {
     const TokenCount c = settings_.length;
@@ -67,7 +65,7 @@ class Chunks final : public Budget {
     }
     return count * sizing.tokens / sizing.rows;
   }
-  Settings settings_;
+  ChunkScores::Settings settings_;
 };
 
 // Who decides in each stored layer. `lacking` counts those whose block's first layer is not stored.
@@ -125,8 +123,9 @@ PolicyEntry chunkkv() {
     if (!arguments.has("window")) arguments.set("window", kvpress ? "64" : "8");
     const int reuse = static_cast<int>(arguments.count("reuse"));
     int lacking = 0;
-    const Settings settings{kvpress, arguments.count("length"),         arguments.count("window"),
-                            reuse,   leaders(geometry, reuse, lacking), arguments.amount("budget")};
+    const ChunkScores::Settings settings{
+        kvpress, arguments.count("length"),         arguments.count("window"),
+        reuse,   leaders(geometry, reuse, lacking), arguments.amount("budget")};
     Scoring scoring;
     scoring.make = [settings](const LayerShape&) {
       return std::make_unique<ChunkScores>(settings);

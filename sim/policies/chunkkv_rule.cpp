@@ -9,11 +9,9 @@
 namespace kvspan::policies {
 namespace {
 
-using Settings = ChunkScores::Settings;
-
 // The scores of the paper: votes summed over all heads of the layer.
-void paper_scores(const View& view, const Settings& settings, std::span<const TokenIndex> entries,
-                  std::span<double> out, double& slack) {
+void paper_scores(const View& view, const ChunkScores::Settings& settings,
+                  std::span<const TokenIndex> entries, std::span<double> out, double& slack) {
   LayerShape whole = view.shape();
   whole.heads = 1;
   slack = reduce_group(whole, 0, Group::sum, out, [&](int q, std::span<double> votes) {
@@ -23,8 +21,8 @@ void paper_scores(const View& view, const Settings& settings, std::span<const To
 
 // kvpress: SnapKV's scores with its sentinel (the layer's highest score, plus 1) at the window's
 // tokens, summed over KV heads.
-void kvpress_scores(const View& view, const Settings& settings, std::span<const TokenIndex> entries,
-                    std::span<double> out, double& slack) {
+void kvpress_scores(const View& view, const ChunkScores::Settings& settings,
+                    std::span<const TokenIndex> entries, std::span<double> out, double& slack) {
   const LayerShape& shape = view.shape();
   const RowIndex rows = std::min(settings.window, view.pass().end);
   const auto window = std::lower_bound(entries.begin(), entries.end(), view.pass().end - rows);
@@ -49,7 +47,7 @@ void kvpress_scores(const View& view, const Settings& settings, std::span<const 
 }
 
 // What the layer that decides for this one decided; null if this one decides.
-const Decision* leader_of(const View& view, const Settings& settings) {
+const Decision* leader_of(const View& view, const ChunkScores::Settings& settings) {
   const int leader = settings.leaders[index(view.shape().layer)];
   return leader == view.shape().layer ? nullptr : view.lower(leader);
 }
@@ -68,7 +66,7 @@ double ChunkScores::score(const View& view, int /*head*/, std::span<const TokenI
   return slack;
 }
 
-void pick_chunks(const Settings& settings, const View& view, int head,
+void pick_chunks(const ChunkScores::Settings& settings, const View& view, int head,
                  std::span<const TokenIndex> entries, std::span<const double> scores,
                  TokenCount places, std::vector<char>& leaves) {
   if (const Decision* decided = leader_of(view, settings)) {

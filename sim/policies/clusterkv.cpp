@@ -23,10 +23,8 @@
 namespace kvspan::policies {
 namespace {
 
-using Settings = ClusterSelector::Settings;
-
 // Clusters of one KV head while `row` attends.
-TokenCount clusters_at(const Settings& s, RowIndex row) {
+TokenCount clusters_at(const ClusterSelector::Settings& s, RowIndex row) {
   return s.clusters + s.added * ((row - s.prompt) / s.every);
 }
 
@@ -81,7 +79,7 @@ PolicyEntry clusterkv() {
        .choices = {"query", "kv"}},
       seed_parameter("of the first centroids")};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Settings s;
+    ClusterSelector::Settings s;
     s.budget = entries_of(arguments, "budget", geometry);
     s.sinks = arguments.count("sinks");
     s.prompt = geometry.evict_at;

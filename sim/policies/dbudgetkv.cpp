@@ -26,7 +26,7 @@
 namespace kvspan::policies {
 namespace {
 
-struct Settings {
+struct DBudgetSettings {
   double threshold;
   TokenCount sinks;
   RowIndex rows;
@@ -62,7 +62,7 @@ class SinksThenNewest final : public Scorer {
 
 class NormCut final : public Budget {
  public:
-  explicit NormCut(const Settings& settings) : settings_(settings) {}
+  explicit NormCut(const DBudgetSettings& settings) : settings_(settings) {}
   bool content_free() const override { return false; }
   TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
                       const Sizing& /*sizing*/) const override {
@@ -135,7 +135,7 @@ class NormCut final : public Budget {
     return kAll;
   }
 
-  Settings settings_;
+  DBudgetSettings settings_;
 };
 
 }  // namespace
@@ -175,9 +175,9 @@ PolicyEntry dbudgetkv() {
        .help = "the model's first layers, left whole",
        .range = {0, 1e6}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    const Settings settings{arguments.real("threshold"), arguments.count("sinks"),
-                            arguments.count("rows"), static_cast<int>(arguments.count("skip")),
-                            arguments.is("norm", "paper")};
+    const DBudgetSettings settings{
+        arguments.real("threshold"), arguments.count("sinks"), arguments.count("rows"),
+        static_cast<int>(arguments.count("skip")), arguments.is("norm", "paper")};
     Scoring scoring;
     scoring.make = [settings](const LayerShape& shape) {
       return std::make_unique<SinksThenNewest>(

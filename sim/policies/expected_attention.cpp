@@ -11,12 +11,6 @@
 #include "sim/policies/shared/trace_reads.h"
 
 namespace kvspan::policies {
-namespace {
-
-using Settings = Expected::Settings;
-
-}  // namespace
-
 PolicyEntry expected_attention() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
@@ -48,9 +42,9 @@ PolicyEntry expected_attention() {
        .help = "added before that product",
        .range = {0, 1e6}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    const Settings settings{arguments.count("sinks"), arguments.count("future"),
-                            arguments.flag("covariance"), arguments.flag("vnorm"),
-                            arguments.real("epsilon")};
+    const Expected::Settings settings{arguments.count("sinks"), arguments.count("future"),
+                                      arguments.flag("covariance"), arguments.flag("vnorm"),
+                                      arguments.real("epsilon")};
     Scoring scoring;
     scoring.make = [settings](const LayerShape& shape) {
       return std::make_unique<Expected>(settings, shape);

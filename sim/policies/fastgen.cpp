@@ -25,8 +25,6 @@
 namespace kvspan::policies {
 namespace {
 
-using Settings = Profile::Settings;
-
 // Only ASCII punctuation and line breaks, spaces aside.
 bool punctuates(std::string_view piece) {
   bool any = false;
@@ -39,7 +37,7 @@ bool punctuates(std::string_view piece) {
   return any;
 }
 
-void read_tokens(const Trace& trace, Settings& settings, std::vector<std::string>& notes) {
+void read_tokens(const Trace& trace, Profile::Settings& settings, std::vector<std::string>& notes) {
   const TraceMeta& meta = trace.meta();
   const std::vector<std::int32_t> ids = trace.token_ids();
   if (!ids.empty() && !meta.special_ids.empty()) {
@@ -98,12 +96,12 @@ PolicyEntry fastgen() {
                        .fallback = "true",
                        .help = "false: there is no class of punctuation"}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Settings settings{arguments.real("recovery"),
-                      arguments.real("recent"),
-                      arguments.real("frequent"),
-                      arguments.flag("punctuation"),
-                      {},
-                      {}};
+    Profile::Settings settings{arguments.real("recovery"),
+                               arguments.real("recent"),
+                               arguments.real("frequent"),
+                               arguments.flag("punctuation"),
+                               {},
+                               {}};
     Recipe recipe;
     if (geometry.trace != nullptr) {
       read_tokens(*geometry.trace, settings, recipe.notes);

@@ -24,7 +24,7 @@
 namespace kvspan::policies {
 namespace {
 
-struct Settings {
+struct InfinigenSettings {
   double alpha = 4;
   TokenCount cap = 1;
   int columns = 0;  // 0: exact scores
@@ -33,7 +33,7 @@ struct Settings {
 
 class Speculation final : public Selector {
  public:
-  explicit Speculation(const Settings& settings) : settings_(settings) {}
+  explicit Speculation(const InfinigenSettings& settings) : settings_(settings) {}
   Needs needs() const override {
     if (settings_.columns > 0) return {.q = true, .k = true};
     return {.observe = Observe::from_prompt_end};  // probabilities of the generated rows
@@ -89,7 +89,7 @@ class Speculation final : public Selector {
     const auto all = view.resident(query_head / view.shape().group());
     return all.first(all.size() - 1);
   }
-  Settings settings_;
+  InfinigenSettings settings_;
   std::vector<PartialKeys> partial_;  // [kv_heads]
 };
 
@@ -130,7 +130,7 @@ PolicyEntry infinigen() {
        .help = "over the partial columns, or over all of them (no partial keys are kept)",
        .choices = {"partial", "exact"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Settings settings;
+    InfinigenSettings settings;
     settings.alpha = arguments.real("alpha");
     settings.cap = entries_of(arguments, "cap", geometry);
     settings.prompt = geometry.evict_at;

@@ -16,12 +16,6 @@
 #include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
-namespace {
-
-using Settings = JudgeQ::Settings;
-
-}  // namespace
-
 PolicyEntry judgeq() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
@@ -64,7 +58,7 @@ PolicyEntry judgeq() {
                        .choices = {"mean", "max"}},
                       seed_parameter("of the centres")};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    auto s = std::make_shared<Settings>();
+    auto s = std::make_shared<JudgeQ::Settings>();
     s->scorer = arguments.text("scorer");
     s->geometry = geometry;
     s->group = parse_group(arguments.text("group"));
@@ -97,7 +91,7 @@ PolicyEntry judgeq() {
               ? "stand-in: centres of this prompt's queries, not the authors' soft tokens"
               : fitted_note(arguments, s->scorer, geometry));
     }
-    scoring.make = [settings = std::shared_ptr<const Settings>(s)](const LayerShape&) {
+    scoring.make = [settings = std::shared_ptr<const JudgeQ::Settings>(s)](const LayerShape&) {
       return std::make_unique<JudgeQ>(settings);
     };
     recipe.scorer = own(scoring);

@@ -11,8 +11,6 @@
 namespace kvspan::policies {
 namespace {
 
-using Settings = JudgeQ::Settings;
-
 // scorer=file.
 class GivenVotes final : public JudgeQ::Votes {
  public:
@@ -30,7 +28,7 @@ class GivenVotes final : public JudgeQ::Votes {
 // Votes of each query head, reduced to its group.
 class GroupVotes : public JudgeQ::Votes {
  public:
-  explicit GroupVotes(std::shared_ptr<const Settings> settings) : s_(std::move(settings)) {}
+  explicit GroupVotes(std::shared_ptr<const JudgeQ::Settings> settings) : s_(std::move(settings)) {}
   void of(const View& view, int head, std::span<const TokenIndex> entries,
           std::span<double> out) override {
     (void)reduce_group(view.shape(), head, s_->group, out, [&](int q, std::span<double> one) {
@@ -42,7 +40,7 @@ class GroupVotes : public JudgeQ::Votes {
  protected:
   virtual void of_query_head(const View& view, int query_head, std::span<const TokenIndex> entries,
                              std::span<double> out) = 0;
-  std::shared_ptr<const Settings> s_;
+  std::shared_ptr<const JudgeQ::Settings> s_;
 };
 
 // scorer=oracle: mean attention of the decode rows.
@@ -151,7 +149,7 @@ class StaticQueries final : public AnswerVotes {
 
 class PredictedQueries final : public AnswerVotes {
  public:
-  explicit PredictedQueries(const std::shared_ptr<const Settings>& s)
+  explicit PredictedQueries(const std::shared_ptr<const JudgeQ::Settings>& s)
       : AnswerVotes(s), models_("judgeq", {s->weights, s->fit, s->fit_end, s->geometry.trace}) {}
 
  protected:
@@ -167,7 +165,7 @@ class PredictedQueries final : public AnswerVotes {
   LayerModels models_;
 };
 
-std::unique_ptr<JudgeQ::Votes> make_votes(const std::shared_ptr<const Settings>& s) {
+std::unique_ptr<JudgeQ::Votes> make_votes(const std::shared_ptr<const JudgeQ::Settings>& s) {
   if (s->scorer == "file") return std::make_unique<GivenVotes>(s->table);
   if (s->scorer == "oracle") return std::make_unique<DecodeVotes>(s);
   if (s->scorer == "ridge") return std::make_unique<PredictedQueries>(s);
@@ -176,7 +174,7 @@ std::unique_ptr<JudgeQ::Votes> make_votes(const std::shared_ptr<const Settings>&
 
 }  // namespace
 
-JudgeQ::JudgeQ(const std::shared_ptr<const Settings>& settings)
+JudgeQ::JudgeQ(const std::shared_ptr<const JudgeQ::Settings>& settings)
     : kernel_(settings->kernel), votes_(make_votes(settings)) {}
 
 double JudgeQ::score(const View& view, int head, std::span<const TokenIndex> entries,

@@ -17,7 +17,7 @@
 namespace kvspan::policies {
 namespace {
 
-struct Settings {
+struct KeyformerSettings {
   double tau_start, tau_end;
   std::uint64_t seed;
   RowIndex evict_at, tokens;
@@ -25,7 +25,7 @@ struct Settings {
 
 class NoisySoftmax final : public RowSums {
  public:
-  NoisySoftmax(const LayerShape& shape, const Settings& settings)
+  NoisySoftmax(const LayerShape& shape, const KeyformerSettings& settings)
       : RowSums(shape), settings_(settings) {}
   [[nodiscard]] Needs needs() const override {
     return {.observe = Observe::always, .q = true, .k = true};
@@ -57,7 +57,7 @@ class NoisySoftmax final : public RowSums {
     return settings_.tau_start + decoded * (settings_.tau_end - settings_.tau_start) / most;
   }
 
-  Settings settings_;
+  KeyformerSettings settings_;
 };
 
 }  // namespace
@@ -99,8 +99,8 @@ PolicyEntry keyformer() {
                       seed_parameter("of the noise")};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const std::uint64_t seed = seed_of(arguments, geometry);
-    const Settings settings{arguments.real("tau_start"), arguments.real("tau_end"), seed,
-                            geometry.evict_at, geometry.tokens};
+    const KeyformerSettings settings{arguments.real("tau_start"), arguments.real("tau_end"), seed,
+                                     geometry.evict_at, geometry.tokens};
     Recipe recipe = evict_by_row_sums<NoisySoftmax>(arguments, geometry, settings);
     recipe.schedule = own(Schedule::from_evict_point(arguments.count("every")));
     recipe.protect = own(ProtectRule([recent = arguments.real("recent")](TokenCount budget) {

@@ -18,7 +18,7 @@
 namespace kvspan::policies {
 namespace {
 
-struct Settings {
+struct KiviSettings {
   int bits = 2;
   std::int64_t group = 32;
   std::int64_t residual = 128;
@@ -27,7 +27,7 @@ struct Settings {
 // representations 1, 2, 3: keys, values, both are quantised
 class KiviStore final : public Store {
  public:
-  KiviStore(const Settings& settings, const LayerShape& shape)
+  KiviStore(const KiviSettings& settings, const LayerShape& shape)
       : settings_(settings),
         keys_below_(index(shape.heads), 0),
         values_below_(index(shape.heads), 0) {}
@@ -82,7 +82,7 @@ class KiviStore final : public Store {
     }
   }
 
-  Settings settings_;
+  KiviSettings settings_;
   std::vector<TokenIndex> keys_below_, values_below_;  // [heads] older survivors are quantised
 };
 
@@ -92,9 +92,9 @@ bool fits(std::int64_t group, std::int64_t residual, const Geometry& g) {
          (g.v_dim <= group || g.v_dim % group == 0);
 }
 
-Settings read_settings(Arguments& arguments, const Geometry& geometry, Recipe& recipe) {
-  Settings s{arguments.is("bits", "2") ? 2 : 4, arguments.count("group"),
-             arguments.count("residual")};
+KiviSettings read_settings(Arguments& arguments, const Geometry& geometry, Recipe& recipe) {
+  KiviSettings s{arguments.is("bits", "2") ? 2 : 4, arguments.count("group"),
+                 arguments.count("residual")};
   const bool keep_group = arguments.given("group") || arguments.given("residual");
   if (keep_group && s.residual % s.group != 0) {
     throw ConfigError(fmt::format(
@@ -149,7 +149,7 @@ PolicyEntry kivi() {
        .range = {1, 1e9}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
-    const Settings s = read_settings(arguments, geometry, recipe);
+    const KiviSettings s = read_settings(arguments, geometry, recipe);
     // Keys: codes, and per `group` entries a scale and a zero (2 + 2 B) of every channel.
     const std::int64_t key = geometry.k_dim * geometry.kv_bytes;
     const std::int64_t value = geometry.v_dim * geometry.kv_bytes;

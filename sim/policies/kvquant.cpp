@@ -32,16 +32,15 @@
 namespace kvspan::policies {
 namespace {
 
-using Settings = NonUniform::Settings;
-
 // Bytes that come with the entries and beside them.
-void set_paper_bytes(Settings& s, const Geometry& g, double outliers, Charge& charge) {
+void set_paper_bytes(NonUniform::Settings& s, const Geometry& g, double outliers, Charge& charge) {
   const double dims = g.k_dim + g.v_dim;
   s.bytes = dims * s.bits / 8 + outliers * dims * 4 + 12.0 / g.kv_heads;
   charge.once = g.layers() * (std::int64_t{4} * g.kv_heads * g.k_dim + (4LL << s.bits));
 }
 
-void set_deployed_bytes(Settings& s, const Geometry& g, double outliers, Charge& charge) {
+void set_deployed_bytes(NonUniform::Settings& s, const Geometry& g, double outliers,
+                        Charge& charge) {
   const auto slots = [&](std::int64_t dim) {  // of a token: two tails, rounded up
     const double tail = outliers / 2 * static_cast<double>(g.kv_heads * dim);
     return 2 * (static_cast<std::int64_t>(std::floor(tail)) + 1);
@@ -96,7 +95,7 @@ PolicyEntry kvquant() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const double outliers = share_argument(arguments, "outliers");
     Recipe recipe;
-    Settings s;
+    NonUniform::Settings s;
     s.bits = std::stoi(arguments.text("bits"));
     s.tails = outliers / 2;
     s.fit = arguments.is("codebook", "nuq");

@@ -26,7 +26,6 @@
 namespace kvspan::policies {
 namespace {
 
-using Settings = Folding::Settings;
 using Variant = Folding::Variant;
 
 // The budget, and the entries that the state could have been.
@@ -103,7 +102,7 @@ PolicyEntry less() {
     }
     if (variant == "plus" || variant == "none") return recipe;
     recipe.bound = variant == "oracle";
-    Settings s;
+    Folding::Settings s;
     s.variant = variant == "fit"     ? Variant::fit
                 : variant == "favor" ? Variant::favor
                 : variant == "mean"  ? Variant::mean

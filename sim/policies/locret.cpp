@@ -50,11 +50,11 @@ std::vector<Samples> gather(const Trace& trace, int layer, RowIndex from, RowInd
   return out;
 }
 
-struct Settings : FitSource {
+struct LocretSettings : FitSource {
   std::shared_ptr<const LayerTable> table;
 };
 
-BirthValues values_of(const Settings& s) {
+BirthValues values_of(const LocretSettings& s) {
   const auto self = std::make_shared<LayerModels>("locret", s);
   return [table = s.table, self](const View& view, int head, TokenIndex begin, TokenIndex end,
                                  std::span<double> out) {
@@ -125,7 +125,7 @@ PolicyEntry locret() {
     if (!arguments.has("stabilizers"))
       arguments.set("stabilizers", std::to_string(std::min(kStabilizers, total / 2)));
     const TokenCount stabilizers = arguments.count("stabilizers");
-    Settings s;
+    LocretSettings s;
     Recipe recipe;
     if (arguments.is("scorer", "file")) {
       if (arguments.is("weights", "self")) {

@@ -40,8 +40,6 @@ class HighTier final : public Budget {
   RowIndex frozen_;  // 0: running
 };
 
-using Settings = Tiers::Settings;
-
 }  // namespace
 
 PolicyEntry mikv() {
@@ -98,9 +96,9 @@ PolicyEntry mikv() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     (void)share_argument(arguments, "ratio");
     const double heavy = 1.0 - share_argument(arguments, "recent");
-    const Settings s{std::stoi(arguments.text("hi")), std::stoi(arguments.text("lo")),
-                     arguments.has("group") ? arguments.count("group") : 0,
-                     arguments.flag("balancer")};
+    const Tiers::Settings s{std::stoi(arguments.text("hi")), std::stoi(arguments.text("lo")),
+                            arguments.has("group") ? arguments.count("group") : 0,
+                            arguments.flag("balancer")};
     const auto tier = std::make_shared<HighTier>(
         arguments.amount("ratio"), arguments.is("ratio_mode", "frozen") ? geometry.evict_at : 0);
     Recipe recipe;

@@ -22,7 +22,7 @@
 namespace kvspan::policies {
 namespace {
 
-struct Settings {
+struct MinferenceSettings {
   bool vertical_slash = true;
   std::int64_t verticals = 1000;
   std::int64_t slashes = 6096;
@@ -33,7 +33,7 @@ struct Settings {
 
 class SparsePrompt final : public Selector {
  public:
-  explicit SparsePrompt(const Settings& settings) : settings_(settings) {}
+  explicit SparsePrompt(const MinferenceSettings& settings) : settings_(settings) {}
   Needs needs() const override {
     if (settings_.vertical_slash) return {.q = true, .k = true};
     return {};
@@ -117,7 +117,7 @@ class SparsePrompt final : public Selector {
       slashes_[index(q) * keys + keys - 1 - index(o)] = 1.0F;
   }
 
-  Settings settings_;
+  MinferenceSettings settings_;
   RowIndex keys_ = 0;                       // of the pass that the lists below are for
   std::vector<float> verticals_, slashes_;  // [query_heads][keys] 1: read
 };
@@ -159,7 +159,7 @@ PolicyEntry minference() {
        .help = "nearest distances, always among the slashes",
        .range = {.lowest = 1}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Settings s;
+    MinferenceSettings s;
     s.vertical_slash = arguments.is("pattern", "vertical_slash");
     s.verticals = arguments.count("verticals");
     s.slashes = arguments.count("slashes");

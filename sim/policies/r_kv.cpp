@@ -24,7 +24,7 @@
 namespace kvspan::policies {
 namespace {
 
-struct Settings {
+struct RKvSettings {
   RowIndex window;
   int kernel;
   double lambda, similarity;
@@ -43,7 +43,7 @@ void softmax(std::span<double> values) {
 
 class Redundancy final : public Scorer {
  public:
-  explicit Redundancy(const Settings& settings) : settings_(settings) {}
+  explicit Redundancy(const RKvSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.last_rows = settings_.window, .q = true, .k = true}; }
 
   double score(const View& view, int head, std::span<const TokenIndex> entries,
@@ -93,7 +93,7 @@ class Redundancy final : public Scorer {
     return r;
   }
 
-  Settings settings_;
+  RKvSettings settings_;
 };
 
 // Side of the similarity matrix after each row, under a uniform budget; 0: nobody has to leave. The
@@ -153,8 +153,8 @@ PolicyEntry r_kv() {
                        .help = "cosine of near-duplicates",
                        .range = {0, 1}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    const Settings settings{arguments.count("window"), odd_count(arguments, "kernel"),
-                            arguments.real("lambda"), arguments.real("similarity")};
+    const RKvSettings settings{arguments.count("window"), odd_count(arguments, "kernel"),
+                               arguments.real("lambda"), arguments.real("similarity")};
     const RowIndex buffer = arguments.count("buffer");
     Scoring scoring;
     scoring.make = [settings](const LayerShape&) { return std::make_unique<Redundancy>(settings); };

@@ -22,7 +22,7 @@
 namespace kvspan::policies {
 namespace {
 
-struct Settings {
+struct RefreshSettings {
   TokenCount copied = 1;
   RowIndex stride = 5;
   double threshold = 0.95;
@@ -32,7 +32,7 @@ struct Settings {
 
 class PartialCache final : public Selector {
  public:
-  PartialCache(const Settings& settings, const LayerShape& shape)
+  PartialCache(const RefreshSettings& settings, const LayerShape& shape)
       : settings_(settings), copies_(index(shape.heads)) {}
   Needs needs() const override {
     return {.observe = Observe::from_prompt_end, .q = settings_.compare};
@@ -116,7 +116,7 @@ class PartialCache final : public Selector {
     }
   }
 
-  Settings settings_;
+  RefreshSettings settings_;
   std::vector<std::deque<TokenIndex>> copies_;  // [heads] in the order in which they leave
   std::vector<double> query_;                   // direction of the last full row's mean query
   RowIndex full_row_ = -1;
@@ -162,7 +162,7 @@ PolicyEntry refreshkv() {
                        .help = "refresh when queries have turned, or in every stride",
                        .choices = {"compare", "fixed"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    Settings s;
+    RefreshSettings s;
     s.copied = entries_of(arguments, "budget", geometry);
     s.stride = arguments.count("stride");
     s.threshold = arguments.real("threshold");

@@ -18,7 +18,7 @@
 namespace kvspan::policies {
 namespace {
 
-struct Settings {
+struct SimLayerSettings {
   double threshold = 0.9;
   TokenCount sinks = 4;
   TokenCount recent = 1024;
@@ -53,7 +53,7 @@ class Undecided : public Budget {
 
 class LazyLayers final : public Undecided {
  public:
-  explicit LazyLayers(const Settings& settings) : settings_(settings) {}
+  explicit LazyLayers(const SimLayerSettings& settings) : settings_(settings) {}
   void counts(const View& view, const Scores& /*scores*/, const Sizing& /*sizing*/,
               std::span<TokenCount> keep) const override {
     std::fill(keep.begin(), keep.end(), lazy(view) ? settings_.kept() : kAll);
@@ -80,7 +80,7 @@ class LazyLayers final : public Undecided {
     return static_cast<double>(static_cast<float>(mass)) > settings_.threshold;
   }
 
-  Settings settings_;
+  SimLayerSettings settings_;
 };
 
 // In decode: a layer that has lost entries is a lazy one.
@@ -136,8 +136,8 @@ PolicyEntry simlayerkv() {
                        .help = "lazy layers in decode: go on streaming, or grow",
                        .choices = {"stream", "append"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    const Settings settings{arguments.real("threshold"), arguments.count("sinks"),
-                            arguments.count("recent"), arguments.count("last")};
+    const SimLayerSettings settings{arguments.real("threshold"), arguments.count("sinks"),
+                                    arguments.count("recent"), arguments.count("last")};
     const TokenCount least =
         std::max<TokenCount>(settings.last, settings.last + 1 - settings.sinks);
     if (settings.recent < least) {

@@ -17,12 +17,10 @@ namespace {
 
 constexpr RowIndex kCapRows = 256;
 
-using Settings = WriteGate::Settings;
-
 // Values of one stored layer, larger is better; infinity: always admitted. Layers run side by side.
 using LayerGates = std::function<HeadValues(int layer)>;
 
-HeadValues random_gates(const Settings& s, int layer) {
+HeadValues random_gates(const WriteGate::Settings& s, int layer) {
   HeadValues out(index(s.geometry.kv_heads));
   for (int h = 0; h < s.geometry.kv_heads; ++h) {
     for (RowIndex i = 0; i < s.geometry.tokens; ++i) {
@@ -43,7 +41,7 @@ HeadValues given_gates(const LayerTable& table, int layer) {
 }
 
 // Fits what has to be fitted. REQUIRES: a trace.
-LayerGates layer_gates(const Settings& s) {
+LayerGates layer_gates(const WriteGate::Settings& s) {
   const Trace& trace = *s.geometry.trace;
   if (s.gate == "oracle") {
     return [&trace, window = s.fit.window](int layer) {
