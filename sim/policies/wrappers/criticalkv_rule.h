@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "sim/policies/shared/groups.h"
+#include "sim/policies/shared/whole_trace.h"
 #include "sim/policy/registry.h"
-#include "sim/trace/safetensors.h"
 
 namespace kvspan::policies {
 
