@@ -21,7 +21,6 @@
 #include "sim/base/error.h"
 #include "sim/policies/shared/head_masks.h"
 #include "sim/policies/shared/helpers.h"
-#include "sim/policies/shared/trace_reads.h"
 #include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {

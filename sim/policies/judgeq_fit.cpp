@@ -2,6 +2,7 @@
 #include "sim/policies/judgeq_fit.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <Eigen/Core>
 

@@ -12,6 +12,7 @@ namespace policies {
 const std::vector<PolicyEntry>& registry() {
   static const std::vector<PolicyEntry> entries = {
 #define KVSPAN_POLICY(name) policies::name(),
+#include "sim/policies/list.inc"
 #undef KVSPAN_POLICY
   };
   return entries;

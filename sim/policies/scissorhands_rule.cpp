@@ -48,9 +48,7 @@ void RecentVotes::add(const View& view, RowIndex row) {
   const LayerShape& shape = view.shape();
   Row& out = ring_.emplace_back(Row{row, std::vector<Row::Votes>(index(shape.heads))});
   for (int h = 0; h < shape.heads; ++h) {
-    std::span<const TokenIndex> entries = view.resident(h);
-    entries = entries.first(
-        index(std::upper_bound(entries.begin(), entries.end(), row) - entries.begin()));
+    const std::span<const TokenIndex> entries = resident_up_to(view, h, row);
     std::vector<double> p(entries.size());
     std::vector<std::uint8_t> one(entries.size());
     Row::Votes& votes = out.heads[index(h)];

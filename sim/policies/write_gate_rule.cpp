@@ -125,7 +125,7 @@ double Gate::score(const View& view, int head, std::span<const TokenIndex> entri
 void WindowAndAdmitted::mask(const View& view, int query_head, RowIndex row,
                              std::span<float> mask) {
   const LayerShape& shape = view.shape();
-  const int kv_head = query_head * shape.kv_heads / shape.query_heads;
+  const int kv_head = shape.kv_head_of_query(query_head);
   const float* admitted = gates_->admitted(shape.layer, kv_head).data();
   float* out = mask.data();
   for (RowIndex i = 0; i <= row - window_; ++i) out[i] *= admitted[i];

@@ -11,6 +11,7 @@
 
 #include "sim/base/error.h"
 #include "sim/policies/shared/groups.h"
+#include "sim/policy/registry.h"
 #include "tests/support/cases.h"
 #include "tests/support/files.h"
 #include "tests/support/trace_builder.h"
@@ -280,7 +281,7 @@ TEST_CASE("the quantile of DuoAttention's gates gives the authors' counts of ful
     int kept = 0;
     for (int l = 0; l < 32; ++l) {
       for (int h = 0; h < 8; ++h)
-        kept += policy.rules[0].budget->capacity(g.shape(l, false), h, {}) == kAll ? 1 : 0;
+        kept += policy.rules[0].budget->capacity(g.shape(l, false), h, Sizing{}) == kAll ? 1 : 0;
     }
     CHECK(kept == full[static_cast<std::size_t>(i)]);
   }

@@ -289,9 +289,9 @@ TEST_CASE("sagekv divides its budget as the paper does", "[policy][sagekv]") {
                                      protect.recent};
   };
   using Sizes = std::vector<std::int64_t>;
-  CHECK(kept_sizes(32, 8, "sagekv(budget=8192)") == Sizes{2048, 4 * 1024, 2048});
-  CHECK(kept_sizes(28, 4, "sagekv(budget=8192,k=512)") == Sizes{2048, 7 * 512, 2560});
-  CHECK(kept_sizes(28, 4, "sagekv(budget=8192)") == Sizes{2048, 7 * 585, 2049});
+  CHECK(sizes(32, 8, "sagekv(budget=8192)") == Sizes{2048, 4 * 1024, 2048});
+  CHECK(sizes(28, 4, "sagekv(budget=8192,k=512)") == Sizes{2048, 7 * 512, 2560});
+  CHECK(sizes(28, 4, "sagekv(budget=8192)") == Sizes{2048, 7 * 585, 2049});
 }
 
 TEST_CASE("sagekv refuses what cannot be divided", "[policy][sagekv]") {

@@ -10,7 +10,7 @@
 
 namespace kvspan::policies {
 
-// The observation-window votes of SnapKV: parameters, scorer.
+// The observation-window votes of SnapKV: their parameters and their scorer.
 [[nodiscard]] std::vector<Parameter> votes_parameters(int window, int kernel);
 [[nodiscard]] Scoring votes_scoring(const Arguments& arguments);
 
