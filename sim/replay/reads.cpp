@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
+#include "sim/policy/layer_policy.h"
 
 namespace kvspan {
 namespace {
