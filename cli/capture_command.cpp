@@ -60,8 +60,8 @@ constexpr std::array kModelFiles{"config.json",
                                  "chat_template.jinja"};
 
 // Whatever is written or removed is no input, and only one thing.
-void check_outputs(const CaptureSettings& s, const Checkpoint& checkpoint,
-                   const CaptureOptions& options) {
+void check_files_of_capture(const CaptureSettings& s, const Checkpoint& checkpoint,
+                            const CaptureOptions& options) {
   std::vector<fs::path> inputs(checkpoint.files());
   if (fs::is_directory(s.model)) {
     for (const char* name : kModelFiles) inputs.push_back(fs::path(s.model) / name);
@@ -208,7 +208,7 @@ void run(const CaptureSettings& s, const Context& context) {
   }
   CaptureOptions options = make_capture_options(s, checkpoint, tokenizer ? &*tokenizer : nullptr);
   check_capture(spec, options);
-  check_outputs(s, checkpoint, options);
+  check_files_of_capture(s, checkpoint, options);
   const std::int64_t tokens =
       static_cast<std::int64_t>(options.token_ids.size()) + options.generate;
   if (spec.context > 0 && tokens > spec.context) {

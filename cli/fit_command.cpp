@@ -16,7 +16,7 @@
 namespace kvspan::cli {
 namespace {
 
-struct Settings {
+struct FitSettings {
   std::string scorer;
   std::vector<std::string> train, test;
   std::string out, json, method;
@@ -42,7 +42,7 @@ nlohmann::json to_json(const policies::FitOutcome& outcome) {
   return out;
 }
 
-void fit(Settings s) {
+void fit(FitSettings s) {
   const policies::FittedScorer& scorer = policies::fitted_scorer(s.scorer);
   s.options.method = s.method.empty() ? scorer.methods.front() : s.method;
   s.options.rate = s.rate / 100;
@@ -97,7 +97,7 @@ void fit(Settings s) {
 }  // namespace
 
 void add_fit(CLI::App& app) {
-  auto s = std::make_shared<Settings>();
+  auto s = std::make_shared<FitSettings>();
   CLI::App* sub = app.add_subcommand(
       "fit", "Fit a stand-in for a policy's trained weights on traces, and say how good it is");
   sub->add_option("scorer", s->scorer, "Policy: foresightkv, write_gate, judgeq or locret")

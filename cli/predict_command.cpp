@@ -23,7 +23,7 @@
 namespace kvspan::cli {
 namespace {
 
-struct Settings {
+struct PredictSettings {
   std::string model;
   std::int64_t prompt = 0, generated = 0, chunk = 0, kv_bytes = 2;
   std::vector<std::string> policies, budgets;
@@ -68,7 +68,7 @@ std::string grouped(std::int64_t value) {
 }
 
 // What the table is of; one line each.
-void print_model(const Settings& s, const ModelGeometry& model) {
+void print_model(const PredictSettings& s, const ModelGeometry& model) {
   const auto holding = static_cast<int>(model.layer_ids.size());
   const bool all = holding == model.layers || model.family.empty();  // a trace may hold a part
   fmt::print(
@@ -110,8 +110,8 @@ void print_model(const Settings& s, const ModelGeometry& model) {
   }
 }
 
-void print_capacities(const Settings& s, const ModelGeometry& model, const FixedMemory& memory,
-                      const std::vector<std::string>& labels,
+void print_capacities(const PredictSettings& s, const ModelGeometry& model,
+                      const FixedMemory& memory, const std::vector<std::string>& labels,
                       const std::vector<Capacity>& capacities) {
   const Deployment& d = s.deployment;
   const std::string each = d.tp > 1 ? " on each GPU" : "";
@@ -169,7 +169,7 @@ void print_capacities(const Settings& s, const ModelGeometry& model, const Fixed
       model.state_bytes > 0 ? " and recurrent state" : "", each);
 }
 
-nlohmann::json memory_json(const Settings& s, const ModelGeometry& model,
+nlohmann::json memory_json(const PredictSettings& s, const ModelGeometry& model,
                            const FixedMemory& memory) {
   const Deployment& d = s.deployment;
   return {{"memory", d.gpu_memory},
@@ -186,7 +186,7 @@ nlohmann::json memory_json(const Settings& s, const ModelGeometry& model,
           {"advice", memory.advice.empty() ? nlohmann::json() : nlohmann::json(memory.advice)}};
 }
 
-nlohmann::json capacity_json(const Settings& s, const Capacity& f) {
+nlohmann::json capacity_json(const PredictSettings& s, const Capacity& f) {
   return {{"kv", f.kv},
           {"overhead", f.overhead},
           {"state", f.state},
@@ -214,7 +214,7 @@ struct Answer {
   std::vector<Capacity> capacities;  // empty: not asked, or no memory is left
 };
 
-Answer answer(const Settings& s, const ModelGeometry& model, const Geometry& geometry) {
+Answer answer(const PredictSettings& s, const ModelGeometry& model, const Geometry& geometry) {
   const Workload workload{s.prompt, s.generated, s.chunk};
   Accounting accounting;
   accounting.kv_bytes = s.kv_bytes;
@@ -243,7 +243,7 @@ Answer answer(const Settings& s, const ModelGeometry& model, const Geometry& geo
   return out;
 }
 
-void print_predictions(const Settings& s, const Answer& answer) {
+void print_predictions(const PredictSettings& s, const Answer& answer) {
   std::vector<std::vector<std::string>> rows = {
       {"policy", "KV footprint", "peak KV", "peak memory", "in prefill", "in decode"}};
   bool bounds = false;
@@ -266,7 +266,7 @@ void print_predictions(const Settings& s, const Answer& answer) {
   }
 }
 
-nlohmann::json runs_json(const Settings& s, const Answer& answer) {
+nlohmann::json runs_json(const PredictSettings& s, const Answer& answer) {
   nlohmann::json runs = nlohmann::json::array();
   for (std::size_t i = 0; i < answer.predictions.size(); ++i) {
     const Prediction& p = answer.predictions[i];
@@ -289,8 +289,8 @@ nlohmann::json runs_json(const Settings& s, const Answer& answer) {
   return runs;
 }
 
-nlohmann::json answer_json(const Settings& s, const Context& context, const ModelGeometry& model,
-                           const Answer& answer) {
+nlohmann::json answer_json(const PredictSettings& s, const Context& context,
+                           const ModelGeometry& model, const Answer& answer) {
   const BuildInfo build = build_info();
   nlohmann::json json = {
       {"schema_version", 1},
@@ -306,8 +306,8 @@ nlohmann::json answer_json(const Settings& s, const Context& context, const Mode
   return json;
 }
 
-void run(const Settings& given, const Context& context) {
-  Settings s = given;
+void run(const PredictSettings& given, const Context& context) {
+  PredictSettings s = given;
   if (!s.kv_dtype.empty()) s.kv_bytes = kv_dtype_bytes(s.kv_dtype);
   const ModelGeometry model = load_model(s.model);
   if (model.latent && s.layout == "query_head") {
@@ -329,7 +329,7 @@ void run(const Settings& given, const Context& context) {
 }  // namespace
 
 void add_predict(CLI::App& app, const Context& context) {
-  auto s = std::make_shared<Settings>();
+  auto s = std::make_shared<PredictSettings>();
   CLI::App* sub =
       app.add_subcommand("predict", "Footprint, peak and bytes from closed forms, without a trace");
   sub->add_option("--model", s->model, "A known model, a config.json or its folder, or a trace")

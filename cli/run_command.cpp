@@ -23,7 +23,7 @@
 namespace kvspan::cli {
 namespace {
 
-struct Settings {
+struct RunSettings {
   std::string trace;
   std::vector<std::string> policies;
   std::vector<std::string> budgets;
@@ -49,7 +49,7 @@ void apply_fidelity(const std::string& text, EngineOptions& engine) {
   engine.fidelity_rows = std::stoll(digits);
 }
 
-RunRequest request_of(const Settings& s, const Context& context) {
+RunRequest request_of(const RunSettings& s, const Context& context) {
   RunRequest request;
   request.engine = s.engine;
   apply_fidelity(s.fidelity, request.engine);
@@ -86,7 +86,7 @@ void print_outline(const RunOutline& outline) {
              human_bytes(outline.memory.bytes), layers, layers == 1 ? "" : "s");
 }
 
-void write_files(const RunReport& report, const Settings& s) {
+void write_files(const RunReport& report, const RunSettings& s) {
   if (!s.lifetimes.empty()) write_lifetimes(report, s.lifetimes);
   if (!s.timeline.empty()) write_timeline(report, s.timeline);
   if (!s.out.empty()) write_file_atomically(s.out, to_json(report).dump(1) + "\n");
@@ -94,7 +94,7 @@ void write_files(const RunReport& report, const Settings& s) {
   if (!s.svg.empty()) write_file_atomically(s.svg, memory_svg(report));
 }
 
-void print_report(const RunReport& report, const Settings& s) {
+void print_report(const RunReport& report, const RunSettings& s) {
   TableOptions table;
   table.width = terminal_width();
   table.utf8 = terminal_is_utf8();
@@ -119,7 +119,7 @@ RunReport replay_all(const Trace& trace, const RunRequest& request, bool quiet) 
   return kvspan::run(trace, request, watch);
 }
 
-void run(const Settings& s, const Context& context) {
+void run(const RunSettings& s, const Context& context) {
   RunRequest request = request_of(s, context);
   const Trace trace = Trace::open(s.trace);
   check_outputs({{"--out", s.out},
@@ -138,7 +138,7 @@ void run(const Settings& s, const Context& context) {
 }  // namespace
 
 void add_run(CLI::App& app, const Context& context) {
-  auto s = std::make_shared<Settings>();
+  auto s = std::make_shared<RunSettings>();
   CLI::App* sub = app.add_subcommand(
       "run", "Replay one trace under many policies, in one pass over its attention");
   sub->add_option("trace", s->trace, "Trace (.safetensors, or the .index.json of a sharded one)")

@@ -18,13 +18,13 @@ namespace {
 
 using tracegen::SynthOptions;
 
-struct Settings {
+struct SynthSettings {
   SynthOptions options{.topics = 8};
   std::string profile = "llama-like", out;
   bool no_values = false, show = false, quiet = false;
 };
 
-void synth(Settings s) {
+void synth(SynthSettings s) {
   const tracegen::SynthProfile profile = tracegen::find_profile(s.profile);
   if (s.show) {
     fmt::print("{}\n", to_json(profile).dump(1));
@@ -49,13 +49,13 @@ void synth(Settings s) {
              options.tokens, profile.name, options.seed);
 }
 
-struct FitSettings {
+struct FitTraceSettings {
   std::string trace, out, json, synthetic;
   std::uint64_t seed = 1;
   bool quiet = false;
 };
 
-void synth_fit(const FitSettings& s) {
+void synth_fit(const FitTraceSettings& s) {
   const Trace trace = Trace::open(s.trace);
   check_outputs({{"--out", s.out}, {"--trace-out", s.synthetic}, {"--json", s.json}},
                 trace.tensors().files());
@@ -105,7 +105,7 @@ void synth_fit(const FitSettings& s) {
 }  // namespace
 
 void add_synth(CLI::App& app) {
-  auto s = std::make_shared<Settings>();
+  auto s = std::make_shared<SynthSettings>();
   CLI::App* sub = app.add_subcommand(
       "synth", "Make a synthetic trace with named structure; fit one to a real trace");
   std::string names;
@@ -158,7 +158,7 @@ Examples:
   kvspan synth --profile mine.json --tokens 1048576 --layers 1 --no-values --out long.safetensors
   kvspan synth fit traces/smollm2-passkey.safetensors --out fitted.json)help");
 
-  auto f = std::make_shared<FitSettings>();
+  auto f = std::make_shared<FitTraceSettings>();
   CLI::App* fit = sub->add_subcommand(
       "fit", "Follow a real trace's statistics, head by head; report real against synthetic");
   fit->add_option("trace", f->trace, "Real trace with q and k")->required();

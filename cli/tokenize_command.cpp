@@ -18,7 +18,7 @@
 namespace kvspan::cli {
 namespace {
 
-struct Settings {
+struct TokenizeSettings {
   std::string model, text;
   bool ids = false, json = false, chat = false, plain = false;
 };
@@ -61,7 +61,7 @@ nlohmann::json to_json(const tracegen::Tokenizer& tokenizer, const std::vector<s
   return out;
 }
 
-void tokenize(const Settings& s) {
+void tokenize(const TokenizeSettings& s) {
   const tracegen::Tokenizer tokenizer = tracegen::Tokenizer::open(s.model);
   std::string text = read_all(s.text);
   if (s.chat) text = tokenizer.chat(std::vector<tracegen::ChatTurn>{{"user", text}});
@@ -91,7 +91,7 @@ void tokenize(const Settings& s) {
 }  // namespace
 
 void add_tokenize(CLI::App& app) {
-  auto s = std::make_shared<Settings>();
+  auto s = std::make_shared<TokenizeSettings>();
   CLI::App* sub =
       app.add_subcommand("tokenize", "Token ids of a text, as a model's tokenizer has it");
   sub->add_option("--model", s->model, "Folder with tokenizer.json, or a .gguf file")

@@ -36,29 +36,30 @@ Rune first_rune(std::string_view text) {
   return {code, bytes, true};
 }
 
-struct Range {
+struct RuneRange {
   char32_t first, last;
 };
 
 template <std::size_t n>
-bool within(const std::array<Range, n>& ranges, char32_t code) {
-  return std::any_of(ranges.begin(), ranges.end(),
-                     [&](const Range& range) { return code >= range.first && code <= range.last; });
+bool within(const std::array<RuneRange, n>& ranges, char32_t code) {
+  return std::any_of(ranges.begin(), ranges.end(), [&](const RuneRange& range) {
+    return code >= range.first && code <= range.last;
+  });
 }
 
 // A small wcwidth() that depends on no locale: combining marks, and East Asian wide characters.
 int rune_width(char32_t code) {
-  static constexpr std::array<Range, 5> kNone{
+  static constexpr std::array<RuneRange, 5> kNone{
       {{0x300, 0x36F}, {0x1AB0, 0x1AFF}, {0x200B, 0x200F}, {0x20D0, 0x20FF}, {0xFE00, 0xFE0F}}};
-  static constexpr std::array<Range, 9> kWide{{{0x1100, 0x115F},
-                                               {0x2E80, 0x303E},
-                                               {0x3041, 0xA4CF},
-                                               {0xAC00, 0xD7A3},
-                                               {0xF900, 0xFAFF},
-                                               {0xFE30, 0xFE6F},
-                                               {0xFF00, 0xFF60},
-                                               {0x1F300, 0x1F9FF},
-                                               {0x20000, 0x3FFFD}}};
+  static constexpr std::array<RuneRange, 9> kWide{{{0x1100, 0x115F},
+                                                   {0x2E80, 0x303E},
+                                                   {0x3041, 0xA4CF},
+                                                   {0xAC00, 0xD7A3},
+                                                   {0xF900, 0xFAFF},
+                                                   {0xFE30, 0xFE6F},
+                                                   {0xFF00, 0xFF60},
+                                                   {0x1F300, 0x1F9FF},
+                                                   {0x20000, 0x3FFFD}}};
   if (within(kNone, code)) return 0;
   return within(kWide, code) ? 2 : 1;
 }

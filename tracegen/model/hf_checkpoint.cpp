@@ -12,6 +12,7 @@
 #include "sim/base/error.h"
 #include "sim/base/json_fields.h"
 #include "sim/base/text.h"
+#include "sim/models/model_config.h"
 #include "sim/models/model_geometry.h"
 #include "sim/policy/spec.h"
 #include "sim/trace/safetensors.h"
