@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 
+#include "sim/base/text.h"
 #include "sim/report/axes.h"
 
 namespace kvspan::gui {

@@ -19,7 +19,7 @@ namespace kvspan::gui {
 namespace {
 
 constexpr int kChartHeight = 400,
-              kBetween = 8;  // of pictures: height of the chart; what is below it
+              kBelowChart = 8;  // of pictures: height of the chart; what is below it
 
 class CompareView final : public View {
  public:
@@ -37,12 +37,12 @@ class CompareView final : public View {
   [[nodiscard]] std::string csv() const override { return difference_csv(document()); }
   // The difference above what is kept.
   void draw(QPainter& painter, const QSize& size) override {
-    const int below = std::clamp(kept_->sizeHint().height() + kBetween, size.height() * 3 / 10,
+    const int below = std::clamp(kept_->sizeHint().height() + kBelowChart, size.height() * 3 / 10,
                                  size.height() * 6 / 10);
     const int above = size.height() - below;
     chart_->draw(painter, {size.width(), above});
     const QRect before = kept_->geometry();
-    kept_->resize(size.width() - 24, below - kBetween);
+    kept_->resize(size.width() - 24, below - kBelowChart);
     const auto scrolled = kept_->findChildren<QAbstractScrollArea*>();
     for (QAbstractScrollArea* area : scrolled) {  // nothing to be moved
       area->setVerticalScrollBarPolicy(Qt::ScrollBarAlwaysOff);
@@ -54,7 +54,7 @@ class CompareView final : public View {
     kept_->setGeometry(before);
   }
   [[nodiscard]] QSize picture_size() const override {
-    const int below = std::max(kept_->sizeHint().height() + kBetween, 120);
+    const int below = std::max(kept_->sizeHint().height() + kBelowChart, 120);
     return {kPictureSize.width(), std::min(kChartHeight + below, kPictureSize.height() * 3 / 2)};
   }
 

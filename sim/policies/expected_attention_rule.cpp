@@ -11,7 +11,6 @@
 #include "sim/policies/shared/trace_reads.h"
 
 namespace kvspan::policies {
-namespace {
 
 // Mean and covariance of a layer's queries before rotation.
 class QueryMoments {
@@ -98,6 +97,8 @@ void QueryMoments::unrotate(const Rope& rope, RowIndex first, Eigen::MatrixXd& b
     }
   }
 }
+
+namespace {
 
 // Mean over the next `positions` from `from` on of the rotation, a block of 2 x 2 per frequency.
 Eigen::MatrixXd mean_rotation(const Rope& rope, RowIndex from, std::int64_t positions,

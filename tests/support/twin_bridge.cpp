@@ -11,11 +11,6 @@
 namespace kvspan::test {
 namespace {
 
-template <class T>
-const T& one_of(Random& random, const std::vector<T>& choices) {
-  return choices[static_cast<std::size_t>(pick(random, 0, static_cast<int>(choices.size()) - 1))];
-}
-
 bool coin(Random& random) { return pick(random, 0, 1) == 1; }
 
 // A budget below, at or above the prompt; as tokens, share or bytes.

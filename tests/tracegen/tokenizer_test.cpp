@@ -278,7 +278,7 @@ TEST_CASE("bytes of a GGUF file stand escaped in messages", "[tokenizer][gguf][m
   REQUIRE(bytes.substr(value, 5) == "llama");
   bytes.replace(value, 5, "\n\x1B\xFF\rz");
   CHECK_THROWS_WITH(Tokenizer::open(write(folder, "model.gguf", bytes)),
-                    Contains("tokenizer.ggml.model' is '??\xEF\xBF\xBD?z'; expected 'gpt2'"));
+                    Contains("tokenizer.ggml.model' is '  \xEF\xBF\xBD z'; expected 'gpt2'"));
 }
 
 TEST_CASE("a pattern that backtracks without end is given up", "[tokenizer][malformed]") {
