@@ -27,7 +27,7 @@ struct RunSettings {
   std::string trace;
   std::vector<std::string> policies;
   std::vector<std::string> budgets;
-  std::string evict_at, fidelity = "all", match, prefill = "whole", layout = "ideal";
+  std::string evict_point, fidelity = "all", match, prefill = "whole", layout = "ideal";
   std::string out, csv, lifetimes, timeline, svg;
   EngineOptions engine;
   bool quiet = false;
@@ -63,7 +63,7 @@ RunRequest request_of(const RunSettings& s, const Context& context) {
   // Of "all", what this trace cannot serve is left out; who names such a policy is told why.
   request.skips = std::all_of(s.policies.begin(), s.policies.end(),
                               [](const std::string& text) { return text == "all"; });
-  request.evict_at = s.evict_at;
+  request.evict_point = s.evict_point;
   if (!s.match.empty()) request.match = parse_match(s.match);
   request.command = context.command;
   request.lifetimes_path = s.lifetimes;
@@ -159,7 +159,7 @@ void add_run(CLI::App& app, const Context& context) {
                   "Where the prompt ends; the rest is treated as decoding")
       ->type_name("N")
       ->check(at_least(1));
-  sub->add_option("--evict-at", s->evict_at,
+  sub->add_option("--evict-at", s->evict_point,
                   "Prompt-end rules act where this span begins; the rest of the prompt is one pass")
       ->type_name("SPAN");
   sub->add_option("--fidelity", s->fidelity, "Rows to measure: all, rows=K in each phase, or none")

@@ -73,7 +73,7 @@ std::vector<std::string> SimulationRequest::command() const {
   if (!budgets.empty()) add("--budget", fmt::format("{}", fmt::join(budgets, ",")));
   if (chunk != 0) add("--chunk", std::to_string(chunk));
   if (prompt != 0) add("--prompt", std::to_string(prompt));
-  if (evict_at != 0) add("--evict-at", std::to_string(evict_at));
+  if (evict_point != 0) add("--evict-at", std::to_string(evict_point));
   if (coarse || !fidelity) add("--fidelity", "none");
   if (!coarse && fidelity && fidelity_rows != 0)
     add("--fidelity", fmt::format("rows={}", fidelity_rows));
@@ -87,7 +87,7 @@ std::vector<std::string> SimulationRequest::command() const {
 EngineOptions SimulationRequest::options() const {
   EngineOptions out;
   out.prompt = prompt;
-  out.evict_at = evict_at;
+  out.evict_point = evict_point;
   out.chunk = chunk;
   out.kv_bytes = kv_bytes;
   out.seed = seed;

@@ -22,11 +22,11 @@
 namespace kvspan::gui {
 
 struct SimulationRequest {
-  std::string trace;                  // path
-  std::vector<std::string> specs;     // as --policy takes them
-  std::vector<std::string> budgets;   // as --budget takes them
-  RowIndex chunk = 0;                 // tokens; 0: the prompt is one pass
-  RowIndex prompt = 0, evict_at = 0;  // rows; 0: as the trace says, at the prompt's end
+  std::string trace;                     // path
+  std::vector<std::string> specs;        // as --policy takes them
+  std::vector<std::string> budgets;      // as --budget takes them
+  RowIndex chunk = 0;                    // tokens; 0: the prompt is one pass
+  RowIndex prompt = 0, evict_point = 0;  // rows; 0: as the trace says, at the prompt's end
   bool coarse = false;  // measures no fidelity and keeps neither scores nor reads, for speed
   bool fidelity = true;
   RowIndex fidelity_rows = 0;  // per phase; 0: all

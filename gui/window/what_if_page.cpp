@@ -129,9 +129,9 @@ WhatIfPage::Bound WhatIfPage::begin_of(const ShownRun& shown, const Trace& trace
   begun.base.layerwise = result.prefill == "layerwise";
   begun.base.layout = result.layout;
   if (result.lifetimes) {
-    begun.base.evict_at = result.lifetimes->runs()[shown.index].evict_at;
+    begun.base.evict_point = result.lifetimes->runs()[shown.index].evict_point;
   }
-  begun.prompt = begun.base.evict_at != 0 ? begun.base.evict_at : result.trace.prompt;
+  begun.prompt = begun.base.evict_point != 0 ? begun.base.evict_point : result.trace.prompt;
   begun.footprint = figure(shown.run(), "footprint");
   begun.mass = retained_mass(shown.run());
   begun.origin = shown.run().label;

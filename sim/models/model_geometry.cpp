@@ -98,13 +98,13 @@ Geometry geometry_of(const ModelGeometry& model, std::int64_t prompt, std::int64
   g.v_dim = model.v_head_dim;
   g.tokens = prompt + generated;
   g.prompt = prompt;
-  g.evict_at = prompt;
+  g.evict_point = prompt;
   g.chunk = chunk;
   g.kv_bytes = kv_bytes;
   g.sliding_window = model.sliding_window;
   if (generated < 0)
     throw ConfigError(fmt::format("gen: found {}, expected 0 or more tokens", generated));
-  (void)make_passes(g.tokens, g.prompt, g.evict_at, g.chunk);
+  (void)make_passes(g.tokens, g.prompt, g.evict_point, g.chunk);
   return g;
 }
 

@@ -68,7 +68,7 @@ PolicyEntry baklava() {
     std::shared_ptr<const Calibration> calibration;
     const bool known = !source.fitted() && power;  // nothing to calibrate
     if (base != nullptr && !known) {
-      const RowIndex end = source.other ? base->meta().prompt_tokens : geometry.evict_at / 2;
+      const RowIndex end = source.other ? base->meta().prompt_tokens : geometry.evict_point / 2;
       calibration = std::make_shared<Calibration>(calibrate(*base, end, sinks, geometry));
       importance = calibration->importance;
       recipe.notes.push_back(fmt::format(
@@ -98,7 +98,7 @@ PolicyEntry baklava() {
                                                 : "the power is fitted on a trace; 1 here");
     }
     const auto allocation = std::make_shared<Allocation>(std::move(importance), calibration, sinks,
-                                                         power, geometry.evict_at);
+                                                         power, geometry.evict_point);
     if (calibration != nullptr && !power) {
       recipe.notes.back() += fmt::format(
           ", power {:g}", allocation->power_of(entries_of(arguments, "budget", geometry)));

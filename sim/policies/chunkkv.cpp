@@ -149,7 +149,7 @@ PolicyEntry chunkkv() {
           pick_chunks(settings, view, head, entries, scores, keep, leaves);
         }));
     recipe.reads_lower_layers = reuse > 1;
-    recipe.closed_form = geometry.chunk == 0 && chunks->exact(geometry.evict_at);
+    recipe.closed_form = geometry.chunk == 0 && chunks->exact(geometry.evict_point);
     if (geometry.trace == nullptr && !recipe.closed_form) {
       recipe.notes.emplace_back(
           "an upper bound: the last chunk is short, and the prompt decides whether it stays");

@@ -82,7 +82,7 @@ PolicyEntry clusterkv() {
     ClusterSelector::Settings s;
     s.budget = entries_of(arguments, "budget", geometry);
     s.sinks = arguments.count("sinks");
-    s.prompt = geometry.evict_at;
+    s.prompt = geometry.evict_point;
     if (!arguments.has("clusters"))
       arguments.set("clusters", std::to_string(std::max<RowIndex>(1, s.prompt / 80)));
     s.clusters = arguments.count("clusters");
@@ -112,7 +112,7 @@ PolicyEntry clusterkv() {
       // the tokens to be clustered next, one of which is the row's own (an entry of its own here).
       // Beside it: slot maps of every query head, and tables that all layers share.
       recipe.store = own(host_storing(
-          [s](const Pass& pass) { return pass.end >= pass.evict_at && pass.end + 1 > s.budget; },
+          [s](const Pass& pass) { return pass.end >= pass.evict_point && pass.end + 1 > s.budget; },
           geometry));
       recipe.charge.during = [s, g, layers, clusters](RowIndex row) {
         if (row < s.prompt || row + 1 <= s.budget) return clusters(row);

@@ -57,7 +57,7 @@ PolicyEntry expected_attention() {
     const std::int64_t d = geometry.k_dim;
     const std::int64_t moments = std::int64_t{geometry.layers()} * geometry.query_heads *
                                  (d + (settings.covariance ? d * d : 0)) * 4;
-    recipe.charge.during = [moments, last = geometry.evict_at - 1](RowIndex row) {
+    recipe.charge.during = [moments, last = geometry.evict_point - 1](RowIndex row) {
       return row == last ? moments : 0;
     };
     if (geometry.trace != nullptr && geometry.trace->is_qkv() && !geometry.trace->meta().rope)

@@ -14,7 +14,7 @@ TokenCount percent_of(double percent, RowIndex length) {
 }
 
 void Profile::observe(const View& view, RowIndex begin, RowIndex end) {
-  const RowIndex prompt = view.pass().evict_at;
+  const RowIndex prompt = view.pass().evict_point;
   const TokenCount width = percent_of(settings_.recent, prompt);
   for (RowIndex row = begin; row < std::min(end, prompt); ++row) {
     const auto from = static_cast<TokenIndex>(std::max<RowIndex>(0, row + 1 - width));

@@ -113,7 +113,7 @@ PolicyEntry foresightkv() {
       settings.fit.interval = interval;
       settings.fit.budget = budget;
       settings.fit.attention_only = attention_only;
-      settings.fit_end = geometry.evict_at / 2;
+      settings.fit_end = geometry.evict_point / 2;
       settings.trace = geometry.trace;
       scoring.make = [settings](const LayerShape& shape) {
         return std::make_unique<Foresight>(shape, settings);

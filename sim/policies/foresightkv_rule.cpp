@@ -13,7 +13,7 @@ namespace kvspan::policies {
 Golden::Golden(const Geometry& geometry, int layer, RowIndex interval)
     : trace_(geometry.trace), layer_(layer), interval_(interval) {
   // In decode alone, blocks begin at the prompt's end; with chunks, as far before it as they go.
-  origin_ = geometry.chunk == 0 ? geometry.evict_at : geometry.evict_at % interval;
+  origin_ = geometry.chunk == 0 ? geometry.evict_point : geometry.evict_point % interval;
 }
 
 double Golden::score(const View& view, int head, std::span<const TokenIndex> entries,

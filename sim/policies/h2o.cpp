@@ -46,7 +46,7 @@ void flexgen(Recipe& recipe, const Geometry& geometry, bool normalise) {
   in_decode.schedule = Schedule::each_decode_row();
   in_decode.scorer = column_sum_scoring(normalise).make;
   in_decode.budget = recipe.shape.value;
-  in_decode.sizing = [tokens](const Pass& pass) { return Sizing{tokens, pass.evict_at}; };
+  in_decode.sizing = [tokens](const Pass& pass) { return Sizing{tokens, pass.evict_point}; };
   in_decode.protect = [](const Pass&, TokenCount held) { return Protect{0, (held + 1) / 2}; };
   recipe.more_rules.push_back(std::move(in_decode));
 }
@@ -132,8 +132,8 @@ PolicyEntry h2o() {
         throw ConfigError("h2o: variant=ratio takes heavy_share and recent_share, not budget");
       const auto part = [&](const char* name) {
         if (!arguments.has(name)) arguments.set(name, "10");
-        return static_cast<TokenCount>(
-            std::floor(arguments.real(name) * static_cast<double>(geometry.evict_at) / 100 + 1e-9));
+        return static_cast<TokenCount>(std::floor(
+            arguments.real(name) * static_cast<double>(geometry.evict_point) / 100 + 1e-9));
       };
       const TokenCount heavy = part("heavy_share");
       TokenCount recent = part("recent_share");

@@ -133,7 +133,7 @@ PolicyEntry infinigen() {
     InfinigenSettings settings;
     settings.alpha = arguments.real("alpha");
     settings.cap = entries_of(arguments, "cap", geometry);
-    settings.prompt = geometry.evict_at;
+    settings.prompt = geometry.evict_point;
     if (arguments.is("scores", "partial")) {
       const Amount columns = arguments.amount("partial");
       if (columns.kind == Amount::Kind::bytes || columns.mantissa < 1) {
@@ -148,7 +148,7 @@ PolicyEntry infinigen() {
     recipe.selector = own(SelectorFactory(
         [settings](const LayerShape&) { return std::make_unique<Speculation>(settings); }));
     recipe.store =
-        own(host_storing([](const Pass& pass) { return pass.end >= pass.evict_at; }, geometry));
+        own(host_storing([](const Pass& pass) { return pass.end >= pass.evict_point; }, geometry));
     // Partial keys of every entry so far; copies in flight for the layer that attends and for the
     // next one: n' entries of each query head, charged at their cap, or the whole first layer.
     const std::int64_t layers = geometry.layers();
@@ -156,7 +156,7 @@ PolicyEntry infinigen() {
     const std::int64_t partial = layers * geometry.kv_heads * settings.columns * geometry.kv_bytes;
     const std::int64_t most = settings.cap * geometry.query_heads * each;
     const std::int64_t whole = geometry.layer_ids.front() == 0 ? geometry.kv_heads * each : 0;
-    recipe.charge.during = [partial, most, whole, prompt = geometry.evict_at](RowIndex row) {
+    recipe.charge.during = [partial, most, whole, prompt = geometry.evict_point](RowIndex row) {
       if (row < prompt) return std::int64_t{0};
       return (row + 1) * partial + most + std::max(most, (row + 1) * whole);
     };

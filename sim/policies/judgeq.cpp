@@ -66,7 +66,7 @@ PolicyEntry judgeq() {
     s->fit.method = s->scorer == "ridge" ? "ridge" : "centres";
     s->fit.queries = static_cast<int>(arguments.count("m"));
     s->fit.seed = seed_of(arguments, geometry);
-    s->fit_end = geometry.evict_at / 2;
+    s->fit_end = geometry.evict_point / 2;
     Recipe recipe = budgeted(arguments, geometry, {});
     Scoring scoring;
     if (s->scorer == "file") {
@@ -100,7 +100,7 @@ PolicyEntry judgeq() {
     const std::int64_t m = s->fit.queries;
     recipe.charge.once = m * geometry.query_heads * geometry.k_dim * geometry.kv_bytes;
     // Their own entries, while they attend: with the prompt's last row.
-    recipe.charge.during = [last = geometry.evict_at - 1,
+    recipe.charge.during = [last = geometry.evict_point - 1,
                             bytes = m * geometry.layers() * geometry.kv_heads *
                                     geometry.entry_bytes()](RowIndex row) {
       return row == last ? bytes : std::int64_t{0};

@@ -20,7 +20,7 @@ namespace {
 struct KeyformerSettings {
   double tau_start, tau_end;
   std::uint64_t seed;
-  RowIndex evict_at, tokens;
+  RowIndex evict_point, tokens;
 };
 
 class NoisySoftmax final : public RowSums {
@@ -51,9 +51,9 @@ class NoisySoftmax final : public RowSums {
   }
 
   [[nodiscard]] double tau(RowIndex row) const {
-    if (row < settings_.evict_at) return settings_.tau_start;
-    const auto decoded = static_cast<double>(row - settings_.evict_at + 1);
-    const auto most = static_cast<double>(settings_.tokens - settings_.evict_at);
+    if (row < settings_.evict_point) return settings_.tau_start;
+    const auto decoded = static_cast<double>(row - settings_.evict_point + 1);
+    const auto most = static_cast<double>(settings_.tokens - settings_.evict_point);
     return settings_.tau_start + decoded * (settings_.tau_end - settings_.tau_start) / most;
   }
 
@@ -100,7 +100,7 @@ PolicyEntry keyformer() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const std::uint64_t seed = seed_of(arguments, geometry);
     const KeyformerSettings settings{arguments.real("tau_start"), arguments.real("tau_end"), seed,
-                                     geometry.evict_at, geometry.tokens};
+                                     geometry.evict_point, geometry.tokens};
     Recipe recipe = evict_by_row_sums<NoisySoftmax>(arguments, geometry, settings);
     recipe.schedule = own(Schedule::from_evict_point(arguments.count("every")));
     recipe.protect = own(ProtectRule([recent = arguments.real("recent")](TokenCount budget) {

@@ -132,7 +132,7 @@ void NonUniform::quantise_value(std::vector<Rewrite>& heads) const {
 }
 
 void NonUniform::calibrate(const View& view) {
-  const RowIndex end = std::max<RowIndex>(1, view.pass().evict_at / 2);
+  const RowIndex end = std::max<RowIndex>(1, view.pass().evict_point / 2);
   const RowIndex begin = end > 1 ? 1 : 0;
   key_levels_ = key_codebook(view, begin, end);
   value_levels_ = value_codebook(view, begin, end);

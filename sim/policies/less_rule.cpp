@@ -137,7 +137,7 @@ std::unique_ptr<LessState> Folding::make_state(const View& view, int head) const
   if (s.variant == Variant::favor)
     return std::make_unique<RandomFeatures>(head, scale, view.shape(), s.rank, s.seed);
   const bool future = s.variant == Variant::oracle;
-  const RowIndex begin = future ? std::max(view.pass().end, view.pass().evict_at)
+  const RowIndex begin = future ? std::max(view.pass().end, view.pass().evict_point)
                                 : std::max<RowIndex>(0, view.pass().end - kRows);
   return std::make_unique<Factors>(head, scale, s.rank, view,
                                    spread(begin, future ? s.tokens : view.pass().end), future,

@@ -142,17 +142,17 @@ PolicyEntry locret() {
       recipe.notes.push_back(fitted_note(arguments, "ridge", geometry));
     }
     s.fit.window = arguments.count("local");
-    s.fit_end = geometry.evict_at / 2;
+    s.fit_end = geometry.evict_point / 2;
     s.trace = geometry.trace;
     const Needs needs = s.table ? Needs{} : Needs{.k = true, .v = true};
 
-    const RowIndex tail = geometry.evict_at - arguments.count("local");  // where the tail begins
+    const RowIndex tail = geometry.evict_point - arguments.count("local");  // where the tail begins
     Rule rule;
     rule.schedule = arguments.count("local") == 0 ? Schedule::each_chunk()
                                                   : Schedule::chunks_before_evict_point();
     rule.scorer = birth_scorer(needs, [s](const LayerShape&) { return values_of(s); });
     rule.budget = uniform_budget();
-    rule.sizing = [=, n = geometry.evict_at](const Pass& pass) {
+    rule.sizing = [=, n = geometry.evict_point](const Pass& pass) {
       if (pass.end > tail) return Sizing{kAll, n};
       if (budget.kind != Amount::Kind::share) return Sizing{total, n};
       const auto kept =
@@ -163,7 +163,7 @@ PolicyEntry locret() {
       return Protect{0, pass.end < tail ? stabilizers : 0};
     };
     recipe.more_rules.push_back(rule);
-    if (tail > 0 && tail < geometry.evict_at) recipe.cuts.push_back(tail);
+    if (tail > 0 && tail < geometry.evict_point) recipe.cuts.push_back(tail);
     recipe.knob = budget_knob(geometry);
     // One score an entry; the published retaining heads, [q; k; v] -> 1,024 -> KV heads.
     recipe.charge.entry = geometry.kv_bytes;

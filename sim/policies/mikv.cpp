@@ -100,11 +100,11 @@ PolicyEntry mikv() {
                             arguments.has("group") ? arguments.count("group") : 0,
                             arguments.flag("balancer")};
     const auto tier = std::make_shared<HighTier>(
-        arguments.amount("ratio"), arguments.is("ratio_mode", "frozen") ? geometry.evict_at : 0);
+        arguments.amount("ratio"), arguments.is("ratio_mode", "frozen") ? geometry.evict_point : 0);
     Recipe recipe;
     const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
     Scoring scoring = column_sum_scoring();
-    scoring.state = [heads, tier, point = geometry.evict_at,
+    scoring.state = [heads, tier, point = geometry.evict_point,
                      prompt = geometry.prompt](RowIndex row) {
       // The high tier as the pass of the row found it, and the newborns so far.
       const RowIndex begin = row < point ? 0 : row < prompt ? point : row;
@@ -125,14 +125,14 @@ PolicyEntry mikv() {
     store.representations = {{fmt::format("low, int{}", s.low), low, 0}};
     if (s.high < 16) store.representations.push_back({fmt::format("high, int{}", s.high), high, 0});
     store.payload = [full, high, low](TokenCount competing, const Pass& pass) {
-      return competing * (pass.end < pass.evict_at ? full : high) + (pass.end - competing) * low;
+      return competing * (pass.end < pass.evict_point ? full : high) + (pass.end - competing) * low;
     };
     store.alters_vectors = true;
     store.demotes = true;
     recipe.store = own(std::move(store));
     const bool balancer = s.balancer;
     recipe.charge.during = [=, g = geometry](RowIndex row) -> std::int64_t {
-      if (row < g.evict_at) return 0;
+      if (row < g.evict_point) return 0;
       return (heads * (row + 1) + 7) / 8 + (balancer ? heads * g.k_dim * g.kv_bytes : 0);
     };
     recipe.knob = Knob{"ratio", 1, 100, low <= high,

@@ -14,7 +14,7 @@ std::optional<int> Tiers::demote(int head, TokenIndex token) {
 void Tiers::age(const View& view, Decision& out) {
   const std::size_t demoted = out.changes.size();
   old_high_ = high_below_;
-  if (settings_.high < 16 && view.pass().end >= view.pass().evict_at) enter_high(view, out);
+  if (settings_.high < 16 && view.pass().end >= view.pass().evict_point) enter_high(view, out);
   if (!view.measures_output() || out.changes.empty()) return;
   if (balancer_.empty()) balance(view);
   for (std::size_t i = 0; i < out.changes.size(); ++i) {
@@ -57,7 +57,7 @@ void Tiers::balance(const View& view) {
     if (!settings_.balancer) continue;
     std::vector<float> q(index(shape.k_dim), 0.0F);
     std::vector<float> k = q;
-    for (RowIndex row = 0; row < std::min(view.pass().evict_at, view.pass().end); ++row) {
+    for (RowIndex row = 0; row < std::min(view.pass().evict_point, view.pass().end); ++row) {
       for (int g = 0; g < shape.group(); ++g)
         widen_max(view.query(head * shape.group() + g, row), q);
       widen_max(view.key(head, static_cast<TokenIndex>(row)), k);

@@ -169,7 +169,7 @@ PolicyEntry minference() {
     Recipe recipe;
     recipe.prefill_reads =
         own(SelectorFactory([s](const LayerShape&) { return std::make_unique<SparsePrompt>(s); }));
-    recipe.knob = Knob{"verticals", 1, geometry.evict_at, true,
+    recipe.knob = Knob{"verticals", 1, geometry.evict_point, true,
                        [](TokenCount tokens) { return std::to_string(tokens); }};
     return recipe;
   };

@@ -40,7 +40,7 @@ PolicyEntry observed_attention() {
     Recipe recipe = budgeted(arguments, geometry, own(scoring));
     // One fp32 sum per prompt token so far of every layer and head, until the sums have been used.
     const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;
-    recipe.charge.during = [heads, prompt = geometry.evict_at](RowIndex row) {
+    recipe.charge.during = [heads, prompt = geometry.evict_point](RowIndex row) {
       return row < prompt ? heads * (row + 1) * 4 : 0;
     };
     return recipe;

@@ -111,7 +111,8 @@ PolicyEntry qpruningkv() {
     };
     store.representations = {{fmt::format("int{}", bits), packed, 0}};
     store.payload = [full, packed](TokenCount entries, const Pass& pass) {
-      const TokenCount generated = pass.end < pass.evict_at ? entries : pass.end - pass.evict_at;
+      const TokenCount generated =
+          pass.end < pass.evict_point ? entries : pass.end - pass.evict_point;
       return (entries - generated) * packed + generated * full;
     };
     store.exact = Storing::Exact::without_decode_evictions;

@@ -102,7 +102,7 @@ class Redundancy final : public Scorer {
 std::vector<TokenCount> compared(TokenCount budget, const Schedule& schedule, RowIndex buffer,
                                  const Geometry& g) {
   std::vector<TokenCount> out(index(g.tokens), 0);
-  const PassPlan plan = make_passes(g.tokens, g.prompt, g.evict_at, 0);
+  const PassPlan plan = make_passes(g.tokens, g.prompt, g.evict_point, 0);
   TokenCount held = 0;
   for (std::size_t i = 0; i + 1 < plan.ends.size(); ++i) {  // nothing is decided after the last row
     const Pass pass = pass_at(plan, i);
@@ -160,7 +160,7 @@ PolicyEntry r_kv() {
     scoring.make = [settings](const LayerShape&) { return std::make_unique<Redundancy>(settings); };
     scoring.window = settings.window;
     scoring.evicts_in_decode = true;
-    const Schedule schedule = Schedule::from_evict_point(buffer, geometry.evict_at % buffer);
+    const Schedule schedule = Schedule::from_evict_point(buffer, geometry.evict_point % buffer);
     Recipe recipe = budgeted(arguments, geometry, own(scoring), own(schedule));
     recipe.protect = own(protect_recent(settings.window));
     // Beside the entries: queries of the last `window` rows in every layer, and in the rows after which

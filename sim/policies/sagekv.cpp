@@ -61,13 +61,13 @@ Rule sliding(const Geometry& geometry, TokenCount budget, const Division& divisi
   Rule rule;
   rule.schedule = Schedule::each_decode_row();
   rule.scorer = position_scoring().make;
-  if (geometry.evict_at > budget) {
-    rule.first = static_cast<TokenIndex>(geometry.evict_at - division.recent);
+  if (geometry.evict_point > budget) {
+    rule.first = static_cast<TokenIndex>(geometry.evict_point - division.recent);
     rule.budget = std::make_shared<OneInOneOut>();
     rule.sizing = [](const Pass& pass) { return Sizing::of_competing(pass.rows()); };
   } else {
     rule.budget = uniform_budget();
-    rule.sizing = [budget](const Pass& pass) { return Sizing{budget, pass.evict_at}; };
+    rule.sizing = [budget](const Pass& pass) { return Sizing{budget, pass.evict_point}; };
     rule.protect = [sinks = division.sinks](const Pass&, TokenCount) { return Protect{sinks, 0}; };
   }
   return rule;
@@ -140,7 +140,7 @@ PolicyEntry sagekv() {
     const Division division = shares.of(budget);
     const bool sum = arguments.is("agg", "sum");
     const bool joined = arguments.is("dup", "union");
-    const bool join = joined && geometry.evict_at > budget;  // else nothing has to leave
+    const bool join = joined && geometry.evict_point > budget;  // else nothing has to leave
     if (sum && joined) {
       throw ConfigError(
           "sagekv: agg=sum makes one list, so dup=union has no meaning; use dup=fill");

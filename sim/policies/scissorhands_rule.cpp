@@ -26,7 +26,7 @@ double percentile(std::span<double> values, double share) {
 void RecentVotes::observe(const View& view, RowIndex begin, RowIndex end) {
   const Pass& pass = view.pass();
   for (RowIndex row = begin; row < end; ++row) {
-    if (row >= std::min(pass.end, pass.evict_at) - window_) add(view, row);
+    if (row >= std::min(pass.end, pass.evict_point) - window_) add(view, row);
   }
 }
 

@@ -161,7 +161,7 @@ PolicyEntry simlayerkv() {
       rule.schedule = Schedule::each_decode_row();
       rule.scorer = position_scoring().make;
       rule.budget = std::make_shared<KeepStreaming>(settings.kept());
-      rule.sizing = [prompt = geometry.evict_at](const Pass&) { return Sizing{kAll, prompt}; };
+      rule.sizing = [prompt = geometry.evict_point](const Pass&) { return Sizing{kAll, prompt}; };
       rule.protect = [protect](const Pass&, TokenCount) { return protect; };
       recipe.more_rules.push_back(std::move(rule));
     }

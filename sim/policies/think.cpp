@@ -133,8 +133,8 @@ PolicyEntry think() {
     };
     store.representations = {{"pruned", less, 0}};
     store.payload = [=](TokenCount entries, const Pass& pass) {
-      if (pass.end < pass.evict_at) return entries * full;
-      const TokenCount kept = entries - (pass.end - pass.evict_at);  // of the prompt
+      if (pass.end < pass.evict_point) return entries * full;
+      const TokenCount kept = entries - (pass.end - pass.evict_point);  // of the prompt
       const TokenCount older = std::max<TokenCount>(0, kept - recent);
       return older * less + (entries - older) * full;
     };
@@ -145,7 +145,7 @@ PolicyEntry think() {
     // The mask, from the prompt's end on: a bool a channel as in the authors' code (an eighth of it if
     // packed).
     const std::int64_t mask = std::int64_t{geometry.layers()} * geometry.kv_heads * geometry.k_dim;
-    recipe.charge.during = [mask, at = geometry.evict_at](RowIndex row) {
+    recipe.charge.during = [mask, at = geometry.evict_point](RowIndex row) {
       return row >= at ? mask : 0;
     };
     recipe.knob =

@@ -171,7 +171,7 @@ PolicyEntry write_gate() {
         return std::make_unique<CapScorer>(cap, window);
       };
       rule.budget = std::make_shared<CapBudget>(cap);
-      rule.sizing = [n = geometry.evict_at](const Pass&) { return Sizing{kAll, n}; };
+      rule.sizing = [n = geometry.evict_point](const Pass&) { return Sizing{kAll, n}; };
       rule.protect = [window](const Pass&, TokenCount) { return Protect{0, window}; };
       recipe.more_rules.push_back(rule);
       recipe.notes.emplace_back("the cap is the mean over the heads of a layer, not of the model");

@@ -53,13 +53,13 @@ LayerGates layer_gates(const WriteGate::Settings& s) {
         [&trace, window = s.fit.window](int layer) { return output_change(trace, layer, window); };
   }
   if (s.gate == "adaea") {
-    return [&trace, n = s.geometry.evict_at, outside = s.outside()](int layer) {
+    return [&trace, n = s.geometry.evict_point, outside = s.outside()](int layer) {
       return expected_attention(trace, layer, n, outside);
     };
   }
   if (s.gate == "random") return [s](int layer) { return random_gates(s, layer); };
   if (s.gate == "file") return [s](int layer) { return given_gates(*s.table, layer); };
-  const FitSource source{s.weights, s.fit, s.geometry.evict_at / 2, &trace};
+  const FitSource source{s.weights, s.fit, s.geometry.evict_point / 2, &trace};
   return [gates = LearnedGates(source, s.geometry)](int layer) { return gates.of_layer(layer); };
 }
 
@@ -68,7 +68,7 @@ int kv_head_of(const LayerShape& shape, int head) { return shape.kv_head(head); 
 }  // namespace
 
 std::ptrdiff_t WriteGate::Settings::outside() const {
-  const RowIndex n = geometry.evict_at;
+  const RowIndex n = geometry.evict_point;
   return n > fit.window ? n - fit.window : n;
 }
 

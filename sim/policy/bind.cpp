@@ -31,7 +31,7 @@ TokenCount chunk_count(const Recipe::Chunked& chunked, const Amount& share, RowI
 // The sizing of a rule: B of the prompt, or what a chunk (or all chunks so far) may keep.
 std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geometry& geometry,
                                                int heads) {
-  const RowIndex prompt = geometry.evict_at;
+  const RowIndex prompt = geometry.evict_point;
   if (!recipe.size) return [prompt](const Pass&) { return Sizing{kAll, prompt}; };
   const Amount amount = recipe.size.value;
   const std::int64_t held = recipe.store ? recipe.store.value.entry_bytes : 0;
@@ -95,7 +95,7 @@ void limit_payload(const Storing& store, Policy& policy) {
 // True if the heads of a layer may keep different numbers of entries.
 bool differs_by_head(const Budget& budget, const Rule& rule, const Geometry& geometry) {
   if (!budget.content_free()) return true;
-  const RowIndex end = geometry.evict_at;
+  const RowIndex end = geometry.evict_point;
   const Sizing sizing = rule.sizing({0, end, end, geometry.prompt, {&end, 1}}).among(end);
   for (int l = 0; l < geometry.layers(); ++l) {
     const LayerShape shape = geometry.shape(l, false);
@@ -192,7 +192,7 @@ std::shared_ptr<const Budget> uniform_budget() { return std::make_shared<Uniform
 TokenCount budget_tokens(const Amount& amount, const Geometry& geometry, int heads,
                          std::int64_t entry_bytes, const std::string& what) {
   if (amount.kind == Amount::Kind::tokens) return amount.mantissa;
-  if (amount.kind == Amount::Kind::share) return amount.share_of(geometry.evict_at);
+  if (amount.kind == Amount::Kind::share) return amount.share_of(geometry.evict_point);
   const std::int64_t one = geometry.layers() * heads * entry_bytes;
   if (amount.mantissa < one) {
     throw ConfigError(

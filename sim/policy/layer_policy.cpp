@@ -202,7 +202,7 @@ void LayerPolicy::observe(const View& view, RowIndex begin, RowIndex end) {
     const Observe rows = role->needs().observe;
     if (rows == Observe::never) return;
     const RowIndex from =
-        rows == Observe::always ? begin : std::max(begin, view.pass().evict_at - 1);
+        rows == Observe::always ? begin : std::max(begin, view.pass().evict_point - 1);
     if (from < end) role->observe(view, from, end);
   };
   for (const auto& scorer : scorers_) show(scorer.get());
@@ -230,7 +230,7 @@ void LayerPolicy::apply(std::size_t r, const View& view, Decision& out) {
   const Rule& rule = policy_->rules[r];
   const auto heads = static_cast<std::size_t>(shape_.heads);
   const Pass& pass = view.pass();
-  const Sizing sizing = rule.sizing ? rule.sizing(pass) : Sizing{kAll, pass.evict_at};
+  const Sizing sizing = rule.sizing ? rule.sizing(pass) : Sizing{kAll, pass.evict_point};
 
   // A budget that does not look at scores is asked first, so that heads in which nobody has to
   // leave are not scored at all.

@@ -10,7 +10,7 @@ bool Schedule::due(const Pass& pass) const {
   if (pass.is_evict_point()) return evict_point;
   if (pass.is_prompt_chunk()) return every_chunk;
   if (decode_every == 0) return false;
-  const RowIndex gone = phase - pass.evict_at;
+  const RowIndex gone = phase - pass.evict_point;
   return (pass.end + gone) / decode_every > (pass.begin + gone) / decode_every;
 }
 

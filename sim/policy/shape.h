@@ -39,7 +39,7 @@ struct Geometry {
   int v_dim = 0;
   std::int64_t tokens = 0;                   // N
   std::int64_t prompt = 0;                   // n
-  std::int64_t evict_at = 0;                 // n'
+  std::int64_t evict_point = 0;              // n'
   std::int64_t chunk = 0;                    // 0: one prefill pass
   std::int64_t kv_bytes = 2;                 // per element
   std::uint64_t seed = 0;                    // --seed: of every policy that does not give its own

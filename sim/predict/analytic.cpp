@@ -196,8 +196,8 @@ void set_shares(Prediction& out, std::int64_t heads, RowIndex tokens, std::int64
 Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting,
                    bool every_layout) {
   const LayerShape shape = geometry.shape(0, policy.per_query_head);
-  const PassPlan plan =
-      make_passes(geometry.tokens, geometry.prompt, geometry.evict_at, geometry.chunk, policy.cuts);
+  const PassPlan plan = make_passes(geometry.tokens, geometry.prompt, geometry.evict_point,
+                                    geometry.chunk, policy.cuts);
   const bool by_entries = !policy.payload;
   const std::int64_t born = by_entries ? 1 : policy.representations[0].device_bytes;
   const std::int64_t unit = by_entries ? policy.representations[0].device_bytes : 1;

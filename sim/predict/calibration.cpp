@@ -50,9 +50,9 @@ Policy calibrated(Policy policy, const Occupancies& measured, const std::string&
   rule.schedule = Schedule::from_evict_point();
   rule.budget = uniform_budget();
   rule.sizing = [measured](const Pass& pass) {
-    const double tokens = measured.kept * static_cast<double>(pass.evict_at) +
-                          measured.grows * static_cast<double>(pass.end - pass.evict_at);
-    return Sizing{std::max<TokenCount>(1, std::llround(tokens)), pass.evict_at};
+    const double tokens = measured.kept * static_cast<double>(pass.evict_point) +
+                          measured.grows * static_cast<double>(pass.end - pass.evict_point);
+    return Sizing{std::max<TokenCount>(1, std::llround(tokens)), pass.evict_point};
   };
   policy.rules = {std::move(rule)};
   policy.full_layers = 0;  // their entries are in the mean that was measured

@@ -10,9 +10,9 @@
 namespace kvspan {
 
 struct EngineOptions {
-  RowIndex prompt = 0;    // 0: as the trace says
-  RowIndex evict_at = 0;  // 0: at the prompt's end
-  RowIndex chunk = 0;     // prefill chunk, tokens; 0: one pass
+  RowIndex prompt = 0;       // 0: as the trace says
+  RowIndex evict_point = 0;  // 0: at the prompt's end
+  RowIndex chunk = 0;        // prefill chunk, tokens; 0: one pass
   std::int64_t kv_bytes = 2;
   std::uint64_t seed = 0;
   bool fidelity = true;

@@ -120,13 +120,13 @@ void ReplayView::probe(int query_head, RowIndex rows, std::span<const TokenIndex
       newborn ? newborns_.data() : mask_of(layer_, query_head, now.end - 1, mask_storage_);
   std::vector<float> terms(static_cast<std::size_t>(padded(layer_.block->tokens)));
   const LayerScores& scores = *layer_.block->scores;
-  rows = std::min(rows, now.evict_at);
+  rows = std::min(rows, now.evict_point);
   for (RowIndex i = 0; i < rows; ++i) {
     const RowIndex position = now.end + i;
     const RowIndex first = std::max(newborn ? now.begin : 0, scores.first_key(position));
     if (first >= now.end) continue;
     const RowTerms t =
-        scores.probe(query_head, now.evict_at - rows + i, position, first, now.end, terms);
+        scores.probe(query_head, now.evict_point - rows + i, position, first, now.end, terms);
     add(t.terms, nullptr, kernels::masked_sum(t.terms, mask, padded(now.end)) + t.sink, now.end,
         entries, out);
   }

@@ -95,7 +95,7 @@ Geometry geometry_of(const Trace& trace, const EngineOptions& options) {
   g.v_dim = m.v_head_dim;
   g.tokens = m.tokens;
   g.prompt = options.prompt > 0 ? options.prompt : m.prompt_tokens;
-  g.evict_at = options.evict_at > 0 ? options.evict_at : g.prompt;
+  g.evict_point = options.evict_point > 0 ? options.evict_point : g.prompt;
   g.chunk = options.chunk;
   g.kv_bytes = options.kv_bytes;
   g.seed = options.seed;
@@ -104,20 +104,20 @@ Geometry geometry_of(const Trace& trace, const EngineOptions& options) {
     g.sliding_window = m.sliding_window;
   }
   g.trace = &trace;
-  (void)make_passes(g.tokens, g.prompt, g.evict_at, g.chunk);  // checks them
+  (void)make_passes(g.tokens, g.prompt, g.evict_point, g.chunk);  // checks them
   return g;
 }
 
 Requirements requirements_of(const Policy& policy, const Geometry& geometry) {
   Requirements out;
-  out.passes =
-      make_passes(geometry.tokens, geometry.prompt, geometry.evict_at, geometry.chunk, policy.cuts);
+  out.passes = make_passes(geometry.tokens, geometry.prompt, geometry.evict_point, geometry.chunk,
+                           policy.cuts);
   const RowIndex tokens = geometry.tokens;
   // The last layer: a policy may leave the model's first layers alone.
   const LayerPolicy driver(policy, geometry.shape(geometry.layers() - 1, policy.per_query_head));
   out.needs = driver.needs();
   out.changes_from = tokens;
-  if (policy.selector) out.changes_from = out.passes.evict_at;
+  if (policy.selector) out.changes_from = out.passes.evict_point;
   if (policy.prefill_reads) out.changes_from = 0;
   const auto observe = [&](RowIndex begin, RowIndex end) {
     if (begin >= end) return;
@@ -129,7 +129,7 @@ Requirements requirements_of(const Policy& policy, const Geometry& geometry) {
     }
   };
   if (out.needs.column_sums || out.needs.observe == Observe::always) observe(0, tokens);
-  if (out.needs.observe == Observe::from_prompt_end) observe(out.passes.evict_at - 1, tokens);
+  if (out.needs.observe == Observe::from_prompt_end) observe(out.passes.evict_point - 1, tokens);
   for (std::size_t i = 0; i < out.passes.ends.size(); ++i) {
     const Pass pass = pass_at(out.passes, i);
     if (pass.end == tokens) break;

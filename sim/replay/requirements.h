@@ -13,7 +13,7 @@
 namespace kvspan {
 
 // The geometry that policies are bound to for a replay of `trace`.
-// Errors: ConfigError when prompt, evict_at or chunk do not fit the trace.
+// Errors: ConfigError when prompt, evict_point or chunk do not fit the trace.
 [[nodiscard]] Geometry geometry_of(const Trace& trace, const EngineOptions& options);
 
 struct RowRange {

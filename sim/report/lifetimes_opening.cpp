@@ -168,9 +168,9 @@ class LifetimesFile::Opening {
     run.label = meta_.require(key("label"), "a label");
     run.klass = meta_.require(key("class"), "a class of policies");
     run.bound = read_choice(meta_, key("bound"), "true", "false");
-    run.evict_at = out_.prompt_;
+    run.evict_point = out_.prompt_;
     for (const std::string& where : {std::string("evict_at"), key("evict_at")}) {
-      if (meta_.find(where) != nullptr) run.evict_at = meta_.integer(where, 1, out_.prompt_);
+      if (meta_.find(where) != nullptr) run.evict_point = meta_.integer(where, 1, out_.prompt_);
     }
     run.representations = read_representations(meta_, key("representations"));
     const json charge = meta_.parse(key("charge"), R"({"entry", "once"})");

@@ -139,16 +139,16 @@ std::span<const std::uint8_t> LifetimesFile::reads(int run, int layer, int head,
 }
 
 PassPlan LifetimesFile::plan(int run) const {
-  const RowIndex evict_at = runs_[static_cast<std::size_t>(run)].evict_at;
-  if (find(run, "passes") == nullptr) return make_passes(tokens_, prompt_, evict_at, chunk_);
-  PassPlan plan{tokens_, prompt_, evict_at, integers(run, "passes", 1, tokens_)};
+  const RowIndex evict_point = runs_[static_cast<std::size_t>(run)].evict_point;
+  if (find(run, "passes") == nullptr) return make_passes(tokens_, prompt_, evict_point, chunk_);
+  PassPlan plan{tokens_, prompt_, evict_point, integers(run, "passes", 1, tokens_)};
   const std::vector<RowIndex>& ends = plan.ends;
   if (std::adjacent_find(ends.begin(), ends.end(), std::greater_equal<>()) != ends.end())
     fail(run, "passes", "its ends do not ascend");
-  for (const RowIndex end : {evict_at, prompt_, tokens_}) {
+  for (const RowIndex end : {evict_point, prompt_, tokens_}) {
     if (!std::binary_search(ends.begin(), ends.end(), end))
       fail(run, "passes",
-           fmt::format("no pass ends at row {}; expected ends at {}, {} and {}", end, evict_at,
+           fmt::format("no pass ends at row {}; expected ends at {}, {} and {}", end, evict_point,
                        prompt_, tokens_));
   }
   return plan;

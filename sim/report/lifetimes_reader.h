@@ -23,7 +23,7 @@ class LifetimesFile {
     std::string policy, label, klass;
     bool bound = false;
     int heads = 0;  // stored heads
-    RowIndex evict_at = 0;
+    RowIndex evict_point = 0;
     std::vector<Representation> representations;
     Charge charge;  // entry and once
     bool has_selected = false;

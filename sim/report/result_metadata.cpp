@@ -27,8 +27,8 @@ Metadata result_metadata(const RunReport& report, std::string_view format) {
   metadata["trace.sha256"] = report.trace_sha256;
   metadata["tokens"] = fmt::format("{}", report.trace.tokens);
   metadata["prompt_tokens"] = fmt::format("{}", report.trace.prompt_tokens);
-  const auto evict_at = [&](std::size_t r) { return report.runs[r].ledger.plan.evict_at; };
-  if (!report.runs.empty()) metadata["evict_at"] = fmt::format("{}", evict_at(0));
+  const auto evict_point = [&](std::size_t r) { return report.runs[r].ledger.plan.evict_point; };
+  if (!report.runs.empty()) metadata["evict_at"] = fmt::format("{}", evict_point(0));
   metadata["chunk"] = fmt::format("{}", report.chunk);
   metadata["model_layers"] = fmt::format("{}", report.trace.model_layers);
   metadata["layer_ids"] = nlohmann::json(report.trace.layer_ids).dump();
@@ -44,8 +44,8 @@ Metadata result_metadata(const RunReport& report, std::string_view format) {
     metadata[run_key(r, "label")] = valid_utf8(run.label);
     metadata[run_key(r, "class")] = valid_utf8(run.klass);
     metadata[run_key(r, "bound")] = run.bound ? "true" : "false";
-    if (evict_at(r) != evict_at(0))
-      metadata[run_key(r, "evict_at")] = fmt::format("{}", evict_at(r));
+    if (evict_point(r) != evict_point(0))
+      metadata[run_key(r, "evict_at")] = fmt::format("{}", evict_point(r));
     nlohmann::json names = nlohmann::json::array();
     for (const Representation& held : run.ledger.representations) {
       names.push_back({{"name", valid_utf8(held.name)},

@@ -157,8 +157,8 @@ class Table {
     tokens += report_.chunk == 0 ? " (one prefill pass)" : " tokens";
     if (!report_.runs.empty()) {
       const PassPlan& plan = report_.runs.front().ledger.plan;
-      if (plan.evict_at != plan.prompt)
-        tokens += fmt::format("; eviction point at row {}", plan.evict_at);
+      if (plan.evict_point != plan.prompt)
+        tokens += fmt::format("; eviction point at row {}", plan.evict_point);
     }
     wrapped("tokens  ", tokens);
     std::string bytes = fmt::format(

@@ -20,7 +20,8 @@ struct RunRequest {
   // Policies that the trace cannot serve, or `match` cannot tune, are left out, not refused.
   bool skips = false;
   EngineOptions engine;  // but progress and cancelled, which are the watcher's
-  std::string evict_at;  // a span or a row of the trace, in place of engine.evict_at; empty: unused
+  std::string
+      evict_point;  // a span or a row of the trace, in place of engine.evict_point; empty: unused
   bool layerwise = false;  // see Accounting
   std::string layout = "ideal";
   std::optional<MatchTarget> match;

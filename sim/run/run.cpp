@@ -139,7 +139,7 @@ std::vector<RunResult> run_policies(const Trace& trace, const std::vector<Recipe
 
 RunReport run(const Trace& trace, const RunRequest& request, const RunWatch& watch) {
   EngineOptions options = request.engine;
-  if (!request.evict_at.empty()) options.evict_at = evict_row(trace, request.evict_at);
+  if (!request.evict_point.empty()) options.evict_point = evict_row(trace, request.evict_point);
   (void)parse_layout(request.layout);
   RunOutline outline;
   const Entrants entrants = enter(trace, geometry_of(trace, options), request, outline);

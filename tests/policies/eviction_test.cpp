@@ -499,7 +499,7 @@ TEST_CASE("locret's share of a budget is rounded up to 64 entries of the tokens 
     Pass pass;
     pass.begin = 0;
     pass.end = end;
-    pass.evict_at = pass.prompt_end = 1100;
+    pass.evict_point = pass.prompt_end = 1100;
     return make_policy(spec, g).rules.at(0).sizing(pass).tokens;
   };
   CHECK(tokens("locret(budget=30%,stabilizers=10)", 250) == 128);   // 75 -> 128
@@ -543,7 +543,7 @@ TEST_CASE("variants of the decode-time classics equal their closed forms", "[pol
     const Trace trace = test::random_trace(prompt + generated, prompt, random());
     EngineOptions options;
     options.fidelity = false;
-    if (test::pick(random, 0, 2) == 0) options.evict_at = test::pick(random, 1, prompt);
+    if (test::pick(random, 0, 2) == 0) options.evict_point = test::pick(random, 1, prompt);
     for (const char* text :
          {"scissorhands(budget=9,window=3,recent=2,drop=30)", "scissorhands(budget=2,drop=100)",
           "keyformer(budget=7,every=3)", "r_kv(budget=6,buffer=4,window=2,kernel=3)",
@@ -551,7 +551,7 @@ TEST_CASE("variants of the decode-time classics equal their closed forms", "[pol
           "sagekv(budget=9,agg=sum)", "sagekv(budget=8,sinks=50,recent=0)",
           "h2o(variant=flexgen,budget=7)", "h2o(variant=ratio)", "h2o(budget=5,normalise=true)",
           "lambda(budget=6,sinks=1)"}) {
-      INFO(text << " n=" << prompt << " m=" << generated << " n'=" << options.evict_at);
+      INFO(text << " n=" << prompt << " m=" << generated << " n'=" << options.evict_point);
       CHECK(test::off_closed_form(trace, text, options) == "");
     }
   }

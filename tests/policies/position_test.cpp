@@ -273,7 +273,7 @@ TEST_CASE("the quantile of DuoAttention's gates gives the authors' counts of ful
   for (int l = 0; l < 32; ++l) g.layer_ids.push_back(l);
   g.query_heads = g.kv_heads = 8;
   g.k_dim = g.v_dim = 4;
-  g.tokens = g.prompt = g.evict_at = 100;
+  g.tokens = g.prompt = g.evict_point = 100;
   const std::vector<int> full = {230, 205, 179, 154, 128, 103, 77, 52, 26};
   for (int i = 0; i < 9; ++i) {
     const Policy policy =

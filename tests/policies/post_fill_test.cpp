@@ -94,7 +94,7 @@ TEST_CASE("pyramidkv spreads its budget as the authors' code does", "[policy][py
   g.kv_heads = 8;
   g.k_dim = g.v_dim = 128;
   g.tokens = 32768 + 1024;
-  g.prompt = g.evict_at = 32768;
+  g.prompt = g.evict_point = 32768;
   struct Row {
     int budget, first, last;
     std::int64_t bytes, exact_bytes;

@@ -211,14 +211,14 @@ Geometry geometry(int layers, int query_heads, int kv_heads, int prompt, int gen
   g.query_heads = query_heads;
   g.kv_heads = kv_heads;
   g.k_dim = g.v_dim = 128;
-  g.prompt = g.evict_at = prompt;
+  g.prompt = g.evict_point = prompt;
   g.tokens = prompt + generated;
   return g;
 }
 
 std::vector<TokenCount> capacities(const Policy& policy, const Geometry& g) {
   const Rule& rule = policy.rules[0];
-  const Sizing sizing = rule.sizing({0, g.evict_at, g.evict_at, g.prompt, {}});
+  const Sizing sizing = rule.sizing({0, g.evict_point, g.evict_point, g.prompt, {}});
   std::vector<TokenCount> out;
   for (int l = 0; l < g.layers(); ++l) {
     const LayerShape shape = g.shape(l, policy.per_query_head);

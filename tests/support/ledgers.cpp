@@ -94,8 +94,8 @@ Ledger random_ledger(LedgerRandom& random, RowIndex most_tokens) {
   Ledger ledger;
   const RowIndex tokens = random.between(1, most_tokens);
   const RowIndex prompt = random.between(1, tokens);
-  const RowIndex evict_at = random.chance(30) ? random.between(1, prompt) : prompt;
-  ledger.plan = make_passes(tokens, prompt, evict_at, random.between(0, 6));
+  const RowIndex evict_point = random.chance(30) ? random.between(1, prompt) : prompt;
+  ledger.plan = make_passes(tokens, prompt, evict_point, random.between(0, 6));
   ledger.layers = ledger.model_layers = static_cast<int>(random.between(1, 3));
   ledger.heads = static_cast<int>(random.between(1, 3));
   ledger.query_heads = ledger.heads * static_cast<int>(random.between(1, 3));

@@ -42,7 +42,7 @@ class SelectorBench final : public View {
     g.kv_heads = static_cast<int>(v_.k.size());
     g.k_dim = g.v_dim = static_cast<int>(v_.k[0][0].size());
     g.tokens = v_.tokens();
-    g.prompt = g.evict_at = v_.prompt;
+    g.prompt = g.evict_point = v_.prompt;
     policy = make_policy(spec, g);
     shape_ = g.shape(0, false);
     if (policy.selector) decode_ = policy.selector(shape_);

@@ -169,7 +169,7 @@ Case random_case(Random& random, bool integers, const std::string& folder) {
   const int prompt = pick(random, 0, 2) == 0 ? pick(random, 1, static_cast<int>(meta.tokens))
                                              : static_cast<int>(meta.prompt_tokens);
   c.plan.prompt = prompt;
-  if (pick(random, 0, 3) == 0) c.plan.evict_at = pick(random, 1, prompt);
+  if (pick(random, 0, 3) == 0) c.plan.evict_point = pick(random, 1, prompt);
   if (coin(random)) c.plan.chunk = pick(random, 1, 12);
 
   twin::Spec& p = c.policy;
@@ -289,7 +289,7 @@ Case random_case(Random& random, bool integers, const std::string& folder) {
   c.what = fmt::format(
       "{} | L={} ids={} N={} n={} chunk={} evict_at={} Hq={} Hk={} d={} sinks={} window={} cap={}",
       c.text, meta.layers, meta.model_layers, meta.tokens, c.plan.prompt, c.plan.chunk,
-      c.plan.evict_at, meta.query_heads, meta.kv_heads, meta.head_dim,
+      c.plan.evict_point, meta.query_heads, meta.kv_heads, meta.head_dim,
       !c.trace.layers[0].sink_logits.empty(),
       meta.sliding_window.empty() ? 0 : meta.sliding_window[0], meta.logit_softcap);
   return c;
@@ -298,7 +298,7 @@ Case random_case(Random& random, bool integers, const std::string& folder) {
 EngineOptions engine_options(const Case& c) {
   EngineOptions options;
   options.prompt = c.plan.prompt > 0 ? c.plan.prompt : 0;
-  options.evict_at = c.plan.evict_at > 0 ? c.plan.evict_at : 0;
+  options.evict_point = c.plan.evict_point > 0 ? c.plan.evict_point : 0;
   options.chunk = c.plan.chunk;
   return options;
 }

@@ -156,7 +156,7 @@ Outcome simulate(const Trace& t, const std::string& name, const Parameters& para
           0,
           {},
           {}};
-  w.point = plan.evict_at >= 0 ? plan.evict_at : w.n;
+  w.point = plan.evict_point >= 0 ? plan.evict_point : w.n;
   const int step = plan.chunk > 0 ? plan.chunk : w.point;
   for (int a = 0; a < w.point; a += step) w.passes.push_back({a, std::min(a + step, w.point)});
   if (w.point < w.n) w.passes.push_back({w.point, w.n});

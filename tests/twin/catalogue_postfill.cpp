@@ -257,7 +257,7 @@ Outcome simulate(const Trace& trace, const std::string& policy, const Parameters
   World u{trace, {policy, parameters, ""}, tables, 0, 0, 0, 0, {}, {}};
   u.layers = static_cast<int>(trace.layers.size());
   u.prompt = plan.prompt >= 0 ? plan.prompt : trace.prompt_tokens;
-  u.point = plan.evict_at >= 0 ? plan.evict_at : u.prompt;
+  u.point = plan.evict_point >= 0 ? plan.evict_point : u.prompt;
   require(u.prompt > 0 && u.prompt <= trace.tokens && u.point > 0 && u.point <= u.prompt,
           "wrong plan");
   u.heads = stored_heads(trace, u.policy);

@@ -27,7 +27,7 @@ int floor_of(const Fraction& f, int n) { return static_cast<int>(f.top * n / f.b
 
 Setup make_setup(const Trace& t, const std::string& policy, const Parameters& p, const Plan& plan) {
   const int prompt = plan.prompt > 0 ? plan.prompt : t.prompt_tokens;
-  const int point = plan.evict_at > 0 ? plan.evict_at : prompt;
+  const int point = plan.evict_point > 0 ? plan.evict_point : prompt;
   require(prompt <= t.tokens && point <= prompt, "wrong plan");
   Setup u{t, p, "", "", static_cast<int>(t.layers.size()), t.kv_heads, prompt, point, {}};
   const std::size_t plus = policy.find('+');

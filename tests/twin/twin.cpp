@@ -68,7 +68,7 @@ Setup make_setup(const Trace& t, const Spec& s, const Plan& plan, int kv_bytes) 
   require(std::find(std::begin(names), std::end(names), s.name) != std::end(names),
           "unknown policy");
   const int prompt = plan.prompt >= 0 ? plan.prompt : t.prompt_tokens;
-  const int point = plan.evict_at >= 0 ? plan.evict_at : prompt;
+  const int point = plan.evict_point >= 0 ? plan.evict_point : prompt;
   require(prompt > 0 && prompt <= t.tokens && point > 0 && point <= prompt, "wrong plan");
   const bool must = has_window(s) || s.name == "tova" || s.name == "random" || s.name == "scores";
   require(s.has_budget || !must, "the policy needs a budget");

@@ -45,9 +45,9 @@ struct Trace {
 
 // How the rows are cut into passes.
 struct Plan {
-  int chunk = 0;      // tokens of a prefill pass, 0 = the whole prompt
-  int prompt = -1;    // replaces prompt_tokens if >= 0
-  int evict_at = -1;  // row n' of --evict-at, or -1
+  int chunk = 0;         // tokens of a prefill pass, 0 = the whole prompt
+  int prompt = -1;       // replaces prompt_tokens if >= 0
+  int evict_point = -1;  // row n' of --evict-at, or -1
 };
 
 struct Amount {

@@ -179,14 +179,14 @@ void compare(const Case& c, Tally& tally) {
   INFO(fmt::format(
       "{} | N={} n={} chunk={} evict_at={} Hq={} Hk={} d={} dv={} layers={},{} window={} sinks={} "
       "cap={}",
-      c.text, meta.tokens, meta.prompt_tokens, c.plan.chunk, c.plan.evict_at, meta.query_heads,
+      c.text, meta.tokens, meta.prompt_tokens, c.plan.chunk, c.plan.evict_point, meta.query_heads,
       meta.kv_heads, meta.head_dim, meta.v_head_dim, meta.layer_ids[0], meta.layer_ids[1],
       meta.sliding_window.empty() ? 0 : meta.sliding_window[1],
       !c.trace.layers[0].sink_logits.empty(), meta.logit_softcap));
   ++tally.cases;
   EngineOptions options;
   options.chunk = c.plan.chunk;
-  options.evict_at = c.plan.evict_at > 0 ? c.plan.evict_at : 0;
+  options.evict_point = c.plan.evict_point > 0 ? c.plan.evict_point : 0;
   RunResult got;
   try {
     got = test::run_one(test::make_trace(c.trace), c.text, options);
@@ -225,7 +225,7 @@ void check(const std::string& policy, const Shape& shape, int cases, bool cuts, 
     c.trace = small_trace(random, integers, shape);
     const int prompt = static_cast<int>(c.trace.meta.prompt_tokens);
     if (cuts && pick(random, 0, 3) == 0) c.plan.chunk = pick(random, 3, 12);
-    if (cuts && pick(random, 0, 4) == 0) c.plan.evict_at = pick(random, prompt / 2, prompt);
+    if (cuts && pick(random, 0, 4) == 0) c.plan.evict_point = pick(random, prompt / 2, prompt);
     draw(random, c, prompt);
     if (c.text.empty()) c.text = written(policy, c.parameters);
     INFO("case " << i);

@@ -402,7 +402,7 @@ std::string compare(const Drawn& d, Tally& tally) {
       postfill::simulate(test::twin_trace(d.trace), d.policy, d.parameters, d.plan, d.tables);
   EngineOptions options;
   options.chunk = d.plan.chunk;
-  if (d.plan.evict_at > 0) options.evict_at = d.plan.evict_at;
+  if (d.plan.evict_point > 0) options.evict_point = d.plan.evict_point;
   RunResult got;
   try {
     got = test::run_one(test::make_trace(d.trace), d.text(), options);
@@ -481,7 +481,7 @@ void run(bool integers, std::uint64_t seed, int cases) {
       d.meta = test::completed(d.trace);
       d.policy = policy;
       if (coin(random)) d.plan.chunk = test::pick(random, 3, 16);
-      if (coin(random, 6)) d.plan.evict_at = test::pick(random, 8, prompt_of(d));
+      if (coin(random, 6)) d.plan.evict_point = test::pick(random, 8, prompt_of(d));
       draw(random, d, folder.path.string());
       const std::string differs = compare(d, tally);
       if (differs.empty()) continue;
@@ -491,7 +491,7 @@ void run(bool integers, std::uint64_t seed, int cases) {
         std::cout << fmt::format(
             "  {} {}: L={} ids={} N={} n={} at={} chunk={} Hq={} Hk={} d={} dv={} rope={} |{}\n", i,
             d.text(), d.meta.model_layers, fmt::join(d.meta.layer_ids, "/"), d.meta.tokens,
-            d.meta.prompt_tokens, d.plan.evict_at, d.plan.chunk, d.meta.query_heads,
+            d.meta.prompt_tokens, d.plan.evict_point, d.plan.chunk, d.meta.query_heads,
             d.meta.kv_heads, d.meta.head_dim, d.meta.v_head_dim, d.meta.rope.has_value(), differs);
       }
     }

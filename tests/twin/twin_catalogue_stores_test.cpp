@@ -83,7 +83,7 @@ StoreCase random_base(Random& random) {
   c.trace = random_trace(random, pick(random, 0, 3) == 0);
   const TraceMeta meta = completed(c.trace);
   c.plan.prompt = static_cast<int>(meta.prompt_tokens);
-  if (pick(random, 0, 3) == 0) c.plan.evict_at = pick(random, 8, c.plan.prompt);
+  if (pick(random, 0, 3) == 0) c.plan.evict_point = pick(random, 8, c.plan.prompt);
   if (pick(random, 0, 2) == 0) c.plan.chunk = pick(random, 3, 16);
   return c;
 }
@@ -150,7 +150,7 @@ double relative(double a, double b) { return std::abs(a - b) / std::max(1.0, b *
 void compare(const StoreCase& c, Tally& tally) {
   const std::string text = text_of(c);
   const TraceMeta meta = completed(c.trace);
-  INFO(text << " | N=" << meta.tokens << " n=" << c.plan.prompt << " at=" << c.plan.evict_at
+  INFO(text << " | N=" << meta.tokens << " n=" << c.plan.prompt << " at=" << c.plan.evict_point
             << " chunk=" << c.plan.chunk << " Hq=" << meta.query_heads << " Hk=" << meta.kv_heads
             << " d=" << meta.head_dim << " dv=" << meta.v_head_dim << " cap=" << meta.logit_softcap
             << " sink=" << !c.trace.layers[0].sink_logits.empty()
@@ -159,7 +159,7 @@ void compare(const StoreCase& c, Tally& tally) {
   const Trace trace = test::make_trace(c.trace);
   EngineOptions options;
   options.prompt = c.plan.prompt;
-  options.evict_at = std::max(0, c.plan.evict_at);
+  options.evict_point = std::max(0, c.plan.evict_point);
   options.chunk = c.plan.chunk;
   std::string refusal;
   RunResult got;
@@ -405,7 +405,7 @@ TEST_CASE("mikv charges a score for every newborn of a pass after the eviction p
   shape.prompt_tokens = 15;
   const Trace trace = test::make_trace(random_spec(shape));
   EngineOptions options;
-  options.evict_at = 10;
+  options.evict_point = 10;
   const RunResult got = test::run_one(trace, "mikv(ratio=20%,balancer=false)", options);
   // One layer, one KV head. Rows 10 to 14 are one pass: 2 of the high tier and the rows since 10.
   const std::vector<std::int64_t>& overhead = got.metrics.timeline.overhead_bytes;
@@ -474,7 +474,7 @@ TEST_CASE("kvquant with equal steps agrees with its twin", "[twin][stores]") {
     // Small integers fall half way between two levels.
     c.trace = random_trace(random, false);
     c.plan.prompt = static_cast<int>(completed(c.trace).prompt_tokens);
-    c.plan.evict_at = -1;
+    c.plan.evict_point = -1;
     c.parameters["kvquant.bits"] = one_of<std::string>(random, {"2", "3", "4"});
     c.parameters["kvquant.outliers"] = one_of<std::string>(random, {"1%", "12%", "25%"});
     c.parameters["kvquant.codebook"] = "uniform";

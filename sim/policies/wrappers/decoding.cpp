@@ -47,7 +47,7 @@ PolicyEntry decoding() {
                                      geometry.k_dim * geometry.kv_bytes;
       const RowIndex rows = std::max<RowIndex>(256, needs.last_rows);
       inner.charge.during = [before = inner.charge.during, row_bytes, rows,
-                             prompt = geometry.evict_at](RowIndex row) {
+                             prompt = geometry.evict_point](RowIndex row) {
         const std::int64_t ring =
             row < prompt ? 0 : std::min<RowIndex>(rows, row + 1 - prompt) * row_bytes;
         return ring + (before ? before(row) : 0);

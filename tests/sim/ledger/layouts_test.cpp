@@ -134,7 +134,8 @@ TEST_CASE("layout peaks equal the twin's", "[metrics][random]") {
   trace.tokens = static_cast<int>(random.between(1, 120));
   trace.prompt_tokens = static_cast<int>(random.between(1, trace.tokens));
   plan.chunk = static_cast<int>(random.between(0, 20));
-  if (random.chance(30)) plan.evict_at = static_cast<int>(random.between(1, trace.prompt_tokens));
+  if (random.chance(30))
+    plan.evict_point = static_cast<int>(random.between(1, trace.prompt_tokens));
   trace.kv_heads = static_cast<int>(random.between(1, 3));
   trace.query_heads = trace.kv_heads * static_cast<int>(random.between(1, 3));
   trace.head_dim = 4;
@@ -145,8 +146,9 @@ TEST_CASE("layout peaks equal the twin's", "[metrics][random]") {
   ledger.heads = random.chance(30) ? trace.query_heads : trace.kv_heads;
   ledger.query_heads = trace.query_heads;
   ledger.layers = ledger.model_layers = trace.model_layers;
-  ledger.plan = make_passes(trace.tokens, trace.prompt_tokens,
-                            plan.evict_at < 0 ? trace.prompt_tokens : plan.evict_at, plan.chunk);
+  ledger.plan =
+      make_passes(trace.tokens, trace.prompt_tokens,
+                  plan.evict_point < 0 ? trace.prompt_tokens : plan.evict_point, plan.chunk);
   ledger.representations = {{"entry", 14, 0}};
   ledger.charge.entry = random.between(0, 20);
   std::vector<int> deaths;

@@ -473,7 +473,7 @@ TEST_CASE("metrics of given deaths equal the twin's replay", "[metrics][random]"
     }
   }
   // The twin takes a chunk size: the first pass of the plan tells it.
-  plan.evict_at = static_cast<int>(ledger.plan.evict_at);
+  plan.evict_point = static_cast<int>(ledger.plan.evict_point);
   plan.chunk = static_cast<int>(ledger.plan.ends[0]);
   spec.name = "deaths";
   spec.deaths.assign(ledger.death.begin(), ledger.death.end());

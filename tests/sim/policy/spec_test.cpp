@@ -22,7 +22,7 @@ Geometry small_geometry() {
   g.kv_heads = 2;
   g.k_dim = g.v_dim = 8;
   g.tokens = 120;
-  g.prompt = g.evict_at = 100;
+  g.prompt = g.evict_point = 100;
   return g;
 }
 

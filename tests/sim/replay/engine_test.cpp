@@ -353,9 +353,9 @@ TEST_CASE("wrong prompts, chunks and eviction points are refused", "[engine]") {
   options.prompt = 211;
   CHECK_THROWS_WITH(geometry_of(trace, options), Contains("expected 1 to 210"));
   options.prompt = 100;
-  options.evict_at = 101;
+  options.evict_point = 101;
   CHECK_THROWS_WITH(geometry_of(trace, options), Contains("expected 1 to 100"));
-  options.evict_at = 0;
+  options.evict_point = 0;
   options.chunk = -1;
   CHECK_THROWS_AS(geometry_of(trace, options), ConfigError);
 }
@@ -364,7 +364,7 @@ TEST_CASE("--evict-at moves every prompt-end rule, and the rest of the prompt is
           "[engine]") {
   const Trace trace = medium_trace();
   EngineOptions options;
-  options.evict_at = 120;
+  options.evict_point = 120;
   const RunResult snap = test::run_one(trace, "snapkv(budget=50%,window=8)", options);
   std::set<std::uint32_t> rows(snap.ledger.death.begin(), snap.ledger.death.end());
   CHECK(rows == std::set<std::uint32_t>{120, 210});

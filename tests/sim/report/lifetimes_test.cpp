@@ -178,7 +178,7 @@ void check_same(const LifetimesFile::Run& of, const Ledger& ledger, const RunRes
   CHECK(of.label == run.label);
   CHECK(of.klass == run.klass);
   CHECK(of.bound == run.bound);
-  CHECK(of.evict_at == 60);
+  CHECK(of.evict_point == 60);
   CHECK(of.heads == run.ledger.heads);
   CHECK(ledger.plan.ends == run.ledger.plan.ends);
   CHECK(ledger.death == run.ledger.death);
@@ -237,7 +237,7 @@ TEST_CASE("a lifetimes file gives back every figure of its runs", "[lifetimes]")
   const Trace trace = test::make_trace(varied_spec());
   EngineOptions options;
   options.chunk = 24;
-  options.evict_at = 60;
+  options.evict_point = 60;
   options.keep_scores = true;
   options.fidelity = false;
   const RunReport report = report_of(trace, kVaried, options, {2, layerwise, layout});
@@ -300,7 +300,7 @@ TEST_CASE("a file from before passes and query heads were written opens", "[life
   CHECK(file.query_heads() == 4);
   CHECK(file.sliding_window().empty());
   for (int r = 0; r < 2; ++r) {
-    CHECK(file.runs()[static_cast<std::size_t>(r)].evict_at == 64);
+    CHECK(file.runs()[static_cast<std::size_t>(r)].evict_point == 64);
     CHECK(file.plan(r).ends == report.runs[static_cast<std::size_t>(r)].ledger.plan.ends);
   }
 }
@@ -315,7 +315,7 @@ TEST_CASE("runs that evict at different rows say so", "[lifetimes]") {
   CHECK(parts.error() == "");
   const LifetimesFile file =
       LifetimesFile::from_tensors(TensorSet::from_memory(parts.metadata, parts.tensors), "x");
-  CHECK(file.plan(1).evict_at == 9);
+  CHECK(file.plan(1).evict_point == 9);
   CHECK(file.plan(1).ends.size() == 10);
 }
 
