@@ -32,7 +32,7 @@ using tracegen::CaptureResult;
 using tracegen::Checkpoint;
 using tracegen::Tokenizer;
 
-// ---- What it is made of --------------------------------------------------------------------------
+// ---- What it is made of -------------------------------------------------------------------------
 
 // What the result depends on beside the options.
 std::string identity(const Checkpoint& checkpoint, bool cuda, bool half) {
@@ -126,7 +126,7 @@ std::string continuation(const CaptureOptions& o) {
                               o.sampling.seed);
 }
 
-// ---- What is said --------------------------------------------------------------------------------
+// ---- What is said -------------------------------------------------------------------------------
 
 std::string perplexity(const std::optional<tracegen::Nll>& nll) {
   return fmt::format("{:.6g} (mean nll {:.4f} over {} tokens)", std::exp(nll->mean), nll->mean,

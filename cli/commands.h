@@ -27,7 +27,7 @@ void add_synth(CLI::App& app);
 void add_capture(CLI::App& app, const Context& context);
 void add_tokenize(CLI::App& app);
 
-// ---- Terminal ------------------------------------------------------------------------------------
+// ---- Terminal -----------------------------------------------------------------------------------
 
 [[nodiscard]] int terminal_width();     // columns of stdout, 100 if it is no terminal
 [[nodiscard]] bool terminal_is_utf8();  // of the locale

@@ -204,8 +204,8 @@ void Regressor::evaluate(std::span<const float> x, std::span<double> out) const 
   const Matrix z = standardised(*this, x);
   const std::size_t rows = x.size() / width;
   Eigen::Map<Matrix> result(out.data(), eigen(rows), eigen(outputs));
-  // Row by row, because tokens are ranked by this: Eigen's product of all rows sums the last ones in
-  // another order, and equal rows would differ in the last bits.
+  // Row by row, because tokens are ranked by this: Eigen's product of all rows sums the last ones
+  // in another order, and equal rows would differ in the last bits.
   if (method == "mlp") {
     const Network network(*this);
     Matrix before;

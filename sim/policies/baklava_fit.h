@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What BaKlaVa-like budgets are fitted on: how much heads change values, and what windows would lose.
+// What BaKlaVa-like budgets are fitted on: how much heads change values, and what windows would
+// lose.
 #pragma once
 
 #include <vector>

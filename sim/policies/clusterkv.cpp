@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // ClusterKV: keys are clustered by direction once the prompt is there, and a generated token reads
 // the clusters whose centroids have the largest inner product with its query.
-//   clusters   k-means of the prompt's keys behind the sinks, per KV head: cosine similarity, seeded
-//              random keys as first centroids, centroid = plain mean; n' / 80 clusters
+//   clusters   k-means of the prompt's keys behind the sinks, per KV head: cosine similarity,
+//              seeded random keys as first centroids, centroid = plain mean; n' / 80 clusters
 //   decode     every `every` generated tokens these alone form `added` more clusters
 //   reads      sinks, the best clusters up to budget - sinks entries (the last one cut in stored
 //              order), and the tokens that are not yet in a cluster; everything while T <= budget
-// The model's first `skip` layers are left alone. offload=on: entries live on the host, and the device
-// holds a preallocated buffer per query head (as in the authors' code) or per KV head, which keeps
-// what the previous row selected: entries read are those copied in.
-// Source: Liu et al., arXiv 2412.03213; code sjtu-zhao-lab/ClusterKV (accuracy/cluster_attention.py).
+// The model's first `skip` layers are left alone. offload=on: entries live on the host, and the
+// device holds a preallocated buffer per query head (as in the authors' code) or per KV head, which
+// keeps what the previous row selected: entries read are those copied in.
+// Source: Liu et al., arXiv 2412.03213; code sjtu-zhao-lab/ClusterKV
+// (accuracy/cluster_attention.py).
 // Conflicts: `added` is 4 in the paper and 8 in the efficiency code; the accuracy code clusters no
-// generated token, has 400 clusters whatever the prompt, and no more budget than the prompt is long;
-// the efficiency code reserves one sink. The paper is followed.
+// generated token, has 400 clusters whatever the prompt, and no more budget than the prompt is
+// long; the efficiency code reserves one sink. The paper is followed.
 #include <algorithm>
 
 #include "sim/policies/clusterkv_rule.h"
@@ -99,7 +100,8 @@ PolicyEntry clusterkv() {
     const std::int64_t layers = std::count_if(geometry.layer_ids.begin(), geometry.layer_ids.end(),
                                               [&](int id) { return id >= recipe.full_layers; });
     const Geometry g = geometry;
-    // Per KV head: centroids, sizes and prefix sums (int32), and the entries in cluster order (int32).
+    // Per KV head: centroids, sizes and prefix sums (int32), and the entries in cluster order
+    // (int32).
     const auto clusters = [s, g, layers](RowIndex row) {
       if (row < s.prompt) return std::int64_t{0};
       const TokenCount c = clusters_at(s, row);

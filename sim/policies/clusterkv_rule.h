@@ -18,7 +18,8 @@ class Clusters {
   // Forms up to `count` clusters of the keys [begin, end). `seed` is the head's own.
   void add(const View& view, int kv_head, TokenIndex begin, TokenIndex end, TokenCount count,
            int iterations, std::uint64_t seed);
-  // Marks entries of the best clusters, at most `most`: flags [tokens] 0: dead, 1: living, 2: chosen.
+  // Marks entries of the best clusters, at most `most`: flags [tokens] 0: dead, 1: living, 2:
+  // chosen.
   void choose(std::span<const float> q, std::size_t most, std::vector<char>& flags) const;
 
  private:

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// CurDKV: keeps entries by the leverage of their keys and values, approximated by squared norms that
-// are normalised within windows of `window` entries: k2 * v2 (leverage=kv_product), one of them, or
-// their mean. The first `sinks` tokens rank above all.
-// Source: Sengupta et al., arXiv 2509.15038; kvpress CURPress, whose defaults these are (without its
-// Gaussian sketch of keys and values, which the paper describes: it is unseeded there, and left out
-// here). The last window is normalised by the entries that it has. Where the source gives 0/0 (a window
-// of zero vectors) the leverage is 0 here. Entries that are ranked together are one sequence.
+// CurDKV: keeps entries by the leverage of their keys and values, approximated by squared norms
+// that are normalised within windows of `window` entries: k2 * v2 (leverage=kv_product), one of
+// them, or their mean. The first `sinks` tokens rank above all.
+// Source: Sengupta et al., arXiv 2509.15038; kvpress CURPress, whose defaults these are (without
+// its Gaussian sketch of keys and values, which the paper describes: it is unseeded there, and left
+// out here). The last window is normalised by the entries that it has. Where the source gives 0/0
+// (a window of zero vectors) the leverage is 0 here. Entries that are ranked together are one
+// sequence.
 #include <algorithm>
 
 #include "sim/policies/shared/helpers.h"

@@ -34,8 +34,8 @@ struct DBudgetSettings {
   bool sinks_in_norm;
 };
 
-// First the sinks, from the first on, then the newest. That order is certain, but how far the budget
-// cuts into it rests on attention: where a score trace hides some, no cut is decided.
+// First the sinks, from the first on, then the newest. That order is certain, but how far the
+// budget cuts into it rests on attention: where a score trace hides some, no cut is decided.
 class SinksThenNewest final : public Scorer {
  public:
   SinksThenNewest(TokenCount sinks, RowIndex rows) : sinks_(sinks), rows_(rows) {}

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // DuoAttention: retrieval heads keep everything, streaming heads keep sinks and a recent window.
 // Source: Xiao et al., arXiv 2410.10819; code mit-han-lab/duo-attention. heads=FILE holds gates per
-// (layer, KV head), [layers][kv_heads] as JSON or TSV: with sparsity they are cut at that quantile as
-// in the authors' code, without it a gate above 0.5 is a full head. Without a file the streaming heads
-// are chosen on a trace (rows [N/2, N), mean mass outside sinks and window, maximum over the group):
-// a stand-in, printed as one, and one that reads the future where no other trace is named.
+// (layer, KV head), [layers][kv_heads] as JSON or TSV: with sparsity they are cut at that quantile
+// as in the authors' code, without it a gate above 0.5 is a full head. Without a file the streaming
+// heads are chosen on a trace (rows [N/2, N), mean mass outside sinks and window, maximum over the
+// group): a stand-in, printed as one, and one that reads the future where no other trace is named.
 #include <cmath>
 
 #include <fmt/format.h>

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Expected attention: treats the coming queries of a head as normally distributed, with the mean and
-// covariance of the prompt's queries before rotation, rotated to the average of the next `future`
-// positions. The expected weight of key j is exp(a mu.k + a^2/2 k'Sigma k), normalised over the
-// candidates; mean over the group, plus epsilon, times ||v||.
-// Source: Devoto et al., arXiv 2510.00636; kvpress ExpectedAttentionPress, whose defaults these are.
-// Queries before rotation are not in a trace: they are rotated back. A trace that says nothing about
-// rotation is taken as it is, and a note says so. Logit soft-capping is not modelled, as there.
+// Expected attention: treats the coming queries of a head as normally distributed, with the mean
+// and covariance of the prompt's queries before rotation, rotated to the average of the next
+// `future` positions. The expected weight of key j is exp(a mu.k + a^2/2 k'Sigma k), normalised
+// over the candidates; mean over the group, plus epsilon, times ||v||.
+// Source: Devoto et al., arXiv 2510.00636; kvpress ExpectedAttentionPress, whose defaults these
+// are. Queries before rotation are not in a trace: they are rotated back. A trace that says nothing
+// about rotation is taken as it is, and a note says so. Logit soft-capping is not modelled, as
+// there.
 #include "sim/policies/expected_attention_rule.h"
 #include "sim/policies/shared/helpers.h"
 #include "sim/policies/shared/trace_reads.h"

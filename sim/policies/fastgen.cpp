@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // FastGen: every head gets the cheapest of five sets that explains its attention in the prompt:
 //   special -> + punctuation -> + frequent -> + local -> everything
-//   frequent  the ceil(f t) entries of most accumulated attention among all others (t: length so far)
+//   frequent  the ceil(f t) entries of most accumulated attention among all others (t: length so
+//             far)
 //   local     the newest ceil(r t) entries
 //   explains  mean over the prompt's rows of the probability inside the set is at least `recovery`;
 //             in a row, local is the band of ceil(r n) tokens that ends at it, n being the prompt
 // The choice is made after the prompt and kept; both sets grow with the length in decode.
 // Source: Ge et al., arXiv 2310.01801; the authors' repository holds no code, so details follow
-// AnswerDotAI/cold-compress. Decided here: "recovers" is mass >= T (the paper's L1 distance can also be
-// read as 1 - (1 - T) / 2); frequent entries are chosen among those that belong to no other set of the
-// class, so that the sets add up to |special| + |punctuation| + (f + r) t. The paper is for MHA: a
-// group stores one set, so its frequent entries are those of the summed attention and it takes the
-// class that its most demanding query head needs.
+// AnswerDotAI/cold-compress. Decided here: "recovers" is mass >= T (the paper's L1 distance can
+// also be read as 1 - (1 - T) / 2); frequent entries are chosen among those that belong to no other
+// set of the class, so that the sets add up to |special| + |punctuation| + (f + r) t. The paper is
+// for MHA: a group stores one set, so its frequent entries are those of the summed attention and it
+// takes the class that its most demanding query head needs.
 #include <algorithm>
 #include <cctype>
 #include <string_view>
@@ -118,8 +119,8 @@ PolicyEntry fastgen() {
     recipe.shape = own(keep_positive());
     recipe.schedule = own(Schedule::from_evict_point());
     recipe.closed_form = false;
-    // One accumulated score per entry, at the cache's precision (1 / 2d of an entry), and the class of
-    // every head. Heads whose class has no frequent set could drop theirs.
+    // One accumulated score per entry, at the cache's precision (1 / 2d of an entry), and the class
+    // of every head. Heads whose class has no frequent set could drop theirs.
     recipe.charge.entry = geometry.kv_bytes;
     recipe.charge.once = std::int64_t{geometry.layers()} * geometry.kv_heads;
     recipe.knob = Knob{"recovery", 1, 100, false, [](TokenCount percent) {

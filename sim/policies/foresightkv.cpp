@@ -1,23 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// ForesightKV: after the prompt and after every `interval` decode rows a small network per (layer, KV
-// head) looks at how the last `interval` queries attended to each entry, and at its k and v, and gives
-// a drop score; the newest `interval` entries are never candidates and count inside the budget.
+// ForesightKV: after the prompt and after every `interval` decode rows a small network per (layer,
+// KV head) looks at how the last `interval` queries attended to each entry, and at its k and v, and
+// gives a drop score; the newest `interval` entries are never candidates and count inside the
+// budget.
 // Source: arXiv 2602.03203; code RUCAIBox/ForesightKV (supervised_training/, evaluation/).
-//   Features of an entry, for each query head of the group: max, min and sum of its probability over
-//   the interval, the sums over its last 16, 8 and 32 rows, the running sum of the sums, and the same
-//   decayed by 0.9 an interval; then k (post-rotary) and v. The running sums start at the prompt's
-//   last interval, where the evaluation code starts them. (That code rebuilds the decayed sum from
-//   the plain one; here it is the training code's.)
+//   Features of an entry, for each query head of the group: max, min and sum of its probability
+//   over the interval, the sums over its last 16, 8 and 32 rows, the running sum of the sums, and
+//   the same decayed by 0.9 an interval; then k (post-rotary) and v. The running sums start at the
+//   prompt's last interval, where the evaluation code starts them. (That code rebuilds the decayed
+//   sum from the plain one; here it is the training code's.)
 //   select=sample: the published choice, also at inference: as many victims as are needed, drawn
-//   without replacement from the softmax of the drop scores of the twice as many worst (Gumbel top-k).
+//   without replacement from the softmax of the drop scores of the twice as many worst (Gumbel
+//   top-k).
 //   Decisions are counted from the prompt's end; the authors act when the number of tokens is a
 //   multiple of the interval.
 // scorer=golden is Golden Eviction, the label of the training: a bound that reads the future. It
-// drops the smallest  max over future blocks of `interval` rows of the mean over the block's rows and
-// the group's query heads of the full cache's probability.
+// drops the smallest  max over future blocks of `interval` rows of the mean over the block's rows
+// and the group's query heads of the full cache's probability.
 // scorer=ridge, logit, mlp: stand-ins, fitted on the golden trajectory over the first half of the
-// prompt, or loaded from a file of `kvspan fit`: ridge of -log(label + 1e-6), logistic regression of
-// "golden drops it", the published network with its pairwise hinge loss. attn: ridge without k, v.
+// prompt, or loaded from a file of `kvspan fit`: ridge of -log(label + 1e-6), logistic regression
+// of "golden drops it", the published network with its pairwise hinge loss. attn: ridge without k,
+// v.
 #include <algorithm>
 
 #include "sim/base/error.h"
@@ -75,7 +78,8 @@ PolicyEntry foresightkv() {
     const std::string scorer = arguments.text("scorer");
     const bool golden = scorer == "golden";
     const bool attention_only = scorer == "attn";
-    // Published with budgets of 1,024 and more: under a small one the newest 128 would be all of it.
+    // Published with budgets of 1,024 and more: under a small one the newest 128 would be all of
+    // it.
     const TokenCount budget = entries_of(arguments, "budget", geometry);
     if (!arguments.has("interval")) {
       arguments.set("interval",

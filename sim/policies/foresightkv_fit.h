@@ -44,9 +44,9 @@ struct RunningSums {
 
 // [blocks][kv_heads][end]
 using Blocks = std::vector<std::vector<std::vector<float>>>;
-// The label: of blocks of `interval` rows from `origin` on, the largest mean probability that a key has
-// in one block or a later one; the mean is over the rows of the block (the last one padded with zeros)
-// and the query heads of the group.
+// The label: of blocks of `interval` rows from `origin` on, the largest mean probability that a key
+// has in one block or a later one; the mean is over the rows of the block (the last one padded with
+// zeros) and the query heads of the group.
 [[nodiscard]] Blocks largest_block_means(const Trace& trace, int layer, RowIndex origin,
                                          RowIndex end, RowIndex interval);
 

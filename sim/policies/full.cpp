@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Full cache: nothing is ever evicted. The baseline of every figure.
-// model_window=evict: entries leave when the model's own sliding window has passed them, which loses
-// nothing (Mistral, Gemma); keep is what runtimes without window support do.
+// model_window=evict: entries leave when the model's own sliding window has passed them, which
+// loses nothing (Mistral, Gemma); keep is what runtimes without window support do.
 #include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // H2O: the heaviest hitters by accumulated attention, and the newest tokens; after the prompt and
-// after every decode row. The sum runs over all rows so far, prompt rows included, under the policy's
-// own cache, and over the query heads of the group.
+// after every decode row. The sum runs over all rows so far, prompt rows included, under the
+// policy's own cache, and over the query heads of the group.
 // Source: Zhang et al., arXiv 2306.14048; code FMInference/H2O, which holds several variants:
 //   real_drop  the default: absolute sizes of both parts
 //   ratio      `utils_hh`, which masks: both parts as shares of the prompt (0.1 + 0.1), fixed once;
 //              the scores of evicted entries are zeroed, so that it acts as real_drop does
 //   flexgen    h = budget / 2: after the prompt the h heaviest of all but the newest h - 1, and
-//              those; in decode the new entry takes the place of the lightest of all but the newest h.
+//              those; in decode the new entry takes the place of the lightest of all but the newest
+//              h.
 //              So 2h - 1 entries are held between rows and 2h while a row attends: h - 1 heavy ones
 //              and h + 1 newest. The sums are fp16 there and fp32 here.
 // The LLaMA code for lm_eval ranks by column sums over the whole sequence, queries of the future

@@ -3,14 +3,16 @@
 // needs from a few columns of skewed queries and keys, and only those are fetched.
 //   s = q~ . k~ over the partial columns, for each query head over all earlier entries
 //   n' = floor of the mean over query heads of #{s > max s - alpha}, at most `cap`
-//   every query head reads its own n' best and the row's own entry; the model's first layer all of it
+//   every query head reads its own n' best and the row's own entry; the model's first layer all of
+//   it
 // Source: Lee et al., arXiv 2406.19707; code snu-comparch/InfiniGen (kv_selection_controller.py,
 // skewing_controller.py). Left out: its optional host pool that evicts (fifo, lru, counter).
-// Stand-in: the authors form q~ of layer l from the *input of layer l-1*, which no trace holds; here
-// it is the row's own query, so what is lost comes from the partial columns only (scores=partial), or
-// from nothing but `cap` and alpha (scores=exact). The skew is the right singular vectors of the
-// prompt's own queries; the authors fit it offline, per head of MHA models: under GQA the queries
-// of a group share one skew and one set of columns, since they share the partial keys.
+// Stand-in: the authors form q~ of layer l from the *input of layer l-1*, which no trace holds;
+// here it is the row's own query, so what is lost comes from the partial columns only
+// (scores=partial), or from nothing but `cap` and alpha (scores=exact). The skew is the right
+// singular vectors of the prompt's own queries; the authors fit it offline, per head of MHA models:
+// under GQA the queries of a group share one skew and one set of columns, since they share the
+// partial keys.
 // alpha: 4 for OPT, 5 and more for Llama-2; columns: 20 % in the scripts, 30 % in the paper.
 #include <algorithm>
 #include <cmath>

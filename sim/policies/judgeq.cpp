@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Judge Q: 32 trained soft tokens after the prompt attend to it as an answer would; what they attend to
-// is kept, once, after the prompt. The soft tokens' own entries are then deleted.
-// Source: arXiv 2509.10798, from its abstract and a third-party summary; no code was to be had. Silent:
-// pooling, a recent window and the reduction over a group's query heads (here 1, 0 and the mean).
-// scorer=oracle: what the soft tokens are trained to imitate, the mean of the decode rows' attention.
-//   A bound that reads the future.
+// Judge Q: 32 trained soft tokens after the prompt attend to it as an answer would; what they
+// attend to is kept, once, after the prompt. The soft tokens' own entries are then deleted.
+// Source: arXiv 2509.10798, from its abstract and a third-party summary; no code was to be had.
+// Silent: pooling, a recent window and the reduction over a group's query heads (here 1, 0 and the
+// mean). scorer=oracle: what the soft tokens are trained to imitate, the mean of the decode rows'
+//   attention. A bound that reads the future.
 // scorer=static: stand-in for soft tokens, which are the same for every prompt: per query head `m`
 //   fixed queries before rotary, rotated to the m positions after the prompt; the mean of their
 //   softmax over the prompt's keys. With weights=self they are k-means centres of the prompt's own
-//   queries (at most 1,024 rows, evenly spread), which is no look-ahead; with a file, of its trace's.
+//   queries (at most 1,024 rows, evenly spread), which is no look-ahead; with a file, of its
+//   trace's.
 // scorer=ridge: the query is predicted from the mean of the last 32 queries and the mean of all, by
 //   ridge regression on cut points in the first half of the prompt; then as static, at m positions.
 #include "sim/base/error.h"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Queries that stand for an answer, and the attention that they give: what Judge Q fits and scores by.
+// Queries that stand for an answer, and the attention that they give: what Judge Q fits and scores
+// by.
 #pragma once
 
 #include <cstddef>

@@ -73,7 +73,8 @@ class DecodeVotes final : public GroupVotes {
   std::vector<std::vector<double>> sums_;  // [query_heads][tokens]
 };
 
-// scorer=static, ridge: queries at the positions after the prompt attend to the entries that are left.
+// scorer=static, ridge: queries at the positions after the prompt attend to the entries that are
+// left.
 class AnswerVotes : public GroupVotes {
  public:
   using GroupVotes::GroupVotes;

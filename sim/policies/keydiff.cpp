@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// KeyDiff: keeps the keys that differ most from the others: score = -cos(k, anchor), the anchor being
-// the mean of the unit keys of all entries that compete.
-// Source: Park et al., arXiv 2504.15364 (no code of the authors found); kvpress KeyDiffPress. The paper
-// evicts after every block of the prompt, against one budget: block(keydiff,size=128), or
+// KeyDiff: keeps the keys that differ most from the others: score = -cos(k, anchor), the anchor
+// being the mean of the unit keys of all entries that compete.
+// Source: Park et al., arXiv 2504.15364 (no code of the authors found); kvpress KeyDiffPress. The
+// paper evicts after every block of the prompt, against one budget: block(keydiff,size=128), or
 // chunked(keydiff(budget=512)).
 #include <algorithm>
 #include <cmath>

@@ -3,12 +3,14 @@
 // logits over the entries that it reads, so that the tokens kept do not take all of the mass that
 // the evicted ones leave behind:
 //   f_j += softmax_j((z_j + g_j) / tau),   g = -log(-log u), u uniform, drawn anew for every cell
-//   tau = tau_start + itr (tau_end - tau_start) / max_new,   itr = decode rows so far, 0 in the prompt
-// The largest sums and the newest `recent` of the budget stay; sums run over the group's query heads.
+//   tau = tau_start + itr (tau_end - tau_start) / max_new,   itr = decode rows so far, 0 in the
+//                                                            prompt
+// The largest sums and the newest `recent` of the budget stay; sums run over the group's query
+// heads.
 // Source: Adnan et al., arXiv 2403.09054; code d-matrix-ai/keyformer-llm. The code's default is a
-// budget of 60 % of the prompt, the headline runs use 50 %; its MPT variant `old_bias` acts on every
-// 8th decode row (every=8). The code first shrinks the cache at the first decode step, here it
-// happens after the prompt. Draws are counter-based, so they differ from torch's for any seed.
+// budget of 60 % of the prompt, the headline runs use 50 %; its MPT variant `old_bias` acts on
+// every 8th decode row (every=8). The code first shrinks the cache at the first decode step, here
+// it happens after the prompt. Draws are counter-based, so they differ from torch's for any seed.
 #include <cmath>
 
 #include "sim/base/random.h"

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// KIVI: keys in a few bits per channel, values in a few bits per token, the newest in full precision.
+// KIVI: keys in a few bits per channel, values in a few bits per token, the newest in full
+// precision.
 // Keys: groups of `group` consecutive entries in every channel; they wait in full precision until
-// `residual` of them have come together, and then go all at once. Values: groups of `group` channels
-// of one token; beyond the newest `residual` one leaves full precision per row. The rows of a pass
-// attend before anything of the pass is rounded: the whole prompt, unless it comes in chunks.
-// Source: Liu et al., arXiv 2402.02750; code jy-yuan/KIVI (models/llama_kivi.py, quant/new_pack.py).
+// `residual` of them have come together, and then go all at once. Values: groups of `group`
+// channels of one token; beyond the newest `residual` one leaves full precision per row. The rows
+// of a pass attend before anything of the pass is rounded: the whole prompt, unless it comes in
+// chunks.
+// Source: Liu et al., arXiv 2402.02750; code jy-yuan/KIVI (models/llama_kivi.py,
+// quant/new_pack.py).
 //
 // Composed with eviction, "consecutive" is the order of the survivors at the time of the flush, and
-// an entry that leaves frees its share of its group at once (a packed group would wait for the last).
+// an entry that leaves frees its share of its group at once (a packed group would wait for the
+// last).
 #include <algorithm>
 
 #include <fmt/format.h>

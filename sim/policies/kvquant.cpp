@@ -2,15 +2,17 @@
 // KVQuant: keys before their rotation and per channel, values per token, to a codebook of 2^bits
 // levels ("nuq"); the most extreme `outliers` of the elements are kept as they are, and so is the
 // first token. Ranges of the keys' channels and both codebooks are fixed beforehand, those of a
-// value's token are taken when it comes. A range goes without floor(outliers / 2 n) of n elements at
-// either end, and is held as fp16 centre and half width, which the codebook's [-1, 1] is stretched to;
-// an element outside it is an outlier. Every entry is quantised at the end of its pass.
+// value's token are taken when it comes. A range goes without floor(outliers / 2 n) of n elements
+// at either end, and is held as fp16 centre and half width, which the codebook's [-1, 1] is
+// stretched to; an element outside it is an outlier. Every entry is quantised at the end of its
+// pass.
 // Source: Hooper et al., arXiv 2401.18079; code SqueezeAILab/KVQuant (quant and deployment trees).
 //
 // Stand-in ("kvquant-noFisher"): ranges and codebooks come from the first half of the prompt of the
-// replayed trace, but for its first token, and the k-means is not weighted by Fisher information; the authors calibrate on 16
-// sequences of another corpus. Left out: Q-Norm (2 bits), the cap on outliers per token. Without
-// rope_* fields keys are quantised as they stand in the trace, after the rotation.
+// replayed trace, but for its first token, and the k-means is not weighted by Fisher information;
+// the authors calibrate on 16 sequences of another corpus. Left out: Q-Norm (2 bits), the cap on
+// outliers per token. Without rope_* fields keys are quantised as they stand in the trace, after
+// the rotation.
 //
 // Bytes of a layer, T tokens, D = KV heads x channels (paper, section 3.6):
 //   keys    T D bits/8 + outliers T D 4 + 4 T       + 4 D + 2 x 2^bits

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // LagKV: cuts the sequence behind the sinks into partitions of `lag` tokens and scores each by how
-// widely its keys and values spread within the range of the *next* partition: normalise every channel
-// by that partition's minimum and maximum, take the standard deviation over the channels, softmax over
-// the partition, mean of K and V. The rank inside the partition is the score (cross=true: the softmax
-// itself). The last partition and the remainder, which nothing follows, rank above all others.
-// Source: Liang et al., arXiv 2504.04704; code AI-Lab-China-Merchants-Bank/LagKV, kvpress LagKVPress.
-// As in kvpress sinks and the unscored tail count inside the budget (in the authors' code the kept
-// share applies to each scored partition, the rest comes on top, and it goes on in decode); defaults
-// are kvpress' too (the authors' class has sinks 16, lag 1024). Where the sources give 0/0 (a channel
-// that is constant in the next partition; one channel only) the spread is 0 here. Among entries of the
-// top rank kvpress leaves the choice to torch; here sinks come first, then the newest.
-// Entries that are ranked together are taken as one sequence without gaps.
+// widely its keys and values spread within the range of the *next* partition: normalise every
+// channel by that partition's minimum and maximum, take the standard deviation over the channels,
+// softmax over the partition, mean of K and V. The rank inside the partition is the score
+// (cross=true: the softmax itself). The last partition and the remainder, which nothing follows,
+// rank above all others.
+// Source: Liang et al., arXiv 2504.04704; code AI-Lab-China-Merchants-Bank/LagKV, kvpress
+// LagKVPress. As in kvpress sinks and the unscored tail count inside the budget (in the authors'
+// code the kept share applies to each scored partition, the rest comes on top, and it goes on in
+// decode); defaults are kvpress' too (the authors' class has sinks 16, lag 1024). Where the sources
+// give 0/0 (a channel that is constant in the next partition; one channel only) the spread is 0
+// here. Among entries of the top rank kvpress leaves the choice to torch; here sinks come first,
+// then the newest. Entries that are ranked together are taken as one sequence without gaps.
 #include <algorithm>
 #include <cmath>
 #include <numeric>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Lambda: StreamingLLM's set under the original positions, as LM-Infinite keeps it (Han et al., arXiv
-// 2308.16137) and LESS compares with (arXiv 2402.09398). LM-Infinite also clips distances beyond the
-// trained length; that is not modelled.
+// Lambda: StreamingLLM's set under the original positions, as LM-Infinite keeps it (Han et al.,
+// arXiv 2308.16137) and LESS compares with (arXiv 2402.09398). LM-Infinite also clips distances
+// beyond the trained length; that is not modelled.
 #include <algorithm>
 
 #include "sim/policies/shared/helpers.h"

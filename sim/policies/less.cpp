@@ -4,19 +4,20 @@
 //   out = (phi(q) H + sum_i exp(z_i) v_i) / (phi(q) z + sum_i exp(z_i)),   z_i = q . k_i scale
 //   for each victim:  H += psi(k)^T v,   z += psi(k)^T                     one state per KV head
 // Source: Dong et al., arXiv 2402.09398; code hdong920/LESS. phi and psi are small networks trained
-// per layer and head there; H and z are fp32. The code knows MHA only; under GQA the state is per KV
-// head and phi per query head (natural reading).
+// per layer and head there; H and z are fp32. The code knows MHA only; under GQA the state is per
+// KV head and phi per query head (natural reading).
 //
 // The trained kernels are not here. What stands in for them, all with the published bytes:
-//   fit     a non-negative factorisation of rank R of what the last 24 rows of each query head before
-//           the first fold gave to the victims (multiplicative updates): psi of a victim is fitted to
-//           these rows; phi_r(q) = exp(s_r z(q, a_r) + b_r), a_r the mean key under psi_r. It is fitted
-//           to this prompt, where the published kernels are trained once for a model
-//   favor   R positive random features of exp(z): exp(w.x - |x|^2/2), w normal, x = sqrt(scale) q, k.
-//           Unbiased, with a large variance
+//   fit     a non-negative factorisation of rank R of what the last 24 rows of each query head
+//           before the first fold gave to the victims (multiplicative updates): psi of a victim is
+//           fitted to these rows; phi_r(q) = exp(s_r z(q, a_r) + b_r), a_r the mean key under
+//           psi_r. It is fitted to this prompt, where the published kernels are trained once for a
+//           model
+//   favor   R positive random features of exp(z): exp(w.x - |x|^2/2), w normal, x = sqrt(scale) q,
+//           k. Unbiased, with a large variance
 //   mean    one group: count times exp(z) of the mean key, mean value
-//   oracle  the same factorisation over 24 rows to come, and phi(q) of every row is what fits all its
-//           victims best. It reads the future: a bound (as good as its local optimum)
+//   oracle  the same factorisation over 24 rows to come, and phi(q) of every row is what fits all
+//           its victims best. It reads the future: a bound (as good as its local optimum)
 //   plus    no state: R / 2 more entries, about its size (the authors' Baseline+: 4 for R = 8)
 //   none    no state: the evictor
 // States are held in double here, whatever `state` charges. Softcapped logits are not capped again.

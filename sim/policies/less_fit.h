@@ -11,9 +11,10 @@
 
 namespace kvspan::policies {
 
-// A non-negative factorisation Phi [rows, R] Psi [R, victims] of the attention that rows give to the
-// victims, found by multiplicative updates over some rows. phi of other rows: with `future`, what fits
-// the row best; else exp(s_r z(q, a_r) + b_r), a_r the mean key under psi_r, s_r and b_r fitted to Phi.
+// A non-negative factorisation Phi [rows, R] Psi [R, victims] of the attention that rows give to
+// the victims, found by multiplicative updates over some rows. phi of other rows: with `future`,
+// what fits the row best; else exp(s_r z(q, a_r) + b_r), a_r the mean key under psi_r, s_r and b_r
+// fitted to Phi.
 class Factors final : public LessState {
  public:
   Factors(int head, double scale, int rank, const View& view, const std::vector<RowIndex>& rows,

@@ -13,8 +13,8 @@
 
 namespace kvspan::policies {
 
-// What absorbs the victims of one KV head, and adds them to the attention of a row: `max` is the row's
-// largest logit, which numerator and denominator are relative to.
+// What absorbs the victims of one KV head, and adds them to the attention of a row: `max` is the
+// row's largest logit, which numerator and denominator are relative to.
 class LessState {
  public:
   virtual ~LessState() = default;

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Locret: a trained retaining head gives every entry one score at birth. After every chunk of the
-// prompt all stored and new entries compete; the newest `stabilizers` are safe except after the last
-// of these chunks. The prompt's last `local` tokens are a pass of their own, after which, as in
-// decode, nothing leaves.
-// Source: arXiv 2410.01805; code huangyuxiang03/Locret (inference/infer.py). With a budget in tokens
-// that is the rule. With a share, the budget of a chunk is that of the evaluation code of arXiv
-// 2506.17121: max(stabilizers, 64 * ceil(floor(share * tokens so far) / 64)); that paper's footprint
-// formula instead adds chunk by chunk (kvspan's locret_head()).
-// Both use 2,500 stabilizers with chunks of thousands; auto is at most half the budget, without which
-// short prompts would never evict.
-// scorer=ridge: a stand-in for the retaining heads (which map q, k and v through 1,024 units): ridge of
-// log(1e-6 + largest probability of any row more than `local` behind it, over the group) on k and v,
-// fitted on the first half of the prompt, or loaded from a file of `kvspan fit`. scorer=file: `scores`.
+// prompt all stored and new entries compete; the newest `stabilizers` are safe except after the
+// last of these chunks. The prompt's last `local` tokens are a pass of their own, after which, as
+// in decode, nothing leaves.
+// Source: arXiv 2410.01805; code huangyuxiang03/Locret (inference/infer.py). With a budget in
+// tokens that is the rule. With a share, the budget of a chunk is that of the evaluation code of
+// arXiv 2506.17121: max(stabilizers, 64 * ceil(floor(share * tokens so far) / 64)); that paper's
+// footprint formula instead adds chunk by chunk (kvspan's locret_head()).
+// Both use 2,500 stabilizers with chunks of thousands; auto is at most half the budget, without
+// which short prompts would never evict.
+// scorer=ridge: a stand-in for the retaining heads (which map q, k and v through 1,024 units):
+// ridge of log(1e-6 + largest probability of any row more than `local` behind it, over the group)
+// on k and v, fitted on the first half of the prompt, or loaded from a file of `kvspan fit`.
+// scorer=file: `scores`.
 #include <algorithm>
 #include <cmath>
 

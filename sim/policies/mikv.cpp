@@ -3,15 +3,15 @@
 // high tier holds `ratio` of the entries of every KV head, half of them the newest; the others are
 // quantised when they leave it and never come back. Prompt rows attend before tiers are formed.
 // Composed, another policy's victims are demoted in place of dying: snapkv(budget=512)+mikv.
-// Source: Yang et al., arXiv 2402.18096; no official code found. The quantiser is per token, in groups
-// of half a head's channels (which keeps rotary halves apart); keys are multiplied by a balancer
-// b_c = sqrt(max|q_c| / max|k_c|) first, taken from the prompt.
+// Source: Yang et al., arXiv 2402.18096; no official code found. The quantiser is per token, in
+// groups of half a head's channels (which keeps rotary halves apart); keys are multiplied by a
+// balancer b_c = sqrt(max|q_c| / max|k_c|) first, taken from the prompt.
 //
 // Decided here: the paper does not say whether the ratio is of the current length or frozen at the
 // prompt (ratio_mode), and not how GQA is handled: importance is summed and max|q| taken over the
-// group; of a high tier of an odd size the newest have one more. Overhead: a score of 4 bytes for each
-// entry that competes (a composed scorer's state instead), and once there are tiers a bit per entry and
-// the balancer.
+// group; of a high tier of an odd size the newest have one more. Overhead: a score of 4 bytes for
+// each entry that competes (a composed scorer's state instead), and once there are tiers a bit per
+// entry and the balancer.
 #include <utility>
 
 #include <fmt/format.h>

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// MInference: sparse attention in the prompt; the cache stays whole. In front of a policy that evicts,
-// its scores come from the masked rows. Per query head, in every pass of the prompt:
+// MInference: sparse attention in the prompt; the cache stays whole. In front of a policy that
+// evicts, its scores come from the masked rows. Per query head, in every pass of the prompt:
 //   vertical_slash  softmax of the pass's last 64 queries over all keys; column sums choose
-//                   `verticals` keys (the first 30 always), diagonal sums choose `slashes` distances
-//                   (the nearest 100 always); row i reads the verticals and the keys i - distance
+//                   `verticals` keys (the first 30 always), diagonal sums choose `slashes`
+//                   distances (the nearest 100 always); row i reads the verticals and the keys i -
+//                   distance
 //   a_shape         row i reads the first `verticals` tokens and the newest `slashes`
 // Source: Jiang et al., arXiv 2407.02490; code microsoft/MInference (minference_forward.py:
 // vertical_and_slash_kernel, and (1000, 6096) where no pattern was fitted). Both counts are at most

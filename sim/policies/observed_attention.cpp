@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Observed attention: keeps what the prompt's rows attended to on average: the sum of a key's column of
-// attention, divided by the number of rows that could see it, mean over the group. Once, after the
-// prompt. Nothing is protected; the last token is judged by its own row alone.
+// Observed attention: keeps what the prompt's rows attended to on average: the sum of a key's
+// column of attention, divided by the number of rows that could see it, mean over the group. Once,
+// after the prompt. Nothing is protected; the last token is judged by its own row alone.
 // Source: kvpress ObservedAttentionPress, after H2O (arXiv 2306.14048).
 #include "sim/policies/shared/helpers.h"
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantized pruning: more tokens at lower precision in the same bytes. A pruner keeps 16 / bits times
-// the budget after the prompt, and what it keeps is quantised once. Generated entries stay in full
-// precision. Alone the pruner is SnapKV with the authors' window of 8; another one is composed, as in
-// qpruningkv+h2o.
+// Quantized pruning: more tokens at lower precision in the same bytes. A pruner keeps 16 / bits
+// times the budget after the prompt, and what it keeps is quantised once. Generated entries stay in
+// full precision. Alone the pruner is SnapKV with the authors' window of 8; another one is
+// composed, as in qpruningkv+h2o.
 // Source: Zhang et al., arXiv 2412.12706; code zhzihao/QPruningKV (pyramidkv/quantcache.py).
 //
-// The budget counts codes only, as the paper does: scales and zeros come on top (1/16 to 1/4), but for
-// a budget in bytes, which counts both. The authors quantise with HQQ along the channels of a token; its half-quadratic search for the zero is
-// left out here. Their pruners do not evict in decode; a composed one that does goes on doing so.
+// The budget counts codes only, as the paper does: scales and zeros come on top (1/16 to 1/4), but
+// for a budget in bytes, which counts both. The authors quantise with HQQ along the channels of a
+// token; its half-quadratic search for the zero is left out here. Their pruners do not evict in
+// decode; a composed one that does goes on doing so.
 #include <algorithm>
 #include <string>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quest: nothing is evicted; a generated token reads the pages whose element-wise key bounds promise
-// the largest q . k, chosen per query head. The prompt attends in full, and so do the first `skip`
-// layers. It saves traffic, never capacity: the bounds come on top of the full cache.
+// Quest: nothing is evicted; a generated token reads the pages whose element-wise key bounds
+// promise the largest q . k, chosen per query head. The prompt attends in full, and so do the first
+// `skip` layers. It saves traffic, never capacity: the bounds come on top of the full cache.
 //   page score = sum_i max(q_i min_i, q_i max_i) >= q . k of every key in the page
 // Source: Tang et al., arXiv 2406.10774; code mit-han-lab/Quest. Its kernels always read the newest
 // page (last_page=true, the default); its evaluation code (evaluation/quest_attention.py) does not,

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // R-KV: for long reasoning: keeps what is important and not said twice. Acts after the prompt and
 // whenever the length (prompt included) is a multiple of `buffer`, if more than the budget is held.
-//   importance  logits of the last `window` rows, maximum over the group's query heads, softmax over
-//               the entries before the window, mean over the rows, max-pooled along the entries
-//   redundancy  c_ij = cos(k_i, k_j), 0 on the diagonal; in each row i the last (newest) column with
-//               c_ij > `similarity` is set to 0, so that of near-duplicates the newest is spared (if
-//               there is none, column 0 is, as in the code); r = softmax_j(mean_i c_ij)
+//   importance  logits of the last `window` rows, maximum over the group's query heads, softmax
+//               over the entries before the window, mean over the rows, max-pooled along the
+//               entries
+//   redundancy  c_ij = cos(k_i, k_j), 0 on the diagonal; in each row i the last (newest) column
+//               with c_ij > `similarity` is set to 0, so that of near-duplicates the newest is
+//               spared (if there is none, column 0 is, as in the code); r = softmax_j(mean_i c_ij)
 //   score       lambda importance - (1 - lambda) r; the window itself stays, inside the budget
-// Source: Cai et al., arXiv 2505.24133; code Zefan-Cai/R-KV (rkv/compression/r1_kv.py, rkv/utils.py).
-// lambda is 0.1 in its README and scripts, 0.07 as the default of the class.
+// Source: Cai et al., arXiv 2505.24133; code Zefan-Cai/R-KV (rkv/compression/r1_kv.py,
+// rkv/utils.py). lambda is 0.1 in its README and scripts, 0.07 as the default of the class.
 //
-// The N x N matrix is never held: the mean of column j is (sum_i u_i - u_j) . u_j less the cells that
-// were set to 0, and these are searched from the newest entry backwards, which ends early where keys
-// resemble each other. The authors hold it, and are charged for it.
+// The N x N matrix is never held: the mean of column j is (sum_i u_i - u_j) . u_j less the cells
+// that were set to 0, and these are searched from the newest entry backwards, which ends early
+// where keys resemble each other. The authors hold it, and are charged for it.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -163,8 +164,8 @@ PolicyEntry r_kv() {
     const Schedule schedule = Schedule::from_evict_point(buffer, geometry.evict_point % buffer);
     Recipe recipe = budgeted(arguments, geometry, own(scoring), own(schedule));
     recipe.protect = own(protect_recent(settings.window));
-    // Beside the entries: queries of the last `window` rows in every layer, and in the rows after which
-    // it acts one layer's fp32 similarities, KV heads x (budget + buffer)^2.
+    // Beside the entries: queries of the last `window` rows in every layer, and in the rows after
+    // which it acts one layer's fp32 similarities, KV heads x (budget + buffer)^2.
     recipe.charge.once = settings.window * geometry.layers() * geometry.query_heads *
                          geometry.k_dim * geometry.kv_bytes;
     const TokenCount tokens = entries_of(arguments, "budget", geometry);

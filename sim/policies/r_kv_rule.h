@@ -10,8 +10,8 @@
 
 namespace kvspan::policies {
 
-// Unit keys in panels of kWide tokens, [panels][dim][kWide]: a dot product is one sum in the order of
-// the dimensions, and the compiler works on a panel at a time.
+// Unit keys in panels of kWide tokens, [panels][dim][kWide]: a dot product is one sum in the order
+// of the dimensions, and the compiler works on a panel at a time.
 class UnitKeys {
  public:
   static constexpr std::size_t kWide = 16;

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // RefreshKV: the full cache stays, and each layer keeps a copy of K entries per KV head that most
 // generated rows read instead; now and then a row reads everything, and the copy is made anew.
-//   copy     the K best of max over the group, then max-pooled (7), of one full row's attention; first
-//            the prompt's last row's. Between full rows each new entry joins it, and the entry that
-//            scored lowest in the last full row leaves.
-//   refresh  every `stride` rows, per layer: a full row if the mean query (over all query heads) has
-//            turned from the last full row's: cosine <= threshold. schedule=fixed: always.
+//   copy     the K best of max over the group, then max-pooled (7), of one full row's attention;
+//            first the prompt's last row's. Between full rows each new entry joins it, and the
+//            entry that scored lowest in the last full row leaves.
+//   refresh  every `stride` rows, per layer: a full row if the mean query (over all query heads)
+//            has turned from the last full row's: cosine <= threshold. schedule=fixed: always.
 // The decision never looks at the full row. It saves traffic, not memory.
-// Source: Xu et al., arXiv 2411.05787 (v1: "Recycled Attention", fixed schedule); no code is public:
-// a reading note, and a third-party implementation that cites the paper's equations. Left out: the
-// authors' optional continued pre-training. Rows are counted from the first generated one (1).
-// Entries born since the last full row exist in the copy only until they are merged; here they count
-// in both, so bytes are an upper bound by that many entries.
+// Source: Xu et al., arXiv 2411.05787 (v1: "Recycled Attention", fixed schedule); no code is
+// public: a reading note, and a third-party implementation that cites the paper's equations. Left
+// out: the authors' optional continued pre-training. Rows are counted from the first generated one
+// (1). Entries born since the last full row exist in the copy only until they are merged; here they
+// count in both, so bytes are an upper bound by that many entries.
 #include <algorithm>
 #include <cmath>
 #include <deque>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The registry, made of the one list. Explicit: self-registration silently fails in static libraries.
+// The registry, made of the one list. Explicit: self-registration silently fails in static
+// libraries.
 #include "sim/policy/registry.h"
 
 namespace kvspan {

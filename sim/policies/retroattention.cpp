@@ -3,11 +3,12 @@
 // past rows too, and their outputs are merged by their softmax normalisers. In the end row u has
 // attended to the union of S_u ... S_{u+window-1}, up to its own token; it loaded S_u only.
 // Not in a trace: the past tokens' new outputs pass through the rest of the layer, and the keys and
-// values of higher layers are rewritten by them. What is measured is attention with the logged ones.
+// values of higher layers are rewritten by them. What is measured is attention with the logged
+// ones.
 // Source: Choi et al., arXiv 2508.09001 (abstract; details from a summary and the public reviews).
-// Page size and full layers are not stated in what was read: Quest's. One choice per KV head follows
-// from the published traffic term; per=query is Quest's own. A share is of the prompt, as everywhere;
-// the paper's 15 % is of all tokens so far.
+// Page size and full layers are not stated in what was read: Quest's. One choice per KV head
+// follows from the published traffic term; per=query is Quest's own. A share is of the prompt, as
+// everywhere; the paper's 15 % is of all tokens so far.
 #include <algorithm>
 #include <deque>
 

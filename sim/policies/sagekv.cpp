@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // SAGE-KV: one selection after the prompt, frozen from then on, and a sliding window in decode.
 //   sinks     S = a quarter of the budget B, the first tokens
-//   selected  k = floor(B / (2 G)) for each query head of the group: what the prompt's last row reads
-//             most between sinks and recent tokens
+//   selected  k = floor(B / (2 G)) for each query head of the group: what the prompt's last row
+//             reads most between sinks and recent tokens
 //   recent    R = B - S - G k, the newest; every decode row enters and the oldest of them leaves
 // A prompt of at most B tokens is left alone; decode then slides over everything behind the sinks.
-// Source: Wang et al., arXiv 2503.08879, section 3 (no code was found). The paper does not say whether
-// an entry that several query heads select is stored once:
+// Source: Wang et al., arXiv 2503.08879, section 3 (no code was found). The paper does not say
+// whether an entry that several query heads select is stored once:
 //   dup=fill   (default) the heads take turns, best first, until G k distinct entries are found, so
 //              that exactly B stay
 //   dup=union  the union of the G lists of k: up to B

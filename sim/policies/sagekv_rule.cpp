@@ -10,7 +10,8 @@
 namespace kvspan::policies {
 namespace {
 
-// One list per query head of the group, best first, with the probabilities of the prompt's last row.
+// One list per query head of the group, best first, with the probabilities of the prompt's last
+// row.
 struct Ranking {
   std::vector<std::size_t> order;
   std::vector<double> p;  // in this order

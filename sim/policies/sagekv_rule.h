@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every query head of a group selects, as one score: SAGE-KV's lists and how they share entries.
+// What every query head of a group selects, as one score: SAGE-KV's lists and how they share
+// entries.
 #pragma once
 
 #include <cstdint>

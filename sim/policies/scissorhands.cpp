@@ -3,17 +3,19 @@
 // importance"). Evicts in batches: nothing while a head holds at most its budget B, then
 // down to B - m at once, m = floor(drop * B), so that holdings run in a saw-tooth up to B.
 //   low vote  a row that has t entries gives one to every entry with p' < 1/t
-//   score     minus the low votes of the last `window` rows, summed over the query heads of the group
-// The newest `recent` entries stay (the paper's pseudocode inverts this line; its comment is followed).
-// Source: Liu et al., arXiv 2305.17118, algorithm 2; code lzcemma/Scissorhands. The paper is for MHA.
-// t is the number of entries up to the row in this head's own cache; where a selector lets the row read
-// fewer, those that it does not read have p' = 0. The paper gives later layers more of the budget and
-// does not publish the curve: here all layers get the same.
+//   score     minus the low votes of the last `window` rows, summed over the query heads of the
+//             group
+// The newest `recent` entries stay (the paper's pseudocode inverts this line; its comment is
+// followed).
+// Source: Liu et al., arXiv 2305.17118, algorithm 2; code lzcemma/Scissorhands. The paper is for
+// MHA. t is the number of entries up to the row in this head's own cache; where a selector lets the
+// row read fewer, those that it does not read have p' = 0. The paper gives later layers more of the
+// budget and does not publish the curve: here all layers get the same.
 //
-// mode=eval_code is the rule of the released evaluation code, which is another one: model layers 5 to
-// 35 only, from position 100 on, without a budget: an entry stays while one of the last 100 rows gave
-// it more than that row's 90th percentile, or while it is among the newest 10. "Or" runs over the
-// query heads of the group too.
+// mode=eval_code is the rule of the released evaluation code, which is another one: model layers 5
+// to 35 only, from position 100 on, without a budget: an entry stays while one of the last 100 rows
+// gave it more than that row's 90th percentile, or while it is among the newest 10. "Or" runs over
+// the query heads of the group too.
 #include <algorithm>
 #include <cmath>
 

@@ -11,8 +11,8 @@
 
 namespace kvspan::policies {
 
-// Votes of the last `window` rows, kept as the rows gave them: rows leave the sums when they are past
-// the window. Rows that no decision can look back at are not kept.
+// Votes of the last `window` rows, kept as the rows gave them: rows leave the sums when they are
+// past the window. Rows that no decision can look back at are not kept.
 class RecentVotes : public Scorer {
  public:
   RecentVotes(RowIndex window, int heads) : window_(window), sums_(index(heads)) {}

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// SimLayerKV: after the prompt, a layer is lazy if its last rows give more than `threshold` of their
-// attention (mean over query heads and rows) to the first `sinks` tokens and the `recent` tokens before
-// those rows. A lazy layer keeps the first `sinks` and the newest `recent` - `last` tokens, and goes on
-// streaming in decode; the other layers keep everything.
+// SimLayerKV: after the prompt, a layer is lazy if its last rows give more than `threshold` of
+// their attention (mean over query heads and rows) to the first `sinks` tokens and the `recent`
+// tokens before those rows. A lazy layer keeps the first `sinks` and the newest `recent` - `last`
+// tokens, and goes on streaming in decode; the other layers keep everything.
 // Source: Zhang et al., arXiv 2410.13846; code sail-sg/SimLayerKV; kvpress SimLayerKVPress.
 // Thresholds of the authors' code: 0.9 Llama-3 (the default here), 0.85 Qwen2, 0.8 Mistral, 0.65
-// Llama-2; kvpress' default of 1 never fires. What is counted and kept is kvpress'; the authors judge
-// the first decode row, its own column included, and keep sinks + recent. Both cut once and let lazy
-// layers grow in decode: decode=append. Prompts of at most sinks + recent + last tokens are left alone.
+// Llama-2; kvpress' default of 1 never fires. What is counted and kept is kvpress'; the authors
+// judge the first decode row, its own column included, and keep sinks + recent. Both cut once and
+// let lazy layers grow in decode: decode=append. Prompts of at most sinks + recent + last tokens
+// are left alone.
 #include <algorithm>
 
 #include <fmt/format.h>

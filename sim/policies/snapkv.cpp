@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // SnapKV: once, after the prompt: keep what its last `window` rows vote for, and the window itself.
-// Votes are softmax probabilities over the resident keys summed over the window's rows, reduced over
-// the query heads of the group, pooled along the candidates. Generated entries are appended.
+// Votes are softmax probabilities over the resident keys summed over the window's rows, reduced
+// over the query heads of the group, pooled along the candidates. Generated entries are appended.
 // Source: Li et al., arXiv 2404.14469; code FasterDecoding/SnapKV (LongBench settings: window 32,
 // kernel 7, max). The authors' code keeps one set per *query* head: group=none.
 #include "sim/policies/shared/helpers.h"

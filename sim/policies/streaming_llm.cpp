@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // StreamingLLM: the first `sinks` tokens and the newest `window` tokens, after every pass.
-// Source: Xiao et al., arXiv 2309.17453; code mit-han-lab/streaming-llm. The authors number positions
-// by place in the cache (positions=cache); that changes outputs but no lifetime, so the default keeps
-// the trace's own. Their code evicts before it adds, so a row of theirs reads sinks + window entries,
-// here one more: attend, then evict.
+// Source: Xiao et al., arXiv 2309.17453; code mit-han-lab/streaming-llm. The authors number
+// positions by place in the cache (positions=cache); that changes outputs but no lifetime, so the
+// default keeps the trace's own. Their code evicts before it adds, so a row of theirs reads sinks +
+// window entries, here one more: attend, then evict.
 #include <algorithm>
 
 #include <fmt/format.h>

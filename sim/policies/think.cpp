@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// ThinK: channels of the keys are pruned once, after the prompt. Per KV head the channels are ranked
-// by mean(q^2) over the prompt's last `window` rows and the group, times mean(k^2) over the entries
-// that are left; the int(ratio d) lowest go, for every prompt entry but the newest `recent` and for
-// no generated one. Values stay whole.
+// ThinK: channels of the keys are pruned once, after the prompt. Per KV head the channels are
+// ranked by mean(q^2) over the prompt's last `window` rows and the group, times mean(k^2) over the
+// entries that are left; the int(ratio d) lowest go, for every prompt entry but the newest `recent`
+// and for no generated one. Values stay whole.
 // Source: Xu et al., arXiv 2407.21018; code SalesforceAIResearch/ThinK (one mask per query head, of
 // repeated keys); kvpress (presses/think_press.py) has the form for GQA that is used here.
 // preset=kvpress prunes all prompt entries. Left out: the variant for values, and ThinK under KIVI.
@@ -142,8 +142,8 @@ PolicyEntry think() {
     store.alters_vectors = true;
     store.entry_bytes = less;
     recipe.store = own(std::move(store));
-    // The mask, from the prompt's end on: a bool a channel as in the authors' code (an eighth of it if
-    // packed).
+    // The mask, from the prompt's end on: a bool a channel as in the authors' code (an eighth of it
+    // if packed).
     const std::int64_t mask = std::int64_t{geometry.layers()} * geometry.kv_heads * geometry.k_dim;
     recipe.charge.during = [mask, at = geometry.evict_point](RowIndex row) {
       return row >= at ? mask : 0;

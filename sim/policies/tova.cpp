@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// TOVA: the last row's attention, averaged over all query heads of the layer; one set for all heads;
-// nothing is protected, not even the newest token. After the prompt and after every decode row.
+// TOVA: the last row's attention, averaged over all query heads of the layer; one set for all
+// heads; nothing is protected, not even the newest token. After the prompt and after every decode
+// row.
 // Source: Oren et al., arXiv 2401.06104; code schwartz-lab-NLP/TOVA.
 #include "sim/policies/shared/helpers.h"
 

@@ -1,27 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-// Write-Gated KV: a small network looks at the key of a new token alone and decides, at birth, whether
-// the entry will be written to the long-term cache when it leaves the local window. Nothing is
-// ranked: admission has a rate, not a budget. While the prompt is read, a row reads its window and the
-// admitted keys before it (masks_prefill).
+// Write-Gated KV: a small network looks at the key of a new token alone and decides, at birth,
+// whether the entry will be written to the long-term cache when it leaves the local window. Nothing
+// is
+// ranked: admission has a rate, not a budget. While the prompt is read, a row reads its window and
+// the admitted keys before it (masks_prefill).
 // Source: arXiv 2512.17452; code EMCLab-Sinica/WG-KV (modeling_layers.py, configuration_*.py).
 //   g = sigmoid(w2 . gelu(W1 [rms(k before rotary); rms(k)] + b1) + b2) > tau, tau 0.1, window 256.
 //   The authors train it end to end on the error of the last hidden state; here
 // gate=logit, mlp: stand-ins: the same features, fitted on the first half of the prompt (or loaded)
 //   to tell the entries that a row behind their window attends to, by at least the quantile that
-//   admits `rate`; the threshold then admits `rate` of the prompt's entries outside the window (that
-//   quantile looks at keys of the whole prompt, not at its attention). tau=X sets it instead.
-// gate=oracle: the largest probability that any row behind the window gives the entry, over the query
-//   heads of the group. gate=oracle_out: the squared change of those rows' outputs if this entry alone
-//   were missing, sum (a / (1 - a))^2 |v - o|^2, divided by the paper's 1 - min(1, w / (N - i)). Bounds.
-// gate=adaea: the repository's training-free baseline AdaEA++: expected attention of a Gaussian query
-//   per query head (mean and covariance before rotary of the first half of the prompt, rotated to the
-//   middle of the prompt), one quantile for all heads, any head of the group admits; 4 sinks. The
-//   position and the common quantile are ours.
+//   admits `rate`; the threshold then admits `rate` of the prompt's entries outside the window
+//   (that quantile looks at keys of the whole prompt, not at its attention). tau=X sets it instead.
+// gate=oracle: the largest probability that any row behind the window gives the entry, over the
+//   query heads of the group. gate=oracle_out: the squared change of those rows' outputs if this
+//   entry alone were missing, sum (a / (1 - a))^2 |v - o|^2, divided by the paper's 1 - min(1, w /
+//   (N - i)). Bounds.
+// gate=adaea: the repository's training-free baseline AdaEA++: expected attention of a Gaussian
+//   query per query head (mean and covariance before rotary of the first half of the prompt,
+//   rotated to the middle of the prompt), one quantile for all heads, any head of the group admits;
+//   4 sinks. The position and the common quantile are ours.
 // gate=random: Bernoulli(rate). gate=file: `gates` [layers, heads, tokens] of `weights`, above tau.
 // cap: whenever a layer's heads hold more than that many entries beyond the window on average, each
-//   head drops its lowest tenth: softmax over those entries of the last 256 queries, maximum over the
-//   group, mean, max-pooled over 5. The published rule takes the mean over all layers.
-// In decode a row attends before the entry that it pushes out of the window leaves: w + 1 local ones.
+//   head drops its lowest tenth: softmax over those entries of the last 256 queries, maximum over
+//   the group, mean, max-pooled over 5. The published rule takes the mean over all layers.
+// In decode a row attends before the entry that it pushes out of the window leaves: w + 1 local
+// ones.
 #include <cmath>
 #include <limits>
 
@@ -198,7 +201,8 @@ PolicyEntry write_gate() {
       recipe.charge.once +=
           geometry.layers() * geometry.query_heads * (d * d + d + 1) * geometry.kv_bytes;
     } else if (gate != "random") {
-      // [2d, hidden] and its bias, [hidden] and its bias, for each KV head; two norms for the layer.
+      // [2d, hidden] and its bias, [hidden] and its bias, for each KV head; two norms for the
+      // layer.
       const auto hidden = std::llrint(arguments.real("hidden") * static_cast<double>(d));
       recipe.charge.once += geometry.kv_bytes *
                             (heads * (2 * d * hidden + 2 * hidden + 1) + geometry.layers() * 2 * d);

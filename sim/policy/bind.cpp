@@ -54,7 +54,8 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
   return [=](const Pass& pass) {
     if (!pass.is_prompt_chunk()) return whole;
     const RowIndex rows = pass.rows();
-    // The authors append the prompt's last `window` tokens to a patched chunk, and drop them afterwards.
+    // The authors append the prompt's last `window` tokens to a patched chunk, and drop them
+    // afterwards.
     const bool patch = chunked.patched && !pass.is_evict_point();
     const TokenCount least =
         chunked.small_window && !patch ? std::min<TokenCount>(window, rows) : 0;
@@ -164,7 +165,8 @@ void add_chunked(const Recipe& recipe, Rule rule, Policy& policy) {
     policy.rules.push_back(rule);
   }
   if (in_decode.schedule.decode_every > 0) {
-    // Places of recent entries that died in their frozen chunk stay empty: how many, content decides.
+    // Places of recent entries that died in their frozen chunk stay empty: how many, content
+    // decides.
     if (protects && !recipe.chunked->compete_all) policy.closed_form = false;
     in_decode.schedule.every_chunk = in_decode.schedule.evict_point = false;
     policy.rules.push_back(std::move(in_decode));

@@ -14,7 +14,8 @@ namespace kvspan {
 namespace {
 
 // The domain of a rule, split into what may leave and what may not. Entries are ascending, so each
-// part is a range. When more is protected than the head may keep, the newest protected entries stay.
+// part is a range. When more is protected than the head may keep, the newest protected entries
+// stay.
 struct Split {
   std::span<const TokenIndex> sinks, evictable, recent;
   // Places for protected positions of the domain, whether or not they are still resident.
@@ -32,8 +33,8 @@ RowIndex first_of(const Rule& rule, const Pass& pass) {
   return std::max<RowIndex>(rule.first, rule.domain == Domain::newborn ? pass.begin : 0);
 }
 
-// `storage` is used when an earlier rule of the same pass has victims in the domain, or entries of it
-// compete no more.
+// `storage` is used when an earlier rule of the same pass has victims in the domain, or entries of
+// it compete no more.
 std::span<const TokenIndex> domain_of(const Rule& rule, const View& view, int head,
                                       const std::vector<Eviction>& gone,
                                       const std::vector<char>& demoted,

@@ -27,8 +27,8 @@ class LayerPolicy {
   [[nodiscard]] Selector* selector(const Pass& pass) const;  // of this pass; may be null
   [[nodiscard]] Store* store() const { return store_.get(); }
   void observe(const View& view, RowIndex begin, RowIndex end);
-  // Runs every rule that is due. views[r] shows the layer through rule r's domain, null if the rule is
-  // not due; one more, at the end, shows it to the store if there is one.
+  // Runs every rule that is due. views[r] shows the layer through rule r's domain, null if the rule
+  // is not due; one more, at the end, shows it to the store if there is one.
   [[nodiscard]] Decision end_pass(std::span<const View* const> views);
 
  private:

@@ -34,7 +34,8 @@ struct Parameter {
 // The arguments of one term, checked against its parameters.
 class Arguments {
  public:
-  // Errors: ConfigError naming the unknown key or the value out of range, and the nearest valid one.
+  // Errors: ConfigError naming the unknown key or the value out of range, and the nearest valid
+  // one.
   Arguments(const Term& term, const std::vector<Parameter>& parameters);
   [[nodiscard]] bool given(const std::string& name) const;  // by the user
   [[nodiscard]] bool has(const std::string& name) const;    // given, or defaulted to a value

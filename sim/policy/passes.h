@@ -31,8 +31,8 @@ struct PassPlan {
   std::vector<RowIndex> ends;  // ends of all passes, ascending; the last is N
 };
 
-// Prefill passes of `chunk` rows (0: one pass) up to evict_point, one pass [evict_point, prompt) if they
-// differ, then one pass a decode row; every row of `cuts` ends a pass, too.
+// Prefill passes of `chunk` rows (0: one pass) up to evict_point, one pass [evict_point, prompt) if
+// they differ, then one pass a decode row; every row of `cuts` ends a pass, too.
 // Errors: ConfigError unless 0 < evict_point <= prompt <= tokens and chunk >= 0.
 [[nodiscard]] PassPlan make_passes(RowIndex tokens, RowIndex prompt, RowIndex evict_point,
                                    RowIndex chunk, const std::vector<RowIndex>& cuts = {});

@@ -36,12 +36,13 @@ struct Scoring : ScoringExtras {
   Axis axis = Axis::head;
   bool per_query_head = false;  // group=none
   bool evicts_in_decode = false;
-  // Bytes of its state for the whole model while `row` attends, where Charge::entry does not say it.
+  // Bytes of its state for the whole model while `row` attends, where Charge::entry does not say
+  // it.
   std::function<std::int64_t(RowIndex row)> state = nullptr;
 };
 
-// Which entries are written at all: a score at birth, compared with a threshold when the entry leaves
-// the local window.
+// Which entries are written at all: a score at birth, compared with a threshold when the entry
+// leaves the local window.
 struct Admission {
   ScorerFactory make;
   double threshold = 0;
@@ -53,8 +54,8 @@ struct Storing {
   StoreFactory make;
   std::vector<Representation> representations;  // beyond [0], which bind() fills in
   Payload payload;                              // closed form; null: as born
-  // Where other rules evict what `payload` cannot follow, `bound` stands for it, and predictions are
-  // upper bounds. Null: as born.
+  // Where other rules evict what `payload` cannot follow, `bound` stands for it, and predictions
+  // are upper bounds. Null: as born.
   enum class Exact : std::uint8_t { always, without_decode_evictions, without_evictions };
   Exact exact = Exact::always;
   Payload bound;

@@ -56,8 +56,9 @@ class View : public ViewExtras {
   // p' of one row of this pass, or of an earlier one over today's entries; out [entries].
   virtual double probabilities(int query_head, RowIndex row, std::span<const TokenIndex> entries,
                                std::span<double> out) const = 0;
-  // Scaled and soft-capped logits of one row; out [entries], -infinity where the row cannot read the
-  // entry, or where it lies more than 87 nats below the row's maximum. REQUIRES: Needs.q, Needs.k.
+  // Scaled and soft-capped logits of one row; out [entries], -infinity where the row cannot read
+  // the entry, or where it lies more than 87 nats below the row's maximum. REQUIRES: Needs.q,
+  // Needs.k.
   virtual void logits(int query_head, RowIndex row, std::span<const TokenIndex> entries,
                       std::span<double> out) const = 0;
   // Sum over all rows so far of p' of one query head; out [entries]. REQUIRES: Needs.column_sums.
@@ -92,8 +93,8 @@ class Scorer : public Role {
                        std::span<double> out) = 0;
 };
 
-// The budget of a decision: `tokens` entries per head, out of `rows` rows that it is a budget of (the
-// prompt, or one chunk of it).
+// The budget of a decision: `tokens` entries per head, out of `rows` rows that it is a budget of
+// (the prompt, or one chunk of it).
 struct Sizing : SizingExtras {
   TokenCount tokens;
   RowIndex rows;
@@ -139,8 +140,8 @@ struct Reads {
 // Which resident entries the rows of a pass read. Called before attention.
 class Selector : public Role {
  public:
-  // reads [query_heads], all empty. Rows [begin, end) of view.pass() are about to attend; their q may
-  // be looked at.
+  // reads [query_heads], all empty. Rows [begin, end) of view.pass() are about to attend; their q
+  // may be looked at.
   virtual void select(const View& /*view*/, std::span<Reads> /*reads*/) {}
   // True if every row reads a set of its own; then mask() is called for each row, with 1 at the
   // resident entries up to the row, and zeroes those that the row does not read.
@@ -152,8 +153,8 @@ class Selector : public Role {
 // Bytes of an entry, and what becomes of a victim.
 class Store : public Role, public StoreExtras {
  public:
-  // At the end of every pass, after all rules: takes in victims (out.evictions), changes what age or
-  // demotion (out.changes) asks for, and hands over altered vectors if view.measures_output().
+  // At the end of every pass, after all rules: takes in victims (out.evictions), changes what age
+  // or demotion (out.changes) asks for, and hands over altered vectors if view.measures_output().
   virtual void age(const View& /*view*/, Decision& /*out*/) {}
 };
 

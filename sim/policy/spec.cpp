@@ -317,7 +317,8 @@ std::int64_t Amount::share_of(std::int64_t rows) const {
 }
 
 double Amount::one_minus_share() const {
-  // The decimal text of 1 - share, read back: correctly rounded, as a literal in the authors' Python.
+  // The decimal text of 1 - share, read back: correctly rounded, as a literal in the authors'
+  // Python.
   const int digits = decimals + 2;
   const std::int64_t rest = power_of_ten(digits) - mantissa;
   return std::strtod(fmt::format("{}e-{}", rest, digits).c_str(), nullptr);

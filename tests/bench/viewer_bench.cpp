@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Frames of the viewer's memory view, without a display, on a timeline of a million rows and 20
 // runs that is made up once (in a temporary folder): opening, the first paint, zooming and panning,
-// each frame painted whole into a picture. Goals at 1280 x 800 on two cores: open < 1 s, p95 < 33 ms.
+// each frame painted whole into a picture. Goals at 1280 x 800 on two cores: open < 1 s, p95 < 33
+// ms.
 //
 // Counters: p50, p95, max over the frames in ms; the same p95 of processor time, which other
 // programs disturb less; points of the longest line per pixel column; MiB: resident memory of the

@@ -112,8 +112,8 @@ TEST_CASE("the gates' bytes are those of the published models", "[policy][write_
 
 TEST_CASE("the full cache of the published memory figure is pool plus block table",
           "[policy][write_gate][analytic]") {
-  // MiB at 100,000 to 500,000 prompt tokens and 300 generated ones, blocks of 16; the table is sized
-  // for 1,000 more tokens than the prompt.
+  // MiB at 100,000 to 500,000 prompt tokens and 300 generated ones, blocks of 16; the table is
+  // sized for 1,000 more tokens than the prompt.
   struct Row {
     const char* model;
     std::vector<double> mib;

@@ -75,7 +75,7 @@ Trace two_layers(const std::vector<double>& first, const std::vector<double>& se
 
 }  // namespace
 
-// ---- baklava --------------------------------------------------------------------------------------
+// ---- baklava ------------------------------------------------------------------------------------
 
 TEST_CASE("baklava fills budgets in proportion to importance, between bounds",
           "[policy][baklava]") {
@@ -166,7 +166,7 @@ TEST_CASE("baklava's budgets always sum up to the uniform ones", "[policy][bakla
   }
 }
 
-// ---- fastgen --------------------------------------------------------------------------------------
+// ---- fastgen ------------------------------------------------------------------------------------
 
 TEST_CASE("fastgen takes the cheapest set that recovers the prompt's attention",
           "[policy][fastgen]") {
@@ -233,7 +233,7 @@ TEST_CASE("fastgen knows special tokens by their ids and punctuation by its text
   CHECK_NOTHROW(make_policy("fastgen", test::llama_8b(100, 10)));
 }
 
-// ---- adakv ----------------------------------------------------------------------------------------
+// ---- adakv --------------------------------------------------------------------------------------
 
 TEST_CASE("adakv gives places to the head whose candidates win the layer's list",
           "[policy][adakv]") {
@@ -368,7 +368,7 @@ TEST_CASE("adakv refuses what leaves it no choice between heads", "[policy][adak
   CHECK_THROWS_WITH(make_policy("adakv(kernel=4)", g), Contains("nearest: 5"));
 }
 
-// ---- headkv ---------------------------------------------------------------------------------------
+// ---- headkv -------------------------------------------------------------------------------------
 
 TEST_CASE("headkv spreads one pool over all heads of all layers", "[policy][headkv]") {
   // B = 6, window 2: b = 4; beta 2: half of it, 2 a head, is pooled. Scores 3, 1, 0, 0 take 3, 1,
@@ -444,7 +444,7 @@ TEST_CASE("headkv's budgets sum up to the uniform ones, up to rounding", "[polic
   }
 }
 
-// ---- dbudgetkv ------------------------------------------------------------------------------------
+// ---- dbudgetkv ----------------------------------------------------------------------------------
 
 TEST_CASE("dbudgetkv keeps sinks and the shortest window that holds the norm",
           "[policy][dbudgetkv]") {
@@ -510,7 +510,7 @@ TEST_CASE("dbudgetkv's window never grows with the threshold", "[policy][dbudget
   CHECK(knob.value(9900) == "0.01");
 }
 
-// ---- simlayerkv -----------------------------------------------------------------------------------
+// ---- simlayerkv ---------------------------------------------------------------------------------
 
 TEST_CASE("simlayerkv lets the layers stream that look at sinks and recent tokens",
           "[policy][simlayerkv]") {
@@ -565,7 +565,7 @@ TEST_CASE("simlayerkv and observed_attention need probabilities only", "[policy]
   CHECK_THROWS_AS(kept(trace, "knorm(budget=1)"), TraceError);
 }
 
-// ---- together -------------------------------------------------------------------------------------
+// ---- together -----------------------------------------------------------------------------------
 
 TEST_CASE("what is fitted may be fitted on another trace than the replayed one",
           "[policy][head_scores]") {
@@ -637,7 +637,7 @@ TEST_CASE("what is fitted may be fitted on another trace than the replayed one",
   CHECK_THROWS_WITH(make_policy(baklava, geometry(3, 8, 4, 30)), Contains("the same 3 layers"));
 }
 
-// ---- pyramid --------------------------------------------------------------------------------------
+// ---- pyramid ------------------------------------------------------------------------------------
 
 TEST_CASE("pyramid gives another policy the layer budgets of pyramidkv", "[policy][pyramid]") {
   const Trace trace = random_heads(60, 50, 4, 2, 4);

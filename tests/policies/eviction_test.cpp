@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Policies that evict while tokens are generated, or chunk by chunk: one worked example each, small enough to
-// check by hand.
+// Policies that evict while tokens are generated, or chunk by chunk: one worked example each, small
+// enough to check by hand.
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -39,7 +39,7 @@ using Rows = std::vector<int>;
 
 }  // namespace
 
-// ---- random ---------------------------------------------------------------------------------------
+// ---- random -------------------------------------------------------------------------------------
 
 TEST_CASE("random evicts the smallest ranks, so budgets nest", "[policy][random]") {
   const Trace trace = weights(std::vector<double>(40, 0.0), 30);
@@ -51,7 +51,7 @@ TEST_CASE("random evicts the smallest ranks, so budgets nest", "[policy][random]
   CHECK(deaths(trace, "random(budget=5,seed=7)") != deaths(trace, "random(budget=5,seed=8)"));
 }
 
-// ---- h2o ------------------------------------------------------------------------------------------
+// ---- h2o ----------------------------------------------------------------------------------------
 
 TEST_CASE("h2o keeps the heaviest hitters by summed attention, and the newest", "[policy][h2o]") {
   // Equal weights: key j has received sum over rows i >= j of 1/(i+1): the older, the heavier.
@@ -102,7 +102,7 @@ TEST_CASE("h2o with normalise=true divides by the rows that saw an entry", "[pol
   CHECK(deaths(trace, "h2o(heavy=1,recent=1,normalise=true)") == Rows{4, 4, 5, 5, 5});
 }
 
-// ---- tova -----------------------------------------------------------------------------------------
+// ---- tova ---------------------------------------------------------------------------------------
 
 TEST_CASE("tova drops what the last row attends to least, the newest included", "[policy][tova]") {
   //                    prompt end, keep 2: 3 and 2 | row 4: newest is lowest | row 5
@@ -120,7 +120,7 @@ TEST_CASE("tova keeps one set for all heads of a layer", "[policy][tova]") {
   }
 }
 
-// ---- scissorhands ---------------------------------------------------------------------------------
+// ---- scissorhands -------------------------------------------------------------------------------
 
 TEST_CASE("scissorhands drops a batch when it is full, by low votes of recent rows",
           "[policy][scissorhands]") {
@@ -161,7 +161,7 @@ TEST_CASE("scissorhands' released code keeps what any recent row ranks in its to
   CHECK_THROWS_WITH(deaths(trace, "scissorhands(mode=eval_code,window=5)"), Contains("window"));
 }
 
-// ---- keyformer ------------------------------------------------------------------------------------
+// ---- keyformer ----------------------------------------------------------------------------------
 
 TEST_CASE("keyformer sums a noisy softmax of every row", "[policy][keyformer]") {
   // At a high temperature noise and logits vanish: the older, the heavier.
@@ -215,17 +215,17 @@ TEST_CASE("keyformer sums a noisy softmax of every row", "[policy][keyformer]") 
   CHECK_NOTHROW(deaths(trace, "pyramid(window=1)+keyformer(budget=5)"));
 }
 
-// ---- r_kv -----------------------------------------------------------------------------------------
+// ---- r_kv ---------------------------------------------------------------------------------------
 
 TEST_CASE("r_kv evicts near-duplicates, the oldest first", "[policy][r_kv]") {
   // x = (1, 0), y = (0, 1), Y = (0, -1). Window 1, lambda 0: redundancy alone.
   //   tokens            0 1 2 3 4 | 5 6 7 8 9
   //   keys              x x x y Y | x x x x x
-  // Length 5: rows 0, 1 spare column 2, row 2 spares column 1: columns sum to 2, 1, 0, -1 and 0 and 1
-  //   leave; the newest is the window.
-  // Length 6 (a multiple of 3), entries 2 3 4 5: 2 and 5 spare each other; columns 0, -1, -1: 2 leaves.
-  // Length 9, entries 3 4 5 6 7 8: rows 5, 6, 7 spare 8, row 8 spares 7; row 4 has no duplicate, so
-  //   that column 0 (entry 3) loses its -1: columns 0, -1, 3, 3, 2: 5, 6, 7 leave.
+  // Length 5: rows 0, 1 spare column 2, row 2 spares column 1: columns sum to 2, 1, 0, -1 and 0 and
+  //   1 leave; the newest is the window.
+  // Length 6 (a multiple of 3), entries 2 3 4 5: 2 and 5 spare each other; columns 0, -1, -1: 2
+  // leaves. Length 9, entries 3 4 5 6 7 8: rows 5, 6, 7 spare 8, row 8 spares 7; row 4 has no
+  //   duplicate, so that column 0 (entry 3) loses its -1: columns 0, -1, 3, 3, 2: 5, 6, 7 leave.
   test::TraceSpec spec;
   spec.meta.query_heads = spec.meta.kv_heads = 1;
   spec.meta.head_dim = 2;
@@ -320,13 +320,13 @@ TEST_CASE("r_kv saves 1 - B / T, and pays for a ring of queries and a similarity
   CHECK(policy.charge.at(1023) == policy.charge.once);  // exactly the budget: nobody leaves
 }
 
-// ---- foresightkv ----------------------------------------------------------------------------------
+// ---- foresightkv --------------------------------------------------------------------------------
 
 TEST_CASE("golden eviction with interval 1 keeps what is read most, not what is read next",
           "[policy][foresightkv]") {
   // Row 3 gives key 0 e^3 / (e^3 + 2 + e^-3) = .91, row 4 gives key 1 e^5 / (e^5 + 3 + e^-5) = .98:
-  // with one place beside the newest key 2, key 0 goes although it is read next. At row 4's turn the
-  // newest is 3; key 2 has a future of e^0 / 151 = .007 against .98.
+  // with one place beside the newest key 2, key 0 goes although it is read next. At row 4's turn
+  // the newest is 3; key 2 has a future of e^0 / 151 = .007 against .98.
   const Trace trace = weights({1, -1, 0, 0, 0}, 3, {1, 1, 1, 3, -5});
   CHECK(deaths(trace, "foresightkv(scorer=golden,budget=2,interval=1)") ==
         std::vector<int>{3, 5, 4, 5, 5});
@@ -343,7 +343,8 @@ TEST_CASE("golden eviction ranks by the largest mean of a future block", "[polic
   const Trace trace = test::make_trace(spec);
   const auto a = attention(spec, 0);
   for (std::size_t head = 0; head < 2; ++head) {
-    // Blocks of 3 rows from the prompt's end: [22, 25) [25, 28) [28, 30), the last divided by 3, too.
+    // Blocks of 3 rows from the prompt's end: [22, 25) [25, 28) [28, 30), the last divided by 3,
+    // too.
     std::vector<std::pair<double, int>> order;
     for (int t = 0; t < 19; ++t) {  // the newest 3 are no candidates
       double best = 0;
@@ -469,7 +470,7 @@ TEST_CASE("foresightkv refuses what has no meaning", "[policy][foresightkv]") {
   CHECK(test::run_one(trace, "pyramid+foresightkv(budget=6,interval=2)", {}).metrics.footprint < 1);
 }
 
-// ---- locret ---------------------------------------------------------------------------------------
+// ---- locret -------------------------------------------------------------------------------------
 
 TEST_CASE("locret lets all entries compete after every chunk, and spares the prompt's tail",
           "[policy][locret]") {
@@ -484,8 +485,8 @@ TEST_CASE("locret lets all entries compete after every chunk, and spares the pro
                fmt::format("locret(budget=3,local=2,stabilizers=1,scorer=file,weights=\"{}\")",
                            file.name()),
                options) == std::vector<int>{11, 4, 8, 8, 11, 11, 8, 8, 11, 11, 11});
-  // Without a tail the last chunk ends with the prompt: at 8 the stabilizer 7 pushes 5 out, and at 10
-  // it stays by its score.
+  // Without a tail the last chunk ends with the prompt: at 8 the stabilizer 7 pushes 5 out, and at
+  // 10 it stays by its score.
   CHECK(deaths(trace,
                fmt::format("locret(budget=3,local=0,stabilizers=1,scorer=file,weights=\"{}\")",
                            file.name()),
@@ -526,7 +527,7 @@ TEST_CASE("the metric's Locret head is the one of arXiv 2506.17121", "[analytic]
   CHECK(locret_head(8, 2, 4, 0.5, 10, 0).peak_points == std::vector<std::int64_t>{8, 6});
 }
 
-// ---- together -------------------------------------------------------------------------------------
+// ---- together -----------------------------------------------------------------------------------
 
 TEST_CASE("ties go to the lower token index", "[policy][ties]") {
   const Trace trace = weights(std::vector<double>(8, 0.0), 6);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The worked example of CONTRIBUTING.md, which is not in the registry: what a contributor's test of a
-// new policy looks like, and proof that the example is as short as it says.
+// The worked example of CONTRIBUTING.md, which is not in the registry: what a contributor's test of
+// a new policy looks like, and proof that the example is as short as it says.
 #include <algorithm>
 #include <cmath>
 #include <fstream>
@@ -36,11 +36,9 @@ std::vector<int> deaths_of_lfu(const Trace& trace, const std::string& arguments)
   return {deaths.begin(), deaths.end()};
 }
 
-// A prompt of four rows: rows 0 and 1 read token 0 eight times as much as any other, rows 2 and 3 (and
-// both decode rows) an eighth as much.
-Trace fading() {
-  return test::weights({std::log(8.0), 0, 0, 0, 0, 0}, 4, {1, 1, -1, -1, -1, -1});
-}
+// A prompt of four rows: rows 0 and 1 read token 0 eight times as much as any other, rows 2 and 3
+// (and both decode rows) an eighth as much.
+Trace fading() { return test::weights({std::log(8.0), 0, 0, 0, 0, 0}, 4, {1, 1, -1, -1, -1, -1}); }
 
 std::string text_of(const std::string& path) {
   std::ifstream in(std::string(KVSPAN_TESTS_DIR) + "/" + path);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Policies that go by position or by the kind of a head: worked examples, small enough to check by hand.
+// Policies that go by position or by the kind of a head: worked examples, small enough to check by
+// hand.
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -43,7 +44,7 @@ using Tokens = std::vector<int>;
 
 }  // namespace
 
-// ---- full -----------------------------------------------------------------------------------------
+// ---- full ---------------------------------------------------------------------------------------
 
 TEST_CASE("full keeps every entry", "[policy][full]") {
   const Trace trace = weights({0, 0, 0, 0, 0}, 3);
@@ -60,7 +61,7 @@ TEST_CASE("full with model_window=evict drops what the model itself cannot read 
   CHECK(deaths(trace, "full") == std::vector<int>{7, 7, 7, 7, 7, 7, 7});
 }
 
-// ---- streaming_llm --------------------------------------------------------------------------------
+// ---- streaming_llm ------------------------------------------------------------------------------
 
 TEST_CASE("streaming_llm keeps sinks and the newest tokens after every pass",
           "[policy][streaming_llm]") {
@@ -149,7 +150,7 @@ TEST_CASE("streaming_llm measures outputs under places in the cache when asked t
                     Contains("rope_"));
 }
 
-// ---- lambda ---------------------------------------------------------------------------------------
+// ---- lambda -------------------------------------------------------------------------------------
 
 TEST_CASE("lambda keeps sinks and the newest tokens within its budget", "[policy][lambda]") {
   const Trace trace = weights(std::vector<double>(8, 0.0), 5);
@@ -161,7 +162,7 @@ TEST_CASE("lambda keeps sinks and the newest tokens within its budget", "[policy
   }
 }
 
-// ---- prulong --------------------------------------------------------------------------------------
+// ---- prulong ------------------------------------------------------------------------------------
 
 TEST_CASE("prulong's rounding gives the authors' counts of full heads", "[policy][prulong]") {
   // int(256 * (1 - sparsity)) for .1 to .9.
@@ -224,7 +225,7 @@ TEST_CASE("prulong's knob counts full heads, whatever rounding does", "[policy][
   }
 }
 
-// ---- duoattention ---------------------------------------------------------------------------------
+// ---- duoattention -------------------------------------------------------------------------------
 
 TEST_CASE("duoattention streams the heads whose gate is low", "[policy][duoattention]") {
   const auto folder =
@@ -257,7 +258,8 @@ TEST_CASE("duoattention streams the heads whose gate is low", "[policy][duoatten
 
 TEST_CASE("the quantile of DuoAttention's gates gives the authors' counts of full heads",
           "[policy][duoattention]") {
-  // 256 gates: .1 230; .2 205; .3 179; .4 154; .5 128; .6 103; .7 77; .8 52; .9 26 (numpy's quantile).
+  // 256 gates: .1 230; .2 205; .3 179; .4 154; .5 128; .6 103; .7 77; .8 52; .9 26 (numpy's
+  // quantile).
   const auto folder = std::filesystem::temp_directory_path() /
                       fmt::format("kvspan_quantile_{}", std::random_device{}());
   std::filesystem::create_directories(folder);

@@ -35,7 +35,7 @@ using Tokens = std::vector<int>;
 
 }  // namespace
 
-// ---- snapkv ---------------------------------------------------------------------------------------
+// ---- snapkv -------------------------------------------------------------------------------------
 
 TEST_CASE("snapkv keeps the voted candidates and its window, once, after the prompt",
           "[policy][snapkv]") {
@@ -46,7 +46,8 @@ TEST_CASE("snapkv keeps the voted candidates and its window, once, after the pro
   // Max pooling of 3 lifts both neighbours of key 1 to its level: 0, 1, 2 tie, lower indices stay.
   CHECK(deaths(trace, "snapkv(budget=4,window=2,kernel=3)") ==
         std::vector<int>{9, 9, 7, 7, 7, 9, 9, 9, 9});
-  // A budget within the window keeps the newest `budget` entries; one that holds everything is idle.
+  // A budget within the window keeps the newest `budget` entries; one that holds everything is
+  // idle.
   CHECK(deaths(trace, "snapkv(budget=1,window=2,kernel=1)") ==
         std::vector<int>{7, 7, 7, 7, 7, 7, 9, 9, 9});
   CHECK(deaths(trace, "snapkv(budget=7,window=2,kernel=1)") == std::vector<int>(9, 9));
@@ -82,7 +83,7 @@ TEST_CASE("group=none keeps one set per query head", "[policy][snapkv]") {
   CHECK(run.ledger.heads == 2);
 }
 
-// ---- pyramidkv ------------------------------------------------------------------------------------
+// ---- pyramidkv ----------------------------------------------------------------------------------
 
 TEST_CASE("pyramidkv spreads its budget as the authors' code does", "[policy][pyramidkv]") {
   // Llama-3.1-8B, n = 32768, w = 8, beta = 20: first and last layer, and the bytes of all layers
@@ -134,7 +135,7 @@ TEST_CASE("pyramidkv with kvpress's rounding follows its formula", "[policy][pyr
   CHECK(layers("100%") == std::vector<TokenCount>(8, kAll));
 }
 
-// ---- chunkkv --------------------------------------------------------------------------------------
+// ---- chunkkv ------------------------------------------------------------------------------------
 
 TEST_CASE("chunkkv keeps the chunks with the largest sums, and the window on top",
           "[policy][chunkkv]") {
@@ -242,7 +243,7 @@ TEST_CASE("chunkkv runs chunk by chunk", "[policy][chunkkv]") {
       Contains("needs a policy with an observation window"));
 }
 
-// ---- sagekv ---------------------------------------------------------------------------------------
+// ---- sagekv -------------------------------------------------------------------------------------
 
 TEST_CASE("sagekv freezes a selection after the prompt and slides its recent window",
           "[policy][sagekv]") {
@@ -303,7 +304,7 @@ TEST_CASE("sagekv refuses what cannot be divided", "[policy][sagekv]") {
   CHECK_THROWS_WITH(make_policy("sagekv+h2o", g), Contains("scorer"));
 }
 
-// ---- judgeq ---------------------------------------------------------------------------------------
+// ---- judgeq -------------------------------------------------------------------------------------
 
 TEST_CASE("judgeq keeps what its queries attend to", "[policy][judgeq]") {
   // All queries are 1, so every centre is 1 and an entry's score grows with its key.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What rows read: selection, offload, refresh, sparse prompts. Most tests drive one selector by hand.
+// What rows read: selection, offload, refresh, sparse prompts. Most tests drive one selector by
+// hand.
 #include <algorithm>
 #include <numeric>
 #include <random>
@@ -53,8 +54,8 @@ std::int64_t full_bytes(const Geometry& g, std::int64_t tokens) {
   return g.layers() * g.kv_heads * tokens * g.entry_bytes();
 }
 
-// A sink, then keys along two axes, of lengths 1, 2, 3. With as many clusters as keys, all keys of one
-// direction meet in one of them, whatever the seed.
+// A sink, then keys along two axes, of lengths 1, 2, 3. With as many clusters as keys, all keys of
+// one direction meet in one of them, whatever the seed.
 HeadVectors two_axes() {
   HeadVectors v{{{}}, {{{1, 1}, {1, 0}, {0, 1}, {2, 0}, {0, 2}, {3, 0}, {0, 3}}}, 7};
   for (int t = 0; t < 7; ++t) v.q[0].push_back({0, 0});
@@ -63,7 +64,7 @@ HeadVectors two_axes() {
 
 }  // namespace
 
-// ---- quest ----------------------------------------------------------------------------------------
+// ---- quest --------------------------------------------------------------------------------------
 
 TEST_CASE("quest reads the pages with the largest bounds, and the newest", "[policy][quest]") {
   //               pages  0     1      2     3     4 (the row's own token)
@@ -212,7 +213,7 @@ TEST_CASE("what is read grows with the budget", "[policy][quest][refreshkv]") {
   }
 }
 
-// ---- retroattention -------------------------------------------------------------------------------
+// ---- retroattention -----------------------------------------------------------------------------
 
 TEST_CASE("retroattention attends to what the next rows load", "[policy][retroattention]") {
   // Quest's example; row 8 asks with 1, row 9 with -1.
@@ -268,7 +269,7 @@ TEST_CASE("retroattention keeps outputs, normalisers and a mask beside quest's b
   CHECK(extra(8) == mask + 7 * ((256 << 10) + 32 * 32 * 4));
 }
 
-// ---- clusterkv ------------------------------------------------------------------------------------
+// ---- clusterkv ----------------------------------------------------------------------------------
 
 TEST_CASE("offloaded entries lie on the host once, all of them", "[policy][infinigen][clusterkv]") {
   const Trace trace = test::random_trace(60, 40, 9, 3);
@@ -364,8 +365,8 @@ TEST_CASE("clusterkv copies what the previous row did not select", "[policy][clu
 
 TEST_CASE("clusterkv's device bytes are buffers and cluster lists", "[policy][clusterkv][bytes]") {
   const Geometry g = test::llama_8b(8192, 512);
-  // Layers 0 and 1 in full, 30 layers of buffers (16 + 1024 + 320 entries a head) in which the row's
-  // own entry lies; 102 + 4 clusters.
+  // Layers 0 and 1 in full, 30 layers of buffers (16 + 1024 + 320 entries a head) in which the
+  // row's own entry lies; 102 + 4 clusters.
   const std::int64_t metadata = 15056640;
   const std::int64_t slots = 30 * 32 * 4 * 1023;
   const std::int64_t shared = 8704 * (32 * 6 + 8 * 4);
@@ -387,7 +388,7 @@ TEST_CASE("clusterkv's device bytes are buffers and cluster lists", "[policy][cl
   CHECK(off.spec.find("clusters=102,") != std::string::npos);
 }
 
-// ---- infinigen ------------------------------------------------------------------------------------
+// ---- infinigen ----------------------------------------------------------------------------------
 
 TEST_CASE("infinigen fetches the mean count of entries within alpha of the best",
           "[policy][infinigen]") {
@@ -485,12 +486,12 @@ TEST_CASE("probabilities suffice for what never looks at a query",
   CHECK_THROWS_WITH(test::run_one(probabilities, "refreshkv", {}), Contains("needs layers.*.q"));
 }
 
-// ---- refreshkv ------------------------------------------------------------------------------------
+// ---- refreshkv ----------------------------------------------------------------------------------
 
 TEST_CASE("refreshkv reads a copy that ages until a full row makes it anew",
           "[policy][refreshkv]") {
-  // The prompt's last row prefers key 1, then 3. Row 6 is the third: it reads everything, and finds 5
-  // and 1.
+  // The prompt's last row prefers key 1, then 3. Row 6 is the third: it reads everything, and finds
+  // 5 and 1.
   const std::vector<float> keys = {0, 3, 1, 2, 0, 9, 0, 0, 0};
   SelectorBench bench(weights(keys, 4), "refreshkv(budget=2,kernel=1,stride=3,schedule=fixed)");
   CHECK(bench.skip_to(4) == Tokens{1, 3, 4});
@@ -540,7 +541,7 @@ TEST_CASE("refreshkv's copies come on top of the full cache", "[policy][refreshk
   CHECK_THROWS_WITH(make_policy("refreshkv(budget=0)", g), Contains("at least 1"));
 }
 
-// ---- minference -----------------------------------------------------------------------------------
+// ---- minference ---------------------------------------------------------------------------------
 
 TEST_CASE("minference reads chosen keys and chosen distances in the prompt",
           "[policy][minference]") {
@@ -551,8 +552,8 @@ TEST_CASE("minference reads chosen keys and chosen distances in the prompt",
   CHECK(bench.masked(0, 4) == Tokens{0, 1, 2, 4});  // 1 = 4 - 3
   CHECK(bench.masked(0, 3) == Tokens{0, 2, 3});
   CHECK(bench.masked(0, 1) == Tokens{0, 1});
-  // Diagonals sum over the last rows: with all six, distance 1 gets 1/2 of row 1 and row 3's share of
-  // key 2, 2 what row 4 gives it: exp(4) / (exp(4) + 3) and exp(4) / (exp(4) + 4).
+  // Diagonals sum over the last rows: with all six, distance 1 gets 1/2 of row 1 and row 3's share
+  // of key 2, 2 what row 4 gives it: exp(4) / (exp(4) + 3) and exp(4) / (exp(4) + 4).
   SelectorBench all(v, "minference(verticals=1,slashes=2,last=6,first=1,forced_slash=1)");
   CHECK(all.masked(0, 5) == Tokens{0, 4, 5});
   SelectorBench shape(v,

@@ -175,10 +175,11 @@ void check_bound(const std::string& spec, const Trace& trace) {
 
 }  // namespace
 
-// ---- kivi -----------------------------------------------------------------------------------------
+// ---- kivi ---------------------------------------------------------------------------------------
 
 TEST_CASE("kivi flushes keys by the residual, and lets values go one by one", "[policy][kivi]") {
-  // n = 6, R = 4: 4 keys and 2 values after the prompt; then a value a row; at row 8 four more keys.
+  // n = 6, R = 4: 4 keys and 2 values after the prompt; then a value a row; at row 8 four more
+  // keys.
   const RunResult run =
       test::run_one(random_trace(10, 6, 1), "kivi(group=2,residual=4)", EngineOptions{});
   CHECK(changes(run) == std::vector<std::vector<int>>{{6, 0, 3},
@@ -240,12 +241,12 @@ TEST_CASE("kivi composes with eviction, and refuses groups that do not fit", "[p
   CHECK_THAT(small.spec, Contains("group=16"));
 }
 
-// ---- kvquant --------------------------------------------------------------------------------------
+// ---- kvquant ------------------------------------------------------------------------------------
 
 TEST_CASE("kvquant rounds to levels inside calibrated ranges, and keeps outliers and token 0",
           "[policy][kvquant]") {
-  // Calibration: tokens 1 .. 3, keys 0, 3, 6: centre 3, half width 3; levels 3 + 3 {-1, -1/3, 1/3, 1}.
-  // 1.4 lies at -.53: level 2. 100 is outside. Values: each token's own range.
+  // Calibration: tokens 1 .. 3, keys 0, 3, 6: centre 3, half width 3; levels 3 + 3 {-1, -1/3, 1/3,
+  // 1}. 1.4 lies at -.53: level 2. 100 is outside. Values: each token's own range.
   TinyView view({{50}, {0}, {3}, {6}, {1.4F}, {100}, {5.9F}, {0}},
                 {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}});
   const Decision d = aged("kvquant(bits=2,codebook=uniform)", view);
@@ -335,7 +336,7 @@ TEST_CASE("kvquant's bytes are the paper's", "[policy][kvquant]") {
   check_bound("h2o(budget=9)+kvquant", random_trace(40, 30, 3, 8, 2, 4));
 }
 
-// ---- qpruningkv -----------------------------------------------------------------------------------
+// ---- qpruningkv ---------------------------------------------------------------------------------
 
 TEST_CASE("qpruningkv keeps 16 / bits times the tokens of its pruner", "[policy][qpruningkv]") {
   const Trace trace = random_trace(44, 40, 5, 4, 2, 4);
@@ -388,11 +389,11 @@ TEST_CASE("qpruningkv's bytes are the nominal ones and their scales", "[policy][
   CHECK_THROWS_WITH(make_policy("chunked(qpruningkv(budget=10%))", g), Contains("lower precision"));
 }
 
-// ---- mikv -----------------------------------------------------------------------------------------
+// ---- mikv ---------------------------------------------------------------------------------------
 
 TEST_CASE("mikv demotes what h2o would evict, and nothing dies", "[policy][mikv]") {
-  // Equal weights: the older, the heavier. Half of 4 entries: heavy 0 and the newest, 3. Then half of
-  // 5 is 2: 0 and 4.
+  // Equal weights: the older, the heavier. Half of 4 entries: heavy 0 and the newest, 3. Then half
+  // of 5 is 2: 0 and 4.
   const Trace trace = weights({0, 0, 0, 0, 0, 0}, 4, {}, {1, 2, 3, 4, 5, 6});
   const RunResult run = test::run_one(trace, "mikv(ratio=50%)", {});
   CHECK(changes(run) == std::vector<std::vector<int>>{{4, 1, 1}, {4, 2, 1}, {5, 3, 1}});
@@ -438,8 +439,8 @@ TEST_CASE("mikv balances keys before it rounds them", "[policy][mikv]") {
     CHECK(held_key(d, 0) == Values{1, 4});  // the ends of a group of two are exact either way
     CHECK(held_value(d, 0) == Values{0, 3});
   }
-  // Three channels: without the balancer 1.4 of (0, 1.4, 6) moves to 2. With max|q_1| = 5.6, b_1 = 2:
-  // 2.8 of (0, 2.8, 6) moves to 2, which is 1.
+  // Three channels: without the balancer 1.4 of (0, 1.4, 6) moves to 2. With max|q_1| = 5.6, b_1 =
+  // 2: 2.8 of (0, 2.8, 6) moves to 2, which is 1.
   TinyView three({{0, 1.4F, 6}, {0, 1.4F, 6}}, {{0, 0, 0}, {0, 0, 0}}, {{0, 5.6F, 6}, {0, 0, 0}});
   for (const bool balancer : {true, false}) {
     const Policy policy = make_policy(fmt::format("mikv(lo=2,group=3,balancer={})", balancer),
@@ -468,7 +469,7 @@ TEST_CASE("mikv's bytes are the published ones", "[policy][mikv]") {
                     4);
 }
 
-// ---- think ----------------------------------------------------------------------------------------
+// ---- think --------------------------------------------------------------------------------------
 
 TEST_CASE("think prunes the channels that matter least, but not for the newest",
           "[policy][think]") {
@@ -502,7 +503,7 @@ TEST_CASE("think's bytes are the published ones", "[policy][think]") {
   CHECK_THROWS_WITH(make_policy("think(preset=kvpress,recent=3)", g), Contains("recent=0"));
 }
 
-// ---- less -----------------------------------------------------------------------------------------
+// ---- less ---------------------------------------------------------------------------------------
 
 TEST_CASE("less evicts as its evictor does", "[policy][less]") {
   const Trace trace = random_trace(40, 30, 6, 4, 2, 4);
@@ -522,7 +523,8 @@ TEST_CASE("less evicts as its evictor does", "[policy][less]") {
 }
 
 TEST_CASE("a state of equal keys is the attention of its victims", "[policy][less]") {
-  // All keys are equal, so every group has the weight of its members, and values are summed exactly.
+  // All keys are equal, so every group has the weight of its members, and values are summed
+  // exactly.
   const Trace equal =
       weights(std::vector<double>(12, 0.5), 8, {}, {1, 7, -3, 2, 5, 1, 8, 2, 0, 4, 9, -6});
   CHECK(decode_error(equal, "h2o(budget=4)") > 0.05);
@@ -540,8 +542,8 @@ TEST_CASE("a state of equal keys is the attention of its victims", "[policy][les
 }
 
 TEST_CASE("a mean key stands for all victims, in units of the row's maximum", "[policy][less]") {
-  // Victims with keys 0 and 2, values 1 and 3: count 2, mean key 1, mean value 2. A row with q = 1/2
-  // and maximum 1/4 adds 2 exp(1/2 - 1/4) of weight and twice that of value.
+  // Victims with keys 0 and 2, values 1 and 3: count 2, mean key 1, mean value 2. A row with q =
+  // 1/2 and maximum 1/4 adds 2 exp(1/2 - 1/4) of weight and twice that of value.
   TinyView view({{0}, {5}, {2}, {9}}, {{1}, {0}, {3}, {0}});
   const auto store = make_policy("less(variant=mean)", tiny_geometry(1, 4, 1)).store(view.shape());
   CHECK_FALSE(store->adds_output());
@@ -598,7 +600,7 @@ TEST_CASE("less's bytes are the evictor's, a state's and the kernels'", "[policy
       Contains("per KV head"));
 }
 
-// ---- together -------------------------------------------------------------------------------------
+// ---- together -----------------------------------------------------------------------------------
 
 TEST_CASE("numbers are rounded to half precision as IEEE 754 says", "[policy][quantise]") {
   for (const double x : {0.0, 1.0, 0.1, -3.14159, 65503.9, 6.1e-5, 5.9e-8, 2.9e-8, 1e-9, 2049.0}) {

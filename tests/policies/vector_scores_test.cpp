@@ -93,7 +93,7 @@ std::vector<double> expected_by_hand(const test::TraceSpec& spec, int head, int 
 
 }  // namespace
 
-// ---- knorm ----------------------------------------------------------------------------------------
+// ---- knorm --------------------------------------------------------------------------------------
 
 TEST_CASE("knorm keeps the keys of the smallest norm", "[policy][knorm]") {
   // norms 5, 1, 2, 2, 3
@@ -108,7 +108,7 @@ TEST_CASE("knorm keeps the keys of the smallest norm", "[policy][knorm]") {
   CHECK(refusal(trace, "knorm(budget=2,skip=-1)").find("expected 0 to") != std::string::npos);
 }
 
-// ---- keydiff --------------------------------------------------------------------------------------
+// ---- keydiff ------------------------------------------------------------------------------------
 
 TEST_CASE("keydiff keeps the keys least like their mean direction", "[policy][keydiff]") {
   // Unit keys: x, x, y, x: anchor (3/4, 1/4), cosines .95 .95 .32 .95.
@@ -122,7 +122,7 @@ TEST_CASE("keydiff keeps the keys least like their mean direction", "[policy][ke
         2 * 2 * 4 * 4);
 }
 
-// ---- lagkv ----------------------------------------------------------------------------------------
+// ---- lagkv --------------------------------------------------------------------------------------
 
 TEST_CASE("lagkv ranks partitions by their spread in the range of the next one",
           "[policy][lagkv]") {
@@ -154,7 +154,7 @@ TEST_CASE("lagkv takes a channel of no range for no spread", "[policy][lagkv]") 
         Set{0, 2, 3, 4});
 }
 
-// ---- expected_attention ---------------------------------------------------------------------------
+// ---- expected_attention -------------------------------------------------------------------------
 
 TEST_CASE("expected_attention weighs keys by the mean and covariance of queries",
           "[policy][expected_attention]") {
@@ -179,8 +179,9 @@ TEST_CASE("expected_attention weighs keys by the mean and covariance of queries"
 
 TEST_CASE("expected_attention rotates queries back, and on to coming positions",
           "[policy][expected_attention]") {
-  // One frequency of 1 radian. Before rotation every query is (1, 0); key 1 points where such a query
-  // will point in row 3. The mean of the rotated queries, (.37, .58), prefers the opposite key 0.
+  // One frequency of 1 radian. Before rotation every query is (1, 0); key 1 points where such a
+  // query will point in row 3. The mean of the rotated queries, (.37, .58), prefers the opposite
+  // key 0.
   test::TraceSpec spec;
   spec.meta.query_heads = spec.meta.kv_heads = 1;
   spec.meta.head_dim = 2;
@@ -234,7 +235,7 @@ TEST_CASE("expected_attention equals a brute-force evaluation on random traces",
   }
 }
 
-// ---- cur ------------------------------------------------------------------------------------------
+// ---- cur ----------------------------------------------------------------------------------------
 
 TEST_CASE("cur ranks by shares of squared norms within windows", "[policy][cur]") {
   // k^2  1 1 | 4 1 | 9   shares .5 .5 | .8 .2 | 1      kv_product .25 .25 .16 .16 1
@@ -255,7 +256,7 @@ TEST_CASE("cur ranks by shares of squared norms within windows", "[policy][cur]"
              "cur(budget=2,sinks=0,window=2)") == Set{2, 3});
 }
 
-// ---- observed_attention ---------------------------------------------------------------------------
+// ---- observed_attention -------------------------------------------------------------------------
 
 TEST_CASE("observed_attention divides by the rows that could see a key",
           "[policy][observed_attention]") {
@@ -271,8 +272,8 @@ TEST_CASE("observed_attention divides by the rows that could see a key",
 }
 
 TEST_CASE("equal tokens tie, wherever they stand", "[policy][expected_attention]") {
-  // Bug: Eigen's products, and its exp(), gave the last tokens other last bits than equal ones before
-  // them; only the rounding to fp32 hid it, nearly always.
+  // Bug: Eigen's products, and its exp(), gave the last tokens other last bits than equal ones
+  // before them; only the rounding to fp32 hid it, nearly always.
   const int prompt = GENERATE(61, 62, 63, 64);
   std::mt19937_64 random(3);
   std::normal_distribution<double> normal;

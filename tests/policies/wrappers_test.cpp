@@ -36,10 +36,11 @@ using Set = std::vector<int>;
 
 }  // namespace
 
-// ---- chunked --------------------------------------------------------------------------------------
+// ---- chunked ------------------------------------------------------------------------------------
 
 TEST_CASE("chunked evicts after every chunk, and freezes the survivors", "[policy][chunked]") {
-  // Chunks of 4, half of each plus the window of 1: the paper's vector n=8, m=3, C=4, s=.5, w=1: 56.
+  // Chunks of 4, half of each plus the window of 1: the paper's vector n=8, m=3, C=4, s=.5, w=1:
+  // 56.
   const Trace trace = weights({0, 3, 1, 0, 2, 0, 0, 1, 0, 0, 0}, 8);
   const RunResult run =
       test::run_one(trace, "chunked(snapkv(budget=50%,window=1,kernel=1))", chunk(4));
@@ -114,10 +115,11 @@ TEST_CASE("sinks of the first chunk take no places in the chunks that follow",
   }
 }
 
-// ---- decoding -------------------------------------------------------------------------------------
+// ---- decoding -----------------------------------------------------------------------------------
 
 TEST_CASE("decoding leaves the prompt alone and cuts every so many rows", "[policy][decoding]") {
-  // Norms 5 1 4 2 | 3 6 1 1 9. After rows 4 and 5 the three smallest are 1 3 4; after 6 and 7: 1 6 7.
+  // Norms 5 1 4 2 | 3 6 1 1 9. After rows 4 and 5 the three smallest are 1 3 4; after 6 and 7: 1 6
+  // 7.
   const Trace trace = one_head(column({5, 1, 4, 2, 3, 6, 1, 1, 9}), 4);
   CHECK(deaths(trace, "decoding(knorm,every=2,target=3)") == Set{6, 9, 6, 8, 8, 6, 9, 9, 9});
   CHECK(deaths(trace, "decoding(knorm)") == Set(9, 9));
@@ -142,7 +144,7 @@ TEST_CASE("--match finds the knob that a wrapper brings itself", "[policy][decod
   CHECK_THAT(runs[0].spec, Contains("decoding(knorm("));
 }
 
-// ---- dms ------------------------------------------------------------------------------------------
+// ---- dms ----------------------------------------------------------------------------------------
 
 TEST_CASE("dms drops what scores below its threshold once it leaves the window", "[policy][dms]") {
   // Norms 1 3 2 1 5 | 1 1 1, window 2, threshold -2: 2 stays, being equal. Judged after the prompt:
@@ -169,7 +171,7 @@ TEST_CASE("dms drops what scores below its threshold once it leaves the window",
   CHECK(!policy.closed_form);
 }
 
-// ---- criticalkv -----------------------------------------------------------------------------------
+// ---- criticalkv ---------------------------------------------------------------------------------
 
 TEST_CASE("criticalkv spends the rest of the budget on what can move the output",
           "[policy][criticalkv]") {
@@ -193,8 +195,8 @@ TEST_CASE("criticalkv spends the rest of the budget on what can move the output"
 }
 
 TEST_CASE("criticalkv compares epsilon with the mean of the votes", "[policy][criticalkv]") {
-  // The bug: votes are sums over the window's rows. Tokens 0 and 1 have .2 and .05 in both rows, their
-  // values 1 and 2: (.2 + .15) * 1 < (.05 + .15) * 2, but (.4 + .15) * 1 > (.1 + .15) * 2.
+  // The bug: votes are sums over the window's rows. Tokens 0 and 1 have .2 and .05 in both rows,
+  // their values 1 and 2: (.2 + .15) * 1 < (.05 + .15) * 2, but (.4 + .15) * 1 > (.1 + .15) * 2.
   const Trace trace =
       logits({std::log(4.0), 0, std::log(15.0), -50, 0}, 4, column({1, 2, 1, 1, 1}));
   CHECK(kept(trace, "criticalkv(snapkv(budget=3,window=2,kernel=1),ratio=0,epsilon=0.15)") ==
@@ -203,8 +205,9 @@ TEST_CASE("criticalkv compares epsilon with the mean of the votes", "[policy][cr
 
 TEST_CASE("criticalkv projects values by Wo, and takes the mean over the group",
           "[policy][criticalkv]") {
-  // Two query heads of one KV head; equal attention. Wo [hidden 2, 2 heads x 2]: head 0 reads channel 0
-  // once, head 1 reads channel 1 into both outputs. Norms: |v0| and 2 |v1|, mean (|v0| + 2 |v1|) / 2.
+  // Two query heads of one KV head; equal attention. Wo [hidden 2, 2 heads x 2]: head 0 reads
+  // channel 0 once, head 1 reads channel 1 into both outputs. Norms: |v0| and 2 |v1|, mean (|v0| +
+  // 2 |v1|) / 2.
   test::TraceSpec spec;
   spec.meta.query_heads = 2;
   spec.meta.kv_heads = 1;
@@ -241,7 +244,7 @@ TEST_CASE("criticalkv projects values by Wo, and takes the mean over the group",
   CHECK(test::run_one(trace, policy + ")", {}).notes.empty());
 }
 
-// ---- chunk ----------------------------------------------------------------------------------------
+// ---- chunk --------------------------------------------------------------------------------------
 
 TEST_CASE("chunk spreads a budget evenly over chunks", "[policy][chunk]") {
   // Norms 1 2 3 | 1 2 3 | 9. Three places: one a chunk; six: 2, 2 and 1, the rest to who has room.
@@ -261,11 +264,11 @@ TEST_CASE("chunk spreads a budget evenly over chunks", "[policy][chunk]") {
   CHECK_THAT(refusal(trace, "chunk(chunked(knorm(budget=10%)))"), Contains("chunked(w(p))"));
 }
 
-// ---- block ----------------------------------------------------------------------------------------
+// ---- block --------------------------------------------------------------------------------------
 
 TEST_CASE("block decides block by block", "[policy][block]") {
-  // x y y x x: together, y is the rarer direction. Block by block x and y tie at first, 0 stays, and
-  // holds its place against every y that follows.
+  // x y y x x: together, y is the rarer direction. Block by block x and y tie at first, 0 stays,
+  // and holds its place against every y that follows.
   const Trace trace = one_head({{1, 0}, {0, 1}, {0, 1}, {1, 0}, {1, 0}, {0, 0}}, 5);
   CHECK(kept(trace, "keydiff(budget=1)") == Set{1});
   CHECK(kept(trace, "block(keydiff(budget=1),size=1)") == Set{0});
@@ -291,7 +294,7 @@ TEST_CASE("block equals the global choice for scores that are known at birth", "
   }
 }
 
-// ---- together -------------------------------------------------------------------------------------
+// ---- together -----------------------------------------------------------------------------------
 
 TEST_CASE("the composed policies of the kvpress family replay to their closed forms",
           "[policy][analytic]") {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The start of every test program: KVSPAN_SIMD, with which CTest runs tests of decisions once for each
-// kind of SIMD instructions (tests/CMakeLists.txt).
+// The start of every test program: KVSPAN_SIMD, with which CTest runs tests of decisions once for
+// each kind of SIMD instructions (tests/CMakeLists.txt).
 #pragma once
 
 #include <cstdio>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A small deterministic "model" for tests of whoever drives a runner: arithmetic on few numbers, with
-// real attention (attention_cpu), keys and values kept as a runner keeps them.
+// A small deterministic "model" for tests of whoever drives a runner: arithmetic on few numbers,
+// with real attention (attention_cpu), keys and values kept as a runner keeps them.
 #pragma once
 
 #include <cmath>

@@ -34,7 +34,8 @@ template <class T>
   return one_of<std::string>(random, choices);
 }
 
-// A small random trace; `integers`: q and k from {-1, 0, 1}, with repeated keys, so that ties abound.
+// A small random trace; `integers`: q and k from {-1, 0, 1}, with repeated keys, so that ties
+// abound.
 [[nodiscard]] TraceSpec random_trace(Random& random, bool integers);
 [[nodiscard]] twin::Trace twin_trace(const TraceSpec& spec);
 // A random policy for that trace. Files that it needs are written into `folder`.

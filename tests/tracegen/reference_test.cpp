@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The forward pass against independent programs: numpy/torch and Hugging Face transformers in fp32.
 // tests/data/references.safetensors holds what is needed of their output; with
-// KVSPAN_REFERENCE=FOLDER the same tests compare everything. The tests of SmolLM2 are run on demand:
-//   KVSPAN_SMOLLM2=SmolLM2-135M-Instruct.Q4_1.gguf kvspan_tracegen_tests "[smollm2]"
+// KVSPAN_REFERENCE=FOLDER the same tests compare everything. The tests of SmolLM2 are run on
+//   demand: KVSPAN_SMOLLM2=SmolLM2-135M-Instruct.Q4_1.gguf kvspan_tracegen_tests "[smollm2]"
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

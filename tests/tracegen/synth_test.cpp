@@ -191,8 +191,8 @@ TEST_CASE("each channel gives the logit of its formula", "[synth]") {
           Approx((2 + logit(layer, options, 900, 1400)) / 2).epsilon(scale_error));
   }
   {
-    // Locality: differences of logits follow the curve within the mixture's ringing (and the cusp at
-    // distance 0 is followed least).
+    // Locality: differences of logits follow the curve within the mixture's ringing (and the cusp
+    // at distance 0 is followed least).
     HeadProfile head;
     head.locality = {0};
     for (int d = 1; d < 2000; d *= 2) head.locality.push_back(-1.5 * std::log(1.0 + d));

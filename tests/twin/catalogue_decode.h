@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Brute-force twins of policies that act while tokens are generated: they evict in decode, or choose
-// what a row reads. Plain loops in double precision, from written definitions alone; slow.
+// Brute-force twins of policies that act while tokens are generated: they evict in decode, or
+// choose what a row reads. Plain loops in double precision, from written definitions alone; slow.
 // Source: the papers and codes named in the head of each policy's file.
 #pragma once
 
@@ -38,9 +38,9 @@ struct Outcome {
   std::vector<char> near;  // [layers] some decision hung on less than 1e-5, relative
 };
 
-// Policies: streaming_llm lambda scissorhands keyformer r_kv sagekv fastgen h2o quest retroattention
-// refreshkv infinigen minference clusterkv; and a+quest, a+minference, where `a` evicts by what is
-// read. There, Quest's parameters are written "quest.page".
+// Policies: streaming_llm lambda scissorhands keyformer r_kv sagekv fastgen h2o quest
+// retroattention refreshkv infinigen minference clusterkv; and a+quest, a+minference, where `a`
+// evicts by what is read. There, Quest's parameters are written "quest.page".
 // REQUIRES: shapes as in twin::Trace, v present; every parameter is given that the
 // policy has no plain default for.
 // Errors: std::invalid_argument for an unknown policy or a missing parameter.

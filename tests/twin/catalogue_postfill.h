@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Brute-force twin of the policies that rank, spread and admit entries of the prompt: plain loops in
-// double precision, from the papers and the registry's definitions alone. See twin.h.
+// Brute-force twin of the policies that rank, spread and admit entries of the prompt: plain loops
+// in double precision, from the papers and the registry's definitions alone. See twin.h.
 #pragma once
 
 #include <map>
@@ -12,7 +12,8 @@
 namespace kvspan::twin::postfill {
 
 // A policy's parameters as text; absent: the registry's default. Of a wrapper, `inner` names the
-// policy inside and `inner.X` its parameters. Sizes are tokens ("12"), a share ("33%") or bytes ("640B").
+// policy inside and `inner.X` its parameters. Sizes are tokens ("12"), a share ("33%") or bytes
+// ("640B").
 using Parameters = std::map<std::string, std::string>;
 
 // What a user's files or extra tensors hold.

@@ -174,7 +174,8 @@ Outcome simulate(const Trace& trace, const std::string& policy, const Parameters
     if (i < u.prompt) continue;
     out.layerwise_peak = std::max(out.layerwise_peak, out.payload[at(i)] + out.overhead[at(i)]);
   }
-  // max_l( sum of i < l after + past of l + newborns + copy of the survivors of l + sum of i > l past ).
+  // max_l( sum of i < l after + past of l + newborns + copy of the survivors of l + sum of i > l
+  // past ).
   for (std::size_t index = 0; index < u.passes.size() && u.passes[index].end <= u.prompt; ++index) {
     const Pass pass = u.passes[index];
     const long long born = (pass.end - pass.begin) * heads;

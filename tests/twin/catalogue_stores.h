@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Brute-force twin of the policies that hold entries in fewer bytes, or fold them into a state: plain
-// loops in double precision, from the papers and the registry's definitions alone. See twin.h.
+// Brute-force twin of the policies that hold entries in fewer bytes, or fold them into a state:
+// plain loops in double precision, from the papers and the registry's definitions alone. See
+// twin.h.
 #pragma once
 
 #include <map>
@@ -20,7 +21,8 @@ struct Outcome {
   std::vector<char> near;   // [layers, kv_heads] some decision of the head was a near tie
   long long decisions = 0;  // (layer, head, pass) at which something left or was demoted
   long long near_ties = 0;  // those with an unequal kept and lost score within 1e-5 relative
-  // Roundings (to a code, to fp16, of a channel's rank) so near a tie that fp32 may go the other way.
+  // Roundings (to a code, to fp16, of a channel's rank) so near a tie that fp32 may go the other
+  // way.
   long long near_codes = 0, codes = 0;
 
   double mass_decode = 0;       // mean retained mass of decode rows
@@ -34,8 +36,8 @@ struct Outcome {
   std::vector<std::vector<int>> folded;  // [layers * kv_heads] tokens in the state (less)
 };
 
-// Policies: kivi qpruningkv think mikv less kvquant, each alone or as "evictor+store" with snapkv, h2o,
-// streaming_llm, or "given": deaths from `given` (the same shape as Outcome.death).
+// Policies: kivi qpruningkv think mikv less kvquant, each alone or as "evictor+store" with snapkv,
+// h2o, streaming_llm, or "given": deaths from `given` (the same shape as Outcome.death).
 // Errors: std::invalid_argument for a policy or parameter without meaning.
 [[nodiscard]] Outcome simulate(const Trace& trace, const std::string& policy,
                                const Parameters& parameters, const Plan& plan,

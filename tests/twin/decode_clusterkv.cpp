@@ -173,8 +173,8 @@ struct ClusterKv : Policy {
     return static_cast<long long>(copied.size());
   }
   // Per KV head: centroids, sizes and prefix sums, and the order of the clustered entries.
-  // With offload, a preallocated buffer (the row's own entry in it is counted as an entry), slot maps
-  // of the query heads, and tables that all layers share.
+  // With offload, a preallocated buffer (the row's own entry in it is counted as an entry), slot
+  // maps of the query heads, and tables that all layers share.
   long long overhead(int row, long long /*entries*/) override {
     if (row < w.point) return 0;
     long long layers = 0;

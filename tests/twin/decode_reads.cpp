@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Twins of what chooses the entries that a row reads: quest, retroattention, refreshkv, infinigen and
-// minference.
+// Twins of what chooses the entries that a row reads: quest, retroattention, refreshkv, infinigen
+// and minference.
 #include <algorithm>
 #include <cmath>
 #include <map>

@@ -44,8 +44,8 @@ struct World {
   [[nodiscard]] int count(const std::string& name, int fallback) const {
     return has(name) ? std::stoi(given.at(name)) : fallback;
   }
-  // Tokens; bytes over all layers and KV heads; or a share of the prompt: the exact decimal product,
-  // rounded down, at least 1.
+  // Tokens; bytes over all layers and KV heads; or a share of the prompt: the exact decimal
+  // product, rounded down, at least 1.
   [[nodiscard]] int amount(const std::string& name) const {
     if (!has(name)) throw std::invalid_argument("missing: " + name);
     const std::string& s = given.at(name);
@@ -165,7 +165,8 @@ struct Policy {
   virtual void select(int /*l*/, Pass /*pass*/) {}  // may shorten w.out.active of the pass's rows
   virtual void watch(int /*l*/, Pass /*pass*/) {}   // the rows have attended
   virtual void end(int /*l*/, Pass /*pass*/) {}     // evicts
-  // Entries read in a row by one stored head, where that is not the union of what its heads attend to.
+  // Entries read in a row by one stored head, where that is not the union of what its heads attend
+  // to.
   virtual long long loads(int l, int h, int row) {
     std::set<int> read;
     for (int g = h * w.G; g < (h + 1) * w.G; ++g) {

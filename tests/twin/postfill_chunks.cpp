@@ -9,8 +9,8 @@
 namespace kvspan::twin::postfill {
 namespace {
 
-// One set for all heads: the best chunks of `length`, by sum or mean; `window` entries at the end are
-// added (paper), or rank above all (kvpress).
+// One set for all heads: the best chunks of `length`, by sum or mean; `window` entries at the end
+// are added (paper), or rank above all (kvpress).
 Tokens chunk_set(const World& u, const Moment& m, bool& near) {
   const Choice& c = u.policy;
   const int n = m.end(), budget = budget_of(u, c);

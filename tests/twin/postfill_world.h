@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every twin of the post-fill policies sees: parameters, moments, verdicts; amounts and picking.
+// What every twin of the post-fill policies sees: parameters, moments, verdicts; amounts and
+// picking.
 #pragma once
 
 #include <functional>
@@ -104,8 +105,8 @@ struct Verdict {
 
 [[nodiscard]] int half_even(double x);
 
-// Indices of all but the best `keep`: compared in fp32, so that sums that tie on paper tie here; lower
-// indices win ties. Near ties are judged in double.
+// Indices of all but the best `keep`: compared in fp32, so that sums that tie on paper tie here;
+// lower indices win ties. Near ties are judged in double.
 [[nodiscard]] std::vector<std::size_t> drop(const Values& scores, int keep, bool& near);
 
 // Entries of `from` that are not in `gone`.

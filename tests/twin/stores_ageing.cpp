@@ -31,7 +31,8 @@ void pack_mikv(const Setup& u, const LayerState& s, int h, Entry& e, int bits, O
   e.v_bytes = packed(t.v_head_dim, bits, v_group);
 }
 
-// A range: without the lowest and highest floor(share / 2 n) of n values; fp16 centre and half width.
+// A range: without the lowest and highest floor(share / 2 n) of n values; fp16 centre and half
+// width.
 struct Range {
   double low = 0, high = 0, centre = 0, width = 0;
 };

@@ -54,14 +54,15 @@ struct Setup {
 [[nodiscard]] Setup make_setup(const Trace& t, const std::string& policy, const Parameters& p,
                                const Plan& plan);
 
-// Rounding of x to an integer; `near` counts what fp32 may round the other way, being off by `slack`.
+// Rounding of x to an integer; `near` counts what fp32 may round the other way, being off by
+// `slack`.
 [[nodiscard]] double rounded(double x, double slack, long long& near);
 
 // `error`: of x in fp32, where it is not the last bit's.
 [[nodiscard]] double to_half(double x, long long& near, double error = 0);
 
-// scale = fp16((max - min) / (2^bits - 1)), zero = fp16(min). `slack`: relative error of the input in
-// fp32; 0 for the trace's own elements.
+// scale = fp16((max - min) / (2^bits - 1)), zero = fp16(min). `slack`: relative error of the input
+// in fp32; 0 for the trace's own elements.
 void quantise(std::vector<double*>& x, int bits, double slack, Outcome& out);
 
 // Groups of `group` consecutive channels of one vector.

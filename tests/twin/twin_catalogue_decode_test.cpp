@@ -499,7 +499,7 @@ TEST_CASE("scores behind minference agree with their twin", "[twin_catalogue_dec
   }
 }
 
-// ---- What the twins found ------------------------------------------------------------------------
+// ---- What the twins found -----------------------------------------------------------------------
 
 TEST_CASE("entries read include those of layers that a policy leaves alone",
           "[twin_catalogue_decode]") {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The policies that rank, spread and admit entries of the prompt, against their brute-force twin
-// (tests/twin/catalogue_postfill.h): random small traces, random parameters, and traces of small integers
-// in which keys tie.
+// (tests/twin/catalogue_postfill.h): random small traces, random parameters, and traces of small
+// integers in which keys tie.
 #include <cmath>
 #include <filesystem>
 #include <fstream>

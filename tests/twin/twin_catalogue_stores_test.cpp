@@ -266,7 +266,8 @@ void compare(const StoreCase& c, Tally& tally) {
 }
 
 void check_tally(const Tally& tally) {
-  // A scale within fp32's reach of the middle of two fp16 numbers moves a whole group, and its case.
+  // A scale within fp32's reach of the middle of two fp16 numbers moves a whole group, and its
+  // case.
   CHECK(tally.excused <= 1 + tally.cases / 25);
   CHECK(tally.excused * 1000 <= tally.decisions + tally.codes);
   CHECK(tally.refused * 10 <= 9 * tally.cases);

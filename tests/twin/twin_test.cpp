@@ -29,8 +29,8 @@ void close_to(double ours, double twin, double tolerance, const char* what) {
     CHECK(std::isinf(ours));
     return;
   }
-  // A relative output error of r means that o_full is a difference of terms r times its size: its own
-  // rounding is r times larger, too.
+  // A relative output error of r means that o_full is a difference of terms r times its size: its
+  // own rounding is r times larger, too.
   CHECK(std::abs(ours - twin) <= tolerance * std::max(1.0, twin * twin));
 }
 
@@ -159,8 +159,8 @@ TEST_CASE("the engine agrees with the brute-force twin exactly where keys tie", 
   std::cout << fmt::format("ties: {} cases, {} decisions, {} near ties, {} of {} heads excused\n",
                            tally.cases, tally.decisions, tally.near_ties, tally.excused,
                            tally.heads);
-  // What is left are sums that tie on paper (3a + b in two orders) and differ by one rounding in the
-  // twin's doubles, which breaks the tie there; the engine compares sums in fp32.
+  // What is left are sums that tie on paper (3a + b in two orders) and differ by one rounding in
+  // the twin's doubles, which breaks the tie there; the engine compares sums in fp32.
   CHECK(tally.excused * 5000 <= tally.decisions);
   CHECK(tally.decisions > 5000);
 }

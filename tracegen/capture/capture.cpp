@@ -107,7 +107,8 @@ CapturePlan plan_capture(const ModelSpec& model, const CaptureOptions& options) 
   out.memory_bytes = tokens * 32 + model.vocabulary * 24 + 3 * 4 * kPieceFloats +
                      2 * kRestoreRows * model.kv_heads * model.head_dim * 4;
   if (options.scores) {
-    // Of a wave: probabilities and keys, and the candidates among which they are found; column masses.
+    // Of a wave: probabilities and keys, and the candidates among which they are found; column
+    // masses.
     const std::int64_t rows = std::min(kWave, tokens) * model.query_heads;
     out.memory_bytes += rows * (16 * stored_top_k(options) + 4);
     if (options.scores->column_mass) out.memory_bytes += tokens * model.query_heads * 8;

@@ -66,8 +66,8 @@ struct CaptureOptions {
   std::vector<Span> spans;
   std::string source, text, licence;
 
-  // What else the result depends on, as a JSON object: the checkpoint's files, the device. A capture
-  // is resumed only if it is the same.
+  // What else the result depends on, as a JSON object: the checkpoint's files, the device. A
+  // capture is resumed only if it is the same.
   std::string identity = "{}";
   std::function<void(const std::string& line)> say;                   // may be empty
   std::function<void(std::string_view stage, double done)> progress;  // may be empty, may throw

@@ -228,8 +228,9 @@ class Job {
     save(journal_["prefill_seconds"].get<double>() + journal_["decode_seconds"].get<double>());
   }
 
-  // Journals what is done. Waiting until it is on the disk is worth it only for work of some seconds:
-  // without, it survives every end of the process, but not one of the machine, and the journal says so.
+  // Journals what is done. Waiting until it is on the disk is worth it only for work of some
+  // seconds: without, it survives every end of the process, but not one of the machine, and the
+  // journal says so.
   void save(double seconds) {
     const bool durable = seconds >= kWorthSyncing;
     for (; durable && synced_ < layers_done(); ++synced_) recorder_.sync(synced_);

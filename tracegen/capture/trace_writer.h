@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From raw files of a work folder to a trace. A capture knows the number of tokens only when it is
-// done, and safetensors needs it first: rows gather in one raw file a tensor, and become shards when
-// the number is known.
+// done, and safetensors needs it first: rows gather in one raw file a tensor, and become shards
+// when the number is known.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ void narrow(std::span<const float> values, Dtype dtype, const std::string& what,
             std::vector<std::byte>& out);
 
 // A tensor of the trace, and where its bytes are: in a file of the work folder with the tensor's
-// name, in order. The file may be longer (rows that were never generated); with `stored_columns` the
-// last dimension is that short in the file, and the rest of it is zero in the trace.
+// name, in order. The file may be longer (rows that were never generated); with `stored_columns`
+// the last dimension is that short in the file, and the rest of it is zero in the trace.
 struct StoredTensor {
   SafetensorsWriter::Entry entry;
   std::int64_t stored_columns = -1;          // -1: all

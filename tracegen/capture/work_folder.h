@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The folder OUT.partial of a job that is not finished: named raw files, and a journal that says how
-// far they are complete, so that the same command goes on after an interruption or a power failure.
+// The folder OUT.partial of a job that is not finished: named raw files, and a journal that says
+// how far they are complete, so that the same command goes on after an interruption or a power
+// failure.
 #pragma once
 
 #include <cstddef>

@@ -181,8 +181,8 @@ void launch_attention(const AttentionProblem& p, const DeviceAttentionTensors& t
   if (t.column_mass != nullptr) Kernels::sum_columns(sweep, stream);
 }
 
-// Calls use.operator()<Kernels>() as compiled for the type and the head size; head sizes between are
-// padded with zeros in shared memory only.
+// Calls use.operator()<Kernels>() as compiled for the type and the head size; head sizes between
+// are padded with zeros in shared memory only.
 template <typename Use>
 void with_kernels(DeviceType type, int head_dim, const Use& use) {
   const auto with_dim = [&]<typename T>(T /*type*/) {

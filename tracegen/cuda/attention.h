@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention with capture on a GPU: what tracegen/forward/attention.h states, with q, k and v in the type in
-// which the model keeps them. No CUDA syntax here; attention.cu says how it works.
+// Attention with capture on a GPU: what tracegen/forward/attention.h states, with q, k and v in the
+// type in which the model keeps them. No CUDA syntax here; attention.cu says how it works.
 #pragma once
 
 #include <cstddef>
@@ -36,8 +36,8 @@ inline constexpr int kMostTopK = 1024;
 // Device memory that the launches below need beside the tensors: grows with rows, not with keys.
 [[nodiscard]] std::size_t attention_cuda_workspace(const AttentionProblem& problem, int top_k);
 
-// Errors: DeviceError on a head_dim or top_k out of range, and on a device that has too little shared
-// memory for the head size or that this build has no code for.
+// Errors: DeviceError on a head_dim or top_k out of range, and on a device that has too little
+// shared memory for the head size or that this build has no code for.
 void check_attention_cuda(DeviceType type, int head_dim, int top_k);
 
 // Launches on `stream` and returns. problem.visible is device memory. With tensors.top_k = 0 and no

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kvspan_cuda.so, the module of all that needs CUDA, offers to the program that loads it. It is
-// C++ on both sides of one build: the program lends the module what lent.list names, and a module of
-// another build is refused before anything but `build` is read.
+// What kvspan_cuda.so, the module of all that needs CUDA, offers to the program that loads it. It
+// is C++ on both sides of one build: the program lends the module what lent.list names, and a
+// module of another build is refused before anything but `build` is read.
 #pragma once
 
 #include <memory>

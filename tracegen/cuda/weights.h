@@ -38,8 +38,8 @@ class DeviceWeights {
         arena_(arena),
         memory_(memory) {}
 
-  // Places: for all layers, if they are to stay and fit beside what cuBLAS and the context need, else
-  // one for each layer in turn. Errors: DeviceError.
+  // Places: for all layers, if they are to stay and fit beside what cuBLAS and the context need,
+  // else one for each layer in turn. Errors: DeviceError.
   void reserve(bool stay);
   [[nodiscard]] bool all_layers() const { return layers_.size() > 1; }
 

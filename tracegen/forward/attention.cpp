@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Idea: the query heads that share a KV head are stacked, so that one tile of rows is one dense
-// product with a block of keys; the softmax is carried along the blocks (Milakov and Gimelshein 2018,
-// Dao 2023), and a row's largest logits are collected while the block is in cache:
+// product with a block of keys; the softmax is carried along the blocks (Milakov and Gimelshein
+// 2018, Dao 2023), and a row's largest logits are collected while the block is in cache:
 //
 //                 512 keys          each block:  z = q k^T                (sim's logits)
 //          +----------------+                    m' = max(m, max z), o *= exp(m - m')
@@ -13,7 +13,8 @@
 // last keys of a block in another order, on some machines only; nothing is ranked by o.
 //
 // A key gets into a row's list only if it beats the K-th best so far: of N keys in random order
-// about K ln(N / K) do. Column masses need the final log-sum-exp, hence a second sweep, q k^T again.
+// about K ln(N / K) do. Column masses need the final log-sum-exp, hence a second sweep, q k^T
+// again.
 #include "tracegen/forward/attention.h"
 
 #include <algorithm>
@@ -110,8 +111,8 @@ class Attention {
                                end - begin, stride, p_.head_dim, w.panels.data());
   }
 
-  // Logits z [stacked rows, kStride] of the packed keys [begin, end); -infinity where a row does not
-  // read a key, and behind `end` up to a whole panel, so that sums do not depend on the tile.
+  // Logits z [stacked rows, kStride] of the packed keys [begin, end); -infinity where a row does
+  // not read a key, and behind `end` up to a whole panel, so that sums do not depend on the tile.
   void logits(const Tile& tile, std::int64_t begin, std::int64_t end, Workspace& w) const {
     const std::int64_t count = padded(end - begin);
     kvspan::kernels::logits(w.q.data(), stacked(tile), p_.head_dim, w.panels.data(), 0,

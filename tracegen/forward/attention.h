@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Causal attention of a block of rows that, beside the output, emits what a score trace holds: the
-// log-sum-exp and the largest probabilities of each row, and the probability that each key received.
-// The score matrix is never held. This is the CPU reference; cuda/attention.h does the same on a GPU.
+// log-sum-exp and the largest probabilities of each row, and the probability that each key
+// received. The score matrix is never held. This is the CPU reference; cuda/attention.h does the
+// same on a GPU.
 #pragma once
 
 #include <cstdint>

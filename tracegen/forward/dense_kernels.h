@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The element-wise loops of the forward pass, and the dense product that it rests on. SIMD by runtime
-// dispatch (Highway; oneDNN's own for the product). Every function is serial and has one fixed order
-// of operations for a given shape, so results do not depend on threads.
+// The element-wise loops of the forward pass, and the dense product that it rests on. SIMD by
+// runtime dispatch (Highway; oneDNN's own for the product). Every function is serial and has one
+// fixed order of operations for a given shape, so results do not depend on threads.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,9 @@ namespace kvspan::tracegen::kernels {
 [[nodiscard]] std::string target_name();  // of Highway: "AVX3", "AVX2", ...
 
 // c = a b (beta 0) or c + a b (beta 1), fp32. Two equal columns of b, or rows of a, may get results
-// that differ in the last bits: on some machines the library sums the last ones in another order. So
-// nothing may rest on ties of this product; logits that keys are ranked by are sim/attention/kernels.h's.
+// that differ in the last bits: on some machines the library sums the last ones in another order.
+// So nothing may rest on ties of this product; logits that keys are ranked by are
+// sim/attention/kernels.h's.
 //   a  [m, k], rows lda apart;  c  [m, n], rows ldc apart
 //   b  [k, n], or [n, k] with b_transposed, rows ldb apart
 struct Gemm {
@@ -47,7 +48,8 @@ struct Candidate {
 void append_above(const float* x, std::int64_t count, float threshold, std::int32_t base,
                   std::vector<Candidate>& out);
 
-// out = x / sqrt(mean(x^2) + eps) * weight; out may be x. The mean is summed in fp64 across vectors.
+// out = x / sqrt(mean(x^2) + eps) * weight; out may be x. The mean is summed in fp64 across
+// vectors.
 void rms_norm(const float* x, const float* weight, std::int64_t count, double eps, float* out);
 // gate = gate / (1 + exp(-gate)) * up
 void silu_multiply(float* gate, const float* up, std::int64_t count);

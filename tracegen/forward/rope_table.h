@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Cosines and sines of the rotary embedding, one row a position; the CPU and the CUDA path share it.
+// Cosines and sines of the rotary embedding, one row a position; the CPU and the CUDA path share
+// it.
 #pragma once
 
 #include <cstdint>

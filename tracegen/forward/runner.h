@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The forward pass of a decoder-only transformer, one layer at a time, on a CPU or a GPU. Whoever
-// drives it chooses the order: layer by layer over a whole prompt (memory holds one layer), or token
-// by token through all layers (generation).
+// drives it chooses the order: layer by layer over a whole prompt (memory holds one layer), or
+// token by token through all layers (generation).
 #pragma once
 
 #include <cstdint>
@@ -87,8 +87,8 @@ class Runner {
   // `progress` (may be empty) is told the share of the call that is done, and may throw.
   virtual void layer(int layer, RowIndex first, std::span<float> hidden, AttentionHook& hook,
                      const std::function<void(double)>& progress = {}) = 0;
-  // Keys and values of rows that an earlier process ran through this layer, as on_qkv() gave them (q
-  // is not read): as if layer() had been called. REQUIRES: keep_kv; ascending rows.
+  // Keys and values of rows that an earlier process ran through this layer, as on_qkv() gave them
+  // (q is not read): as if layer() had been called. REQUIRES: keep_kv; ascending rows.
   virtual void restore(const RowsQkv& rows) = 0;
   // Final norm and head: logits [rows, vocabulary] of hidden [rows, hidden], handed over in blocks
   // of rows, ascending: use(first, rows, logits).

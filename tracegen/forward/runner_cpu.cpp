@@ -5,8 +5,8 @@
 //   hidden --norm--> q k v --rope--> [k, v of all rows so far] --attention--> o --> + hidden
 //          --norm--> silu(gate) * up --> down --> + hidden
 //
-// Weights stay in their stored type: each product widens a tile of 256 of their rows and uses it for
-// all rows of the wave, 1 conversion per 1,024 multiply-adds in prefill.
+// Weights stay in their stored type: each product widens a tile of 256 of their rows and uses it
+// for all rows of the wave, 1 conversion per 1,024 multiply-adds in prefill.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -31,8 +31,8 @@ float nll_of(std::span<const float> logits, std::int32_t next) {
 
 std::int32_t Sampler::operator()(std::span<const float> logits) {
   if (s_.temperature == 0) {
-    // The first of equal ones. Equal rows of the output head may still differ in the last bits here,
-    // and on other machines not: they come from gemm().
+    // The first of equal ones. Equal rows of the output head may still differ in the last bits
+    // here, and on other machines not: they come from gemm().
     return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) -
                                      logits.begin());
   }

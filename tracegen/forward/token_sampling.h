@@ -20,9 +20,9 @@ struct Sampling {
 // Errors: CheckpointError when it is not a number.
 [[nodiscard]] float nll_of(std::span<const float> logits, std::int32_t next);
 
-// The model's choice: the largest logit, ties to the lower id; or drawn from what temperature, top-k
-// and top-p leave. The random numbers are the same on every platform, as no library distribution is
-// used; std::exp, which they are compared with, may differ in the last bit.
+// The model's choice: the largest logit, ties to the lower id; or drawn from what temperature,
+// top-k and top-p leave. The random numbers are the same on every platform, as no library
+// distribution is used; std::exp, which they are compared with, may differ in the last bit.
 class Sampler {
  public:
   explicit Sampler(const Sampling& sampling) : s_(sampling), random_(sampling.seed) {}

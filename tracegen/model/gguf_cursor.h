@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts of the GGUF reader share: a file read from front to back, and the types of its values.
-// Private to tracegen/model.
+// What the parts of the GGUF reader share: a file read from front to back, and the types of its
+// values. Private to tracegen/model.
 #pragma once
 
 #include <array>

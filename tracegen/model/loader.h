@@ -54,8 +54,8 @@ struct Extras {
   Presence qk_norm = Presence::absent;
 };
 
-// Takes tensors out of the file's list, checking each against the shape that the model needs. Errors:
-// CheckpointError naming file and tensor.
+// Takes tensors out of the file's list, checking each against the shape that the model needs.
+// Errors: CheckpointError naming file and tensor.
 class Loader {
  public:
   Loader(std::string where, std::map<std::string, Stored> tensors)

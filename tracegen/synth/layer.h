@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inside of SynthLayer: synth.cpp makes the vectors of a token, masses.cpp the gains that are fitted.
-// Private to tracegen/synth.
+// Inside of SynthLayer: synth.cpp makes the vectors of a token, masses.cpp the gains that are
+// fitted. Private to tracegen/synth.
 #pragma once
 
 #include <cstddef>
@@ -61,8 +61,8 @@ struct SynthLayer::Impl {
 
   [[nodiscard]] std::size_t head_index(int kv_head, int of_group) const;
 
-  // Least squares over distances, each octave with the same weight: the wanted curve as a mixture of
-  // the rotary frequencies, and a constant that the softmax does not see.
+  // Least squares over distances, each octave with the same weight: the wanted curve as a mixture
+  // of the rotary frequencies, and a constant that the softmax does not see.
   void fit_locality();
 
   // Gains of sinks and needles, from rows and keys that are sampled.

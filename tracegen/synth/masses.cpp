@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The gains of a layer's channels: locality by least squares, sinks and needles so that they get the
-// mass that the profile asks for.
+// The gains of a layer's channels: locality by least squares, sinks and needles so that they get
+// the mass that the profile asks for.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -55,7 +55,8 @@ double dot(std::span<const float> a, std::span<const float> b) {
 }
 
 // Solves A x = b in place for a symmetric positive definite A [n, n] (Cholesky); A becomes its
-// factor. With `factored`, A is one already. Not Eigen's, whose order of sums depends on the machine.
+// factor. With `factored`, A is one already. Not Eigen's, whose order of sums depends on the
+// machine.
 void solve(std::vector<double>& a, std::span<double> b, bool factored) {
   const std::size_t n = b.size();
   for (std::size_t i = 0; i < n && !factored; ++i) {

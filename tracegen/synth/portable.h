@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random numbers and elementary functions whose bits are the same on every machine: integers, and
-// IEEE operations that are exact or correctly rounded (+ - * / sqrt floor ldexp frexp). The standard
-// library's distributions and transcendental functions promise no such thing. Files that include
-// this are compiled without contraction to fused multiply-add.
+// IEEE operations that are exact or correctly rounded (+ - * / sqrt floor ldexp frexp). The
+// standard library's distributions and transcendental functions promise no such thing. Files that
+// include this are compiled without contraction to fused multiply-add.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,8 @@
 
 namespace kvspan::tracegen::portable {
 
-// 64 bits that depend on the key words only, so that any number is computed without the ones before.
+// 64 bits that depend on the key words only, so that any number is computed without the ones
+// before.
 // Source: finaliser of SplitMix64 (Steele, Lea, Flood 2014), chained over the words.
 inline std::uint64_t random_bits(std::initializer_list<std::uint64_t> key) {
   std::uint64_t x = 0;

@@ -276,7 +276,8 @@ void SynthLayer::token(std::int64_t token, std::span<float> q, std::span<float> 
     self.query_content(h, token, query);
     const Impl::Gains& gains = self.gains[static_cast<std::size_t>(h)];
     for (std::size_t p = 0; p < pairs; ++p) {
-      // (c, -s) rotated by the row: its product with the key (1, 0) is c cos + s sin of the distance.
+      // (c, -s) rotated by the row: its product with the key (1, 0) is c cos + s sin of the
+      // distance.
       const double c = gains.cosines[p] * self.root;
       const double s = -gains.sines[p] * self.root;
       query[p] = static_cast<float>(c * turn[p].cos - s * turn[p].sin);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Synthetic qkv traces with named structure. The logit of row i and key j is a sum of channels, each
-// in a subspace of its own (formulas and figures: synth/README.md):
+// Synthetic qkv traces with named structure. The logit of row i and key j is a sum of channels,
+// each in a subspace of its own (formulas and figures: synth/README.md):
 //   z_ij = locality(i - j) + sink + hitters + content + topic + needle
-// Every vector depends on (seed, profile, layer, token) only: it is computed alone, so that traces of
-// any length stream with bounded memory, and its bits do not depend on threads or machine.
+// Every vector depends on (seed, profile, layer, token) only: it is computed alone, so that traces
+// of any length stream with bounded memory, and its bits do not depend on threads or machine.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A profile whose synthetic trace has the attention statistics of a real one, and how near it comes.
+// A profile whose synthetic trace has the attention statistics of a real one, and how near it
+// comes.
 #pragma once
 
 #include <functional>
@@ -28,8 +29,8 @@ struct SynthFit {
 };
 
 // Fits sink mass, mass by distance, entropy, persistence, mass on needles while decoding, and the
-// correlation of key norm and importance, for each query head (the last: layer) by damped steps on a
-// synthetic layer of the same length. `tick` is told the share that is done and may throw.
+// correlation of key norm and importance, for each query head (the last: layer) by damped steps on
+// a synthetic layer of the same length. `tick` is told the share that is done and may throw.
 // Errors: TraceError on a score trace: without keys there is no geometry to follow.
 [[nodiscard]] SynthFit fit_synth(const Trace& trace, const std::string& name, std::uint64_t seed,
                                  const std::function<void(double)>& tick = {});

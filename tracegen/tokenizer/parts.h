@@ -97,8 +97,8 @@ class AddedTokens {
   std::array<bool, 256> begins_{};  // some token begins with this byte
 };
 
-// Byte pair encoding of one word. Symbols are token ids. A word of n bytes takes O(n log n) time and
-// some 32 n bytes.
+// Byte pair encoding of one word. Symbols are token ids. A word of n bytes takes O(n log n) time
+// and some 32 n bytes.
 //
 //   l o w e r      each symbol knows its neighbours; a heap holds the mergeable pairs, lowest rank
 //   l o w er       first, then leftmost. A merge writes the new symbol over the left one, unlinks
@@ -124,8 +124,8 @@ class Bpe {
 
   // Appends the ids of `word`.
   void encode(std::string_view word, std::vector<std::int32_t>& ids) const;
-  // No merge crosses the beginning of a run of `marker` (U+2581), so that a long text may be encoded
-  // in parts which end there.
+  // No merge crosses the beginning of a run of `marker` (U+2581), so that a long text may be
+  // encoded in parts which end there.
   [[nodiscard]] bool separable() const { return separable_; }
 
  private:

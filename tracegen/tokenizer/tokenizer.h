@@ -41,7 +41,8 @@ class Tokenizer {
   [[nodiscard]] std::optional<std::int32_t> eos() const;
   // What the tokenizer's own settings say about a leading bos (tokenizer.json's post-processor,
   // tokenizer_config.json's add_bos_token, GGUF's tokenizer.ggml.add_bos_token), and where: "post-
-  // processor of tokenizer.json". A MiniMind tokenizer says nothing: `adds` is false, and why says so.
+  // processor of tokenizer.json". A MiniMind tokenizer says nothing: `adds` is false, and why says
+  // so.
   struct Bos {
     bool adds = false;
     std::string why;

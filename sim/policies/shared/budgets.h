@@ -55,8 +55,9 @@ template <std::derived_from<Budget> B>
 // Errors: ConfigError when the number is even.
 [[nodiscard]] int odd_count(const Arguments& arguments, const std::string& parameter);
 
-// The budget as the real number from which tokens are rounded down: rows * share where the sizing is
-// that share of its rows, formed in doubles as Python forms n * (1 - compression_ratio); else tokens.
+// The budget as the real number from which tokens are rounded down: rows * share where the sizing
+// is that share of its rows, formed in doubles as Python forms n * (1 - compression_ratio); else
+// tokens.
 [[nodiscard]] double tokens_before_rounding(const std::optional<Amount>& size,
                                             const Sizing& sizing);
 

@@ -28,7 +28,8 @@ struct FitOptions {
   bool attention_only = false;  // foresightkv: features of attention alone
 };
 
-// One policy that can be fitted. Rows [from, end) are the samples; end is all that may be looked at.
+// One policy that can be fitted. Rows [from, end) are the samples; end is all that may be looked
+// at.
 struct FittedScorer {
   std::string name, features, label;
   std::vector<std::string> methods;

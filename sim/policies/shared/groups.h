@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by policies: the numbers of a group's query heads become one set, and arithmetic on scores.
+// Shared by policies: the numbers of a group's query heads become one set, and arithmetic on
+// scores.
 #pragma once
 
 #include <cstddef>
@@ -18,8 +19,8 @@ namespace kvspan::policies {
 enum class Group : std::uint8_t { mean, max, sum, none };
 [[nodiscard]] Group parse_group(const std::string& word);
 
-// Runs `item` for every query head of a stored head and reduces: item(query_head, out) returns slack.
-//   out [entries]
+// Runs `item` for every query head of a stored head and reduces: item(query_head, out) returns
+//   slack. out [entries]
 double reduce_group(const LayerShape& shape, int head, Group group, std::span<double> out,
                     const std::function<double(int query_head, std::span<double> out)>& item);
 
@@ -27,7 +28,8 @@ double reduce_group(const LayerShape& shape, int head, Group group, std::span<do
 [[nodiscard]] std::span<const TokenIndex> resident_up_to(const View& view, int head, RowIndex row);
 
 // Sums of probabilities, rounded to fp32 for the comparison: two sums of the same terms in another
-// order (1/3 + 1/6 against 1/2) then tie, as they do on paper, and ties go to the lower token index.
+// order (1/3 + 1/6 against 1/2) then tie, as they do on paper, and ties go to the lower token
+// index.
 void round_sums(std::span<double> scores);
 
 // Sums in double, in order.

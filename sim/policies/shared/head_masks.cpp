@@ -13,9 +13,9 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "sim/policies/shared/whole_trace.h"
 #include "sim/base/error.h"
 #include "sim/policies/shared/helpers.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 namespace {

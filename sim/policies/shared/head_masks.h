@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "sim/policy/registry.h"
 #include "sim/policies/shared/whole_trace.h"
+#include "sim/policy/registry.h"
 
 namespace kvspan::policies {
 

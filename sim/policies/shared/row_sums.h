@@ -19,8 +19,8 @@ struct AttentionRow {
   std::span<const TokenIndex> entries;  // held when it did, ascending, up to the row itself
 };
 
-// One sum per query head and entry, to which every row adds; a stored head's score is their sum over
-// its group, rounded so that the paper's ties stay ties. A policy says what a row adds.
+// One sum per query head and entry, to which every row adds; a stored head's score is their sum
+// over its group, rounded so that the paper's ties stay ties. A policy says what a row adds.
 class RowSums : public Scorer {
  public:
   explicit RowSums(const LayerShape& shape) : sums_(index(shape.query_heads)) {}
@@ -51,8 +51,8 @@ template <std::derived_from<RowSums> S, class... A>
   return scoring;
 }
 
-// The whole of a policy that evicts by such sums after the prompt and after every decode row, down to
-// the parameter `budget`; its state is a number of 4 bytes an entry.
+// The whole of a policy that evicts by such sums after the prompt and after every decode row, down
+// to the parameter `budget`; its state is a number of 4 bytes an entry.
 template <std::derived_from<RowSums> S, class... A>
 [[nodiscard]] Recipe evict_by_row_sums(const Arguments& arguments, const Geometry& geometry,
                                        A... of_scorer) {

@@ -21,8 +21,8 @@ namespace kvspan::policies {
 // Ranks entries by their position: the newest are kept first.
 [[nodiscard]] Scoring position_scoring();
 
-// Ranks entries by a number that is known when an entry is born and never changes. `make` builds the
-// function of one layer: values of the tokens [begin, end) of a stored head, out [end - begin].
+// Ranks entries by a number that is known when an entry is born and never changes. `make` builds
+// the function of one layer: values of the tokens [begin, end) of a stored head, out [end - begin].
 using BirthValues = std::function<void(const View& view, int head, TokenIndex begin, TokenIndex end,
                                        std::span<double> out)>;
 [[nodiscard]] ScorerFactory birth_scorer(const Needs& needs,

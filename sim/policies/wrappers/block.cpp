@@ -2,8 +2,8 @@
 // block(policy): streaming top-k. It starts from the first B candidates, takes in `size` more at a
 // time, scores what it holds together with them, and keeps the best B.
 // Source: kvpress BlockPress (after KeyDiff, arXiv 2504.15364). What a policy protects is taken out
-// before, once: kvpress' wrapper protects the sinks and the window of every block. Attention scores are
-// those of the whole prompt's rows.
+// before, once: kvpress' wrapper protects the sinks and the window of every block. Attention scores
+// are those of the whole prompt's rows.
 #include <algorithm>
 
 #include "sim/policies/shared/wrapping.h"

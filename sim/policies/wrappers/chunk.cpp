@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // chunk(policy): the best entries of every `length` candidates, each chunk scored by itself.
-// Source: kvpress ChunkPress (after FINCH, arXiv 2408.00167). A chunk gets floor(B * its length / all
-// candidates), the last one the remainder, so that the budget is spent exactly; what is too much for
-// it goes to those before (kvpress keeps max(1, int(length * share)) of each). What a policy protects
-// is taken out before, once: kvpress' wrapper protects the sinks and the window of every chunk.
-// Attention scores are those of the whole prompt's rows.
+// Source: kvpress ChunkPress (after FINCH, arXiv 2408.00167). A chunk gets floor(B * its length /
+// all candidates), the last one the remainder, so that the budget is spent exactly; what is too
+// much for it goes to those before (kvpress keeps max(1, int(length * share)) of each). What a
+// policy protects is taken out before, once: kvpress' wrapper protects the sinks and the window of
+// every chunk. Attention scores are those of the whole prompt's rows.
 #include <algorithm>
 
 #include "sim/policies/shared/wrapping.h"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// chunked(policy): any policy with a scorer, evicting after every chunk of the prompt (--chunk), and
-// in decode as it does alone: the adaptation with which arXiv 2506.17121 compares post-fill methods.
+// chunked(policy): any policy with a scorer, evicting after every chunk of the prompt (--chunk),
+// and in decode as it does alone: the adaptation with which arXiv 2506.17121 compares post-fill
+// methods.
 // Source: its metric (kv_footprint.py: count=metric) and evaluation code (snapkv.py, pyramidkv.py:
 // count=implementation); variant=patched scores every chunk but the last with the prompt's last
 // queries at the positions after the chunk. Those queries saw the whole prompt: a stand-in.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// criticalkv(policy): the first `ratio` of the budget goes to the policy's best, the rest to the best of
-// (score + epsilon) * ||Wo v||_1, mean over the query heads of the group: by how much an entry can move
-// the layer's output.
-// Source: Feng et al., arXiv 2502.03805; kvpress CriticalKVPress, whose defaults these are. Entries that
-// the policy protects count towards the first part. Votes are divided by the rows of the observation
-// window, so that epsilon is compared with probabilities, as there. Wo comes from the trace
-// (layers.{l}.wo), or from a safetensors file (wo=FILE: the same names, or a checkpoint's
+// criticalkv(policy): the first `ratio` of the budget goes to the policy's best, the rest to the
+// best of (score + epsilon) * ||Wo v||_1, mean over the query heads of the group: by how much an
+// entry can move the layer's output.
+// Source: Feng et al., arXiv 2502.03805; kvpress CriticalKVPress, whose defaults these are. Entries
+// that the policy protects count towards the first part. Votes are divided by the rows of the
+// observation window, so that epsilon is compared with probabilities, as there. Wo comes from the
+// trace (layers.{l}.wo), or from a safetensors file (wo=FILE: the same names, or a checkpoint's
 // model.layers.{l}.self_attn.o_proj.weight); without it ||v||_1 is a stand-in.
 #include <algorithm>
 

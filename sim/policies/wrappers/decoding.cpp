@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// decoding(policy): leaves the prompt alone; after every `every`-th decode row the policy cuts each head
-// to `target` entries, prompt included, in place of its own schedule and budget.
-// Source: kvpress DecodingPress, whose defaults these are. There a policy that looks at queries sees the
-// last 256 hidden states, all rotated to the current position; here it sees its last rows as they were.
-// The queries of the last 256 rows (more if the policy's window is larger) are charged.
+// decoding(policy): leaves the prompt alone; after every `every`-th decode row the policy cuts each
+// head to `target` entries, prompt included, in place of its own schedule and budget.
+// Source: kvpress DecodingPress, whose defaults these are. There a policy that looks at queries
+// sees the last 256 hidden states, all rotated to the current position; here it sees its last rows
+// as they were. The queries of the last 256 rows (more if the policy's window is larger) are
+// charged.
 #include <algorithm>
 
 #include "sim/policies/shared/wrapping.h"

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// dms(policy): the policy's score becomes an admission. An entry dies at the end of the first pass after
-// which it is no longer among the newest `window` tokens, if its score is below `threshold`. Heads keep
-// as many as pass, so there is no budget.
-// Source: kvpress DMSPress, after Lancucki et al., arXiv 2506.05345, where the gate is learned: here it
-// is the score of a policy that knows it when the entry is born (knorm: minus the norm of the key;
+// dms(policy): the policy's score becomes an admission. An entry dies at the end of the first pass
+// after which it is no longer among the newest `window` tokens, if its score is below `threshold`.
+// Heads keep as many as pass, so there is no budget.
+// Source: kvpress DMSPress, after Lancucki et al., arXiv 2506.05345, where the gate is learned:
+// here it is the score of a policy that knows it when the entry is born (knorm: minus the norm of
+// the key;
 // random: uniform in [0, 2^53); scores(file=...): a gate's own output).
 #include <cmath>
 #include <limits>

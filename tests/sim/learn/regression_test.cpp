@@ -160,8 +160,8 @@ TEST_CASE("the network learns an order that no plane has", "[fit][mlp]") {
 }
 
 TEST_CASE("equal rows get equal figures, wherever they stand", "[fit]") {
-  // Bug: one product of all rows summed the last ones in another order, so that equal tokens did not
-  // tie.
+  // Bug: one product of all rows summed the last ones in another order, so that equal tokens did
+  // not tie.
   const auto [method, width, hidden, outputs] =
       GENERATE(table<std::string, std::size_t, std::size_t, std::size_t>(
           {{"mlp", 8, 2, 1}, {"mlp", 33, 31, 1}, {"ridge", 24, 0, 3}, {"logit", 65, 0, 1}}));

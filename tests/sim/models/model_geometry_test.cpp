@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sim/models/model_config.h"
-
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/models/model_config.h"
 #include "sim/predict/analytic.h"
 #include "sim/predict/capacity.h"
 #include "sim/run/run.h"

@@ -95,8 +95,8 @@ TEST_CASE("sizes are tokens, exact shares of the prompt, or bytes", "[spec]") {
   CHECK(Amount::parse("1024", "b").mantissa == 1024);
   CHECK(Amount::parse("64MiB", "b").mantissa == 64 << 20);
   CHECK(Amount::parse("1.5KiB", "b").mantissa == 1536);
-  // The exact decimal product: 32 % of 1000 is 320, where int(1000 * 0.32) in double also holds, and
-  // 41 where int(410 * (1 - 0.9)) is 40.
+  // The exact decimal product: 32 % of 1000 is 320, where int(1000 * 0.32) in double also holds,
+  // and 41 where int(410 * (1 - 0.9)) is 40.
   CHECK(Amount::parse("10%", "b").share_of(410) == 41);
   CHECK(Amount::parse("68%", "b").share_of(1000) == 680);
   CHECK(Amount::parse("12.5%", "b").share_of(80) == 10);

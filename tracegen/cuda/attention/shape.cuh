@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of attention.cu are told, and how they cut the problem into tiles. The kernels that
-// depend on the type and on the head size are compiled in files of their own, side by side: the bodies
-// of AttentionKernels are in kernels.cuh, and dHEAD_TYPE.cu says which.
+// What the kernels of attention.cu are told, and how they cut the problem into tiles. The kernels
+// that depend on the type and on the head size are compiled in files of their own, side by side:
+// the bodies of AttentionKernels are in kernels.cuh, and dHEAD_TYPE.cu says which.
 #pragma once
 
 #include <cstdint>
@@ -81,8 +81,8 @@ struct AttentionKernels {
   // Of q, k and v tiles; sum_columns has no v.
   static constexpr int kSharedBytes =
       Tiles<T, kDim>::bytes(Tiles<T, kDim>::kRows + 2 * Tiles<T, kDim>::kKeys);
-  // More than 48 KiB of shared memory are to be asked for, once. Errors: DeviceError if this build has
-  // no code for the device.
+  // More than 48 KiB of shared memory are to be asked for, once. Errors: DeviceError if this build
+  // has no code for the device.
   static void reserve_shared();
   static void attend(const Sweep& sweep, cudaStream_t stream);
   static void sum_columns(const Sweep& sweep, cudaStream_t stream);
