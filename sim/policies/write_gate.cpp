@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Write-Gated KV: a small network looks at the key of a new token alone and decides, at birth,
 // whether the entry will be written to the long-term cache when it leaves the local window. Nothing
-// is
-// ranked: admission has a rate, not a budget. While the prompt is read, a row reads its window and
-// the admitted keys before it (masks_prefill).
+// is ranked: admission has a rate, not a budget. While the prompt is read, a row reads its window
+// and the admitted keys before it (masks_prefill).
 // Source: arXiv 2512.17452; code EMCLab-Sinica/WG-KV (modeling_layers.py, configuration_*.py).
 //   g = sigmoid(w2 . gelu(W1 [rms(k before rotary); rms(k)] + b1) + b2) > tau, tau 0.1, window 256.
 //   The authors train it end to end on the error of the last hidden state; here

@@ -191,8 +191,7 @@ void ties_keep_the_lower_token() {
   check(r.span_resident[0] == 0.5, "span resident");
   check(std::abs(r.span_mass_lost[0] - (1.0 / 7 + 1.0 / 8 + 1.0 / 9) / 7) < 1e-12, "span mass");
   // 6 entries in 2 layers at the prompt's end: 8 bytes and 4 of score each. Layerwise, in the
-  // second
-  // layer: 3 survivors of the first, its own 6, and the copy of 3 without scores.
+  // second layer: 3 survivors of the first, its own 6, and the copy of 3 without scores.
   check(r.peak_total_whole == 144 && r.peak_overhead == 48 && r.peak_row == 5, "h2o bytes");
   check(r.peak_total_layerwise == 12 * 8 + 9 * 4, "h2o layerwise");
   check(r.near_count.near_ties == 0 && r.near_count.decisions == 6, "h2o decisions");

@@ -12,8 +12,7 @@
 namespace kvspan::policies {
 
 // Reads a float tensor [layers, heads, tokens or fewer dimensions] of an external file and picks
-// the
-// trace's layers: the file holds the stored layers, or all layers of the model.
+// the trace's layers: the file holds the stored layers, or all layers of the model.
 //   returns [stored layers][rest], rest flattened. Errors: ConfigError naming file, tensor and
 //   shape.
 struct LayerTable {
