@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Storage layouts: their names, and the KV bytes of one layer, row by row, in one of them.
-// Definitions: the README, "What is measured", and metrics.h.
+// Definitions: metrics.h.
 #pragma once
 
 #include <cstdint>

@@ -256,12 +256,12 @@ MatchTarget parse_match(const std::string& text) {
     out.value = static_cast<double>(parse_bytes(value, "--match peak_bytes"));
     return out;
   }
-  if (what == "mass") {
+  if (what == "retained" || what == "mass") {  // mass: its name before
     out.what = MatchTarget::What::mass;
   } else if (what != "footprint") {
     throw ConfigError(
-        fmt::format("--match: found '{}', expected footprint=X, peak_bytes=X or mass=X; {}", text,
-                    nearest_hint(what, {"footprint", "peak_bytes", "mass"})));
+        fmt::format("--match: found '{}', expected footprint=X, peak_bytes=X or retained=X; {}", text,
+                    nearest_hint(what, {"footprint", "peak_bytes", "retained"})));
   }
   const bool percent = value.ends_with('%');
   char* end = nullptr;
