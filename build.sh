@@ -364,12 +364,12 @@ run_test() {
   if [ "$deep" = yes ]; then
     check dev -D KVSPAN_GUI=ON
   else  # each test once: those that read or decide under the sanitizers, below
-    targets=(kvspan kvspan-viewer kvspan_tests kvspan_capture_tests kvspan_cli_tests
-      kvspan_twin_selfcheck kvspan_gui_tests)
-    tests=(-LE input)
+    targets=(kvspan kvspan-viewer kvspan_tests kvspan_input_tests kvspan_capture_tests
+      kvspan_cli_tests kvspan_twin_selfcheck kvspan_gui_tests)
+    tests=(-LE '^input$')
     check dev -D KVSPAN_GUI=ON
     targets=(kvspan_input_tests kvspan_tracegen_input_tests kvspan_fuzz_replay kvspan_gguf_fuzz_replay)
-    tests=(-L input)
+    tests=(-L '^input$')
     check asan
     unset targets tests
   fi

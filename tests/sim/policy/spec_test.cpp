@@ -211,7 +211,8 @@ TEST_CASE("--match targets are checked", "[spec]") {
   CHECK(parse_match("footprint=0.4").value == 0.4);
   CHECK(parse_match("footprint=40%").value == 0.4);
   CHECK(parse_match("peak_bytes=2MiB").value == 2097152);
-  CHECK(parse_match("mass=0.9").what == MatchTarget::What::mass);
+  CHECK(parse_match("retained=0.9").what == MatchTarget::What::mass);
+  CHECK(parse_match("mass=0.9").what == MatchTarget::What::mass);  // its name before
   CHECK_THROWS_WITH(parse_match("footprnt=0.4"), Contains("did you mean 'footprint'?"));
   CHECK_THROWS_AS(parse_match("footprint=1.4"), ConfigError);
   CHECK_THROWS_AS(parse_match("footprint"), ConfigError);
