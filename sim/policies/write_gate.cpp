@@ -40,6 +40,7 @@ using Gates = WriteGate;
 
 }  // namespace
 
+// NOLINTNEXTLINE(readability-function-size): the parameters of seven gates.
 PolicyEntry write_gate() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;

@@ -218,7 +218,7 @@ void check(const std::string& policy, const Shape& shape, int cases, bool cuts, 
   const char* s = std::getenv("SEED");
   Random random(s ? std::stoull(s) : 20261122);
   Tally tally;
-  for (int i = 0; i < cases; ++i) {
+  for (int i = 0; i < test::share_of_cases(cases); ++i) {
     const bool integers = i % 3 == 2;
     Case c;
     c.policy = policy;

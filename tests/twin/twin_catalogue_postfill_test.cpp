@@ -475,7 +475,7 @@ void run(bool integers, std::uint64_t seed, int cases) {
     Random random(seed);
     Tally tally;
     std::set<std::string> shown;
-    for (int i = 0; i < cases; ++i) {
+    for (int i = 0; i < test::share_of_cases(cases); ++i) {
       Drawn d;
       d.trace = small_trace(random, integers);
       d.meta = test::completed(d.trace);

@@ -278,7 +278,7 @@ using Fill = std::function<void(Random&, StoreCase&)>;
 void run(const std::string& policy, std::uint64_t seed, int cases, const Fill& fill) {
   Tally tally{policy};
   Random random(seed);
-  for (int i = 0; i < cases; ++i) {
+  for (int i = 0; i < test::share_of_cases(cases); ++i) {
     INFO("seed " << seed << ", case " << i);
     StoreCase c = random_base(random);
     c.policy = policy;
