@@ -54,7 +54,8 @@ TEST_CASE("the module of this build finds all that the program lends it", "[cuda
   const auto& module = load_cuda_module(KVSPAN_CUDA_MODULE);
   const auto checkpoint = Checkpoint::open(kLlama);
   try {  // a GPU that is none must still be an exception that the program knows
-    CHECK_FALSE(module.make_runner(checkpoint, {.tokens = 4})->description().empty());
+    const auto runner = module.make_runner(checkpoint, {.tokens = 4});
+    CHECK_FALSE(runner->description().empty());
   } catch (const DeviceError& error) {
     CHECK_THAT(error.what(), Contains("no usable CUDA device") && Contains("--device cpu"));
   }
