@@ -164,7 +164,8 @@ void add_run(CLI::App& app, const Context& context) {
       ->type_name("SPAN");
   sub->add_option("--fidelity", s->fidelity, "Rows to measure: all, rows=K in each phase, or none")
       ->type_name("all|rows=K|none");
-  sub->add_option("--match", s->match, "Tune every budget to footprint=X, peak_bytes=X or retained=X")
+  sub->add_option("--match", s->match,
+                  "Tune every budget to footprint=X, peak_bytes=X or retained=X")
       ->type_name("WHAT=X");
   sub->add_option("--prefill", s->prefill,
                   "When a runtime compresses: after all layers, or layer by layer")
@@ -187,7 +188,8 @@ void add_run(CLI::App& app, const Context& context) {
       ->type_name("FILE");
   sub->add_option("--timeline", s->timeline, "Memory over time at full resolution, safetensors")
       ->type_name("FILE");
-  sub->add_option("--svg", s->svg, "Picture: memory over time, and footprint against retained attention")
+  sub->add_option("--svg", s->svg,
+                  "Picture: memory over time, and footprint against retained attention")
       ->type_name("FILE");
   sub->add_flag("--quiet", s->quiet, "No progress on stderr");
   sub->add_flag("--chart", s->chart, "Terminal chart below the table, also when --svg is given");

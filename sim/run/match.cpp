@@ -260,8 +260,8 @@ MatchTarget parse_match(const std::string& text) {
     out.what = MatchTarget::What::mass;
   } else if (what != "footprint") {
     throw ConfigError(
-        fmt::format("--match: found '{}', expected footprint=X, peak_bytes=X or retained=X; {}", text,
-                    nearest_hint(what, {"footprint", "peak_bytes", "retained"})));
+        fmt::format("--match: found '{}', expected footprint=X, peak_bytes=X or retained=X; {}",
+                    text, nearest_hint(what, {"footprint", "peak_bytes", "retained"})));
   }
   const bool percent = value.ends_with('%');
   char* end = nullptr;
