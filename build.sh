@@ -254,7 +254,7 @@ release_targets() {
 build_release() {
   install_packages "${headless_packages[@]}"
   check_tools
-  say "building the release program: a few minutes on 2 cores"
+  say "building the release program: three minutes on 2 cores"
   release_targets kvspan kvspan_bundled_model
   build release ${cuda_option[@]+"${cuda_option[@]}"}
   unset targets
@@ -263,7 +263,7 @@ build_release() {
 build_viewer() {
   install_packages "${headless_packages[@]}" "${viewer_packages[@]}"
   check_tools
-  say "building the release programs: a few minutes on 2 cores"
+  say "building the release programs: four minutes on 2 cores"
   release_targets kvspan kvspan-viewer
   build release -D KVSPAN_GUI=ON ${cuda_option[@]+"${cuda_option[@]}"}
   unset targets
