@@ -19,19 +19,10 @@
 #include <cstddef>
 #include <limits>
 
-// On x86-64 four targets: AVX3, AVX2, SSE4 and the SSE2 baseline, which Highway emulates (EMU128;
-// it avoids that before GCC 12.3 because of a wrong 16-bit multiply, which we do not use). SVE
-// vectors cannot be array elements; such machines run NEON.
-#define HWY_BROKEN_EMU128 0
-#if defined(__x86_64__) || defined(_M_X64)
-#define HWY_DISABLED_TARGETS HWY_SSSE3
-#elif defined(__aarch64__)
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
-#endif
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "sim/attention/kernels.cpp"
 // clang-format off
+#include "sim/attention/dispatch_targets.h"  // before Highway
 #include <hwy/foreach_target.h>  // before highway.h
 #include <hwy/highway.h>
 #include <hwy/contrib/math/math-inl.h>

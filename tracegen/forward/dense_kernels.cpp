@@ -9,17 +9,10 @@
 
 #include "sim/base/error.h"
 
-// As in sim/attention/kernels.cpp, where the reasons stand.
-#define HWY_BROKEN_EMU128 0
-#if defined(__x86_64__) || defined(_M_X64)
-#define HWY_DISABLED_TARGETS HWY_SSSE3
-#elif defined(__aarch64__)
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
-#endif
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "tracegen/forward/dense_kernels.cpp"
 // clang-format off
+#include "sim/attention/dispatch_targets.h"  // before Highway
 #include <hwy/foreach_target.h>  // before highway.h
 #include <hwy/highway.h>
 #include <hwy/contrib/math/math-inl.h>
