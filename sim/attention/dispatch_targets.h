@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which targets Highway compiles kernels for; every file with kernels includes it before Highway, so
-// that all of them choose among the same.
+// Which targets Highway compiles kernels for; every file with kernels includes it before Highway,
+// so that all of them choose among the same.
 //
 // On x86-64 four: AVX3, AVX2, SSE4 and the SSE2 baseline, which Highway emulates (EMU128; it avoids
 // that before GCC 12.3 because of a wrong 16-bit multiply, which we do not use). SVE vectors cannot

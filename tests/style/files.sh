@@ -11,8 +11,8 @@ exceptions=tests/style/exceptions.txt
 failed=0
 complain() { echo "$*" >&2; failed=1; }
 
-files() {  # tracked files; in a tarball, all of them
-  git ls-files "$@" 2>/dev/null | grep . || find cli sim tracegen gui tests traces \
+files() {  # what git tracks or would take; in a tarball, all files
+  git ls-files -co --exclude-standard "$@" 2>/dev/null | grep . || find cli sim tracegen gui tests traces \
     $([ ! -d gpu_replay ] || echo gpu_replay) \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' \
     -o -name '*.cuh' -o -name '*.py' -o -name '*.sh' -o -name CMakeLists.txt -o -name '*.md' \)
 }
