@@ -11,13 +11,6 @@
 
 namespace kvspan::gui {
 
-std::string csv_field(std::string_view text) {
-  if (text.find_first_of("\",\r\n") == text.npos) return std::string(text);
-  std::string quoted = "\"";
-  for (const char c : text) quoted += c == '"' ? "\"\"" : std::string(1, c);
-  return quoted + '"';
-}
-
 std::string csv_field(double value) { return std::isfinite(value) ? fmt::format("{}", value) : ""; }
 
 std::string csv_field(std::int64_t value) { return fmt::format("{}", value); }

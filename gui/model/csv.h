@@ -8,13 +8,15 @@
 #include <string_view>
 #include <vector>
 
+#include "sim/report/csv.h"
+
 class QAbstractItemModel;
 
 namespace kvspan::gui {
 
 // One field, quoted where it must be; numbers in the shortest form that reads back equal, NaN
 // empty.
-[[nodiscard]] std::string csv_field(std::string_view text);
+using kvspan::csv_field;
 [[nodiscard]] std::string csv_field(double value);
 [[nodiscard]] std::string csv_field(std::int64_t value);
 // Fields, which are written as they are, and the end of the line.

@@ -20,8 +20,6 @@ namespace {
 
 constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
 
-std::size_t index(std::int64_t value) { return static_cast<std::size_t>(value); }
-
 // One column of cells under construction: steps at rows, and their sum from the top.
 //
 //   step(row, 1) ... step(row', -1)  covers the cells between both, the two at its ends in part

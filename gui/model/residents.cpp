@@ -14,8 +14,6 @@
 namespace kvspan::gui {
 namespace {
 
-std::size_t index(std::int64_t value) { return static_cast<std::size_t>(value); }
-
 constexpr std::uint32_t kNoDeath = std::numeric_limits<std::uint32_t>::max();
 
 // How the entries of one layer are held at a row: [heads][token], only those that changed.

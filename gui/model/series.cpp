@@ -19,8 +19,6 @@ namespace {
 constexpr RowIndex kFold = 64;  // points of one level per point of the next: 2^6
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
-std::size_t index(std::int64_t value) { return static_cast<std::size_t>(value); }
-
 template <class T>
 T element(std::span<const std::byte> bytes, std::int64_t at) {
   T value;

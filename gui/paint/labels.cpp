@@ -1,27 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gui/paint/labels.h"
 
+#include <vector>
+
+#include "sim/report/placement.h"
+
 namespace kvspan::gui {
+namespace {
+
+Box box_of(const QRectF& rect) { return {rect.left(), rect.top(), rect.right(), rect.bottom()}; }
+
+}  // namespace
 
 std::optional<QRectF> free_place(std::span<const QRectF> candidates, const QRectF& area,
                                  std::span<const QRectF> taken,
                                  const std::function<std::size_t(const QRectF&)>& covered,
                                  std::size_t own) {
-  std::optional<QRectF> best;
-  std::size_t least = kNoPlace;
-  for (const QRectF& box : candidates) {
-    bool free = area.contains(box);
-    for (std::size_t i = 0; i < taken.size() && free; ++i) {
-      free = i == own || !taken[i].intersects(box);
-    }
-    if (!free) continue;
-    const std::size_t under = covered(box);
-    if (under >= least) continue;
-    least = under;
-    best = box;
-    if (least == 0) break;
+  std::vector<Box> places;
+  for (const QRectF& candidate : candidates) places.push_back(box_of(candidate));
+  std::vector<Box> others;
+  for (std::size_t i = 0; i < taken.size(); ++i) {
+    if (i != own) others.push_back(box_of(taken[i]));
   }
-  return best;
+  const auto cost = [&](std::size_t i) -> std::optional<double> {
+    const std::size_t under = covered(candidates[i]);
+    if (under == kNoPlace) return std::nullopt;
+    return static_cast<double>(under);
+  };
+  const std::optional<std::size_t> best = cheapest_place(box_of(area), places, others, cost);
+  if (!best) return std::nullopt;
+  return candidates[*best];
 }
 
 }  // namespace kvspan::gui

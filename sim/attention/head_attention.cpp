@@ -23,8 +23,6 @@ constexpr std::int64_t kBatchBytes = std::int64_t{64} << 20U;
 constexpr std::int64_t kMostBatchRows = 128;
 constexpr std::int64_t kPieceRows = 16;  // consecutive rows that share the keys they read
 
-std::size_t index(std::int64_t value) { return static_cast<std::size_t>(value); }
-
 // The rows of the trace that are looked at.
 std::vector<RowIndex> captured_rows(const LayerScores& scores, const TraceMeta& meta,
                                     const HeadAttentionOptions& options) {

@@ -2,6 +2,7 @@
 // The index types of traces, policies and ledgers.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 
@@ -12,5 +13,10 @@ using RowIndex = std::int64_t;
 using TokenCount = std::int64_t;
 
 inline constexpr TokenCount kAll = std::numeric_limits<TokenCount>::max();
+
+// A count that is known not to be negative, as a place in a container.
+[[nodiscard]] constexpr std::size_t index(std::int64_t value) {
+  return static_cast<std::size_t>(value);
+}
 
 }  // namespace kvspan

@@ -5,12 +5,6 @@
 #include <cassert>
 
 namespace kvspan {
-namespace {
-
-std::size_t index(std::int64_t value) { return static_cast<std::size_t>(value); }
-
-}  // namespace
-
 Held on_device(const Representation& r) {
   return {r.entries >= 0 ? r.entries : (r.device_bytes > 0 ? 1 : 0), r.device_bytes};
 }

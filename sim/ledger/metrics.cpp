@@ -13,8 +13,6 @@
 namespace kvspan {
 namespace {
 
-std::size_t index(std::int64_t value) { return static_cast<std::size_t>(value); }
-
 // The run in one layout: of a layer, and of all layers so far.
 struct LayoutRun {
   std::string name;

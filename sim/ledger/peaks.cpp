@@ -7,8 +7,6 @@
 namespace kvspan {
 namespace {
 
-std::size_t index(std::int64_t value) { return static_cast<std::size_t>(value); }
-
 Instant operator+(Instant a, const Instant& b) { return a += b; }
 
 std::size_t prefill_passes(const PassPlan& plan) {

@@ -30,7 +30,6 @@ class Residency {
   [[nodiscard]] bool whole() const;
 
  private:
-  static std::size_t index(int head) { return static_cast<std::size_t>(head); }
   // Drops from the list who is no longer in the mask.
   void drop(std::span<const Eviction> of_one_head);
   std::vector<std::vector<TokenIndex>> entries_;  // [heads]

@@ -25,19 +25,22 @@ struct Box {
   return std::any_of(boxes.begin(), boxes.end(), [&](const Box& b) { return b.overlaps(box); });
 }
 
-// The cheapest of `places` inside `area` and on nothing that is taken, the first of several.
+// Which of `places` is cheapest, inside `area` and on nothing that is taken, the first of equals.
 //   cost(i): of places[i], std::optional<double>; nothing: the label may not go there
 template <class Cost>
-[[nodiscard]] std::optional<Box> free_place(const Box& area, std::span<const Box> places,
-                                            std::span<const Box> taken, const Cost& cost) {
-  std::optional<Box> best;
+[[nodiscard]] std::optional<std::size_t> cheapest_place(const Box& area,
+                                                        std::span<const Box> places,
+                                                        std::span<const Box> taken,
+                                                        const Cost& cost) {
+  std::optional<std::size_t> best;
   double least = 0;
   for (std::size_t i = 0; i < places.size(); ++i) {
     if (!area.contains(places[i]) || meets(taken, places[i])) continue;
     const std::optional<double> here = cost(i);
     if (!here || (best && *here >= least)) continue;
-    best = places[i];
+    best = i;
     least = *here;
+    if (least <= 0) break;  // nothing is cheaper
   }
   return best;
 }

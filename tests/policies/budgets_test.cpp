@@ -18,7 +18,6 @@
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
-using policies::index;
 using test::capacities;
 using test::deaths;
 using test::Folder;

@@ -24,7 +24,6 @@
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
-using policies::index;
 using test::alive_after;
 using test::attention;
 using test::deaths;

@@ -20,8 +20,8 @@
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
-using policies::index;
 using test::capacities;
+using test::chunk;
 using test::deaths;
 using test::Folder;
 using test::geometry;
@@ -32,14 +32,7 @@ using test::weights;
 
 namespace {
 
-EngineOptions chunk(RowIndex c) {
-  EngineOptions options;
-  options.chunk = c;
-  return options;
-}
-
 using Rows = std::vector<int>;
-
 using Tokens = std::vector<int>;
 
 }  // namespace

@@ -15,6 +15,7 @@
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
+using test::chunk;
 using test::column;
 using test::deaths;
 using test::kept;
@@ -25,12 +26,6 @@ using test::refusal;
 using test::weights;
 
 namespace {
-
-EngineOptions chunk(RowIndex c) {
-  EngineOptions options;
-  options.chunk = c;
-  return options;
-}
 
 using Set = std::vector<int>;
 

@@ -108,6 +108,12 @@ Trace random_heads(int tokens, int prompt, int query_heads, int kv_heads, int la
                                  .seed = seed}));
 }
 
+EngineOptions chunk(RowIndex tokens) {
+  EngineOptions options;
+  options.chunk = tokens;
+  return options;
+}
+
 std::vector<int> deaths(const Trace& trace, const std::string& policy, const EngineOptions& options,
                         int layer, int head) {
   const RunResult run = run_one(trace, policy, options);

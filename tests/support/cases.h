@@ -41,6 +41,9 @@ using Vectors = std::vector<std::vector<double>>;  // [tokens][dim]
 [[nodiscard]] Trace random_heads(int tokens, int prompt, int query_heads, int kv_heads,
                                  int layers = 2, std::uint64_t seed = 3);
 
+// A prefill by chunks of so many tokens.
+[[nodiscard]] EngineOptions chunk(RowIndex tokens);
+
 // Death rows of one (layer, head).
 [[nodiscard]] std::vector<int> deaths(const Trace& trace, const std::string& policy,
                                       const EngineOptions& options = {}, int layer = 0,

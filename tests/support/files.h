@@ -3,25 +3,19 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <fstream>
-#include <random>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
 
+#include "tests/support/temporary_folder.h"
 #include "tests/support/trace_builder.h"
 
 namespace kvspan::test {
 
-// A folder that nothing else has; it is removed with the object.
-class Folder {
+class Folder : public TemporaryFolder {
  public:
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
   [[nodiscard]] std::string write(const std::string& text) const {
     const std::string name = (path / "heads.json").string();
     std::ofstream(name) << text;
@@ -32,8 +26,6 @@ class Folder {
     write_trace(name, spec);
     return name.string();
   }
-  const std::filesystem::path path = std::filesystem::temp_directory_path() /
-                                     fmt::format("kvspan_test_{}", std::random_device{}());
 };
 
 // A file with one F32 tensor [layers, heads, tokens].

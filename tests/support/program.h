@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <random>
 #include <sstream>
 #include <string>
 #include <sys/wait.h>
@@ -14,6 +13,8 @@
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+
+#include "tests/support/temporary_folder.h"
 
 namespace kvspan::test {
 
@@ -37,11 +38,7 @@ inline Outcome program(const std::string& arguments) {
   return shell(std::string(KVSPAN_PROGRAM) + " " + arguments + " 2>&1");
 }
 
-struct Folder {
-  std::filesystem::path path =
-      std::filesystem::temp_directory_path() / fmt::format("kvspan_cli_{}", std::random_device{}());
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
+struct Folder : TemporaryFolder {
   std::string operator/(const std::string& name) const { return (path / name).string(); }
 };
 

@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include "sim/base/error.h"
+#include "sim/base/file.h"
 #include "sim/base/text.h"
 
 namespace kvspan::tracegen {
@@ -53,7 +54,7 @@ std::vector<fs::path> cuda_module_places() {
 }
 
 const CudaModule& load_cuda_module(const fs::path& file) {
-  const std::string name = one_line(std::string_view(file.native()));
+  const std::string name = path_text(file);
   void* const library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr)
     throw DeviceError(
@@ -76,7 +77,7 @@ std::unique_ptr<Runner> make_cuda_runner(const Checkpoint& checkpoint,
   std::vector<std::string> looked;
   for (const fs::path& file : cuda_module_places()) {
     if (fs::exists(file)) return load_cuda_module(file).make_runner(checkpoint, options);
-    looked.push_back(fmt::format("'{}'", one_line(std::string_view(file.native()))));
+    looked.push_back(fmt::format("'{}'", path_text(file)));
   }
   throw DeviceError(fmt::format("there is no CUDA module: looked for {}; {}",
                                 fmt::join(looked, " and "), kRemedy));

@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
-#include "sim/base/text.h"
+#include "sim/base/file.h"
 #include "sim/trace/safetensors.h"
 #include "tracegen/model/loader.h"
 
@@ -20,7 +20,7 @@ loading::Model open_model(const fs::path& path) {
     throw CheckpointError(
         fmt::format("{} does not exist; expected a folder with config.json and safetensors, or a "
                     "GGUF file",
-                    one_line(valid_utf8(path.string()))));
+                    path_text(path)));
   }
   return loading::open_gguf(path);
 }
@@ -39,8 +39,8 @@ Checkpoint Checkpoint::open(const fs::path& path) {
   } catch (const ConfigError& error) {
     throw CheckpointError(error.what());
   } catch (const fs::filesystem_error& error) {
-    throw CheckpointError(fmt::format("{} cannot be opened ({})",
-                                      one_line(valid_utf8(path.string())), error.code().message()));
+    throw CheckpointError(
+        fmt::format("{} cannot be opened ({})", path_text(path), error.code().message()));
   }
 }
 

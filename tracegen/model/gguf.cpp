@@ -160,7 +160,7 @@ Gguf Gguf::open(const std::filesystem::path& path) {
 Gguf Gguf::from_bytes(std::span<const std::byte> bytes, const std::string& name) {
   static_assert(std::endian::native == std::endian::little);
   Gguf gguf;
-  gguf.name_ = one_line(valid_utf8(name));
+  gguf.name_ = one_line(name);
   Cursor in(bytes, gguf.name_);
   const auto magic = in.take(4, "the magic number of a GGUF file");
   if (std::memcmp(magic.data(), "GGUF", 4) != 0) {
@@ -210,9 +210,9 @@ const Gguf::Value* Gguf::find(std::string_view key) const {
 
 void Gguf::fail(std::string_view key, const std::string& found, const std::string& expected) const {
   constexpr std::size_t kMostFound = 300;  // it may hold any value of the file
-  throw CheckpointError(
-      fmt::format("{}: metadata key {} {}; expected {}", name_, quoted(key),
-                  one_line(valid_utf8(std::string_view(found).substr(0, kMostFound))), expected));
+  throw CheckpointError(fmt::format("{}: metadata key {} {}; expected {}", name_, quoted(key),
+                                    one_line(std::string_view(found).substr(0, kMostFound)),
+                                    expected));
 }
 
 }  // namespace kvspan::tracegen

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/file.h"
 #include "sim/base/text.h"
 #include "sim/trace/tensor.h"
 #include "tracegen/model/gguf.h"
@@ -108,10 +109,10 @@ ModelSpec read_spec(const Gguf& file, const fs::path& path) {
         "llama, qwen2 or qwen3");
   }
   const auto text = [&](const char* key) {
-    return one_line(valid_utf8(file.text(key).value_or("").substr(0, 200)));
+    return one_line(file.text(key).value_or("").substr(0, 200));
   };
   spec.name = text("general.name");
-  if (spec.name.empty()) spec.name = one_line(valid_utf8(path.stem().string()));
+  if (spec.name.empty()) spec.name = path_text(path.stem());
   spec.licence = text("general.license");
 
   constexpr int kMostLayers = 4096;

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/file.h"
 #include "sim/base/json_fields.h"
 #include "sim/base/text.h"
 #include "sim/models/model_config.h"
@@ -45,7 +46,7 @@ std::string bytes_text(const MappedFile& file) {
 // Typed fields of config.json; null counts as absent, as it does in Python.
 class Config {
  public:
-  explicit Config(const fs::path& path) : file_(one_line(valid_utf8(path.string()))) {
+  explicit Config(const fs::path& path) : file_(path_text(path)) {
     try {
       object_ = parse_json_strict(bytes_text(map_file(path)));
     } catch (const std::invalid_argument& error) {
@@ -174,7 +175,7 @@ std::string licence_in(const fs::path& readme) {
     constexpr std::string_view kKey = "license:";
     if (!line.starts_with(kKey)) continue;
     const std::size_t begin = line.find_first_not_of(' ', kKey.size());
-    return begin == std::string::npos ? "" : one_line(valid_utf8(line.substr(begin, 200)));
+    return begin == std::string::npos ? "" : one_line(line.substr(begin, 200));
   }
   return {};
 }
@@ -205,7 +206,7 @@ ModelSpec read_spec(Config& config, const Family& family, const fs::path& folder
 
   ModelSpec spec;
   spec.architecture = family.type;
-  spec.name = one_line(valid_utf8(fs::weakly_canonical(folder).filename().string()));
+  spec.name = path_text(fs::weakly_canonical(folder).filename());
   spec.licence = licence_in(folder / "README.md");
   spec.layers = geometry.layers;
   spec.hidden = static_cast<int>(geometry.weights.hidden);
@@ -241,8 +242,7 @@ fs::path weights_in(const fs::path& folder) {
   throw CheckpointError(
       fmt::format("{}: no weights{}; expected model.safetensors, or model.safetensors.index.json "
                   "and its shards",
-                  one_line(valid_utf8(folder.string())),
-                  pickled ? " but pytorch_model.bin, which is not read" : ""));
+                  path_text(folder), pickled ? " but pytorch_model.bin, which is not read" : ""));
 }
 
 }  // namespace
@@ -251,7 +251,7 @@ Model open_folder(const fs::path& folder) {
   if (!fs::exists(folder / "config.json")) {
     throw CheckpointError(fmt::format(
         "{}: no config.json; expected a folder with config.json and safetensors, or a GGUF file",
-        one_line(valid_utf8(folder.string()))));
+        path_text(folder)));
   }
   Config config(folder / "config.json");
   const Family& family = family_of(config);
@@ -297,7 +297,7 @@ Model open_folder(const fs::path& folder) {
                       .o_bias = when(attention_bias),
                       .mlp_bias = when(family.mlp_bias && config.flag("mlp_bias")),
                       .qk_norm = when(family.qk_norm)};
-  Loader loader(one_line(valid_utf8(weights.string())), std::move(tensors));
+  Loader loader(path_text(weights), std::move(tensors));
   if (!model.spec.tied && !loader.has(names.head)) {
     loader.fail(names.head, "is missing",
                 "it, or \"tie_word_embeddings\": true in config.json, which says that the head is "

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
+#include "sim/base/file.h"
 #include "sim/base/json_fields.h"
 #include "sim/base/text.h"
 #include "tracegen/tokenizer/parts.h"
@@ -51,9 +52,7 @@ void JsonFile::fail(const std::string& what) const {
   throw CheckpointError(at(escaped(valid_utf8(what))));
 }
 
-std::string JsonFile::at(const std::string& field) const {
-  return one_line(valid_utf8(path_.string())) + ": " + field;
-}
+std::string JsonFile::at(const std::string& field) const { return path_text(path_) + ": " + field; }
 
 const json& JsonFile::member(const json& object, const char* key) {
   static const json null;

@@ -13,8 +13,6 @@
 
 namespace kvspan::policies {
 
-[[nodiscard]] inline std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
 // How the query heads of a group are reduced to their KV head. none: one set per query head.
 enum class Group : std::uint8_t { mean, max, sum, none };
 [[nodiscard]] Group parse_group(const std::string& word);

@@ -232,14 +232,17 @@ class RetainedPanel {
         places.push_back({x - width / 2, y - kHalf, x + width / 2, y + kHalf});
       }
     }
-    return free_place(plot_, places, taken_, [&](std::size_t i) -> std::optional<double> {
+    const auto cost = [&](std::size_t i) -> std::optional<double> {
       const std::vector<Box> leader = leader_to(at_x, at_y, places[i]);
       if (std::any_of(leader.begin(), leader.end(),
                       [&](const Box& step) { return meets(labels_, step); })) {
         return std::nullopt;
       }
       return kRadii[i / kDirections.size()] + (meets(lines_, places[i]) ? kOnLine : 0);
-    });
+    };
+    const std::optional<std::size_t> best = cheapest_place(plot_, places, taken_, cost);
+    if (!best) return std::nullopt;
+    return places[*best];
   }
 
   Canvas& canvas_;

@@ -178,8 +178,8 @@ TEST_CASE("a label goes to the cheapest place that is free", "[report][placement
       {-5, 0, 5, 10}, {0, 0, 10, 10}, {20, 0, 30, 10}, {40, 0, 50, 10}, {60, 0, 70, 10}};
   const std::vector<Box> taken{{5, 5, 15, 15}};
   const auto place = [&](const auto& cost) {
-    const auto box = kvspan::free_place(area, places, taken, cost);
-    return box ? box->left : -1;
+    const auto best = kvspan::cheapest_place(area, places, taken, cost);
+    return best ? places[*best].left : -1;
   };
   using Cost = std::optional<double>;
   CHECK(place([](std::size_t) { return Cost(1); }) == 20);  // the first of equals
