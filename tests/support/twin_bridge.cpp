@@ -9,6 +9,8 @@
 
 #include <fmt/format.h>
 
+#include "sim/policy/registry.h"
+
 namespace kvspan::test {
 namespace {
 

@@ -71,10 +71,10 @@ const Bpe::Merge* Bpe::merge_of(std::int32_t left, std::int32_t right) const {
 }
 
 void Bpe::characters(std::string_view word, std::vector<std::int32_t>& ids) const {
-  std::optional<std::int32_t> pending;  // an unknown token that the next one may be fused with
+  bool pending = false;  // an unknown token that the next one may be fused with
   const auto flush = [&] {
-    if (pending) ids.push_back(*pending);
-    pending.reset();
+    if (pending) ids.push_back(*options_.unk);
+    pending = false;
   };
   std::string character;
   for (std::size_t at = 0; at < word.size();) {
@@ -101,7 +101,7 @@ void Bpe::characters(std::string_view word, std::vector<std::int32_t>& ids) cons
     }
     if (!options_.unk) continue;
     if (!options_.fuse_unk) flush();
-    pending = options_.unk;
+    pending = true;
   }
   flush();
 }
