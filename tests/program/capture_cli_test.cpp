@@ -69,6 +69,23 @@ TEST_CASE("the first token follows the tokenizer's settings, and the program say
   CHECK_THAT(chat.text, Contains("bos: the text begins with token 1 as it is"));
 }
 
+TEST_CASE("a split GGUF file generates llama.cpp's tokens", "[cli]") {
+  // llama.cpp of October 2026, greedily, from the same files and ids.
+  const Folder folder;
+  std::ofstream(folder / "ids.json") << "[70, 71, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81, 82, 83, "
+                                        "84, 85, 86, 87, 88, 89, 90, 91, 92, 93]";
+  for (const int part : {1, 2}) {
+    const Outcome made = program(fmt::format(
+        "capture --device cpu --model {}/data/tracegen/checkpoints/split-0000{}-of-00002.gguf "
+        "--tokens {} --generate 6 --out {} --json {}",
+        KVSPAN_TESTS_DIR, part, folder / "ids.json", folder / "t.safetensors", folder / "t.json"));
+    INFO(made.text);
+    REQUIRE(made.code == 0);
+    CHECK(read_json(folder / "t.json")["generated"]["ids"] ==
+          std::vector<int>{102, 67, 115, 162, 162, 66});
+  }
+}
+
 TEST_CASE("a killed capture goes on after its last complete layer", "[cli]") {
   const Folder folder;
   const auto arguments = [&](const char* name) {

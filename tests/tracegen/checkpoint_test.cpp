@@ -296,12 +296,11 @@ TEST_CASE("a configuration that the forward pass does not cover is refused by na
        "'model_type' is 'gemma2'; expected llama, mistral, qwen2, qwen3"},
       {"llama", R"({"model_type": null})", "'model_type' is missing"},
       {"llama", R"({"architectures": ["LlamaForSequenceClassification"]})",
-       "expected [\"LlamaForCausalLM\"]"},
+       "expected [\"LlamaForCausalLM\"] or [\"LlamaModel\"]"},
       {"llama", R"({"hidden_act": "gelu"})", "'hidden_act' is 'gelu'; expected 'silu'"},
       {"llama", R"({"quantization_config": {"quant_method": "gptq"}})", "'quantization_config'"},
       {"llama", R"({"text_config": {}})", "'text_config'"},
       {"llama", R"({"rms_norm_eps": 0})", "'rms_norm_eps' is '0'; expected a number > 0"},
-      {"llama", R"({"rms_norm_eps": null})", "'rms_norm_eps' is missing"},
       {"llama", R"({"num_hidden_layers": 3})",
        "'model.layers.2.self_attn.q_proj.weight' is missing"},
       {"llama", R"({"num_hidden_layers": 1e9})", "num_hidden_layers"},
@@ -316,6 +315,10 @@ TEST_CASE("a configuration that the forward pass does not cover is refused by na
       {"llama-yarn", R"({"tie_word_embeddings": false})", "'lm_head.weight' is missing"},
       {"llama-yarn", R"({"rope_parameters": {"rope_type": "longrope"}})",
        "has type 'longrope'; expected default, linear, llama3, yarn"},
+      {"llama-yarn", R"({"rope_parameters": {"rope_type": "longrope", "long_factor": [1, 2]}})",
+       "has type 'longrope'; expected default, linear, llama3, yarn"},
+      {"llama-yarn", R"({"rope_parameters": {"mrope_section": [1, 2]}})",
+       "'mrope_section' of the rotary embedding is a list; expected none"},
       {"llama-yarn", R"({"rope_parameters": {"partial_rotary_factor": 0.5}})",
        "'partial_rotary_factor' is '0.5'; expected 1"},
       {"llama-yarn", R"({"rope_parameters": {"attention_factor": -1}})", "'attention_factor'"},
@@ -325,10 +328,51 @@ TEST_CASE("a configuration that the forward pass does not cover is refused by na
       {"qwen2", R"({"layer_types": ["full_attention", "mamba", "mamba"]})",
        "'layer_types' is '\"mamba\"'; expected full_attention"},
       {"qwen3", R"({"rope_scaling": {"factor": "4"}})", "factor"},
+      {"qwen3", R"({"is_causal": false})", "'is_causal' is 'false'; expected true"},
+      {"llama", R"({"is_causal": 0})", "'is_causal' is '0'; expected true"},
+      {"qwen3", R"({"use_bidirectional_attention": "all"})",
+       "'use_bidirectional_attention' is '\"all\"'; expected no attention to later tokens"},
+      {"mistral", R"({"attention_chunk_size": 8})", "expected no attention within chunks"},
+      {"llama", R"({"attn_logit_softcapping": 50.0})", "expected no soft cap"},
+      {"llama", R"({"no_rope_layers": [1, 0]})", "expected no layers without a rotary embedding"},
   }));
   INFO(c.patch);
   CHECK_THAT(config_error(c.fixture, json::parse(c.patch)), Contains(c.message));
 }
+
+namespace {
+
+// The checkpoint of a fixture whose config.json has other fields, `gone` not at all.
+Checkpoint with_config(const std::string& fixture, const json& patch,
+                       const std::vector<std::string>& gone = {}) {
+  const Folder dir;
+  const fs::path folder = copy_fixture(fixture, dir);
+  json config = json::parse(read_bytes(folder / "config.json"));
+  if (!patch.is_null()) config.update(patch);
+  for (const std::string& key : gone) config.erase(key);
+  write_bytes(folder / "config.json", config.dump());
+  return Checkpoint::open(folder);
+}
+
+// A copy of llama-yarn, which is tied, whose tensors have other names, or one more.
+fs::path renamed(const Folder& dir, const std::function<std::string(const std::string&)>& name,
+                 const std::string& more = "") {
+  const fs::path folder = copy_fixture("llama-yarn", dir);
+  const TensorSet tensors = TensorSet::open(kFixtures / "llama-yarn" / "model.safetensors");
+  const TensorView* first = tensors.find("model.embed_tokens.weight");
+  REQUIRE(first != nullptr);
+  std::vector<SafetensorsWriter::Entry> entries;
+  for (const auto& [key, tensor] : tensors.tensors())
+    entries.push_back({name(key), tensor.dtype, tensor.shape});
+  if (!more.empty()) entries.push_back({more, first->dtype, first->shape});
+  SafetensorsWriter writer(folder / "model.safetensors", {}, entries);
+  for (const auto& [key, tensor] : tensors.tensors()) writer.write(name(key), 0, tensor.bytes);
+  if (!more.empty()) writer.write(more, 0, first->bytes);
+  writer.finish();
+  return folder;
+}
+
+}  // namespace
 
 TEST_CASE("fields that a family's code does not look at do not count", "[checkpoint]") {
   CHECK(config_error("llama", {{"layer_types", {"sliding_attention", "x"}}}).empty());
@@ -339,6 +383,42 @@ TEST_CASE("fields that a family's code does not look at do not count", "[checkpo
   config["use_sliding_window"] = false;
   write_bytes(folder / "config.json", config.dump());
   CHECK(Checkpoint::open(folder).spec().sliding_window == std::vector<std::int64_t>{0, 0, 0});
+}
+
+TEST_CASE("a Mistral's layer_types say which layers have a window", "[checkpoint]") {
+  // Every layer had one: transformers reads such a file as its Ministral.
+  using Windows = std::vector<std::int64_t>;
+  const auto windows = [](const json& patch, const std::vector<std::string>& gone = {}) {
+    return with_config("mistral", patch, gone).spec().sliding_window;
+  };
+  CHECK(windows({}) == Windows{7, 7});
+  CHECK(windows({{"layer_types", {"full_attention", "full_attention"}}}) == Windows{0, 0});
+  CHECK(windows({{"layer_types", {"full_attention", "sliding_attention"}}}) == Windows{0, 7});
+  CHECK(windows({{"sliding_window", nullptr}}) == Windows{0, 0});
+  CHECK(windows({}, {"sliding_window"}) == Windows{4096, 4096});
+}
+
+TEST_CASE("a field that a file leaves out has its class's default", "[checkpoint]") {
+  // Source: LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config of transformers 5.24.
+  CHECK(with_config("llama", {}, {"rms_norm_eps"}).spec().norm_eps == 1e-6);
+  CHECK(with_config("llama", {}, {"max_position_embeddings"}).spec().context == 2048);
+  CHECK(with_config("mistral", {}, {"max_position_embeddings"}).spec().context == 131072);
+  CHECK(with_config("qwen2", {}, {"max_window_layers", "layer_types"}).spec().sliding_window ==
+        std::vector<std::int64_t>{0, 0, 0});
+  CHECK(with_config("llama", {{"sliding_window", 3}}).spec().sliding_window ==
+        std::vector<std::int64_t>{0, 0});
+  // Whatever does not fit the weights then shows which one was taken.
+  const auto error = [](const char* fixture, const json& patch, const char* gone) {
+    return error_of([&] { static_cast<void>(with_config(fixture, patch, {gone})); });
+  };
+  CHECK_THAT(error("llama", {}, "num_key_value_heads"), Contains("expected [32, 32]"));
+  CHECK_THAT(error("mistral", {{"num_key_value_heads", nullptr}}, ""),
+             Contains("expected [32, 32]"));
+  CHECK_THAT(error("mistral", {}, "num_key_value_heads"),
+             Contains("expected a multiple of 'num_key_value_heads' 8"));
+  CHECK_THAT(error("qwen2", {}, "num_key_value_heads"),
+             Contains("expected a multiple of 'num_key_value_heads' 32"));
+  CHECK_THAT(error("qwen3", {}, "head_dim"), Contains("expected [512, 32]"));
 }
 
 TEST_CASE("defaults of the configuration classes are applied", "[checkpoint]") {
@@ -398,17 +478,51 @@ TEST_CASE("a required tensor of a type that is not read is refused by its name",
 
 TEST_CASE("a checkpoint of the bare decoder has no prefix", "[checkpoint]") {
   const Folder dir;
-  const fs::path folder = copy_fixture("llama-yarn", dir);
-  const TensorSet tensors = TensorSet::open(kFixtures / "llama-yarn" / "model.safetensors");
-  std::vector<SafetensorsWriter::Entry> entries;
-  for (const auto& [name, tensor] : tensors.tensors())
-    entries.push_back({name.substr(name.find('.') + 1), tensor.dtype, tensor.shape});
-  SafetensorsWriter writer(folder / "model.safetensors", {}, entries);
-  for (const auto& [name, tensor] : tensors.tensors())
-    writer.write(name.substr(name.find('.') + 1), 0, tensor.bytes);
-  writer.finish();
+  const fs::path folder =
+      renamed(dir, [](const std::string& name) { return name.substr(name.find('.') + 1); });
   CHECK(Checkpoint::open(folder).embedding().name == "embed_tokens.weight");
   CHECK(Checkpoint::open(folder).bytes() == Checkpoint::open(kFixtures / "llama-yarn").bytes());
+  json config = json::parse(read_bytes(folder / "config.json"));
+  config["architectures"] = {"LlamaModel"};  // as embedding models say it
+  write_bytes(folder / "config.json", config.dump());
+  CHECK(Checkpoint::open(folder).head().name == "embed_tokens.weight");
+  config["tie_word_embeddings"] = false;
+  write_bytes(folder / "config.json", config.dump());
+  CHECK_THAT(open_error(folder), Contains("'lm_head.weight' is missing; expected a model with a "
+                                          "head, which nll and generation need"));
+}
+
+TEST_CASE("a tied model may store only its head", "[checkpoint]") {
+  // It was refused: "model.embed_tokens.weight is missing".
+  const Folder dir;
+  const fs::path folder = renamed(dir, [](const std::string& name) {
+    return name == "model.embed_tokens.weight" ? "lm_head.weight" : name;
+  });
+  const Checkpoint checkpoint = Checkpoint::open(folder);
+  CHECK(checkpoint.spec().tied);
+  CHECK(checkpoint.embedding().name == "lm_head.weight");
+  CHECK(checkpoint.head().name == "lm_head.weight");
+}
+
+TEST_CASE("a model that stores a head of its own is not tied", "[checkpoint]") {
+  // The head was dropped, whatever it held; transformers 5 uses it where it differs.
+  const Folder dir;
+  const fs::path folder = renamed(
+      dir, [](const std::string& name) { return name; }, "lm_head.weight");
+  CHECK(Checkpoint::open(folder).head().name == "model.embed_tokens.weight");
+  CHECK(Checkpoint::open(folder).spec().tied);
+  std::string bytes = read_bytes(folder / "model.safetensors");
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);  // of the tensor that was written last
+  write_bytes(folder / "model.safetensors", bytes);
+  CHECK(Checkpoint::open(folder).head().name == "lm_head.weight");
+  CHECK_FALSE(Checkpoint::open(folder).spec().tied);
+}
+
+TEST_CASE("a folder with an adapter beside its weights is refused", "[checkpoint]") {
+  const Folder dir;
+  const fs::path folder = copy_fixture("mistral", dir);
+  write_bytes(folder / "adapter_config.json", "{}");
+  CHECK_THAT(open_error(folder), Contains("expected a model whose adapter is merged"));
 }
 
 // ---- Damaged files ------------------------------------------------------------------------------

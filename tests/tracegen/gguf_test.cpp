@@ -2,6 +2,7 @@
 // GGUF files that are read, and those that are refused.
 #include "tracegen/model/gguf.h"
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -208,7 +209,7 @@ TEST_CASE("a GGUF file's window and linear scaling are read", "[checkpoint][gguf
     return open_error(dir / "x.gguf");
   };
   CHECK_THAT(error_with(GgufBytes().text("qwen2.expert_count").u32(kU32).u32(8), 1),
-             Contains("'qwen2.expert_count' is there; expected no experts"));
+             Contains("'qwen2.expert_count' is 8; expected no experts"));
   CHECK_THAT(error_with(GgufBytes()
                             .text("qwen2.rope.scaling.type")
                             .u32(kString)
@@ -220,4 +221,83 @@ TEST_CASE("a GGUF file's window and linear scaling are read", "[checkpoint][gguf
              Contains("is 'longrope'; expected none, linear or yarn"));
   CHECK_THAT(error_with(GgufBytes().text("qwen2.block_count").u32(kU32).u32(3), 1),
              Contains("'qwen2.block_count' appears twice"));
+}
+
+TEST_CASE("what a GGUF file says of its attention is obeyed or refused", "[checkpoint][gguf]") {
+  // A model with bidirectional attention was captured as a causal one.
+  const Folder dir;
+  const auto error_with = [&](GgufBytes more) {
+    write_bytes(dir / "x.gguf", with_keys("qwen2.gguf", std::move(more), 1));
+    return open_error(dir / "x.gguf");
+  };
+  const auto flag = [](const char* key, std::uint8_t value) {
+    GgufBytes out;
+    out.text(key).u32(kBool).number(value);
+    return out;
+  };
+  const auto real = [](const char* key, double value) {
+    GgufBytes out;
+    out.text(key).u32(kF64).number(value);
+    return out;
+  };
+  CHECK(error_with(flag("qwen2.attention.causal", 1)).empty());
+  CHECK_THAT(error_with(flag("qwen2.attention.causal", 0)),
+             Contains("'qwen2.attention.causal' is false; expected no attention to later tokens"));
+  CHECK(error_with(real("qwen2.attention.scale", 1 / std::sqrt(8.0))).empty());
+  CHECK_THAT(error_with(real("qwen2.attention.scale", 0.5)), Contains("is 0.5; expected 1 / sqrt"));
+  CHECK(error_with(real("qwen2.attn_logit_softcapping", 0)).empty());
+  CHECK_THAT(error_with(real("qwen2.attn_logit_softcapping", 50)), Contains("no soft cap"));
+  CHECK_THAT(error_with(real("qwen2.logit_scale", 16)), Contains("no scale of the logits"));
+  CHECK_THAT(error_with(real("qwen2.attention.kv_lora_rank", 512)),
+             Contains("'qwen2.attention.kv_lora_rank' is there; expected none"));
+  CHECK_THAT(error_with(real("qwen2.rope.freq_base_swa", 1)), Contains("is there; expected none"));
+  GgufBytes type;
+  type.text("general.type").u32(kString).text("adapter");
+  CHECK_THAT(error_with(type), Contains("'general.type' is 'adapter'; expected 'model'"));
+  GgufBytes tokens;
+  tokens.text("tokenizer.ggml.tokens").u32(kArray).u32(kString).u64(2).text("a").text("b");
+  CHECK_THAT(error_with(tokens), Contains("has 2 tokens; expected 48, one for each row"));
+}
+
+TEST_CASE("a split GGUF file is read whole, whichever part is named", "[checkpoint][gguf]") {
+  // The head, in the second part, was missed, and the embedding taken for it.
+  for (const char* part : {"split-00001-of-00002.gguf", "split-00002-of-00002.gguf"}) {
+    INFO(part);
+    const Checkpoint checkpoint = Checkpoint::open(kFixtures / part);
+    CHECK_FALSE(checkpoint.spec().tied);
+    CHECK(checkpoint.head().name == "output.weight");
+    CHECK(checkpoint.files() ==
+          std::vector<std::filesystem::path>{kFixtures / "split-00001-of-00002.gguf",
+                                             kFixtures / "split-00002-of-00002.gguf"});
+  }
+}
+
+TEST_CASE("a split GGUF file whose parts do not belong together is refused", "[checkpoint][gguf]") {
+  const Folder dir;
+  const std::string first = read_bytes(kFixtures / "split-00001-of-00002.gguf");
+  const std::string second = read_bytes(kFixtures / "split-00002-of-00002.gguf");
+  const std::filesystem::path one = dir / "m-00001-of-00002.gguf";
+  const std::filesystem::path two = dir / "m-00002-of-00002.gguf";
+  write_bytes(one, first);
+  CHECK_THAT(open_error(one), Contains("m-00002-of-00002.gguf is missing: part 2 of the 2 parts"));
+  write_bytes(two, first);
+  CHECK_THAT(open_error(one), Contains("m-00002-of-00002.gguf") &&
+                                  Contains("says that this is part 1 of 2; expected part 2 of 2"));
+  CHECK_THAT(open_error(two), Contains("expected a name that says so, too"));
+  write_bytes(two, second);
+  CHECK(open_error(two).empty());
+  std::filesystem::remove(one);
+  CHECK_THAT(open_error(two), Contains("m-00001-of-00002.gguf is missing: part 1 of the 2 parts"));
+  write_bytes(dir / "whole.gguf", first);
+  CHECK_THAT(open_error(dir / "whole.gguf"), Contains("the other parts are found by it"));
+  write_bytes(one, read_bytes(kFixtures / "qwen2.gguf"));
+  CHECK_THAT(open_error(one), Contains("its name says that it is part 1 of 2"));
+  // One tensor fewer than the parts announce.
+  const std::string key = "split.tensors.count";
+  std::string other = first;
+  const std::size_t at = other.find(key);
+  REQUIRE(at != std::string::npos);
+  ++other[at + key.size() + 4];
+  write_bytes(one, other);
+  CHECK_THAT(open_error(one), Contains("expected the number of tensors in all 2 parts"));
 }

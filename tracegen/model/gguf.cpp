@@ -146,11 +146,12 @@ void place_tensors(Cursor& in, std::span<const std::byte> data, std::vector<Plac
 
 }  // namespace
 
-Gguf Gguf::open(const std::filesystem::path& path) {
+Gguf Gguf::open_one(const std::filesystem::path& path) {
   try {
     const MappedFile file = map_file(path);
     Gguf gguf = from_bytes(file.bytes, path.string());
-    gguf.owner_ = file.owner;
+    gguf.files_ = {path};
+    gguf.owners_ = {file.owner};
     return gguf;
   } catch (const TraceError& error) {  // of map_file
     throw CheckpointError(error.what());

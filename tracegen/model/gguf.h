@@ -51,8 +51,11 @@ class Gguf {
     std::span<const std::byte> bytes;  // empty without a type
   };
 
+  // A file, or all parts of a split one, whichever of them `path` names: the metadata of the first
+  // part and the tensors of all.
   // Errors: CheckpointError naming file, key or tensor, what was found and what was expected. The
-  // whole header is checked: every length, name, alignment and offset.
+  // whole header is checked: every length, name, alignment and offset. A part that is missing, or
+  // that the others do not belong to.
   [[nodiscard]] static Gguf open(const std::filesystem::path& path);
   // The bytes of a whole file, which must outlive the result; `name` stands for it in messages.
   [[nodiscard]] static Gguf from_bytes(std::span<const std::byte> bytes, const std::string& name);
@@ -72,14 +75,24 @@ class Gguf {
   [[nodiscard]] const std::map<std::string, Tensor, std::less<>>& tensors() const {
     return tensors_;
   }
+  [[nodiscard]] const std::map<std::string, Value, std::less<>>& metadata() const {
+    return metadata_;
+  }
   [[nodiscard]] const std::string& name() const { return name_; }  // path as given, for messages
+  // All parts in order; empty for from_bytes.
+  [[nodiscard]] const std::vector<std::filesystem::path>& files() const { return files_; }
   // "FILE: metadata key 'KEY' FOUND; expected EXPECTED"
   [[noreturn]] void fail(std::string_view key, const std::string& found,
                          const std::string& expected) const;
 
  private:
+  static Gguf open_one(const std::filesystem::path& path);
+  // Takes over the tensors of a later part.
+  void add(Gguf part);
+
   std::string name_;
-  std::shared_ptr<const void> owner_;  // of the mapping; null for from_bytes
+  std::vector<std::filesystem::path> files_;
+  std::vector<std::shared_ptr<const void>> owners_;  // of the mappings; none for from_bytes
   std::map<std::string, Value, std::less<>> metadata_;
   std::map<std::string, Tensor, std::less<>> tensors_;
 };

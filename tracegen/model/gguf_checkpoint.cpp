@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // GGUF files.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
+#include <span>
+#include <string_view>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -46,9 +49,29 @@ class GgufKeys {
   }
   // What the forward pass has no part for must have the value that means "none".
   void refuse(const char* name, double none, const std::string& what) const {
-    if (!has(name)) return;
-    if (file_.find(key(name))->is_array || file_.real(key(name)) != none)
-      fail(name, "is there", fmt::format("no {}", what));
+    const Gguf::Value* value = file_.find(key(name));
+    if (value == nullptr) return;
+    if (value->is_array) fail(name, "is an array", fmt::format("no {}", what));
+    const bool is_flag = value->type == Gguf::Type::boolean;
+    const double found = is_flag ? (*file_.flag(key(name)) ? 1 : 0) : *file_.real(key(name));
+    if (found != none) {
+      fail(name, is_flag ? fmt::format("is {}", found != 0) : fmt::format("is {}", found),
+           fmt::format("no {}", what));
+    }
+  }
+  // Keys of attention and rotation say how a row reads others: one that is not known here cannot be
+  // passed over.
+  void refuse_unknown(std::span<const std::string_view> known) const {
+    for (const auto& [name, value] : file_.metadata()) {
+      for (const char* room : {"attention.", "rope."}) {
+        if (!name.starts_with(key(room))) continue;
+        const std::string_view rest = std::string_view(name).substr(architecture_.size() + 1);
+        if (std::find(known.begin(), known.end(), rest) == known.end()) {
+          file_.fail(name, "is there",
+                     "none: this forward pass does not compute what it may stand for");
+        }
+      }
+    }
   }
   [[noreturn]] void fail(const char* name, const std::string& found,
                          const std::string& expected) const {
@@ -98,7 +121,70 @@ json scaling_of(const Gguf& file, const GgufKeys& keys, const ModelSpec& spec) {
            keys.real("rope.scaling.attn_factor", 1) * std::max(1.0, 0.1 * std::log(factor) + 1)}};
 }
 
-ModelSpec read_spec(const Gguf& file, const fs::path& path) {
+// What a key may say that the forward pass does not compute, and the value that says "no".
+struct Neutral {
+  const char* key;
+  double none;
+  const char* what;
+};
+constexpr std::array<Neutral, 18> kNeutral{{
+    {"expert_count", 0, "experts: a dense model"},
+    {"attention.causal", 1, "attention to later tokens: a causal model"},
+    {"attention.sliding_window_pattern", 0, "pattern: one window for all layers"},
+    {"attention.clamp_kqv", 0, "clamp on q, k and v"},
+    {"attention.max_alibi_bias", 0, "ALiBi"},
+    {"attention.temperature_length", 0, "temperature that grows with the position"},
+    {"attention.temperature_scale", 0, "temperature that grows with the position"},
+    {"attention.shared_kv_layers", 0, "layers that read the KV of others"},
+    {"attn_logit_softcapping", 0, "soft cap on logits"},
+    {"final_logit_softcapping", 0, "soft cap on logits"},
+    {"logit_scale", 1, "scale of the logits"},
+    {"residual_scale", 1, "scale of the residuals"},
+    {"embedding_scale", 1, "scale of the embedding"},
+    {"use_parallel_residual", 0, "attention and MLP side by side"},
+    {"swin_norm", 0, "norms behind the layers"},
+    {"rescale_every_n_layers", 0, "rescaling between layers"},
+    {"full_attention_interval", 0, "layers of another kind"},
+    {"nextn_predict_layers", 0, "layers that predict tokens further on"},
+}};
+// Those that read_spec() looks at; kNeutral has more.
+constexpr std::array<std::string_view, 21> kAttentionKeys{
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "attention.scale",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_log_multiplier",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+};
+
+void refuse_other_models(const Gguf& file, const GgufKeys& keys) {
+  const std::string type = valid_utf8(file.text("general.type").value_or("model"));
+  if (type != "model") file.fail("general.type", "is " + in_quotes(type), "'model'");
+  for (const Neutral& neutral : kNeutral) keys.refuse(neutral.key, neutral.none, neutral.what);
+}
+
+void refuse_unknown_attention(const GgufKeys& keys) {
+  std::vector<std::string_view> known(kAttentionKeys.begin(), kAttentionKeys.end());
+  for (const Neutral& neutral : kNeutral) known.emplace_back(neutral.key);
+  keys.refuse_unknown(known);
+}
+
+ModelSpec read_spec(const Gguf& file) {
   ModelSpec spec;
   spec.architecture = file.text("general.architecture").value_or("");
   if (spec.architecture != "llama" && spec.architecture != "qwen2" &&
@@ -112,7 +198,7 @@ ModelSpec read_spec(const Gguf& file, const fs::path& path) {
     return one_line(file.text(key).value_or("").substr(0, 200));
   };
   spec.name = text("general.name");
-  if (spec.name.empty()) spec.name = path_text(path.stem());
+  if (spec.name.empty()) spec.name = path_text(file.files().front().stem());
   spec.licence = text("general.license");
 
   constexpr int kMostLayers = 4096;
@@ -120,8 +206,7 @@ ModelSpec read_spec(const Gguf& file, const fs::path& path) {
   constexpr int kMostWidth = 1 << 24;
   constexpr int kMostTokens = std::numeric_limits<int>::max();
   const GgufKeys keys(file, spec.architecture);
-  keys.refuse("expert_count", 0, "experts: a dense model");
-  keys.refuse("attention.sliding_window_pattern", 0, "pattern: one window for all layers");
+  refuse_other_models(file, keys);
   spec.layers = keys.count("block_count", {}, 1, kMostLayers);
   spec.hidden = keys.count("embedding_length", {}, 1, kMostWidth);
   spec.intermediate = keys.count("feed_forward_length", {}, 1, kMostWidth);
@@ -144,11 +229,25 @@ ModelSpec read_spec(const Gguf& file, const fs::path& path) {
   }
   spec.context = keys.count("context_length", 0, 1, kMostTokens);
   spec.norm_eps = keys.real("attention.layer_norm_rms_epsilon", {});
+  const double scale = spec.score_scale();
+  if (const double other = keys.real("attention.scale", scale); std::abs(other / scale - 1) > 1e-5)
+    keys.fail("attention.scale", fmt::format("is {}", other),
+              fmt::format("1 / sqrt({}), the size of a head", spec.head_dim));
   spec.sliding_window.assign(static_cast<std::size_t>(spec.layers),
                              keys.count("attention.sliding_window", 0, 0, kMostTokens));
   const double theta = keys.real("rope.freq_base", 10000.0);
   set_rope(spec, theta, scaling_of(file, keys, spec), file.name());
+  refuse_unknown_attention(keys);
   return spec;
+}
+
+// A row of the embedding for every token, as llama.cpp wants it.
+void check_vocabulary(const Gguf& file, std::int64_t rows) {
+  const char* key = "tokenizer.ggml.tokens";
+  const Gguf::Value* tokens = file.find(key);
+  if (tokens == nullptr || rows == 0 || static_cast<std::int64_t>(tokens->count) == rows) return;
+  file.fail(key, fmt::format("has {} tokens", tokens->count),
+            fmt::format("{}, one for each row of token_embd.weight", rows));
 }
 
 }  // namespace
@@ -156,8 +255,8 @@ ModelSpec read_spec(const Gguf& file, const fs::path& path) {
 Model open_gguf(const fs::path& path) {
   const auto file = std::make_shared<const Gguf>(Gguf::open(path));
   Model model;
-  model.spec = read_spec(*file, path);
-  model.files = {path};
+  model.spec = read_spec(*file);
+  model.files = file->files();
   model.owners = {file};
   std::map<std::string, Stored> tensors;
   for (const auto& [name, tensor] : file->tensors())
@@ -179,15 +278,15 @@ Model open_gguf(const fs::path& path) {
                     .mlp_norm = "ffn_norm"};
   // The metadata do not say which biases there are.
   const bool llama = model.spec.architecture == "llama";
-  const bool qwen2 = model.spec.architecture == "qwen2";
   const Extras extras{
-      .qkv_bias = qwen2 ? Presence::required : Presence::optional,
+      .qkv_bias = Presence::optional,
       .o_bias = Presence::optional,
       .mlp_bias = Presence::optional,
       .qk_norm = model.spec.architecture == "qwen3" ? Presence::required : Presence::absent};
   Loader loader(file->name(), std::move(tensors));
   model.spec.tied = !loader.has(names.head);
   model.spec.vocabulary = loader.rows(names.embedding);
+  check_vocabulary(*file, model.spec.vocabulary);
   loader.drop("rope_freqs.weight");
   load(model, extras, names, loader, llama);
   if (const std::string* left = loader.left()) {

@@ -26,18 +26,43 @@ using nlohmann::json;
 
 namespace {
 
+// Defaults are those of the configuration classes of transformers, for files that leave them out.
 struct Family {
   std::string_view type, architecture;
-  bool sliding;            // layer_types and use_sliding_window are read
+  bool sliding;            // use_sliding_window says whether there are windows
   bool qkv_bias, qk_norm;  // always
   bool attention_bias;     // where the field of that name says so: on q, k, v and o
   bool mlp_bias;           // likewise
+  int kv_heads;            // 0: as many as query heads
+  int head_dim;            // 0: hidden_size / num_attention_heads
+  std::int64_t context;
 };
 constexpr std::array<Family, 4> kFamilies{
-    {{"llama", "LlamaForCausalLM", false, false, false, true, true},
-     {"mistral", "MistralForCausalLM", false, false, false, false, false},
-     {"qwen2", "Qwen2ForCausalLM", true, true, false, false, false},
-     {"qwen3", "Qwen3ForCausalLM", true, false, true, true, false}}};
+    {{"llama", "LlamaForCausalLM", false, false, false, true, true, 0, 0, 2048},
+     {"mistral", "MistralForCausalLM", false, false, false, false, false, 8, 0, 131072},
+     {"qwen2", "Qwen2ForCausalLM", true, true, false, false, false, 32, 0, 32768},
+     {"qwen3", "Qwen3ForCausalLM", true, false, true, true, false, 32, 128, 32768}}};
+
+// What a file may say of its attention that the forward pass does not compute, and the value that
+// says "no"; null says it, too.
+struct Neutral {
+  const char* key;
+  int none;
+  const char* what;
+};
+constexpr std::array<Neutral, 11> kNeutral{{
+    {"use_bidirectional_attention", 0, "attention to later tokens: a causal model"},
+    {"bidirectional", 0, "attention to later tokens: a causal model"},
+    {"attention_chunk_size", 0, "attention within chunks"},
+    {"attn_logit_softcapping", 0, "soft cap on logits"},
+    {"final_logit_softcapping", 0, "soft cap on logits"},
+    {"attention_multiplier", 0, "other scale than 1 / sqrt(head_dim)"},
+    {"query_pre_attn_scalar", 0, "other scale than 1 / sqrt(head_dim)"},
+    {"no_rope_layers", 0, "layers without a rotary embedding"},
+    {"num_kv_shared_layers", 0, "layers that read the KV of others"},
+    {"kv_lora_rank", 0, "latent KV"},
+    {"alibi", 0, "ALiBi"},
+}};
 
 std::string bytes_text(const MappedFile& file) {
   return {reinterpret_cast<const char*>(file.bytes.data()), file.bytes.size()};
@@ -57,6 +82,7 @@ class Config {
   }
   [[nodiscard]] const std::string& file() const { return file_; }
   [[nodiscard]] json& object() { return object_; }
+  [[nodiscard]] const json& object() const { return object_; }
   [[nodiscard]] const json* find(const char* key) const {
     const auto found = object_.find(key);
     return found == object_.end() || found->is_null() ? nullptr : &*found;
@@ -105,6 +131,13 @@ class Config {
   json object_;
 };
 
+// The class of the decoder without a head: "LlamaModel".
+std::string bare_architecture(const Family& family) {
+  constexpr std::string_view kSuffix = "ForCausalLM";
+  return std::string(family.architecture.substr(0, family.architecture.size() - kSuffix.size())) +
+         "Model";
+}
+
 const Family& family_of(const Config& config) {
   for (const char* key : {"text_config", "quantization_config"}) {
     if (const json* found = config.find(key)) {
@@ -118,8 +151,12 @@ const Family& family_of(const Config& config) {
     types.emplace_back(family.type);
     if (type != family.type) continue;
     const json* names = config.find("architectures");
-    if (names != nullptr && *names != json::array({family.architecture}))
-      config.fail("architectures", *names, fmt::format("[\"{}\"]", family.architecture));
+    if (names != nullptr && *names != json::array({family.architecture}) &&
+        *names != json::array({bare_architecture(family)})) {
+      config.fail(
+          "architectures", *names,
+          fmt::format("[\"{}\"] or [\"{}\"]", family.architecture, bare_architecture(family)));
+    }
     return family;
   }
   fail_key(config.file(), "model_type", type.empty() ? "is missing" : "is " + in_quotes(type),
@@ -131,12 +168,22 @@ const Family& family_of(const Config& config) {
 json scaling_of(const Config& config, const ModelSpec& spec, double* theta) {
   json scaling = config.part("rope_scaling");
   if (scaling.empty()) scaling = config.part("rope_parameters");
-  for (const auto& [key, value] : scaling.items()) {
-    if (value.is_structured())
-      fail_key(config.file(), key, "of the rotary embedding is an object or a list",
-               "one rotary embedding for all layers, of type default, linear, llama3 or yarn");
-  }
+  const json type = scaling.value("rope_type", scaling.value("type", json("default")));
   *theta = config.real("rope_theta", 10000.0);  // the default of all these families
+  // Another type is refused for its name, whatever else it holds.
+  if (type.is_string() && type != "default" && type != "linear" && type != "llama3" &&
+      type != "yarn") {
+    return {{"rope_type", type}};
+  }
+  for (const auto& [key, value] : scaling.items()) {
+    if (!value.is_structured()) continue;
+    fail_key(
+        config.file(), key,
+        fmt::format("of the rotary embedding is {}", value.is_array() ? "a list" : "an object"),
+        value.is_array()
+            ? "none: a rotary embedding of type default, linear, llama3 or yarn"
+            : "one rotary embedding for all layers, of type default, linear, llama3 or yarn");
+  }
   if (const auto found = scaling.find("rope_theta"); found != scaling.end()) {
     if (!found->is_number()) config.fail("rope_theta", *found, "a number > 1");
     *theta = found->get<double>();
@@ -149,7 +196,6 @@ json scaling_of(const Config& config, const ModelSpec& spec, double* theta) {
   }
   scaling.erase("rope_theta");
   scaling.erase("partial_rotary_factor");
-  const json type = scaling.value("rope_type", scaling.value("type", json("default")));
   if (type == "default") return json::object();
   scaling.erase("type");
   scaling["rope_type"] = type;
@@ -180,18 +226,48 @@ std::string licence_in(const fs::path& readme) {
   return {};
 }
 
+void refuse_other_attention(const Config& config) {
+  // As transformers reads it: whatever is not true, null too, is no.
+  if (const auto causal = config.object().find("is_causal");
+      causal != config.object().end() && *causal != true) {
+    config.fail("is_causal", *causal, "true: rows that read no later tokens");
+  }
+  for (const Neutral& neutral : kNeutral) {
+    const json* found = config.find(neutral.key);
+    if (found != nullptr && *found != neutral.none && *found != false && *found != json::array())
+      config.fail(neutral.key, *found, fmt::format("no {}", neutral.what));
+  }
+}
+
+void put_defaults(const Family& family, json& object) {
+  const auto put = [&](const char* key, const json& value) {
+    if (!object.contains(key)) object[key] = value;
+  };
+  put("rms_norm_eps", 1e-6);
+  put("max_position_embeddings", family.context);
+  put("sliding_window", 4096);
+  put("max_window_layers", 28);
+  if (family.head_dim > 0) put("head_dim", family.head_dim);
+  if (family.kv_heads > 0) put("num_key_value_heads", family.kv_heads);
+  const auto heads = object.find("num_attention_heads");
+  if (heads == object.end()) return;
+  if (json& kv_heads = object["num_key_value_heads"]; kv_heads.is_null()) kv_heads = *heads;
+}
+
+// What the modelling code of the family does not look at must not count. Source: transformers
+// 5.24; a Mistral with layer_types is its Ministral, whose layers have windows one by one.
+void drop_unread(const Config& config, const Family& family, json& object) {
+  const bool windows =
+      family.sliding ? config.flag("use_sliding_window") : family.type == "mistral";
+  if (windows) return;
+  for (const char* key : {"layer_types", "sliding_window", "max_window_layers"}) object.erase(key);
+}
+
 ModelSpec read_spec(Config& config, const Family& family, const fs::path& folder) {
+  refuse_other_attention(config);
   json& object = config.object();
-  // What the modelling code of the family does not look at must not count.
-  if (!family.sliding) object.erase("layer_types");
-  if (family.sliding && !config.flag("use_sliding_window")) {
-    object.erase("layer_types");
-    object.erase("sliding_window");
-  }
-  if (family.type == "llama" && config.find("num_key_value_heads") == nullptr &&
-      config.find("num_attention_heads") != nullptr) {
-    object["num_key_value_heads"] = object["num_attention_heads"];
-  }
+  put_defaults(family, object);
+  drop_unread(config, family, object);
   if (const json* types = config.find("layer_types"); types != nullptr && types->is_array()) {
     for (const json& type : *types) {
       if (type != "full_attention" && type != "sliding_attention")
@@ -253,6 +329,12 @@ Model open_folder(const fs::path& folder) {
         "{}: no config.json; expected a folder with config.json and safetensors, or a GGUF file",
         path_text(folder)));
   }
+  if (fs::exists(folder / "adapter_config.json")) {
+    throw CheckpointError(
+        fmt::format("{}: adapter_config.json is there; expected a model whose adapter is merged "
+                    "into its weights",
+                    path_text(folder)));
+  }
   Config config(folder / "config.json");
   const Family& family = family_of(config);
   Model model;
@@ -272,10 +354,9 @@ Model open_folder(const fs::path& folder) {
                      std::string(dtype_name(view.dtype)), std::move(view.shape), view.bytes};
   }
   // A checkpoint of the bare decoder has no prefix.
-  const std::string prefix =
-      tensors.contains("model.embed_tokens.weight") || !tensors.contains("embed_tokens.weight")
-          ? "model."
-          : "";
+  const auto first_layer = tensors.lower_bound("layers.");
+  const bool bare = first_layer != tensors.end() && first_layer->first.starts_with("layers.");
+  const std::string prefix = bare ? "" : "model.";
   const Names names{.embedding = prefix + "embed_tokens.weight",
                     .head = "lm_head.weight",
                     .final_norm = prefix + "norm.weight",
@@ -300,8 +381,10 @@ Model open_folder(const fs::path& folder) {
   Loader loader(path_text(weights), std::move(tensors));
   if (!model.spec.tied && !loader.has(names.head)) {
     loader.fail(names.head, "is missing",
-                "it, or \"tie_word_embeddings\": true in config.json, which says that the head is "
-                "the embedding");
+                bare ? "a model with a head, which nll and generation need, or "
+                       "\"tie_word_embeddings\": true in config.json: the embedding is the head"
+                     : "it, or \"tie_word_embeddings\": true in config.json, which says that the "
+                       "head is the embedding");
   }
   load(model, extras, names, loader);
   return model;

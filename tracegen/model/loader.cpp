@@ -80,6 +80,13 @@ double attention_factor(const json& scaling, const std::string& file) {
 
 }  // namespace
 
+bool Loader::same(const std::string& a, const std::string& b) const {
+  const Stored& x = tensors_.at(a);
+  const Stored& y = tensors_.at(b);
+  return x.type_name == y.type_name && x.shape == y.shape &&
+         std::equal(x.bytes.begin(), x.bytes.end(), y.bytes.begin(), y.bytes.end());
+}
+
 std::int64_t Loader::rows(const std::string& name) const {
   const auto found = tensors_.find(name);
   return found == tensors_.end() || found->second.shape.empty() ? 0 : found->second.shape[0];
@@ -154,9 +161,16 @@ const Stored& Loader::take(const std::string& name, const std::vector<std::int64
 void load(Model& model, const Extras& extras, const Names& names, Loader& tensors,
           bool interleaved) {
   ModelSpec& spec = model.spec;
-  model.embedding = tensors.matrix(names.embedding, spec.vocabulary, spec.hidden);
+  const bool stored = tensors.has(names.embedding);
+  // A tied model may store either of the two, or both. Where they differ it is not tied, whatever
+  // its configuration says. Source: transformers 5.
+  if (stored && tensors.has(names.head) && !tensors.same(names.embedding, names.head))
+    spec.tied = false;
+  const bool as_head = spec.tied && !stored && tensors.has(names.head);
+  model.embedding =
+      tensors.matrix(as_head ? names.head : names.embedding, spec.vocabulary, spec.hidden);
   if (spec.tied) {
-    tensors.drop(names.head);  // some files repeat it
+    tensors.drop(names.head);
     model.head = model.embedding;
   } else {
     model.head = tensors.matrix(names.head, spec.vocabulary, spec.hidden);

@@ -62,6 +62,8 @@ class Loader {
       : where_(std::move(where)), tensors_(std::move(tensors)) {}
 
   [[nodiscard]] bool has(const std::string& name) const { return tensors_.contains(name); }
+  // Two tensors that are there, of the same type, shape and bytes.
+  [[nodiscard]] bool same(const std::string& a, const std::string& b) const;
   // Outermost extent, 0 if there is no such tensor.
   [[nodiscard]] std::int64_t rows(const std::string& name) const;
 
