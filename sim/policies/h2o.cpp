@@ -4,8 +4,10 @@
 // policy's own cache, and over the query heads of the group.
 // Source: Zhang et al., arXiv 2306.14048; code FMInference/H2O, which holds several variants:
 //   real_drop  the default: absolute sizes of both parts
-//   ratio      `utils_hh`, which masks: both parts as shares of the prompt (0.1 + 0.1), fixed once;
-//              the scores of evicted entries are zeroed, so that it acts as real_drop does
+//   ratio      `utils_hh`, which masks: both parts as shares of the prompt (0.1 + 0.1), fixed once.
+//              Its masks have one column more than there are tokens: of the newest R a row reads
+//              R - 1 and itself, and the R-th newest waits outside with its score, held but unread,
+//              to compete after that row. So a row reads H + R entries of H + R + 1
 //   flexgen    h = budget / 2: after the prompt the h heaviest of all but the newest h - 1, and
 //              those; in decode the new entry takes the place of the lightest of all but the newest
 //              h.
@@ -22,6 +24,7 @@
 
 #include "sim/base/error.h"
 #include "sim/policies/shared/helpers.h"
+#include "sim/policies/shared/pages.h"
 
 namespace kvspan::policies {
 namespace {
@@ -52,6 +55,25 @@ void flexgen(Recipe& recipe, const Geometry& geometry, bool normalise) {
   recipe.more_rules.push_back(std::move(in_decode));
 }
 
+// variant=ratio: a generated token does not read the one that leaves the window with it.
+class AllButTheLeaver final : public Selector {
+ public:
+  AllButTheLeaver(TokenCount budget, TokenCount recent) : budget_(budget), recent_(recent) {}
+  void select(const View& view, std::span<Reads> reads) override {
+    const RowIndex row = view.pass().begin;
+    if (!generates(view.pass()) || row <= budget_) return;
+    const LayerShape& shape = view.shape();
+    for (std::size_t q = 0; q < reads.size(); ++q) {
+      const auto all = view.resident(static_cast<int>(q) / shape.group());
+      reads[q].attended.emplace(all.begin(), all.end());
+      std::erase(*reads[q].attended, static_cast<TokenIndex>(row - recent_));
+    }
+  }
+
+ private:
+  TokenCount budget_, recent_;
+};
+
 }  // namespace
 
 PolicyEntry h2o() {
@@ -64,7 +86,9 @@ PolicyEntry h2o() {
   entry.evidence = "code read (real_drop)";
   entry.differs =
       "the repository holds three definitions of the budget (variant=) and one that reads "
-      "future rows (not offered); the paper is for MHA, GQA sums the group";
+      "future rows (not offered); the masks of variant=ratio are one column too long: a row reads "
+      "one entry less, and who leaves the window misses a row before it competes; the paper is for "
+      "MHA, GQA sums the group";
   entry.needs =
       "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows)";
   entry.parameters = {
@@ -143,6 +167,9 @@ PolicyEntry h2o() {
       if (heavy + recent == 0) recent = 1;
       recipe.size = own(Amount{Amount::Kind::tokens, heavy + recent, 0, ""});
       recipe.protect = own(protect_recent(recent));
+      recipe.selector = own(SelectorFactory([budget = heavy + recent, recent](const LayerShape&) {
+        return std::make_unique<AllButTheLeaver>(budget, recent);
+      }));
       recipe.knob = std::nullopt;
       return recipe;
     }

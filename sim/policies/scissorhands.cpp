@@ -13,9 +13,12 @@
 // budget and does not publish the curve: here all layers get the same.
 //
 // mode=eval_code is the rule of the released evaluation code, which is another one: model layers 5
-// to 35 only, from position 100 on, without a budget: an entry stays while one of the last 100 rows
-// gave it more than that row's 90th percentile, or while it is among the newest 10. "Or" runs over
-// the query heads of the group too.
+// to 35 only, row by row from position 100 on, in the prompt, too (passes end there), without a
+// budget: an entry stays while one of the last 100 rows gave it more than that row's line, or while
+// it is among the newest 10. "Or" runs over the query heads of the group too. A row's line is at
+// place floor(.9 T) of its sorted row, T being the length of the whole pass and later tokens zero:
+// so fewer than T / 10 entries pass, rows shorter than that let everybody pass, and a longer trace
+// keeps more. Votes are of what a row read of its own cache, lines are of the full cache.
 #include <algorithm>
 #include <cmath>
 
@@ -56,8 +59,9 @@ PolicyEntry scissorhands() {
   entry.source = "Liu et al. 2023, arXiv 2305.17118";
   entry.evidence = "secondary (paper); code read (eval_code)";
   entry.differs =
-      "the released evaluation code is another rule than the paper's (mode=eval_code); the "
-      "paper's curve over layers is unpublished, every layer has the same budget";
+      "the released evaluation code is another rule than the paper's (mode=eval_code): no budget, "
+      "and its line depends on the length of the whole pass; the paper's curve over layers is "
+      "unpublished, every layer has the same budget";
   entry.needs = "q and k, or probabilities of all rows";
   entry.parameters = {
       budget_parameter(),
@@ -99,7 +103,15 @@ PolicyEntry scissorhands() {
       arguments.set("budget", "auto");
       arguments.set("window", std::to_string(kRows));
       arguments.set("recent", std::to_string(kNewest));
-      scoring.make = [](const LayerShape& shape) { return std::make_unique<HighVotes>(shape); };
+      scoring.make = [trace = geometry.trace](const LayerShape& shape) {
+        return std::make_unique<HighVotes>(shape, trace);
+      };
+      for (RowIndex row = HighVotes::kFrom; row < geometry.prompt; ++row)
+        recipe.cuts.push_back(row);
+      recipe.schedule = own(Schedule::every_pass());
+      recipe.notes.emplace_back(
+          "mode=eval_code: a row's line depends on how long the whole trace is, and is taken from "
+          "full-cache attention");
       recipe.scorer = own(scoring);
       recipe.shape = own(keep_positive());
       recipe.protect = own(protect_recent(kNewest));

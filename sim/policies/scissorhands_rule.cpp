@@ -3,23 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 namespace kvspan::policies {
 namespace {
 
 constexpr int kFirstLayer = 5, kLastLayer = 35;
-constexpr RowIndex kFrom = 100;
-
-// numpy's linear quantile of values that may be reordered.
-double percentile(std::span<double> values, double share) {
-  const double place = share * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<std::ptrdiff_t>(std::floor(place));
-  std::nth_element(values.begin(), values.begin() + below, values.end());
-  const double low = values[index(below)];
-  if (static_cast<double>(below) == place) return low;
-  const double high = *std::min_element(values.begin() + below + 1, values.end());
-  return low + (place - std::floor(place)) * (high - low);
-}
 
 }  // namespace
 
@@ -55,9 +44,10 @@ void RecentVotes::add(const View& view, RowIndex row) {
     std::vector<std::uint8_t>& all = votes.count;
     all.assign(entries.size(), 0);
     for (int g = 0; g < shape.group(); ++g) {
-      const double slack = view.probabilities(h * shape.group() + g, row, entries, p);
+      const int q = h * shape.group() + g;
+      const double slack = view.probabilities(q, row, entries, p);
       std::fill(one.begin(), one.end(), std::uint8_t{0});
-      votes.doubts += vote(p, slack, one) > 0 ? 1 : 0;
+      votes.doubts += vote({q, row, p, slack}, one) > 0 ? 1 : 0;
       for (std::size_t i = 0; i < all.size(); ++i)
         all[i] = static_cast<std::uint8_t>(all[i] + one[i]);
     }
@@ -84,8 +74,8 @@ double LowVotes::score(const View& view, int head, std::span<const TokenIndex> e
   return doubts;
 }
 
-std::int64_t LowVotes::vote(std::span<const double> p, double slack,
-                            std::span<std::uint8_t> votes) const {
+std::int64_t LowVotes::vote(const Attended& attended, std::span<std::uint8_t> votes) {
+  const auto& [query_head, row, p, slack] = attended;
   const double line = 1.0 / static_cast<double>(p.size());
   std::int64_t close = 0;
   for (std::size_t i = 0; i < p.size(); ++i) {
@@ -96,29 +86,45 @@ std::int64_t LowVotes::vote(std::span<const double> p, double slack,
   return close;
 }
 
-HighVotes::HighVotes(const LayerShape& shape)
+HighVotes::HighVotes(const LayerShape& shape, const Trace* trace)
     : RecentVotes(kRows, shape.heads),
+      shape_(shape),
+      trace_(trace),
       acts_(shape.model_layer >= kFirstLayer && shape.model_layer <= kLastLayer) {}
 
 double HighVotes::score(const View& view, int head, std::span<const TokenIndex> entries,
                         std::span<double> out) {
-  if (acts_ && view.pass().end > kFrom) return sums(view, head, entries, out);
+  if (acts_ && view.pass().end >= kFrom) return sums(view, head, entries, out);
   std::fill(out.begin(), out.end(), 1.0);
   return 0;
 }
 
-std::int64_t HighVotes::vote(std::span<const double> p, double slack,
-                             std::span<std::uint8_t> votes) const {
-  std::vector<double> values(p.begin(), p.end());
-  round_sums(values);
-  const std::vector<double> rounded = values;
-  const double line = percentile(values, 0.9);
+std::int64_t HighVotes::vote(const Attended& attended, std::span<std::uint8_t> votes) {
+  if (!acts_) return 0;
+  if (lines_.empty()) draw_lines();
+  const double line = lines_[index(attended.query_head)][index(attended.row)];
   std::int64_t close = 0;
-  for (std::size_t i = 0; i < p.size(); ++i) {
-    votes[i] = rounded[i] > line ? 1 : 0;
-    close += slack > 0 && std::abs(p[i] - line) <= 2 * slack ? 1 : 0;
+  for (std::size_t i = 0; i < votes.size(); ++i) {
+    const double p = attended.p[i];
+    votes[i] = static_cast<float>(p) > static_cast<float>(line) ? 1 : 0;
+    close += attended.slack > 0 && std::abs(p - line) <= 2 * attended.slack ? 1 : 0;
   }
   return close;
+}
+
+void HighVotes::draw_lines() {
+  const RowIndex tokens = trace_->meta().tokens;
+  // From the largest down; as Python forms int(0.9 * T).
+  const RowIndex place = tokens - static_cast<RowIndex>(0.9 * static_cast<double>(tokens)) - 1;
+  lines_.assign(index(shape_.query_heads), std::vector<double>(index(tokens), 0.0));
+  std::vector<double> p;
+  for_each_row(*trace_, shape_.layer, 0, tokens, [&](int q, RowIndex row, const RowTerms& terms) {
+    if (row < place) return;  // a later token's zero
+    const double inverse = 1.0 / (terms.sum + terms.sink);
+    p.assign(terms.terms, terms.terms + row + 1);
+    std::nth_element(p.begin(), p.begin() + place, p.end(), std::greater<>());
+    lines_[index(q)][index(row)] = p[index(place)] * inverse;
+  });
 }
 
 }  // namespace kvspan::policies

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sim/policies/shared/groups.h"
+#include "sim/policies/shared/whole_trace.h"
 
 namespace kvspan::policies {
 
@@ -22,8 +23,13 @@ class RecentVotes : public Scorer {
  protected:
   // One vote, or none, for each entry that a row of one query head reads; returns how many entries
   // lie too close to the line.
-  virtual std::int64_t vote(std::span<const double> p, double slack,
-                            std::span<std::uint8_t> votes) const = 0;
+  struct Attended {
+    int query_head = 0;
+    RowIndex row = 0;
+    std::span<const double> p;
+    double slack = 0;
+  };
+  virtual std::int64_t vote(const Attended& attended, std::span<std::uint8_t> votes) = 0;
 
   // Sums over the window that ends with this pass; returns the cells in doubt.
   double sums(const View& view, int head, std::span<const TokenIndex> entries,
@@ -54,23 +60,28 @@ class LowVotes final : public RecentVotes {
                std::span<double> out) override;
 
  protected:
-  std::int64_t vote(std::span<const double> p, double slack,
-                    std::span<std::uint8_t> votes) const override;
+  std::int64_t vote(const Attended& attended, std::span<std::uint8_t> votes) override;
 };
 
+// A row's line is the value at index floor(.9 T) of its sorted full-cache probabilities over all T
+// columns of the trace, those of later tokens being zero: fewer than T / 10 entries lie above it.
 class HighVotes final : public RecentVotes {
  public:
   static constexpr RowIndex kRows = 100;
-  explicit HighVotes(const LayerShape& shape);
+  static constexpr RowIndex kFrom = 100;  // rows before it read everything
+  HighVotes(const LayerShape& shape, const Trace* trace);
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override;
 
  protected:
-  std::int64_t vote(std::span<const double> p, double slack,
-                    std::span<std::uint8_t> votes) const override;
+  std::int64_t vote(const Attended& attended, std::span<std::uint8_t> votes) override;
 
  private:
+  void draw_lines();
+  LayerShape shape_;
+  const Trace* trace_;
   bool acts_;
+  std::vector<std::vector<double>> lines_;  // [query_heads][tokens], empty until the first vote
 };
 
 }  // namespace kvspan::policies

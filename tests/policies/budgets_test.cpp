@@ -515,30 +515,35 @@ TEST_CASE("simlayerkv lets the layers stream that look at sinks and recent token
           "[policy][simlayerkv]") {
   // Layer 0 looks at the sink, layer 1 at token 2, in the middle.
   const Trace trace = two_layers({9, 0, 0, 0, 0, 0, 0, 0, 0}, {0, 0, 9, 0, 0, 0, 0, 0, 0}, 6);
-  const std::string policy = "simlayerkv(sinks=1,recent=2)";
+  const std::string policy = "simlayerkv(sinks=1,recent=2,variant=kvpress,decode=stream)";
   // Kept: the sink and 2 - 1 recent tokens, after every decode row too.
   CHECK(deaths(trace, policy, {}, 0) == Set{9, 6, 6, 6, 6, 7, 8, 9, 9});
   CHECK(deaths(trace, policy, {}, 1) == Set(9, 9));
-  CHECK(deaths(trace, "simlayerkv(sinks=1,recent=2,decode=append)", {}, 0) ==
+  CHECK(deaths(trace, "simlayerkv(sinks=1,recent=2,variant=kvpress)", {}, 0) ==
         Set{9, 6, 6, 6, 6, 9, 9, 9, 9});
   CHECK(test::run_one(trace, policy, {}).ledger.charge.once == 1);  // 2 bits
-  CHECK(deaths(trace, "simlayerkv(sinks=1,recent=2,threshold=1)", {}, 0) == Set(9, 9));
+  CHECK(deaths(trace, "simlayerkv(sinks=1,recent=2,variant=kvpress,threshold=1)", {}, 0) ==
+        Set(9, 9));
   // Prompts of sinks + recent + last tokens are left alone, in decode too.
-  CHECK(deaths(trace, "simlayerkv(sinks=1,recent=4,threshold=0)", {}, 0) == Set(9, 9));
+  CHECK(deaths(trace, "simlayerkv(sinks=1,recent=4,variant=kvpress,threshold=0)", {}, 0) ==
+        Set(9, 9));
 }
 
-TEST_CASE(
-    "simlayerkv does not count the judging row's own column, and needs more than the threshold",
-    "[policy][simlayerkv]") {
+TEST_CASE("simlayerkv(variant=kvpress) does not count the judging row's own column",
+          "[policy][simlayerkv]") {
   // Six equal weights; sink 0 and recent 3, 4: exactly one half.
   const Trace trace = two_layers(std::vector<double>(8, 0.0), std::vector<double>(8, 0.0), 6);
-  CHECK(kept(trace, "simlayerkv(sinks=1,recent=2,threshold=0.5)").size() == 6);
-  CHECK(kept(trace, "simlayerkv(sinks=1,recent=2,threshold=0.499)") == Set{0, 5});
+  CHECK(kept(trace, "simlayerkv(sinks=1,recent=2,variant=kvpress,threshold=0.5)").size() == 6);
+  CHECK(kept(trace, "simlayerkv(sinks=1,recent=2,variant=kvpress,threshold=0.499)") == Set{0, 5});
   // Rows 4 and 5 over columns 0, 2, 3: (3/5 + 3/6) / 2 = .55
-  CHECK(kept(trace, "simlayerkv(sinks=1,recent=2,last=2,threshold=0.54)") == Set{0});
-  CHECK(kept(trace, "simlayerkv(sinks=1,recent=2,last=2,threshold=0.56)").size() == 6);
-  CHECK_THAT(refusal(trace, "simlayerkv(recent=2,last=3)"), Contains("expected at least 3"));
-  CHECK_THAT(refusal(trace, "chunked(simlayerkv)"), Contains("no budget"));
+  CHECK(kept(trace, "simlayerkv(sinks=1,recent=2,variant=kvpress,last=2,threshold=0.54)") ==
+        Set{0});
+  CHECK(kept(trace, "simlayerkv(sinks=1,recent=2,variant=kvpress,last=2,threshold=0.56)").size() ==
+        6);
+  CHECK_THAT(refusal(trace, "simlayerkv(recent=2,last=3,variant=kvpress)"),
+             Contains("expected at least 3"));
+  CHECK_THAT(refusal(trace, "chunked(simlayerkv)"), Contains("leaves the prompt alone"));
+  CHECK_THAT(refusal(trace, "chunked(simlayerkv(variant=kvpress))"), Contains("no budget"));
 }
 
 TEST_CASE("simlayerkv and observed_attention need probabilities only", "[policy][simlayerkv]") {
@@ -558,8 +563,8 @@ TEST_CASE("simlayerkv and observed_attention need probabilities only", "[policy]
     spec.layers[0].lse.push_back(0);
   }
   const Trace trace = test::make_trace(spec);
-  CHECK(kept(trace, "simlayerkv(sinks=1,recent=1,threshold=0.69)") == Set{0});
-  CHECK(kept(trace, "simlayerkv(sinks=1,recent=1,threshold=0.71)").size() == 5);
+  CHECK(kept(trace, "simlayerkv(sinks=1,recent=1,variant=kvpress,threshold=0.69)") == Set{0});
+  CHECK(kept(trace, "simlayerkv(sinks=1,recent=1,variant=kvpress,threshold=0.71)").size() == 5);
   CHECK(kept(trace, "observed_attention(budget=1)") == Set{0});
   CHECK_THROWS_AS(kept(trace, "knorm(budget=1)"), TraceError);
 }

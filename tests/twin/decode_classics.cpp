@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <numeric>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/twin/decode_policies.h"
@@ -104,12 +107,12 @@ struct ScissorhandsCode : Policy {
       for (int row = pass.begin; row < pass.end; ++row) {
         const std::vector<int>& keys = w.out.active[w.reader(l, g, row)];
         const std::vector<double> p = w.attention(l, g, row, keys);
-        std::vector<double> sorted = p;
+        std::vector<int> all(at(row + 1));
+        std::iota(all.begin(), all.end(), 0);
+        std::vector<double> sorted = w.attention(l, g, row, all);
+        sorted.resize(at(w.N), 0.0);  // rows to come
         std::sort(sorted.begin(), sorted.end());
-        const double place = 0.9 * static_cast<double>(sorted.size() - 1);
-        const auto low = static_cast<std::size_t>(std::floor(place));
-        const std::size_t next = std::min(low + 1, sorted.size() - 1);
-        const double bar = sorted[low] + (place - std::floor(place)) * (sorted[next] - sorted[low]);
+        const double bar = sorted[at(static_cast<int>(0.9 * w.N))];
         std::set<int> votes;
         for (std::size_t e = 0; e < keys.size(); ++e) {
           if (p[e] > bar) votes.insert(keys[e]);
@@ -122,7 +125,7 @@ struct ScissorhandsCode : Policy {
   void end(int l, Pass pass) override {
     const int layer = w.t.layers[at(l)].model_layer;
     const int b = pass.end;
-    if (layer < 5 || layer > 35 || b < w.point || b <= 100) return;
+    if (layer < 5 || layer > 35 || b < 100) return;
     for (int h = 0; h < w.Hk; ++h) {
       bool any = false;
       for (const int j : w.residents(l, h, b - 1)) {
@@ -173,6 +176,7 @@ struct Keyformer : Policy {
     if (b > w.point && (b - w.point) / every == (pass.begin - w.point) / every) return;
     const int budget = w.amount("budget");
     const int recent = static_cast<int>(std::floor(w.real("recent", 30) / 100 * budget + 1e-9));
+    if (w.word("variant", "paper") == "code") return freeze(l, b, budget, recent);
     for (int h = 0; h < w.Hk; ++h) {
       const std::vector<int> held = w.residents(l, h, b - 1);
       if (static_cast<int>(held.size()) <= budget) continue;
@@ -185,6 +189,30 @@ struct Keyformer : Policy {
       evict(l, h, b, held, b - recent, scores, true, budget - recent);
     }
   }
+  // Masks that are one column too long: keys are chosen once, among all but the newest `recent`.
+  void freeze(int l, int b, int budget, int recent) {
+    if (b <= budget) return;
+    for (int h = 0; h < w.Hk; ++h) {
+      std::vector<int> older;
+      std::vector<double> scores;
+      for (const int j : w.residents(l, h, b - 1)) {
+        if (j >= b - recent) continue;
+        older.push_back(j);
+        scores.push_back(0);
+        for (int g = h * w.G; g < (h + 1) * w.G; ++g) scores.back() += sum[at(g)][at(j)];
+      }
+      bool near = false;
+      if (!frozen.count({l, h}))
+        frozen[{l, h}] = w.best(older, scores, true, budget - recent, near);
+      const std::vector<int>& keys = frozen[{l, h}];
+      for (const int j : w.residents(l, h, b - 1)) {
+        if (j <= b - recent && std::find(keys.begin(), keys.end(), j) == keys.end())
+          w.kill(l, h, j, b);
+      }
+      w.decide(l, near);
+    }
+  }
+  std::map<std::pair<int, int>, std::vector<int>> frozen;  // [layer, head] keys
   long long overhead(int /*row*/, long long entries) override { return 4 * entries; }
   std::vector<std::vector<double>> sum;  // [query heads][tokens]
 };
@@ -228,6 +256,17 @@ struct H2o : Policy {
         scores.push_back(w.word("normalise", "false") == "true" ? s / (b - j) : s);
       }
       evict(l, h, b, held, b - recent, scores, true, heavy);
+    }
+  }
+  // variant=ratio: a generated token does not read the one that leaves the window with it.
+  void select(int l, Pass pass) override {
+    if (w.word("variant", "real_drop") != "ratio" || pass.begin < w.n) return;
+    const int heavy = share("heavy_share");
+    const int recent = heavy + share("recent_share") == 0 ? 1 : share("recent_share");
+    if (pass.begin <= heavy + recent) return;
+    for (int g = 0; g < w.Hq; ++g) {
+      std::vector<int>& keys = w.out.active[w.reader(l, g, pass.begin)];
+      keys.erase(std::remove(keys.begin(), keys.end(), pass.begin - recent), keys.end());
     }
   }
   [[nodiscard]] int share(const std::string& name) const {

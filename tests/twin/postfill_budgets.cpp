@@ -44,14 +44,17 @@ bool near_cut(const std::vector<Place>& list, int cut) {
 void simlayerkv(const World& u, const Moment& m, Memory& memory, Verdict& out) {
   const Choice& c = u.policy;
   const int sinks = c.count("sinks", 4), recent = c.count("recent", 1024);
-  const int last = c.count("last", 1), b = m.end();
-  if (b == u.point && b > sinks + recent + last) {
+  const bool code = c.is("variant", "code", "code");
+  const int last = code ? 1 : c.count("last", 1), b = m.end();
+  const int judged = code ? u.prompt + 1 : u.point;  // the first decode row, or the prompt
+  const int end = code ? b : b - last;               // of what is recent
+  if (b == judged && end > sinks + recent) {
     double sum = 0;
     for (int g = 0; g < u.t.query_heads; ++g) {
       for (int row = b - last; row < b; ++row) {
         const Values p = full_attention(u, m.l, g, row);
-        for (int j = 0; j < b - last; ++j) {
-          if (j < sinks || j >= b - last - recent) sum += p[at(j)] / (last * u.t.query_heads);
+        for (int j = 0; j < end; ++j) {
+          if (j < sinks || j >= end - recent) sum += p[at(j)] / (last * u.t.query_heads);
         }
       }
     }
@@ -59,10 +62,10 @@ void simlayerkv(const World& u, const Moment& m, Memory& memory, Verdict& out) {
     memory.lazy[at(m.l)] = sum > threshold ? 1 : 0;
     if (near_tie(sum, threshold)) std::fill(out.near.begin(), out.near.end(), 1);
   }
-  const bool again = b > u.point && c.is("decode", "stream", "stream");
-  if (memory.lazy[at(m.l)] == 0 || (b != u.point && !again)) return;
+  const bool again = b > judged && c.is("decode", "stream", "append");
+  if (memory.lazy[at(m.l)] == 0 || (b != judged && !again)) return;
   for (Tokens& kept : out.kept) {
-    kept = without(kept, candidates_of(kept, {sinks, recent - last}, b));
+    kept = without(kept, candidates_of(kept, {sinks, code ? recent : recent - last}, b));
   }
 }
 

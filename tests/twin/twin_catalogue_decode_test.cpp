@@ -296,6 +296,11 @@ TEST_CASE("keyformer agrees with its twin", "[twin_catalogue_decode]") {
       c.parameters["tau_start"] = "0.5";
       c.parameters["tau_end"] = "4";
     }
+    if (pick(random, 0, 2) == 0) {
+      c.parameters["variant"] = "code";
+      c.parameters["budget"] = fmt::format("{}", pick(random, 2, prompt + 3));
+      c.parameters["recent"] = one_of<std::string>(random, {"50", "100"});
+    }
   });
 }
 

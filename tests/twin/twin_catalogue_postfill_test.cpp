@@ -239,7 +239,10 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
          d.set("threshold", one_of(r, {"0.2", "0.4", "0.5", "0.6", "0.8"}));
          d.set("sinks", test::pick(r, 0, 4));
          d.set("recent", test::pick(r, last + 1, 12));
-         d.set("last", last);
+         if (test::pick(r, 0, 1) == 0) {
+           d.set("variant", "kvpress");
+           d.set("last", last);
+         }
          d.set("decode", one_of(r, {"stream", "append"}));
        }},
       {"adakv",

@@ -27,7 +27,7 @@ class RowSums : public Scorer {
   [[nodiscard]] Needs needs() const override { return {.observe = Observe::always}; }
   void observe(const View& view, RowIndex begin, RowIndex end) final;
   double score(const View& view, int head, std::span<const TokenIndex> entries,
-               std::span<double> out) final;
+               std::span<double> out) override;
 
  protected:
   // p' of one row -> what it weighs; p [entries].

@@ -195,7 +195,7 @@ CASES = [
         "SimLayerKVPress",
         "simlayerkv",
         lambda r, c: kvpress.SimLayerKVPress(lazy_threshold=r, n_recent=64),
-        ["simlayerkv(threshold={r},recent=64)"],
+        ["simlayerkv(threshold={r},recent=64,variant=kvpress)"],
         scope="none",
         settings=(0.5, 0.75, 0.85),
         note="the setting is lazy_threshold; n_recent 64",
