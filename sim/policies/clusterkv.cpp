@@ -11,9 +11,13 @@
 // keeps what the previous row selected: entries read are those copied in.
 // Source: Liu et al., arXiv 2412.03213; code sjtu-zhao-lab/ClusterKV
 // (accuracy/cluster_attention.py).
-// Conflicts: `added` is 4 in the paper and 8 in the efficiency code; the accuracy code clusters no
-// generated token, has 400 clusters whatever the prompt, and no more budget than the prompt is
-// long; the efficiency code reserves one sink. The paper is followed.
+// Conflicts: `added` is 4 in the paper and 8 in the efficiency code. The paper is followed.
+//   accuracy code    400 clusters whatever the prompt, of a library's k-means with one more
+//                    assignment; clusters no generated token; never selects, however long the
+//                    answer, where the prompt was shorter than the budget; sinks inside B
+//   efficiency code  sinks on top: 16 + (B - 1) + window entries a row, from T > B + 16 on; first
+//                    centroids drawn with replacement, alike for all heads; a token that was just
+//                    clustered is also in the window, and read once
 #include <algorithm>
 
 #include "sim/policies/clusterkv_rule.h"
@@ -41,7 +45,9 @@ PolicyEntry clusterkv() {
   entry.evidence = "code read (accuracy), secondary (paper)";
   entry.differs =
       "4 new clusters per 320 tokens in the paper, 8 in the efficiency code, none in the "
-      "accuracy code (added=); the code's buffers are per query head (buffers=query)";
+      "accuracy code (added=); sinks count in the budget here and in the accuracy code, the "
+      "efficiency code reads sinks + budget - 1; the accuracy code never selects after a prompt "
+      "shorter than the budget; the code's buffers are per query head (buffers=query)";
   entry.needs = "q and k";
   Parameter budget = budget_parameter("1024");
   budget.help = "sinks and clustered entries that a query head reads in a row";

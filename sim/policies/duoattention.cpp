@@ -32,8 +32,9 @@ PolicyEntry duoattention() {
   entry.source = "Xiao et al. 2024, arXiv 2410.10819";
   entry.evidence = "code read";
   entry.differs =
-      "the paper rounds gates at 0.5, the code cuts at a quantile: sparsity= is the code's, "
-      "a file without it the paper's";
+      "the paper rounds gates at 0.5, the code cuts at a quantile: sparsity= is the code's, a file "
+      "without it the paper's; the authors' pattern files are for 128 sinks and 256 recent tokens, "
+      "1024 recent ones are those of arXiv 2506.17121";
   entry.needs =
       "nothing with heads=FILE or TRACE; else q and k, or probabilities of the last half of the "
       "rows";

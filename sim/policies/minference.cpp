@@ -133,7 +133,9 @@ PolicyEntry minference() {
   entry.summary = "sparse attention in the prompt (vertical lines and diagonals); evicts nothing";
   entry.source = "Jiang et al. 2024, arXiv 2407.02490";
   entry.evidence = "code read";
-  entry.differs = "released patterns are vertical-slash for every head; block-sparse is left out";
+  entry.differs =
+      "released patterns are vertical-slash for every head; block-sparse is left out; the kernels "
+      "round up to blocks of 64 x 64, here rows read what was chosen";
   entry.needs = "q and k; pattern=a_shape: nothing";
   entry.parameters = {
       {.name = "pattern",

@@ -6,9 +6,14 @@
 // Source: Zhang et al., arXiv 2412.12706; code zhzihao/QPruningKV (pyramidkv/quantcache.py).
 //
 // The budget counts codes only, as the paper does: scales and zeros come on top (1/16 to 1/4), but
-// for a budget in bytes, which counts both. The authors quantise with HQQ along the channels of a
-// token; its half-quadratic search for the zero is left out here. Their pruners do not evict in
-// decode; a composed one that does goes on doing so.
+// for a budget in bytes, which counts both. The authors quantise keys with HQQ along the channels
+// of a token, values along tokens (the library's default axis); here both run along a vector, and
+// HQQ's half-quadratic search for the zero is left out. Where their answer reaches its last token
+// they quantise the whole cache again; here nothing is quantised twice. Their pruners do not evict
+// in decode; a composed one that does goes on doing so.
+// "H2O" of their tables is not H2O: column sums of the prompt whose rows read the future outside
+// the last 8 x 8 block, with a window of 8, nothing in decode. (ThinK's H2O is SnapKV's sums of 32
+// rows without pooling; KVCache-Factory's, causal column sums with a window of 8, acts once, too.)
 #include <algorithm>
 #include <string>
 
@@ -78,8 +83,9 @@ PolicyEntry qpruningkv() {
   entry.source = "Zhang et al. 2024, arXiv 2412.12706; code zhzihao/QPruningKV";
   entry.evidence = "code read";
   entry.differs =
-      "the paper counts no scales, the bytes here do; the code's default HQQ axis is a "
-      "strided grouping, here groups run along a vector; the code stores per query head";
+      "the paper counts no scales, the bytes here do; the code groups keys along a vector and "
+      "values along tokens, here both run along a vector; the \"H2O\" of its tables reads future "
+      "rows and acts once, +h2o is the real one; the code stores per query head";
   entry.needs = "what the pruner needs; k and v for the error of the output";
   entry.parameters = votes_parameters(8, 7);
   entry.parameters.insert(

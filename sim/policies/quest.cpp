@@ -42,8 +42,8 @@ PolicyEntry quest() {
   entry.source = "Tang et al. 2024, arXiv 2406.10774";
   entry.evidence = "code read";
   entry.differs =
-      "the kernel always reads the last page (last_page=true), the evaluation code reads at "
-      "least 3 pages; both select per query head, WG-KV's port per KV head (per=kv)";
+      "the kernel always reads the last page (last_page=true); at least 3 pages (least=) is the "
+      "evaluation code's alone; both select per query head, WG-KV's port per KV head (per=kv)";
   entry.needs = "q and k";
   entry.parameters = page_parameters("20%", {"query", "kv"});
   entry.make = [](Arguments& arguments, const Geometry& geometry) {

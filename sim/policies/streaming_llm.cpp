@@ -2,8 +2,8 @@
 // StreamingLLM: the first `sinks` tokens and the newest `window` tokens, after every pass.
 // Source: Xiao et al., arXiv 2309.17453; code mit-han-lab/streaming-llm. The authors number
 // positions by place in the cache (positions=cache); that changes outputs but no lifetime, so the
-// default keeps the trace's own. Their code evicts before it adds, so a row of theirs reads sinks +
-// window entries, here one more: attend, then evict.
+// default keeps the trace's own. Their long-perplexity script evicts after every row, as here: a
+// row reads sinks + window and itself. Only the chat demo makes room before a turn.
 #include <algorithm>
 
 #include <fmt/format.h>
@@ -22,8 +22,8 @@ PolicyEntry streaming_llm() {
   entry.source = "Xiao et al. 2023, arXiv 2309.17453";
   entry.evidence = "code read";
   entry.differs =
-      "the authors number positions by cache slot (positions=cache; default original, "
-      "deaths are equal) and evict before adding, here a row is added first";
+      "the authors number positions by cache slot (positions=cache; default original, deaths are "
+      "equal); their script evicts after every row, as here, their chat demo before a turn";
   entry.needs = "nothing; positions=cache: the rope_* fields";
   entry.parameters = {
       {.name = "sinks",

@@ -2,6 +2,8 @@
 // When authors' programs decide, and what a row then reads: traces small enough to follow their
 // statements by hand. Of each policy: the token that leaves the window has the largest score;
 // several decisions in a row; n = B and n = B + 1; where the first decision of the decode falls.
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include <catch2/catch.hpp>
@@ -245,4 +247,67 @@ TEST_CASE("simlayerkv leaves alone what fits into sinks and window", "[policy][a
   options.evict_point = 3;
   CHECK(test::deaths(test::weights(std::vector<double>(9, 0.0), 6), policy, options) ==
         Tokens{9, 9, 7, 7, 9, 9, 9, 9, 9});
+}
+
+// ---- dbudgetkv ----------------------------------------------------------------------------------
+
+namespace {
+
+// One KV head whose keys are unit vectors, two query heads: row i of head h attends to
+// targets[h][i] alone, but for one row, which has probabilities [tokens].
+Trace voting(const std::vector<Tokens>& targets, int prompt, int last_row,
+             const std::vector<std::vector<double>>& last) {
+  const std::size_t n = targets[0].size();
+  test::TraceSpec spec;
+  spec.meta.query_heads = 2;
+  spec.meta.kv_heads = 1;
+  spec.meta.head_dim = static_cast<int>(n);
+  spec.meta.tokens = static_cast<std::int64_t>(n);
+  spec.meta.prompt_tokens = prompt;
+  spec.meta.score_scale = 1;
+  spec.layers.push_back({});
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t h = 0; h < 2; ++h) {
+      for (std::size_t j = 0; j < n; ++j) {
+        const double one = targets[h][i] == static_cast<int>(j) ? 300 : 0;
+        spec.layers[0].q.push_back(
+            static_cast<int>(i) == last_row ? std::max(-300.0, std::log(last[h][j])) : one);
+      }
+    }
+    for (std::size_t j = 0; j < n; ++j) spec.layers[0].k.push_back(i == j ? 1 : 0);
+  }
+  return test::make_trace(spec);
+}
+
+}  // namespace
+
+TEST_CASE("dbudgetkv with rank=votes ranks by the last eight rows, per query head",
+          "[policy][authors]") {
+  // Rows 12 to 19 vote. Head 0: 3 votes for 2, 2 for 5, 1 for 7 and 9, and .3, .4 of row 19. Head
+  // 1: 7 votes for 3, and .5 of row 19. In row 19 the norms of 0 to 11 are .5 and .5; of the first
+  // of each rank .3 and .5, so .2 of the mean is lost.
+  std::vector<Tokens> targets(2, range(0, 22));
+  targets[0] = joined(range(0, 12), {2, 2, 2, 5, 5, 7, 9, 19, 20, 21});
+  targets[1] = joined(range(0, 12), {3, 3, 3, 3, 3, 3, 3, 19, 20, 21});
+  std::vector<std::vector<double>> last(2, std::vector<double>(22, 0.0));
+  last[0][2] = .3;
+  last[0][5] = .4;
+  last[0][19] = .3;
+  last[1][3] = last[1][19] = .5;
+  const Trace trace = voting(targets, 20, 19, last);
+  const auto kept = [&](const std::string& policy, int head) {
+    return test::kept(trace, policy, 0, head);
+  };
+  // 5 % by default, in the first layers, too. Who has no votes ties: the lower token stays.
+  CHECK(kept("dbudgetkv(rank=votes)", 0) == joined({2, 5}, range(12, 20)));
+  CHECK(kept("dbudgetkv(rank=votes)", 1) == joined({0, 3}, range(12, 20)));
+  CHECK(kept("dbudgetkv(rank=votes,threshold=0.21)", 0) == joined({2}, range(12, 20)));
+  CHECK(kept("dbudgetkv(rank=votes,threshold=0.21)", 1) == joined({3}, range(12, 20)));
+  CHECK(kept("dbudgetkv(rank=votes,threshold=0)", 0) == range(0, 20));
+  CHECK(kept("dbudgetkv(rank=votes,skip=1)", 0) == range(0, 20));
+  // The default rule keeps sinks and a window that reaches back to 5, and none per query head.
+  CHECK(kept("dbudgetkv(skip=0,threshold=0.05)", 0) == joined(range(0, 4), range(5, 20)));
+  CHECK_THAT(refusal(trace, "dbudgetkv(rank=votes,sinks=3)"), Contains("rank=position"));
+  // Of eight tokens only the newest votes, and for nobody else: there is no norm to hold.
+  CHECK(test::kept(voting(targets, 8, 21, last), "dbudgetkv(rank=votes)", 0, 0).size() == 8);
 }

@@ -415,6 +415,21 @@ TEST_CASE("infinigen fetches the mean count of entries within alpha of the best"
   CHECK(SelectorBench(first, "infinigen(alpha=1,cap=1)").next()[0].size() == 6);
 }
 
+TEST_CASE("infinigen with line=first measures all heads by the first one", "[policy][infinigen]") {
+  // Scores 10, 8, 6, -4, 0 and 0 five times; alpha 4. Own lines: (2 + 5) / 2 = 3 entries. The first
+  // head's line, 6, is reached by three of its own and by nobody else's: (3 + 0) / 2 = 1.
+  const HeadVectors two{
+      {numbers(std::vector<float>(6, 2.0F)), numbers(std::vector<float>(6, 0.0F))},
+      {numbers({5, 4, 3, -2, 0, 0})},
+      5};
+  CHECK(SelectorBench(two, "infinigen(alpha=4,cap=9)").next() ==
+        std::vector<Tokens>{{0, 1, 2, 5}, {0, 1, 2, 5}});
+  CHECK(SelectorBench(two, "infinigen(alpha=4,cap=9,line=first)").next() ==
+        std::vector<Tokens>{{0, 5}, {0, 5}});
+  CHECK_THROWS_WITH(make_policy("infinigen(line=first,scores=exact)", test::llama_8b(64, 8)),
+                    Contains("scores=partial"));
+}
+
 TEST_CASE("infinigen's partial columns are those that the prompt's queries use",
           "[policy][infinigen]") {
   // Queries lie along (3, 4): one skewed column holds their whole product with every key.

@@ -108,6 +108,19 @@ TEST_CASE("knorm keeps the keys of the smallest norm", "[policy][knorm]") {
   CHECK(refusal(trace, "knorm(budget=2,skip=-1)").find("expected 0 to") != std::string::npos);
 }
 
+TEST_CASE("knorm rounds up and spares short prompts as the authors do, if asked",
+          "[policy][knorm]") {
+  const Trace ten = random_trace(12, 10, 1);
+  CHECK(kept(ten, "knorm(budget=25%)").size() == 2);
+  CHECK(kept(ten, "knorm(budget=25%,rounding=ceil)").size() == 3);  // ceil(2.5)
+  CHECK(kept(ten, "knorm(budget=30%,rounding=ceil)").size() == 3);
+  CHECK(kept(ten, "knorm(budget=4,rounding=ceil)").size() == 4);
+  // .07 * 100 is 7.000000000000001 in Python.
+  CHECK(kept(random_trace(101, 100, 1), "knorm(budget=7%,rounding=ceil)").size() == 8);
+  CHECK(kept(ten, "knorm(budget=25%,prune_after=10)").size() == 2);
+  CHECK(kept(ten, "knorm(budget=25%,prune_after=11)").size() == 10);
+}
+
 // ---- keydiff ------------------------------------------------------------------------------------
 
 TEST_CASE("keydiff keeps the keys least like their mean direction", "[policy][keydiff]") {
