@@ -37,7 +37,7 @@ Examples:
 
 Environment: KVSPAN_SIMD=avx512|avx2|sse4 caps the instructions used (default: the best of the machine).
 Exit codes: 0 ok, 1 internal, 2 wrong arguments, 3 wrong input data, 4 a policy broke its contract,
-5 no usable device.)help";
+5 no usable device, 6 predict was asked what fits, and nothing does.)help";
 
 // The command that the user meant, for hints: the chosen subcommand, as deep as it goes.
 const CLI::App* chosen(const CLI::App* app) {

@@ -44,6 +44,30 @@ json parse_json_strict(std::string_view text, const JsonLimits& limits) {
   }
 }
 
+std::string with_quoted_non_finite(std::string_view text) {
+  std::string out;
+  bool inside = false;  // a string
+  for (std::size_t i = 0; i < text.size();) {
+    std::string_view word;
+    for (const std::string_view known : {"NaN", "Infinity", "-Infinity"}) {
+      if (!inside && text.substr(i).starts_with(known)) word = known;
+    }
+    if (!word.empty()) {
+      out += '"';
+      out += word;
+      out += '"';
+      i += word.size();
+      continue;
+    }
+    if (inside && text[i] == '\\' && i + 1 < text.size())
+      out += text[i++];
+    else if (text[i] == '"')
+      inside = !inside;
+    out += text[i++];
+  }
+  return out;
+}
+
 bool json_integer(const json& value, std::int64_t* out) {
   if (!value.is_number_integer()) return false;
   if (value.is_number_unsigned() &&

@@ -24,6 +24,10 @@ struct JsonLimits {
 [[nodiscard]] nlohmann::json parse_json_strict(std::string_view text,
                                                const JsonLimits& limits = {});
 
+// Python writes and reads NaN, Infinity and -Infinity, which JSON does not have: the text with them
+// as strings, so that a field that is one is there, and no number.
+[[nodiscard]] std::string with_quoted_non_finite(std::string_view text);
+
 // False if `value` is no integer, or none that 64 bits hold.
 [[nodiscard]] bool json_integer(const nlohmann::json& value, std::int64_t* out);
 // The value for a one-line message.

@@ -34,6 +34,12 @@ std::string shown(const nlohmann::json& value) {
 Fields::Fields(nlohmann::json object, std::string where)
     : JsonFields(std::move(object)), where_(std::move(where)) {}
 
+Fields Fields::part(nlohmann::json object) const {
+  Fields out(std::move(object), where_);
+  out.family_ = family_;
+  return out;
+}
+
 void Fields::fail(const std::string& what) const {
   throw ConfigError(fmt::format("'{}'{}: {}", one_line(where_),
                                 family_.empty() ? "" : fmt::format(" ({})", family_), what));

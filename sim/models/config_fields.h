@@ -22,6 +22,8 @@ class Fields final : public JsonFields {
  public:
   Fields(nlohmann::json object, std::string where);
 
+  // The fields of an object inside of this one.
+  [[nodiscard]] Fields part(nlohmann::json object) const;
   void name_family(const std::string& model_type) { family_ = model_type; }
   [[noreturn]] void fail(const std::string& what) const;
   // Be it with null.

@@ -7,7 +7,7 @@ namespace kvspan {
 namespace {
 
 // From the config.json on each model's public page; of models with a vision part, the text part.
-constexpr std::array<KnownModel, 42> kModels{
+constexpr std::array<KnownModel, 44> kModels{
     {{"Llama-2-7B",
       R"({"model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size":
 11008, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
@@ -63,10 +63,20 @@ constexpr std::array<KnownModel, 42> kModels{
 18944, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
 "max_position_embeddings": 131072, "torch_dtype": "bfloat16", "use_sliding_window": false,
 "tie_word_embeddings": false})"},
+     {"Qwen2.5-7B-Instruct",
+      R"({"model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 3584, "intermediate_size":
+18944, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+"max_position_embeddings": 32768, "torch_dtype": "bfloat16", "use_sliding_window": false,
+"tie_word_embeddings": false})"},
      {"Qwen2.5-72B",
       R"({"model_type": "qwen2", "num_hidden_layers": 80, "hidden_size": 8192, "intermediate_size":
 29568, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 152064,
 "max_position_embeddings": 131072, "torch_dtype": "bfloat16", "use_sliding_window": false,
+"tie_word_embeddings": false})"},
+     {"Qwen2.5-72B-Instruct",
+      R"({"model_type": "qwen2", "num_hidden_layers": 80, "hidden_size": 8192, "intermediate_size":
+29568, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 152064,
+"max_position_embeddings": 32768, "torch_dtype": "bfloat16", "use_sliding_window": false,
 "tie_word_embeddings": false})"},
      {"Qwen3-0.6B",
       R"({"model_type": "qwen3", "num_hidden_layers": 28, "hidden_size": 1024, "intermediate_size":

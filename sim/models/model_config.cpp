@@ -5,6 +5,7 @@
 #include "sim/models/model_config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include <fmt/format.h>
@@ -12,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/json_fields.h"
 #include "sim/base/text.h"
 #include "sim/models/config_fields.h"
 #include "sim/models/model_families.h"
@@ -82,10 +84,45 @@ void read_heads(const Fields& c, const Family& family, ModelGeometry& m) {
   m.v_head_dim = m.head_dim;
 }
 
+// The parameters of the rotary embedding that reach furthest: those of full attention, where layers
+// have their own (transformers 5).
+nlohmann::json rope_of(const Fields& c) {
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
+    const nlohmann::json* rope = c.find(key);
+    if (rope == nullptr || !rope->is_object()) continue;
+    const auto full = rope->find("full_attention");
+    return full != rope->end() && full->is_object() ? *full : *rope;
+  }
+  return nlohmann::json::object();
+}
+
+// The most tokens that a model is for, as vLLM derives it: YaRN reaches factor x the length that it
+// was trained on, linear and dynamic scaling factor x max_position_embeddings. Of Gemma 3 (and of
+// every scaling with ranges of its own) the field already is what was reached.
+void read_limit(const Fields& c, ModelGeometry& m) {
+  if (c.has("max_position_embeddings")) {
+    m.max_context = c.count("max_position_embeddings", "most tokens", kMostTokens);
+    m.max_context_from = "max_position_embeddings";
+  }
+  const Fields rope = c.part(rope_of(c));
+  const std::string type = rope.text(rope.has("rope_type") ? "rope_type" : "type");
+  const bool scales = type == "yarn" || type == "linear" || type == "dynamic";
+  if (!scales || m.family.starts_with("gemma3") || !rope.has("factor")) return;
+  const double factor = rope.real("factor", "factor of the rotary scaling");
+  Count trained = m.max_context;
+  if (type == "yarn" && rope.has("original_max_position_embeddings")) {
+    trained = rope.count("original_max_position_embeddings", "tokens that it was trained on",
+                         kMostTokens);
+  }
+  if (trained == 0) return;
+  m.max_context = static_cast<Count>(std::llround(factor * static_cast<double>(trained)));
+  m.max_context_from = fmt::format("{}: {:g} x {}", type, factor, trained);
+}
+
 nlohmann::json parse(const std::string& text, const std::string& where) {
   nlohmann::json config;
   try {
-    config = nlohmann::json::parse(text);
+    config = nlohmann::json::parse(with_quoted_non_finite(text));
   } catch (const nlohmann::json::exception& e) {
     throw ConfigError(fmt::format("'{}' is not JSON: {}", one_line(where),
                                   shorten_middle(one_line(e.what()), 160)));
@@ -156,8 +193,7 @@ ModelGeometry read(const std::string& text, const std::string& where) {
   model.name = c.text("_name_or_path");
   model.layers = c.small("num_hidden_layers", "layers", 4096);
   read_heads(c, family, model);
-  if (c.has("max_position_embeddings"))
-    model.max_context = c.count("max_position_embeddings", "most tokens", kMostTokens);
+  read_limit(c, model);
   const Layers layers = read_layers(c, family, model);
   model.state_bytes = state_bytes(c, family, layers);
   if (family.experts == Experts::gpt_oss) {

@@ -26,6 +26,54 @@ std::string lower(std::string text) {
   return text;
 }
 
+// A name without the owner that a hub puts before it, and without how the model was tuned:
+// "meta-llama/Meta-Llama-3.1-8B-Instruct" is Llama-3.1-8B.
+std::string plain_name(const std::string& name) {
+  std::string out;
+  std::string word;
+  for (const char c : name.substr(name.rfind('/') + 1) + "-") {
+    if (c != '-' && c != '_' && c != ' ') {
+      word += c;
+      continue;
+    }
+    bool tuning = word.empty();
+    for (const char* known : {"instruct", "it", "chat", "hf", "meta", "pt"})
+      tuning = tuning || lower(word) == known;
+    if (!tuning) out += (out.empty() ? "" : "-") + word;
+    word.clear();
+  }
+  return out;
+}
+
+// The same without a version at its end; the name itself if there is none.
+std::string without_version(const std::string& name) {
+  const std::size_t dash = name.rfind('-');
+  if (dash == std::string::npos || dash + 2 >= name.size() || name[dash + 1] != 'v') return name;
+  const bool is_version = name.find_first_not_of("0123456789.", dash + 2) == std::string::npos;
+  return is_version ? name.substr(0, dash) : name;
+}
+
+// The entry of the built-in list that a name means: by its own name, by the hub's, and, where one
+// of the two leaves the version out ("Mistral-7B"), the first of the versions.
+const KnownModel* find_known(const std::string& name) {
+  const auto first = [](const auto& same) -> const KnownModel* {
+    for (const KnownModel& m : known_model_configs()) {
+      if (same(std::string(m.name))) return &m;
+    }
+    return nullptr;
+  };
+  const auto* own = first([&](const std::string& known) { return lower(known) == lower(name); });
+  if (own != nullptr) return own;
+  const std::string plain = lower(plain_name(name));
+  const auto* hub =
+      first([&](const std::string& known) { return lower(plain_name(known)) == plain; });
+  if (hub != nullptr) return hub;
+  return first([&](const std::string& given) {
+    const std::string known = lower(plain_name(given));
+    return without_version(known) == plain || known == without_version(plain);
+  });
+}
+
 ModelGeometry from_config(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
   std::error_code ignored;
@@ -33,6 +81,8 @@ ModelGeometry from_config(const std::filesystem::path& path) {
     throw ConfigError(fmt::format("cannot read model configuration '{}'", path.string()));
   const std::string text{std::istreambuf_iterator<char>(in), {}};
   ModelGeometry model = read_model_config(text, path.string());
+  // Of a folder with several, the file tells them apart.
+  if (model.name.empty() && path.filename() != "config.json") model.name = path.filename().string();
   if (model.name.empty()) model.name = path.parent_path().filename().string();
   if (model.name.empty() || model.name == "." || model.name == "..") model.name = path.string();
   return model;
@@ -72,10 +122,12 @@ std::vector<std::string> known_models() {
 
 ModelGeometry load_model(const std::string& name_or_path) {
   const std::filesystem::path path(name_or_path);
-  for (const KnownModel& m : known_model_configs()) {
-    if (lower(std::string(m.name)) != lower(name_or_path)) continue;
-    ModelGeometry model = read_model_config(std::string(m.config), std::string(m.name));
-    model.name = m.name;
+  std::error_code ignored;
+  const KnownModel* known = find_known(name_or_path);
+  if (known != nullptr && (lower(std::string(known->name)) == lower(name_or_path) ||
+                           !std::filesystem::exists(path, ignored))) {
+    ModelGeometry model = read_model_config(std::string(known->config), std::string(known->name));
+    model.name = known->name;
     return model;
   }
   if (std::filesystem::is_directory(path)) return from_config(path / "config.json");
@@ -84,7 +136,7 @@ ModelGeometry load_model(const std::string& name_or_path) {
   if (std::filesystem::exists(path) || name_or_path.ends_with(".json")) return from_config(path);
   throw ConfigError(
       fmt::format("unknown model '{}', and no such file; {} (or a config.json, or a trace)",
-                  name_or_path, nearest_hint(name_or_path, known_models())));
+                  name_or_path, nearest_hint(plain_name(name_or_path), known_models())));
 }
 
 Geometry geometry_of(const ModelGeometry& model, std::int64_t prompt, std::int64_t generated,

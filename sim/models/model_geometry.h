@@ -34,6 +34,7 @@ struct WeightGroup {
 struct ModelWeights {
   std::vector<WeightGroup> groups;  // vision towers and multi-token prediction are not in it
   std::string dtype;                // of the checkpoint: bf16, fp8, ...; empty: unknown
+  std::string unknown_dtype;        // what the file says instead, if anything
   std::string refusal;              // why there is no count; empty: there is one
   // Widths for an estimate of activations, elements a token.
   std::int64_t hidden = 0;  // the residual stream
@@ -51,7 +52,8 @@ struct ModelGeometry {
 
   std::string family = {};       // model_type; empty: read from a trace
   bool latent = false;           // MLA: head_dim is kv_lora_rank + qk_rope_head_dim, v_head_dim 0
-  std::int64_t max_context = 0;  // max_position_embeddings; 0: not given
+  std::int64_t max_context = 0;  // tokens; 0: not given
+  std::string max_context_from = {};  // how that follows: "max_position_embeddings", ...
   // Recurrent and convolution states of the layers without KV, bytes a request whatever its length:
   // convolutions in 2 bytes, recurrences in 4 unless the config names their dtype.
   std::int64_t state_bytes = 0;

@@ -2,6 +2,7 @@
 #include "sim/policy/registry.h"
 
 #include <algorithm>
+#include <cctype>
 
 #include <fmt/format.h>
 
@@ -23,9 +24,21 @@ Recipe make_recipe(const RecipeSpec& spec, const Geometry& geometry) {
   return recipe;
 }
 
+// Letters and digits in lower case: papers write StreamingLLM, SnapKV, R-KV.
+std::string bare(const std::string& name) {
+  std::string out;
+  for (const char c : name) {
+    const auto letter = static_cast<unsigned char>(c);
+    if (std::isalnum(letter) != 0) out += static_cast<char>(std::tolower(letter));
+  }
+  return out;
+}
+
 }  // namespace
 
-Recipe make_recipe(const PolicyEntry& entry, const Term& term, const Geometry& geometry) {
+Recipe make_recipe(const PolicyEntry& entry, const Term& written, const Geometry& geometry) {
+  Term term = written;
+  term.name = entry.name;
   Arguments arguments(term, entry.parameters);
   if (entry.wrapper) {
     if (term.inner.empty()) {
@@ -64,6 +77,9 @@ const PolicyEntry& find_policy(const std::string& name) {
   for (const PolicyEntry& entry : registry()) {
     if (entry.name == name) return entry;
     names.push_back(entry.name);
+  }
+  for (const PolicyEntry& entry : registry()) {
+    if (!bare(name).empty() && bare(entry.name) == bare(name)) return entry;
   }
   throw ConfigError(fmt::format("unknown policy '{}'; {}", name, nearest_hint(name, names)));
 }

@@ -2,6 +2,7 @@
 #include "sim/predict/analytic.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <Eigen/Core>
 #include <fmt/format.h>
@@ -151,6 +152,14 @@ Occupancy after_pass(const Policy& policy, const Geometry& geometry, const Pass&
   return out;
 }
 
+// A share of what may be held, of every head; never more than there is.
+Occupancy share_of(const Occupancy& most, const Occupancy& now, double share) {
+  const auto part = [share](std::int64_t x) {
+    return static_cast<std::int64_t>(std::llround(share * static_cast<double>(x)));
+  };
+  return {most.entries.unaryExpr(part).min(now.entries), most.units.unaryExpr(part).min(now.units)};
+}
+
 std::vector<std::string> count_layouts(bool by_entries) {
   std::vector<std::string> out;
   for (const std::string& name : standard_layouts()) {
@@ -193,8 +202,22 @@ void set_shares(Prediction& out, std::int64_t heads, RowIndex tokens, std::int64
 
 }  // namespace
 
+const char* text_of(Basis basis) {
+  switch (basis) {
+    case Basis::closed_form:
+      return "closed form";
+    case Basis::bound:
+      return "upper bound";
+    case Basis::measured:
+      return "measured";
+    case Basis::scaled:
+      return "estimate";
+  }
+  return "";
+}
+
 Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting,
-                   bool every_layout) {
+                   bool every_layout, const HeldShare& share) {
   const LayerShape shape = geometry.shape(0, policy.per_query_head);
   const PassPlan plan = make_passes(geometry.tokens, geometry.prompt, geometry.evict_point,
                                     geometry.chunk, policy.cuts);
@@ -213,12 +236,14 @@ Prediction predict(const Policy& policy, const Geometry& geometry, const Account
 
   Prediction out;
   out.spec = policy.spec;
-  out.exact = policy.closed_form;
+  out.basis = share ? Basis::scaled : policy.closed_form ? Basis::closed_form : Basis::bound;
   out.notes = policy.notes;
   for (const auto& [name, layout] : others) out.layouts[name] = {};
   PassOccupancy o;
   o.past.entries = o.past.units = Counts::Zero(geometry.layers(), shape.heads);
-  Counts competing = o.past.entries;
+  Occupancy most = o.past;  // by the closed forms alone
+  Counts competing = most.entries;
+  std::int64_t most_at_prompt = 0;
   std::int64_t peak_entries = 0;
   std::int64_t kv_byte_rows = 0;
   for (std::size_t i = 0; i < plan.ends.size(); ++i) {
@@ -226,10 +251,15 @@ Prediction predict(const Policy& policy, const Geometry& geometry, const Account
     const std::int64_t rows = pass.rows();
     o.now.entries = o.past.entries + rows;
     o.now.units = o.past.units + rows * born;
+    most = {most.entries + rows, most.units + rows * born};
     o.after = o.now;
     if (pass.end < plan.tokens) {
-      o.after = after_pass(policy, geometry, pass, o.now, competing + rows, competing);
+      most = after_pass(policy, geometry, pass, most, competing + rows, competing);
+      const std::int64_t bound = most.entries.sum();
+      if (pass.is_evict_point()) most_at_prompt = bound;
+      o.after = share ? share_of(most, o.now, share(pass, bound, most_at_prompt)) : most;
     }
+    out.held.push_back(o.after.entries.sum());
     out.entry_rows += o.past.entries.size() * triangle(rows) + rows * o.past.entries.sum();
     peak_entries = std::max(peak_entries, o.now.entries.sum());
     // Row i of the pass holds past + i + 1: an arithmetic series from its first row to its last.

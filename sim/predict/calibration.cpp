@@ -2,66 +2,242 @@
 #include "sim/predict/calibration.h"
 
 #include <algorithm>
-#include <cmath>
 #include <fstream>
-#include <utility>
-#include <vector>
+#include <optional>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/base/text.h"
 
 namespace kvspan {
+namespace {
 
-std::map<std::string, Occupancies> read_occupancies(const std::string& result_file) {
+PeakBytes peak_of(const nlohmann::json& json) {
+  return {json.at("total"),   json.at("kv"),     json.at("overhead"),
+          json.at("prefill"), json.at("decode"), json.at("row")};
+}
+
+Prediction figures_of(const nlohmann::json& run) {
+  Prediction out;
+  out.spec = run.at("policy");
+  out.basis = Basis::measured;
+  out.footprint = run.at("footprint");
+  out.peak_kv = run.at("peak_kv");
+  out.entry_rows = run.at("entry_rows");
+  out.full_entry_rows = run.at("full_entry_rows");
+  out.peak_bytes = peak_of(run.at("peak_bytes"));
+  out.byte_rows = run.at("byte_rows").get<std::int64_t>();
+  for (const auto& [name, peak] : run.at("layouts").items()) out.layouts[name] = peak_of(peak);
+  return out;
+}
+
+std::vector<std::pair<RowIndex, std::int64_t>> timeline_of(const nlohmann::json& run) {
+  std::vector<std::pair<RowIndex, std::int64_t>> out;
+  if (!run.contains("timeline")) return out;
+  const auto rows = run["timeline"].at("row").get<std::vector<RowIndex>>();
+  const auto entries = run["timeline"].at("resident_entries").get<std::vector<std::int64_t>>();
+  for (std::size_t i = 0; i < rows.size(); ++i) out.emplace_back(rows[i], entries.at(i));
+  return out;
+}
+
+// Where the result says nothing of it, rules acted at the prompt's end.
+Geometry geometry_of(const nlohmann::json& result) {
+  const nlohmann::json& trace = result.at("trace");
+  Geometry g;
+  g.model_layers = trace.at("model_layers");
+  g.query_heads = trace.at("query_heads");
+  g.kv_heads = trace.at("kv_heads");
+  g.k_dim = g.v_dim = trace.at("head_dim");
+  g.tokens = trace.at("tokens");
+  g.prompt = trace.at("prompt_tokens");
+  g.evict_point = result.value("evict_at", g.prompt);
+  g.chunk = result.at("chunk");
+  g.kv_bytes = result.at("accounting").at("kv_bytes");
+  for (const nlohmann::json& layer : result.at("runs").at(0).at("per_layer"))
+    g.layer_ids.push_back(layer.at("layer"));
+  return g;
+}
+
+// A chunk as long as the prompt is no chunk.
+std::int64_t chunk_of(const Geometry& g) { return g.chunk >= g.prompt ? 0 : g.chunk; }
+
+std::string words_of(const std::string& model, const Geometry& g) {
+  const std::int64_t chunk = chunk_of(g);
+  return fmt::format("{}, {} prompt + {} generated tokens, {}", one_line(model), g.prompt,
+                     g.tokens - g.prompt,
+                     chunk == 0 ? std::string("whole prompt") : fmt::format("chunk {}", chunk));
+}
+
+double part(std::int64_t held, std::int64_t bound) {
+  if (bound <= 0) return 1;
+  return std::clamp(static_cast<double>(held) / static_cast<double>(bound), 0.0, 1.0);
+}
+
+// What a policy held of its bound, in one run.
+class Shares {
+ public:
+  // `bound`: of the same run. REQUIRES: a timeline, and generated tokens.
+  Shares(const MeasuredRun& run, const Prediction& bound, const PassPlan& plan) {
+    std::int64_t measured_at_prompt = 0;
+    std::int64_t bound_at_prompt = 0;
+    for (std::size_t i = 0; i < plan.ends.size(); ++i) {
+      const RowIndex end = plan.ends[i];
+      if (end > plan.evict_point && end + 1 < plan.tokens) continue;
+      if (end == plan.tokens) break;
+      const std::int64_t held = held_after(run, end);
+      const double share = part(held, bound.held[i]);
+      if (end < plan.evict_point) {
+        chunks_.emplace_back(static_cast<double>(end) / static_cast<double>(plan.evict_point),
+                             share);
+      } else if (end == plan.evict_point) {
+        at_prompt = at_end_ = share;
+        measured_at_prompt = held;
+        bound_at_prompt = bound.held[i];
+      } else {  // the last decision
+        at_end_ = share;
+        const std::int64_t growth = bound.held[i] - bound_at_prompt;
+        if (growth > 0) grows = part(held - measured_at_prompt, growth);
+      }
+    }
+  }
+
+  // In the middle of a prompt, of which `position` is over.
+  [[nodiscard]] double in_prompt(double position) const {
+    if (chunks_.empty()) return 1;  // it was one pass
+    const auto next = std::lower_bound(chunks_.begin(), chunks_.end(), std::pair(position, -1.0));
+    if (next == chunks_.begin()) return next->second;
+    const auto last = next - 1;
+    if (next == chunks_.end()) return last->second;
+    const double way = (position - last->first) / (next->first - last->first);
+    return last->second + way * (next->second - last->second);
+  }
+  // In decode, with the bound at the prompt's end and now. Where it does not grow, a policy that
+  // shrinks on its own has done so.
+  [[nodiscard]] double in_decode(std::int64_t bound_then, std::int64_t bound_now) const {
+    if (bound_now == bound_then) return at_end_;
+    if (bound_now <= 0) return at_prompt;
+    const auto then = static_cast<double>(bound_then);
+    const auto now = static_cast<double>(bound_now);
+    return std::clamp((at_prompt * then + grows * (now - then)) / now, 0.0, 1.0);
+  }
+
+  double at_prompt = 1;
+  double grows = 1;  // entries that stayed of those that the bound grew by in decode
+
+ private:
+  // Entries that are left after the pass that ends before row `end`: the next row listed holds its
+  // own and those of the rows between, too.
+  static std::int64_t held_after(const MeasuredRun& run, RowIndex end) {
+    const auto next =
+        std::lower_bound(run.timeline.begin(), run.timeline.end(), std::pair(end, std::int64_t{0}));
+    if (next == run.timeline.end()) return 0;
+    return std::max<std::int64_t>(0, next->second - run.heads * (next->first - end + 1));
+  }
+
+  std::vector<std::pair<double, double>> chunks_;  // {pass end / n', share}, ascending
+  double at_end_ = 1;
+};
+
+// Nothing where the run is none to measure shares by.
+std::optional<Shares> shares_of(const MeasuredRun& run, const RecipeSpec& spec,
+                                const Geometry& geometry) {
+  if (run.timeline.empty() || geometry.tokens == geometry.evict_point) return std::nullopt;
+  try {
+    const Policy policy = make_policy(spec, geometry);
+    return Shares(run, predict(policy, geometry, {}, false),
+                  make_passes(geometry.tokens, geometry.prompt, geometry.evict_point,
+                              geometry.chunk, policy.cuts));
+  } catch (const ConfigError&) {  // has no meaning there
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
+Calibration::Calibration(const std::string& result_file) : file_(result_file) {
   std::ifstream in(result_file);
   if (!in) throw ConfigError(fmt::format("--calibrate: cannot read '{}'", result_file));
-  std::map<std::string, Occupancies> out;
   try {
     const nlohmann::json json = nlohmann::json::parse(in);
-    const auto& trace = json.at("trace");
-    const auto prompt = trace.at("prompt_tokens").get<std::int64_t>();
-    const auto tokens = trace.at("tokens").get<std::int64_t>();
-    for (const auto& run : json.at("runs")) {
-      const auto heads = static_cast<double>(run.at("per_head").at("footprint").size() *
-                                             run.at("per_head").at("footprint").at(0).size());
-      const auto rows = run.at("timeline").at("row").get<std::vector<std::int64_t>>();
-      const auto entries = run.at("timeline").at("resident_entries").get<std::vector<double>>();
-      // The first decode row holds what stayed of the prompt, and its own entries.
-      const auto first = std::lower_bound(rows.begin(), rows.end(), prompt);
-      if (first == rows.end()) continue;  // nothing was generated
-      const double after = entries.at(static_cast<std::size_t>(first - rows.begin())) / heads - 1;
-      const double end = entries.back() / heads - 1;
-      Occupancies o;
-      o.kept = after / static_cast<double>(prompt);
-      o.grows = tokens > prompt + 1 ? (end - after) / static_cast<double>(tokens - 1 - prompt) : 1;
-      out[run.at("policy").get<std::string>()] = o;
+    model_ = json.at("trace").at("model");
+    geometry_ = geometry_of(json);
+    const nlohmann::json& accounting = json.at("accounting");
+    accounting_ = {accounting.at("kv_bytes"), accounting.at("prefill") == "layerwise",
+                   accounting.at("layout")};
+    for (const nlohmann::json& run : json.at("runs")) {
+      const nlohmann::json& heads = run.at("per_head").at("footprint");
+      const auto stored = static_cast<std::int64_t>(heads.size() * heads.at(0).size());
+      runs_[run.at("policy")] = {figures_of(run), stored, timeline_of(run)};
     }
   } catch (const nlohmann::json::exception&) {
     throw ConfigError(
         fmt::format("--calibrate: '{}' is not a result of kvspan run (--out FILE)", result_file));
   }
-  return out;
+  where_ = fmt::format("{} ({})", words_of(model_, geometry_), one_line(file_));
 }
 
-Policy calibrated(Policy policy, const Occupancies& measured, const std::string& result_file) {
-  Rule rule;
-  rule.schedule = Schedule::from_evict_point();
-  rule.budget = uniform_budget();
-  rule.sizing = [measured](const Pass& pass) {
-    const double tokens = measured.kept * static_cast<double>(pass.evict_point) +
-                          measured.grows * static_cast<double>(pass.end - pass.evict_point);
-    return Sizing{std::max<TokenCount>(1, std::llround(tokens)), pass.evict_point};
+const MeasuredRun* Calibration::find(const PredictionRequest& request) const {
+  // Some canonical texts depend on the geometry; some are decided by the trace.
+  for (const Geometry& geometry : {geometry_, request.geometry}) {
+    try {
+      const auto found = runs_.find(make_policy(request.spec, geometry).spec);
+      if (found != runs_.end()) return &found->second;
+    } catch (const ConfigError&) {  // has no meaning there
+    }
+  }
+  return nullptr;
+}
+
+bool Calibration::is_of(const PredictionRequest& request) const {
+  const Geometry& a = geometry_;
+  const Geometry& b = request.geometry;
+  return (model_.empty() || model_ == request.model) && a.layer_ids == b.layer_ids &&
+         a.model_layers == b.model_layers && a.query_heads == b.query_heads &&
+         a.kv_heads == b.kv_heads && a.k_dim == b.k_dim && a.tokens == b.tokens &&
+         a.prompt == b.prompt && a.evict_point == b.evict_point && chunk_of(a) == chunk_of(b) &&
+         accounting_.kv_bytes == request.accounting.kv_bytes &&
+         accounting_.layerwise == request.accounting.layerwise &&
+         accounting_.layout == request.accounting.layout;
+}
+
+Prediction Calibration::predict(const PredictionRequest& request, bool every_layout) const {
+  const auto bound = [&] {
+    return kvspan::predict(request.policy, request.geometry, request.accounting, every_layout);
   };
-  policy.rules = {std::move(rule)};
-  policy.full_layers = 0;  // their entries are in the mean that was measured
-  policy.closed_form = true;
-  policy.notes.push_back(
-      fmt::format("calibrated on {}: {:.1f} % of the prompt stays, and {:.2f} entries of each "
-                  "generated token",
-                  result_file, 100 * measured.kept, measured.grows));
-  return policy;
+  if (request.policy.closed_form) return bound();
+  const MeasuredRun* run = find(request);
+  if (run == nullptr) {
+    Prediction out = bound();
+    out.notes.push_back(fmt::format("{} says nothing of this policy: an upper bound", file_));
+    return out;
+  }
+  if (is_of(request)) {
+    Prediction out = run->figures;
+    out.notes = request.policy.notes;
+    out.notes.push_back("as measured on " + where_);
+    return out;
+  }
+  const std::optional<Shares> shares = shares_of(*run, request.spec, geometry_);
+  if (!shares) {
+    Prediction out = bound();
+    out.notes.push_back(fmt::format("{} has no shares of it: an upper bound", file_));
+    return out;
+  }
+  const auto prompt = static_cast<double>(request.geometry.evict_point);
+  const HeldShare share = [&](const Pass& pass, std::int64_t now, std::int64_t at_prompt) {
+    if (pass.end < pass.evict_point)
+      return shares->in_prompt(static_cast<double>(pass.end) / prompt);
+    return pass.is_evict_point() ? shares->at_prompt : shares->in_decode(at_prompt, now);
+  };
+  Prediction out =
+      kvspan::predict(request.policy, request.geometry, request.accounting, every_layout, share);
+  out.notes.push_back(fmt::format(
+      "calibrated on {}: {:.1f} % of its upper bound stays after the prompt, {:.1f} % of what that "
+      "grows by in decode",
+      where_, 100 * shares->at_prompt, 100 * shares->grows));
+  return out;
 }
 
 }  // namespace kvspan

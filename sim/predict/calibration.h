@@ -2,24 +2,56 @@
 // Predictions for policies whose occupancy depends on content: from what a replay measured.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
+#include <vector>
 
-#include "sim/policy/registry.h"
+#include "sim/policy/spec.h"
+#include "sim/predict/analytic.h"
 
 namespace kvspan {
 
-// What a replay measured of a policy whose occupancy depends on content.
-struct Occupancies {
-  double kept = 1;   // of the prompt's entries, share that stays after its end
-  double grows = 1;  // entries a head that stay of each decode row
+// What to predict: a policy for a run of a model.
+struct PredictionRequest {
+  const RecipeSpec& spec;
+  const Policy& policy;  // `spec`, bound to `geometry`
+  const Geometry& geometry;
+  const std::string& model;  // its name
+  const Accounting& accounting;
 };
-// From the result file of a replay (kvspan run --out): occupancies by canonical specification.
-// Errors: ConfigError when the file is not such a result.
-[[nodiscard]] std::map<std::string, Occupancies> read_occupancies(const std::string& result_file);
-// The policy with its content-dependent rules replaced by what was measured; exact only as far as
-// the measured trace is typical, and its notes say so.
-[[nodiscard]] Policy calibrated(Policy policy, const Occupancies& measured,
-                                const std::string& result_file);
+
+// One run of a result file.
+struct MeasuredRun {
+  Prediction figures;
+  std::int64_t heads = 0;  // layers x stored heads
+  // {row, entries of all heads while it attends}, ascending; empty: not written
+  std::vector<std::pair<RowIndex, std::int64_t>> timeline;
+};
+
+// The result file of one replay (kvspan run --out).
+class Calibration {
+ public:
+  // Errors: ConfigError when the file is not such a result.
+  explicit Calibration(const std::string& result_file);
+
+  // Closed forms as they are. For the others the file's own figures where it is of the same model,
+  // prompt, generated tokens, chunk and accounting; elsewhere the bound, scaled by the share of its
+  // bound that the policy held there: pass by pass in a prompt that was chunked, then as its
+  // entries grew in decode. A policy that the file is not about keeps its bound, and a note.
+  [[nodiscard]] Prediction predict(const PredictionRequest& request, bool every_layout) const;
+  // "MODEL, 1868 prompt + 12 generated tokens, chunk 512 (FILE)"
+  [[nodiscard]] const std::string& where() const { return where_; }
+
+ private:
+  [[nodiscard]] const MeasuredRun* find(const PredictionRequest& request) const;
+  [[nodiscard]] bool is_of(const PredictionRequest& request) const;
+
+  std::string file_, where_, model_;
+  Geometry geometry_;
+  Accounting accounting_;
+  std::map<std::string, MeasuredRun> runs_;  // by canonical specification
+};
 
 }  // namespace kvspan

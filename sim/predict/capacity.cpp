@@ -34,12 +34,13 @@ struct WeightFormat {
   std::string_view name;
   Count kept, matrix, experts;  // quarters of a bit of one parameter
 };
-constexpr std::array<WeightFormat, 7> kWeightFormats{{{"bf16", 64, 64, 64},
+constexpr std::array<WeightFormat, 8> kWeightFormats{{{"bf16", 64, 64, 64},
                                                       {"fp16", 64, 64, 64},
                                                       {"fp32", 128, 128, 128},
                                                       {"fp8", 64, 32, 32},
                                                       {"int8", 64, 32, 32},
                                                       {"int4", 64, 18, 18},
+                                                      {"nvfp4", 64, 18, 18},
                                                       {"mxfp4", 64, 64, 17}}};
 
 struct KvFormat {
@@ -73,10 +74,13 @@ std::string dtype_of(const ModelGeometry& model, const Deployment& deployment) {
   if (!model.weights.refusal.empty()) throw ConfigError(model.weights.refusal);
   if (!deployment.weight_dtype.empty()) return deployment.weight_dtype;
   if (model.weights.dtype.empty()) {
-    throw ConfigError(
-        fmt::format("the configuration of '{}' does not say in what format its weights are stored "
-                    "('torch_dtype', 'quantization_config'); give --weight-dtype {}",
-                    model.name, fmt::join(weight_dtypes(), "|")));
+    const std::string& unknown = model.weights.unknown_dtype;
+    throw ConfigError(fmt::format(
+        "the configuration of '{}' {}; give --weight-dtype {}", model.name,
+        unknown.empty() ? "does not say in what format its weights are stored ('dtype', "
+                          "'quantization_config')"
+                        : "names a format of weights that is not known: " + unknown,
+        fmt::join(weight_dtypes(), "|")));
   }
   return model.weights.dtype;
 }
@@ -100,19 +104,24 @@ struct Request {
 
 class Sizer {
  public:
-  Sizer(const RecipeSpec& spec, const ModelGeometry& model, const Accounting& accounting, Count tp)
+  Sizer(const RecipeSpec& spec, const ModelGeometry& model, const Accounting& accounting, Count tp,
+        const Calibration* calibration)
       : spec_(spec),
         model_(model),
         accounting_(accounting),
         tp_(tp),
-        shards_(kv_shards(model, tp)) {}
+        shards_(kv_shards(model, tp)),
+        calibration_(calibration) {}
 
   [[nodiscard]] Request request(const Workload& w) const {
     const Geometry geometry =
         geometry_of(model_, w.prompt, w.generated, w.chunk, accounting_.kv_bytes);
     const Policy policy = make_policy(spec_, geometry);
     Request out;
-    out.prediction = predict(policy, geometry, accounting_, false);
+    out.prediction =
+        calibration_ == nullptr
+            ? predict(policy, geometry, accounting_, false)
+            : calibration_->predict({spec_, policy, geometry, model_.name, accounting_}, false);
     // Where every query head has its own entries, they are divided as query heads are.
     const Count shards =
         policy.per_query_head || accounting_.layout == "query_head" ? tp_ : shards_;
@@ -128,6 +137,7 @@ class Sizer {
   const ModelGeometry& model_;
   const Accounting& accounting_;
   Count tp_, shards_;
+  const Calibration* calibration_;
 };
 
 Count batch_bytes(const Request& r, Count batch) {
@@ -243,7 +253,8 @@ FixedMemory fixed_memory(const ModelGeometry& model, const Workload& workload,
   (void)kv_shards(model, d.tp);
   FixedMemory out;
   out.weight_dtype = dtype_of(model, d);
-  out.usable = static_cast<Count>(std::floor(static_cast<double>(d.gpu_memory) * d.utilization));
+  out.usable =
+      static_cast<Count>(std::floor(static_cast<double>(d.gpu_memory) * d.utilization)) - d.reserve;
   out.parameters = model.weights.parameters();
   out.all_weights = weight_bytes(model, out.weight_dtype, 1);
   out.weights = weight_bytes(model, out.weight_dtype, d.tp);
@@ -253,19 +264,44 @@ FixedMemory fixed_memory(const ModelGeometry& model, const Workload& workload,
   return out;
 }
 
+VllmFigures vllm_figures(const ModelGeometry& model, const Workload& workload, Count kv_bytes,
+                         Count left, Count tp) {
+  const Geometry geometry =
+      geometry_of(model, workload.prompt, workload.generated, workload.chunk, kv_bytes);
+  const Count pass = workload.chunk == 0 ? workload.prompt : workload.chunk;
+  Count entries = 0;  // of one request, in all layers
+  for (int l = 0; l < geometry.layers(); ++l) {
+    const auto layer = static_cast<std::size_t>(l);
+    const Count window = model.sliding_window.empty() ? 0 : model.sliding_window[layer];
+    entries += window == 0 ? geometry.tokens : std::min(geometry.tokens, window - 1 + pass);
+  }
+  const Count request =
+      divided(entries * geometry.kv_heads * geometry.entry_bytes(), kv_shards(model, tp)) +
+      divided(model.state_bytes, tp);
+  VllmFigures out;
+  if (left <= 0) return out;
+  out.concurrency = static_cast<double>(left) / static_cast<double>(request);
+  out.kv_tokens = static_cast<Count>(out.concurrency * static_cast<double>(geometry.tokens));
+  return out;
+}
+
 Capacity capacity_of(const RecipeSpec& spec, const ModelGeometry& model, const Workload& workload,
-                     const Accounting& accounting, const Deployment& deployment) {
+                     const Accounting& accounting, const Deployment& deployment,
+                     const Calibration* calibration) {
   const FixedMemory fixed = fixed_memory(model, workload, deployment);
-  const Sizer sizer(spec, model, accounting, deployment.tp);
+  const Sizer sizer(spec, model, accounting, deployment.tp, calibration);
   const Request own = sizer.request(workload);
   Capacity out;
+  out.basis = own.prediction.basis;
   out.kv = own.prediction.peak_bytes.kv;
   out.overhead = own.prediction.peak_bytes.overhead;
   out.state = model.state_bytes;
   out.request = own.peak;
   out.waiting = own.waiting;
   out.total = fixed.weights + fixed.activations + batch_bytes(own, deployment.batch);
-  out.fits = out.total <= fixed.usable;
+  out.beyond_model =
+      model.max_context > 0 && workload.prompt + workload.generated > model.max_context;
+  out.fits = out.total <= fixed.usable && !out.beyond_model;
 
   const auto holds = [&](const Workload& w, const Deployment& d, const Request& r) {
     return activations_of(model, w, d) + batch_bytes(r, d.batch) <= fixed.usable - fixed.weights;
@@ -279,6 +315,7 @@ Capacity capacity_of(const RecipeSpec& spec, const ModelGeometry& model, const W
   });
   out.longest_prompt = longest.value_or(0);
   out.limited_by_model = longest && *longest == limit - workload.generated;
+  if (out.beyond_model) return out;
   const Count most = fixed.usable / std::max<Count>(1, own.waiting) + 1;
   out.largest_batch = largest(1, most, [&](Count batch) {
                         Deployment d = deployment;

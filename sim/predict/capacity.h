@@ -15,6 +15,7 @@
 #include "sim/ledger/metrics.h"
 #include "sim/models/model_geometry.h"
 #include "sim/policy/spec.h"
+#include "sim/predict/calibration.h"
 
 namespace kvspan {
 
@@ -27,6 +28,7 @@ struct Workload {
 struct Deployment {
   std::int64_t gpu_memory = 0;  // bytes of one GPU
   double utilization = 0.9;     // share of it that may be used, as vLLM's gpu_memory_utilization
+  std::int64_t reserve = 0;     // bytes of that share that the runtime itself takes
   std::int64_t tp = 1;          // GPUs that share every layer
   std::int64_t batch = 1;       // requests at a time
   std::string weight_dtype;     // empty: the checkpoint's
@@ -69,16 +71,29 @@ struct FixedMemory {
   std::int64_t left = 0;         // for KV; below 0: weights and activations do not fit
   std::string advice;            // if they do not: what would make them
 };
+// Errors: ConfigError for a share, a batch or a tp that cannot be, or weights that are not known.
 [[nodiscard]] FixedMemory fixed_memory(const ModelGeometry& model, const Workload& workload,
                                        const Deployment& deployment);
 
-// What one policy makes of what is left.
+// The figures that vLLM logs when it starts: tokens of a cache that holds everything (of a sliding
+// layer only its window and a pass), and how many requests of L tokens that is.
+struct VllmFigures {
+  std::int64_t kv_tokens = 0;
+  double concurrency = 0;
+};
+[[nodiscard]] VllmFigures vllm_figures(const ModelGeometry& model, const Workload& workload,
+                                       std::int64_t kv_bytes, std::int64_t left, std::int64_t tp);
+
+// What one policy makes of what is left. Where its prediction is an upper bound, so are the bytes;
+// contexts and batches are lower bounds then, and what does not fit may fit.
 struct Capacity {
+  Basis basis = Basis::closed_form;   // of one request at n + m
   std::int64_t kv = 0, overhead = 0;  // one request at its peak, on all GPUs of a single copy
   std::int64_t state = 0;             // of its recurrent layers, at any time
   std::int64_t request = 0;           // all three, on one GPU
   std::int64_t waiting = 0;           // the same in decode
   std::int64_t total = 0;             // weights, activations and the batch, on one GPU
+  bool beyond_model = false;          // n + m are more than the model's positions
   bool fits = false;
   // By bisection over n with fixed m: this many prompt tokens fit and one more does not, or is more
   // than the model's positions. 0: not even one token.
@@ -86,9 +101,11 @@ struct Capacity {
   bool limited_by_model = false;
   std::int64_t largest_batch = 0;  // at n + m
 };
+// calibration: for policies without a closed form; null: none.
 // Errors: ConfigError as of predict().
 [[nodiscard]] Capacity capacity_of(const RecipeSpec& spec, const ModelGeometry& model,
                                    const Workload& workload, const Accounting& accounting,
-                                   const Deployment& deployment);
+                                   const Deployment& deployment,
+                                   const Calibration* calibration = nullptr);
 
 }  // namespace kvspan

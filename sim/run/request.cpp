@@ -26,6 +26,19 @@ std::vector<std::string> read_spec_file(const std::string& path) {
   }
 }
 
+// A specification as written, with the registry's names for its policies.
+RecipeSpec parse_named(const std::string& text) {
+  const auto name = [](const auto& self, RecipeSpec& spec) -> void {
+    for (Term& term : spec) {
+      term.name = find_policy(term.name).name;
+      self(self, term.inner);
+    }
+  };
+  RecipeSpec spec = parse_spec(text);
+  name(name, spec);
+  return spec;
+}
+
 }  // namespace
 
 std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
@@ -36,9 +49,9 @@ std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
       for (RecipeSpec& spec : all_policies()) given.push_back(std::move(spec));
     } else if (text.starts_with('@')) {
       for (const std::string& line : read_spec_file(text.substr(1)))
-        given.push_back(parse_spec(line));
+        given.push_back(parse_named(line));
     } else {
-      given.push_back(parse_spec(text));
+      given.push_back(parse_named(text));
     }
   }
   std::vector<RecipeSpec> out;

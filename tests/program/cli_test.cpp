@@ -67,84 +67,6 @@ TEST_CASE("every output of one run agrees with the others", "[cli]") {
   CHECK(timeline.find("runs.0.entries") != nullptr);
 }
 
-TEST_CASE("predict gives the replay's figures without its trace", "[cli]") {
-  const Folder folder;
-  const std::string policies =
-      "--policy \"snapkv(budget=20%)\" --policy h2o --policy \"chunked(snapkv(budget=10%))\" "
-      "--chunk 512 --out ";
-  REQUIRE(program("run " + trace("smollm2-passkey.safetensors") + " --fidelity none " + policies +
-                  (folder / "run.json"))
-              .code == 0);
-  REQUIRE(program("predict --model " + trace("smollm2-passkey.safetensors") +
-                  " --prompt 1868 --gen 12 " + policies + (folder / "predict.json"))
-              .code == 0);
-  const nlohmann::json run = read_json(folder / "run.json");
-  const nlohmann::json predicted = read_json(folder / "predict.json");
-  for (std::size_t i = 0; i < 3; ++i) {
-    for (const char* key :
-         {"policy", "footprint", "peak_kv", "entry_rows", "peak_bytes", "byte_rows"}) {
-      INFO(key);
-      CHECK(run["runs"][i][key] == predicted["runs"][i][key]);
-    }
-  }
-}
-
-TEST_CASE("predict bounds what depends on content, and takes measured shares", "[cli]") {
-  const Folder folder;
-  const std::string policy = "--policy \"write_gate(gate=random)\" --out ";
-  const std::string passkey = trace("smollm2-passkey.safetensors");
-  REQUIRE(
-      program("run " + passkey + " --prompt 900 --fidelity none " + policy + (folder / "run.json"))
-          .code == 0);
-  const std::string predict = "predict --model " + passkey + " --prompt 900 --gen 980 " + policy;
-  const Outcome bound = program(predict + (folder / "bound.json"));
-  INFO(bound.text);
-  REQUIRE(bound.code == 0);
-  CHECK_THAT(bound.text, Contains("<= 100.00 %") && Contains("--calibrate"));
-  const Outcome measured =
-      program(predict + (folder / "measured.json") + " --calibrate " + (folder / "run.json"));
-  INFO(measured.text);
-  REQUIRE(measured.code == 0);
-  CHECK_THAT(measured.text, Contains("calibrated on") && !Contains("<= "));
-  const double real = read_json(folder / "run.json")["runs"][0]["footprint"];
-  CHECK(read_json(folder / "bound.json")["runs"][0]["exact"] == false);
-  CHECK(read_json(folder / "bound.json")["runs"][0]["footprint"] >= real);
-  CHECK(read_json(folder / "measured.json")["runs"][0]["footprint"].get<double>() ==
-        Approx(real).epsilon(0.02));
-  const Outcome wrong = program(predict + (folder / "x.json") + " --calibrate " + passkey);
-  CHECK(wrong.code == 2);
-  CHECK_THAT(wrong.text, Contains("is not a result of kvspan run"));
-}
-
-TEST_CASE("predict says what fits into a GPU", "[cli]") {
-  const Folder folder;
-  const std::string model = "predict --model Llama-3.1-70B --prompt 32768 --gen 1024 --chunk 8192 ";
-  const Outcome out = program(model + "--gpu-memory 80GiB --tp 4 --batch 8 --kv-dtype fp8 --out " +
-                              (folder / "fits.json"));
-  INFO(out.text);
-  REQUIRE(out.code == 0);
-  CHECK_THAT(out.text, Contains("what fits into 4 GPUs of 80.0 GiB"));
-  CHECK_THAT(out.text, Contains("2 of 8 KV heads on each GPU"));
-  const nlohmann::json json = read_json(folder / "fits.json");
-  CHECK(json["accounting"]["kv_bytes"] == 1);
-  CHECK(json["model"]["weights"]["parameters"] == 70553706496);
-  CHECK(json["gpu"]["tp"] == 4);
-  const nlohmann::json full = json["runs"][0]["fit"];
-  CHECK(full["kv"] == 33792LL * 163840);
-  CHECK(full["request"] == 33792LL * 163840 / 4);
-  CHECK(full["fits"] == true);
-  CHECK(full["largest_batch"] > 8);
-  const Outcome none = program(model + "--gpu-memory 80GiB --out " + (folder / "none.json"));
-  CHECK(none.code == 0);
-  CHECK_THAT(none.text, Contains("the weights alone do not fit: 131 GiB needed, 72.0 GiB usable; "
-                                 "try --tp 2, or --weight-dtype fp8"));
-  CHECK(read_json(folder / "none.json")["runs"][0]["fit"].is_null());
-  // The model's own windows are a row of the table.
-  const Outcome gemma = program("predict --model Gemma-2-9B --prompt 8000");
-  CHECK_THAT(gemma.text, Contains("sliding window: 4096 tokens in layers 0,2,4"));
-  CHECK_THAT(gemma.text, Contains("\nfull(model_window=evict) "));
-}
-
 TEST_CASE("a wrong command line is one line, and exit code 2", "[cli]") {
   const std::string t = trace("tiny-picture.safetensors");
   fails("", 2, "subcommand");
@@ -160,12 +82,6 @@ TEST_CASE("a wrong command line is one line, and exit code 2", "[cli]") {
   fails("run " + t + " --policy full --layout paded", 2, "did you mean 'padded'?");
   fails("run " + t + " --quiet --policy full --match footprint=0.5", 2, "no parameter to tune");
   fails("run " + t + " --policy full --out /no/such/folder/x.json", 2, "there is no folder");
-  fails("predict --model Llama-3.1-8C --prompt 10", 2, "did you mean 'Llama-3.1-8B'?");
-  fails("predict --model Llama-3.1-8B --prompt 10 --tp 2", 2, "--tp requires --gpu-memory");
-  fails("predict --model Llama-3.1-8B --prompt 10 --gpu-memory 80GB", 2, "80GiB");
-  fails("predict --model Llama-3.1-8B --prompt 10 --gpu-memory 80GiB --tp 3", 2, "2 or 4");
-  fails("predict --model Llama-3.1-8B --prompt 10 --kv-dtype fp88", 2, "did you mean 'fp8'?");
-  fails("predict --model DeepSeek-V3 --prompt 10 --layout query_head", 2, "latent cache");
   fails("policies nosuch", 2, "unknown policy 'nosuch'");
   fails("trace slice " + t + " --layers 7 --out /tmp/kvspan_never.safetensors", 2, "7");
 }

@@ -73,7 +73,7 @@ class Config {
  public:
   explicit Config(const fs::path& path) : file_(path_text(path)) {
     try {
-      object_ = parse_json_strict(bytes_text(map_file(path)));
+      object_ = parse_json_strict(with_quoted_non_finite(bytes_text(map_file(path))));
     } catch (const std::invalid_argument& error) {
       throw CheckpointError(file_ + " " + valid_utf8(error.what()) + "; expected a JSON object");
     }
