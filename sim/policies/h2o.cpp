@@ -13,10 +13,10 @@
 //              h.
 //              So 2h - 1 entries are held between rows and 2h while a row attends: h - 1 heavy ones
 //              and h + 1 newest. The sums are fp16 there and fp32 here.
-// The LLaMA code for lm_eval ranks by column sums over the whole sequence, queries of the future
-// included, and takes shares of the current length: not offered. The paper is for MHA; GQA sums the
-// group. normalise=true divides by the number of rows that saw an entry, as kvpress'
-// ObservedAttentionPress does: the plain sum favours old entries.
+// Not offered: the LLaMA code for lm_eval, which ranks by column sums over the whole sequence, rows
+// to come included; nor what tables of ThinK (snapkv(window=32,kernel=1)), QPruningKV and
+// KVCache-Factory call H2O, which acts once. The paper is for MHA; GQA sums the group.
+// normalise=true divides by the rows that saw an entry, as kvpress' ObservedAttentionPress does.
 #include <algorithm>
 #include <cmath>
 
@@ -85,10 +85,11 @@ PolicyEntry h2o() {
   entry.source = "Zhang et al. 2023, arXiv 2306.14048";
   entry.evidence = "code read (real_drop)";
   entry.differs =
-      "the repository holds three definitions of the budget (variant=) and one that reads "
-      "future rows (not offered); the masks of variant=ratio are one column too long: a row reads "
-      "one entry less, and who leaves the window misses a row before it competes; the paper is for "
-      "MHA, GQA sums the group";
+      "the repository holds three definitions of the budget (variant=) and one that reads future "
+      "rows (not offered); the masks of variant=ratio are one column too long: a row reads one "
+      "entry less, and who leaves the window misses a row before it competes; \"H2O\" in the "
+      "tables "
+      "of ThinK, QPruningKV and KVCache-Factory acts once, after the prompt; GQA sums the group";
   entry.needs =
       "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows)";
   entry.parameters = {

@@ -85,7 +85,7 @@ class FrozenKeys final : public NoisySoftmax {
     if (!end || view.pass().is_prompt_chunk()) end = entries.back();
     const double slack = NoisySoftmax::score(view, head, entries, out);
     for (std::size_t i = 0; i < entries.size(); ++i) {
-      if (entries[i] >= *end) out[i] = -1;
+      if (entries[i] >= *end) out[i] = 0;  // ties go to the lower token: to a key
     }
     return slack;
   }

@@ -202,6 +202,26 @@ TEST_CASE("scissorhands' released code draws its line over all columns of the pa
   CHECK(rising[32] == range(32, 151));
 }
 
+TEST_CASE("scissorhands' released code runs on probabilities alone", "[policy][authors]") {
+  test::TraceSpec spec;
+  spec.meta.query_heads = spec.meta.kv_heads = spec.meta.head_dim = 1;
+  spec.meta.tokens = 112;
+  spec.meta.prompt_tokens = 100;
+  spec.meta.layer_ids = {6};
+  spec.meta.model_layers = 40;
+  spec.layers.push_back({});
+  for (int row = 0; row < 112; ++row) {
+    double sum = 0;
+    for (int t = 0; t <= row; ++t) sum += std::exp(-.01 * t);
+    spec.layers[0].rows.push_back(row);
+    for (int t = 0; t < 112; ++t)
+      spec.layers[0].dense.push_back(t <= row ? std::exp(-.01 * t) / sum : 0);
+    spec.layers[0].lse.push_back(std::log(sum));
+  }
+  const std::string policy = "scissorhands(mode=eval_code)";
+  CHECK(reads(test::make_trace(spec), policy, 99) == reads(slope(112, 100, -.01), policy, 99));
+}
+
 // ---- simlayerkv ---------------------------------------------------------------------------------
 
 TEST_CASE("simlayerkv is judged by the first decode row, and cuts once after it",
