@@ -19,6 +19,7 @@
 #include "sim/trace/safetensors.h"
 #include "tracegen/capture/capture.h"
 #include "tracegen/capture/capture_input.h"
+#include "tracegen/capture/first_tokens.h"
 #include "tracegen/cuda/load.h"
 #include "tracegen/model/checkpoint.h"
 #include "tracegen/tokenizer/tokenizer.h"
@@ -194,6 +195,21 @@ nlohmann::json to_json(const CaptureResult& r, const std::string& generated,
           {"bytes", r.bytes}};
 }
 
+// Stops before the work is done where it would be done for nothing.
+void check_bos(const CaptureSettings& s, const tracegen::ModelSpec& spec, tracegen::Runner& runner,
+               const Tokenizer& tokenizer, const CaptureOptions& options) {
+  const std::optional<std::int32_t> bos = tokenizer.bos();
+  if (s.bos != "auto" || !bos || options.token_ids.front() == *bos) return;
+  const auto loss = tracegen::misses_bos(spec, runner, options.token_ids, *bos);
+  if (!loss) return;
+  throw ConfigError(fmt::format(
+      "without its bos, {} is worse than guessing: a mean nll of {:.2f} over the first {} tokens, "
+      "{:.2f} with token {} '{}' in front, and {:.2f} if it took all tokens for alike; expected "
+      "--bos {}, or --bos none to capture it as it is",
+      spec.name, loss->without, loss->tokens, loss->with_bos, *bos, tokenizer.piece(*bos),
+      loss->guessing, *bos));
+}
+
 void run(const CaptureSettings& s, const Context& context) {
   if (!s.json.empty() && !fs::is_directory(fs::absolute(s.json).parent_path()))
     throw ConfigError(fmt::format("--json: there is no folder for '{}'", s.json));
@@ -232,6 +248,8 @@ void run(const CaptureSettings& s, const Context& context) {
                                   s.memory, human_bytes(memory)));
   }
 
+  if (tokenizer) check_bos(s, spec, *runner, *tokenizer, options);
+
   (void)interrupted();
   std::optional<Progress> progress;
   std::string shown;
@@ -252,7 +270,8 @@ void run(const CaptureSettings& s, const Context& context) {
   if (result.all && result.all->mean > std::log(static_cast<double>(spec.vocabulary))) {
     s.say(
         fmt::format("a perplexity above the {} tokens of the vocabulary is worse than guessing; "
-                    "is the bos missing that the model was trained with (--bos ID)?",
+                    "is the bos missing that the model was trained with (--bos ID), or are these "
+                    "the tokens of another model?",
                     spec.vocabulary));
   }
   if (!s.json.empty()) {

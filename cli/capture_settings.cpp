@@ -64,11 +64,21 @@ void add_bos(const CaptureSettings& s, const Tokenizer* tokenizer, bool from_tex
     put(static_cast<std::int32_t>(id));
     return;
   }
-  if (!from_text) return;  // token ids are taken as they are
+  if (tokenizer == nullptr) return;
   const Tokenizer::Bos& setting = tokenizer->bos_setting();
   const std::optional<std::int32_t> bos = tokenizer->bos();
-  if (bos && first() == *bos) {
+  if (!from_text) {  // token ids are taken as they are
+    if (bos && setting.adds && first() != *bos) {
+      throw ConfigError(
+          fmt::format("the model's first token is {} '{}' ({}), and that of the ids is {}; "
+                      "expected --bos {} to "
+                      "put it first, or --bos none to take the ids as they are",
+                      *bos, tokenizer->piece(*bos), setting.why, first(), *bos));
+    }
+  } else if (bos && first() == *bos) {
     s.say(fmt::format("bos: the text begins with token {} as it is", *bos));
+  } else if (s.chat) {  // as transformers has it
+    s.say("bos: none beside what the chat template writes");
   } else if (bos && setting.adds) {
     put(*bos);
     s.say(fmt::format("bos: token {} '{}' put first ({})", *bos, tokenizer->piece(*bos),

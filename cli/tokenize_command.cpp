@@ -81,6 +81,11 @@ void tokenize(const TokenizeSettings& s) {
     fmt::print("{:>{}}  {:>{}}  '{}'\n", i, index_width, ids[i], id_width,
                escaped(tokenizer.piece(ids[i])));
   }
+  if (s.chat) {
+    fmt::print("\n{} tokens of {} bytes; no bos beside what the chat template writes\n", ids.size(),
+               text.size());
+    return;
+  }
   const tracegen::Tokenizer::Bos& bos = tokenizer.bos_setting();
   fmt::print(
       "\n{} tokens of {} bytes; leading bos: {} ({})\n", ids.size(), text.size(),

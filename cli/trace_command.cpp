@@ -35,8 +35,12 @@ void print_info(const std::string& path, bool json) {
   line("kind", trace.is_qkv()
                    ? (trace.has_v() ? "q, k and v: exact" : "q and k: exact, no output error")
                    : "attention probabilities: bounded by their residual mass");
-  line("tokens", fmt::format("{} = {} prompt + {} generated", m.tokens, m.prompt_tokens,
-                             m.tokens - m.prompt_tokens));
+  const auto says = [&](const char* word) { return m.source.find(word) != std::string::npos; };
+  const char* after = says("teacher-forced")                   ? "teacher-forced"
+                      : says("generated") || says("; sampled") ? "generated"
+                                                               : "after it";
+  line("tokens", fmt::format("{} = {} prompt + {} {}", m.tokens, m.prompt_tokens,
+                             m.tokens - m.prompt_tokens, after));
   line("layers",
        m.layers == m.model_layers
            ? std::to_string(m.layers)
@@ -45,6 +49,7 @@ void print_info(const std::string& path, bool json) {
        fmt::format("{} query, {} KV, of {} channels", m.query_heads, m.kv_heads, m.head_dim));
   for (const Span& span : m.spans)
     line("span", fmt::format("{} [{}, {})", span.name, span.begin, span.end));
+  line("cache", cache_note(trace));
   std::int64_t bytes = 0;
   for (const auto& [name, tensor] : trace.tensors().tensors())
     bytes += static_cast<std::int64_t>(tensor.bytes.size());

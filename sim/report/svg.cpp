@@ -28,7 +28,7 @@ void draw_heading(svg::Canvas& canvas, const RunReport& report) {
                           trace.model.empty() ? "" : " on ", svg::fitted(trace.model, 18, 700)),
               svg::Canvas::kBold);
   std::string what = fmt::format(
-      "{}: {} tokens = {} prompt + {} generated, {}", svg::fitted(report.trace_path, 12, 420),
+      "{}: {} tokens = {} prompt + {} decoded, {}", svg::fitted(report.trace_path, 12, 420),
       trace.tokens, trace.prompt_tokens, trace.tokens - trace.prompt_tokens,
       report.chunk == 0 ? "one prefill pass" : fmt::format("chunks of {}", report.chunk));
   what +=

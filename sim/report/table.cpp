@@ -152,7 +152,7 @@ class Table {
                         trace.model.empty() ? "" : one_line(trace.model) + ": ", trace.model_layers,
                         trace.query_heads, trace.kv_heads, trace.head_dim));
     std::string tokens =
-        fmt::format("{} = {} prompt + {} generated; chunk {}", trace.tokens, trace.prompt_tokens,
+        fmt::format("{} = {} prompt + {} decoded; chunk {}", trace.tokens, trace.prompt_tokens,
                     trace.tokens - trace.prompt_tokens, report_.chunk);
     tokens += report_.chunk == 0 ? " (one prefill pass)" : " tokens";
     if (!report_.runs.empty()) {

@@ -9,6 +9,7 @@
 #include "sim/base/error.h"
 #include "sim/base/text.h"
 #include "sim/policy/registry.h"
+#include "sim/trace/trace_tools.h"
 
 namespace kvspan {
 namespace {
@@ -90,6 +91,7 @@ RunResult result_of(const Trace& trace, const RecipeSpec& spec, const Policy& po
   run.klass = policy.klass;
   run.bound = policy.bound;
   run.notes = policy.notes;
+  if (const std::string note = cache_note(trace); !note.empty()) run.notes.push_back(note);
   const bool budgets_follow_content =
       std::any_of(policy.rules.begin(), policy.rules.end(),
                   [](const Rule& rule) { return rule.budget && !rule.budget->content_free(); });

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdint>
+#include <numeric>
 #include <system_error>
 #include <utility>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "sim/base/json_fields.h"
+#include "sim/trace/trace_meta.h"
 #include "sim/trace/trace_tools.h"
 
 namespace kvspan {
@@ -46,6 +49,20 @@ json describe_rope(const Trace& trace) {
 
 }  // namespace
 
+std::string cache_note(const Trace& trace) {
+  const TraceMeta& meta = trace.meta();
+  const std::vector<std::int64_t> elements =
+      read_cache_elements(trace.tensors().metadata(), meta.layers, trace.name());
+  if (elements.empty()) return {};
+  const std::int64_t own = std::accumulate(elements.begin(), elements.end(), std::int64_t{0});
+  const std::int64_t stored =
+      std::int64_t{meta.layers} * meta.kv_heads * (meta.head_dim + meta.v_head_dim);
+  return fmt::format(
+      "bytes are those of K and V as attention reads them, {} elements a token in {} layers; the "
+      "model's own cache holds {}, {:.3g} % of them",
+      stored, meta.layers, own, 100.0 * static_cast<double>(own) / static_cast<double>(stored));
+}
+
 json describe_trace(const Trace& trace) {
   const TraceMeta& meta = trace.meta();
   const TensorSet& set = trace.tensors();
@@ -79,6 +96,8 @@ json describe_trace(const Trace& trace) {
            {"has_token_ids", has("token_ids")},
            {"has_token_text", has("token_text")},
            {"has_nll", has("nll")}};
+  out["cache_elements"] =
+      read_cache_elements(trace.tensors().metadata(), meta.layers, trace.name());
   if (meta.logit_softcap != 0) out["logit_softcap"] = meta.logit_softcap;
   for (int l = 0; l < meta.layers; ++l) {
     if (has(layer_tensor(l, "sink_logits").c_str())) out["has_sink_logits"] = true;

@@ -199,21 +199,19 @@ void parse_layer_ids(const MetaReader& meta, TraceMeta* out) {
   }
 }
 
-void parse_sliding_window(const MetaReader& meta, TraceMeta* out) {
-  const auto layers = static_cast<std::size_t>(out->layers);
-  out->sliding_window.assign(layers, 0);
-  if (meta.find("sliding_window") == nullptr) return;
-  const json value = meta.parse("sliding_window", "an integer >= 0 or a JSON list of them");
-  if (!value.is_array()) {
-    const json list = json::array({value});
-    out->sliding_window.assign(layers, meta.integers_of("sliding_window", list, 0, kMaxTokens)[0]);
-    return;
+// One integer for all layers, or a list with one for each; empty: the key is absent.
+std::vector<std::int64_t> layer_integers(const MetaReader& meta, const char* key, int layers) {
+  const auto count = static_cast<std::size_t>(layers);
+  if (meta.find(key) == nullptr) return {};
+  const json value = meta.parse(key, "an integer >= 0 or a JSON list of them");
+  if (!value.is_array())
+    return std::vector(count, meta.integers_of(key, json::array({value}), 0, kMaxTokens)[0]);
+  std::vector<std::int64_t> out = meta.integers_of(key, value, 0, kMaxTokens);
+  if (out.size() != count) {
+    meta.fail(key, fmt::format("lists {} layers", out.size()),
+              fmt::format("{}, one for each stored layer", count));
   }
-  out->sliding_window = meta.integers_of("sliding_window", value, 0, kMaxTokens);
-  if (out->sliding_window.size() != layers) {
-    meta.fail("sliding_window", fmt::format("lists {} layers", out->sliding_window.size()),
-              fmt::format("{}, one for each stored layer", layers));
-  }
+  return out;
 }
 
 void parse_spans(const MetaReader& meta, TraceMeta* out) {
@@ -256,6 +254,11 @@ void parse_passes(const MetaReader& meta, TraceMeta* out) {
 
 }  // namespace
 
+std::vector<std::int64_t> read_cache_elements(const Metadata& metadata, int layers,
+                                              const std::string& file) {
+  return layer_integers(MetaReader(metadata, file), "cache_elements", layers);
+}
+
 TraceMeta parse_trace_meta(const Metadata& metadata, std::size_t tensor_count,
                            const std::string& file) {
   const MetaReader meta(metadata, file);
@@ -283,7 +286,9 @@ TraceMeta parse_trace_meta(const Metadata& metadata, std::size_t tensor_count,
     out.logit_softcap = meta.real("logit_softcap", 0.0, true);
   }
   parse_layer_ids(meta, &out);
-  parse_sliding_window(meta, &out);
+  out.sliding_window = layer_integers(meta, "sliding_window", out.layers);
+  out.sliding_window.resize(static_cast<std::size_t>(out.layers));
+  static_cast<void>(read_cache_elements(metadata, out.layers, file));
   parse_passes(meta, &out);
   parse_spans(meta, &out);
   if (meta.find("special_ids") != nullptr) {

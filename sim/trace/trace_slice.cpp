@@ -121,13 +121,13 @@ class Slicer {
     out["model_layers"] = std::to_string(meta.model_layers);
     out["tokens"] = std::to_string(tokens_);
     out["prompt_tokens"] = std::to_string(prompt_tokens_);
-    if (const auto window = out.find("sliding_window"); window != out.end()) {
-      const json value = parse_json_strict(window->second);
-      if (value.is_array()) {
-        json list = json::array();
-        for (const int l : layers_) list.push_back(value[static_cast<std::size_t>(l)]);
-        window->second = list.dump();
-      }
+    for (const char* key : {"sliding_window", "cache_elements"}) {
+      const auto found = out.find(key);
+      const json value = found == out.end() ? json() : parse_json_strict(found->second);
+      if (!value.is_array()) continue;
+      json list = json::array();
+      for (const int l : layers_) list.push_back(value[static_cast<std::size_t>(l)]);
+      found->second = list.dump();
     }
     if (!meta.passes.empty()) {
       std::vector<std::int64_t> ends;

@@ -21,6 +21,10 @@ namespace kvspan {
 // What is in a trace, for `kvspan trace info`.
 [[nodiscard]] nlohmann::json describe_trace(const Trace& trace);
 
+// What a replay's bytes are of, where the model's own cache holds something else than the K and V
+// that its attention reads (a latent that heads share, layers that share an entry); else empty.
+[[nodiscard]] std::string cache_note(const Trace& trace);
+
 // Keeps a prefix of `tokens` tokens and the named MODEL layers (empty: all that are stored); N =
 // tokens, n = min(n, N); spans are clipped; a model's text that ends in ", layers LIST of N" gets
 // the layers that are kept. Returns one line for each span that was clipped or dropped. Written

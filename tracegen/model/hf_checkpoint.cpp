@@ -165,7 +165,7 @@ const Family& family_of(const Config& config) {
 
 // rope_parameters (transformers 5), or rope_theta and rope_scaling, put into the older form: with
 // rope_type, without theta.
-json scaling_of(const Config& config, const ModelSpec& spec, double* theta) {
+json scaling_of(const Config& config, double* theta) {
   json scaling = config.part("rope_scaling");
   if (scaling.empty()) scaling = config.part("rope_parameters");
   const json type = scaling.value("rope_type", scaling.value("type", json("default")));
@@ -200,15 +200,17 @@ json scaling_of(const Config& config, const ModelSpec& spec, double* theta) {
   scaling.erase("type");
   scaling["rope_type"] = type;
   if (type != "llama3" && type != "yarn") return scaling;
+  // As the file has it: the limit that follows from the scaling is another number.
+  const auto positions = static_cast<std::int64_t>(config.real("max_position_embeddings"));
   const char* original = "original_max_position_embeddings";
   if (const json* outer = config.find(original)) {
     scaling[original] = *outer;
-  } else if (!scaling.contains(original) && spec.context > 0) {
-    scaling[original] = spec.context;
+  } else if (!scaling.contains(original)) {
+    scaling[original] = positions;
   }
   const json& context = scaling.value(original, json());
   if (type == "yarn" && !scaling.contains("factor") && context.is_number() && context > 0)
-    scaling["factor"] = static_cast<double>(spec.context) / context.get<double>();
+    scaling["factor"] = static_cast<double>(positions) / context.get<double>();
   return scaling;
 }
 
@@ -298,7 +300,7 @@ ModelSpec read_spec(Config& config, const Family& family, const fs::path& folder
   spec.tied = config.flag("tie_word_embeddings");
   check_head_dim(spec, config.file());
   double theta = 0;
-  const json scaling = scaling_of(config, spec, &theta);
+  const json scaling = scaling_of(config, &theta);
   set_rope(spec, theta, scaling, config.file());
   return spec;
 }

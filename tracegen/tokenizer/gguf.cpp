@@ -269,6 +269,9 @@ TokenizerParts read_tokenizer_gguf(const std::filesystem::path& path) {
               "a token id, because " + out.bos_setting.why + " asks for a leading bos");
   }
   out.chat_template = file.text("tokenizer.chat_template").value_or("");
+  // Those that llama.cpp gives to a template.
+  if (out.bos) out.named_tokens["bos_token"] = tokens.text[static_cast<std::size_t>(*out.bos)];
+  if (out.eos) out.named_tokens["eos_token"] = tokens.text[static_cast<std::size_t>(*out.eos)];
   return out;
 }
 

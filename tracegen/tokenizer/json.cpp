@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <iterator>
 
@@ -182,6 +183,10 @@ bool has_strip(const json& decoder) {
          JsonFile::member(decoder, "add_prefix_space") != false;
 }
 
+// As transformers names them to a template.
+constexpr std::array kNamedTokens = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                     "pad_token", "cls_token", "mask_token"};
+
 void read_config(const std::filesystem::path& folder, const JsonFile& file, TokenizerParts& out) {
   const auto find = [&](const std::string& name) -> std::optional<std::int32_t> {
     for (const AddedToken& t : out.added) {
@@ -205,6 +210,10 @@ void read_config(const std::filesystem::path& folder, const JsonFile& file, Toke
   const JsonFile config(config_path);
   if (!out.bos) out.bos = find(token_name(config["bos_token"]));
   out.eos = find(token_name(config["eos_token"]));
+  for (const char* key : kNamedTokens) {
+    if (const std::string token = token_name(config[key]); !token.empty())
+      out.named_tokens[key] = token;
+  }
   const json& adds = config["add_bos_token"];
   if (adds.is_boolean()) {
     out.bos_setting = {adds.get<bool>(), "add_bos_token of tokenizer_config.json"};

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -153,8 +154,9 @@ struct TokenizerParts {
   std::optional<std::int32_t> bos, eos;
   Tokenizer::Bos bos_setting;
   std::string chat_template;
-  bool strips_space = false;  // decoding takes the leading space off
-  std::string file;           // for messages
+  std::map<std::string, std::string> named_tokens;  // "bos_token": "<s>", ..., for the template
+  bool strips_space = false;                        // decoding takes the leading space off
+  std::string file;                                 // for messages
 };
 
 [[nodiscard]] TokenizerParts read_tokenizer_json(const std::filesystem::path& folder);

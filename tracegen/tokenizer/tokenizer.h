@@ -51,9 +51,10 @@ class Tokenizer {
   [[nodiscard]] const std::vector<std::int32_t>& special_ids() const;  // ascending
   [[nodiscard]] std::optional<std::int32_t> id_of(std::string_view special) const;
 
-  // The conversation in the model's chat format, the beginning of the assistant's answer included.
-  // ChatML, Llama 2 and Llama 3 forms are known, told by the checkpoint's chat_template and special
-  // tokens. Errors: CheckpointError when the checkpoint has neither.
+  // The conversation in the model's chat format, the beginning of the assistant's answer included:
+  // what the checkpoint's chat template makes of it, as transformers' apply_chat_template has it
+  // (no bos beside the template's own). Errors: CheckpointError when there is no template, or when
+  // it has something that is not understood, with its line.
   [[nodiscard]] std::string chat(std::span<const ChatTurn> turns) const;
 
  private:

@@ -72,7 +72,7 @@ TEST_CASE("a table lists full first, bounds last and apart, and numbers its note
   CHECK(grid[8].starts_with("oracle(budget=16) [2] "));
   CHECK(table.find("\n[1] stand-in: something\n[2] bound: reads the future\n") !=
         std::string::npos);
-  CHECK(table.find("tokens  64 = 48 prompt + 16 generated; chunk 0 (one prefill pass)\n") !=
+  CHECK(table.find("tokens  64 = 48 prompt + 16 decoded; chunk 0 (one prefill pass)\n") !=
         std::string::npos);
   CHECK(grid[4].find(" 100.0 ") != std::string::npos);
   CHECK(grid[4].find("64.0 KiB") !=

@@ -176,6 +176,24 @@ TEST_CASE("a slice of a score trace drops later rows and columns", "[trace][slic
                     Contains("layer 0 has no scores below row 1"));
 }
 
+TEST_CASE("a trace whose model caches something else than K and V says so", "[trace]") {
+  // 2 KV heads of 6 + 3 in 2 layers: 36 elements a token.
+  TraceSpec spec = random_spec(
+      {.layers = 2, .tokens = 8, .query_heads = 2, .kv_heads = 2, .head_dim = 6, .v_head_dim = 3});
+  CHECK(cache_note(make_trace(spec)).empty());
+  spec.extra["cache_elements"] = "8";
+  CHECK_THAT(cache_note(make_trace(spec)),
+             Contains("36 elements a token in 2 layers; the model's own cache holds 16, 44.4 %"));
+  spec.extra["cache_elements"] = "[8,1]";
+  const Trace trace = make_trace(spec);
+  CHECK_THAT(cache_note(trace), Contains("own cache holds 9, 25 %"));
+  CHECK(describe_trace(trace)["cache_elements"] == json{8, 1});
+  const TemporaryFolder folder;
+  static_cast<void>(slice_trace(trace, 4, {1}, folder / "s.safetensors"));
+  CHECK_THAT(cache_note(Trace::open(folder / "s.safetensors")),
+             Contains("18 elements a token in 1 layers; the model's own cache holds 1,"));
+}
+
 TEST_CASE("describe names every fact of a trace", "[trace]") {
   const TemporaryFolder dir;
   write_trace(dir / "t.safetensors", full_spec());

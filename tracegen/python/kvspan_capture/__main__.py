@@ -40,15 +40,16 @@ def _arguments(argv: typing.Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True, type=pathlib.Path, help="trace to write")
     add("--prompt", type=int, help="prompt tokens (default: all but --generate)")
     add("--generate", type=int, default=0, metavar="M", help="tokens after the prompt, greedy")
-    add("--teacher-forced", action="store_true", help="they are those of the text")
+    add("--teacher", "--teacher-forced", action="store_true", help="they are those of the text")
     add("--bos", default="auto", help="auto (as the tokenizer does by itself), none, or a token id")
     add("--chunk", type=int, default=512, help="rows a pass of the prompt, at most")
     add("--emit", choices=("qkv", "scores"), default="qkv")
     add("--dtype", choices=("f16", "bf16", "f32"), default="f16", help="of the trace")
-    add("--top-k", type=int, default=64, help="probabilities a row of a score trace")
+    add("--keys", "--top-k", type=int, default=64, help="probabilities a row of a score trace")
     add("--column-mass", action="store_true", help="of each pass of the prompt, in a score trace")
     add("--layers", type=_layers, metavar="0,4,..", help="layers to store (default: all)")
-    add("--spans", type=_span, nargs="+", default=[], metavar="NAME=BEGIN:END")
+    add("--span", type=_span, action="append", default=[], metavar="NAME=BEGIN:END")
+    add("--spans", type=_span, nargs="+", action="extend", dest="span", help="the older form")
     add("--attention", default="sdpa", help="implementation of transformers: eager, sdpa, ...")
     add("--compute", default="float32", help="dtype in which the model runs")
     add("--device", default="cpu")
@@ -85,6 +86,33 @@ def _token_ids(options: argparse.Namespace, tokenizer: typing.Any) -> list[int]:
     return [int(options.bos)] + ids if options.bos.isdecimal() else ids
 
 
+@torch.no_grad()
+def _check_bos(options: argparse.Namespace, model: typing.Any, bos: int | None, ids: list[int]) -> None:
+    """Errors: CaptureError where a bos in front of the first 64 tokens turns predictions that are
+    worse than guessing (a mean nll above ln of the vocabulary) into better ones."""
+    read = ids[:63]
+    if options.bos != "auto" or bos is None or ids[0] == bos or len(read) < 7:
+        return
+
+    def loss(tokens: list[int], first: int) -> float:
+        inputs = torch.tensor([tokens], device=model.device)
+        logits = model(input_ids=inputs, use_cache=False).logits[0, first - 1 : -1].float()
+        return float(torch.nn.functional.cross_entropy(logits, inputs[0, first:]))
+
+    guessing = math.log(model.get_input_embeddings().weight.shape[0])
+    without = loss(read, 1)
+    if without <= guessing:
+        return
+    with_bos = loss([bos, *read], 2)
+    if with_bos < guessing:
+        raise CaptureError(
+            f"without its bos, the model is worse than guessing: a mean nll of {without:.2f} over "
+            f"the first {len(read) - 1} tokens, {with_bos:.2f} with token {bos} in front, and "
+            f"{guessing:.2f} if it took all tokens for alike; expected --bos {bos}, or --bos none to "
+            "capture it as it is"
+        )
+
+
 def _pass_ends(begin: int, end: int, chunk: int) -> list[int]:
     """Ends of the passes over rows [begin, end)."""
     return [*range(begin + chunk, end, chunk), end] if begin < end else []
@@ -117,7 +145,8 @@ def _run(options: argparse.Namespace) -> Capture:
         raise CaptureError("--generate and --chunk; expected at least 0 and 1")
     model, tokenizer = _load(options)
     ids = _token_ids(options, tokenizer)
-    forced = options.generate if options.teacher_forced else 0
+    _check_bos(options, model, tokenizer.bos_token_id, ids)
+    forced = options.generate if options.teacher else 0
     prompt = len(ids) - forced if options.prompt is None else options.prompt
     if not 1 <= prompt <= len(ids) - forced:
         raise CaptureError(
@@ -134,10 +163,10 @@ def _run(options: argparse.Namespace) -> Capture:
         layers=options.layers,
         emit=options.emit,
         dtype=options.dtype,
-        top_k=options.top_k,
+        keys=options.keys,
         column_mass=passes if options.column_mass else (),
         tokenizer=tokenizer,
-        spans=options.spans,
+        spans=options.span,
         metadata={key: value for key, value in metadata.items() if value},
     )
     stops = getattr(model.generation_config, "eos_token_id", None)

@@ -16,6 +16,7 @@ import torch
 
 from . import hooks, rope
 from .attention import AttentionCall, output_error, probabilities
+from .cache import cached_elements, latent_elements
 from .errors import CaptureError
 from .tensor_file import TensorFile, TensorSpec
 from .tokens import TokenRecorder, text_tensors
@@ -54,7 +55,7 @@ class Capture:
         layers: typing.Iterable[int] | None,
         emit: str,
         dtype: str,
-        top_k: int,
+        keys: int,
         column_mass: typing.Sequence[int],
         tokenizer: typing.Any,
         spans: typing.Sequence[Span],
@@ -76,7 +77,7 @@ class Capture:
             raise CaptureError(f"dtype of {emit} is {dtype!r}; expected {' or '.join(expected)}")
         self._scores = emit == "scores"
         self._dtype = dtype
-        self._top_k = min(_positive("top_k", top_k), tokens)
+        self._top_k = min(_positive("keys", keys), tokens)
         self._passes = list(column_mass)
         if self._passes and not self._scores:
             raise CaptureError("column_mass with emit='qkv'; expected it with emit='scores'")
@@ -102,6 +103,7 @@ class Capture:
         self._file: TensorFile | None = None
         self._shared: dict[str, typing.Any] = {}  # what must be the same in all layers
         self._windows: dict[int, int] = {}
+        self._cached: dict[int, int] = {}  # elements a token in the model's own cache
         self._sinks: dict[int, np.ndarray] = {}
         self._rotations: dict[int, rope.Rotation] = {}
         self._before_rotation: torch.Tensor | None = None
@@ -143,6 +145,11 @@ class Capture:
         logits = getattr(output, "logits", None)
         if logits is not None and self._rows[self._layers[0]]:
             self._recorder.on_logits(logits)
+        cache = output.get("cache") or output.get("past_key_values")
+        for layer in self._layers:
+            elements = cached_elements(cache, layer)
+            if elements is not None:
+                self._cached.setdefault(layer, elements)
 
     def _on_rotary(self, query: torch.Tensor) -> None:
         self._before_rotation = query.detach()
@@ -333,6 +340,12 @@ class Capture:
             raise CaptureError(f"{tokens} rows arrived; expected {self._prompt_tokens}, the prompt")
         small: dict[str, tuple[str, np.ndarray]] = {}
         ids, nll = self._recorder.ids(tokens), self._recorder.nll(tokens)
+        if tokens < self._most_tokens:
+            hint = "; generate() does not read the last token that it makes: max_new_tokens=m + 1"
+            self.notes.append(
+                f"{tokens} of the {self._most_tokens} tokens announced arrived"
+                + (hint if tokens + 1 == self._most_tokens else "")
+            )
         if ids is None:
             self.notes.append("token_ids is omitted: ids of other tokens, or none, were seen")
         elif self._tokenizer is not None:
@@ -382,6 +395,7 @@ class Capture:
         windows = [self._windows[layer] for layer in self._layers]
         if any(windows):
             fields["sliding_window"] = json.dumps(windows)
+        fields |= self._describe_cache()
         if self._passes:
             fields["passes"] = json.dumps(self._passes)
         if self._tokenizer is not None:
@@ -400,6 +414,22 @@ class Capture:
         return {name: str(value) for name, value in (fields | rotary).items()}
 
 
+    def _describe_cache(self) -> dict[str, str]:
+        """cache_elements, where the model's own cache holds something else than what is stored."""
+        shared = self._shared
+        stored = shared["kv_heads"] * (shared["head_dim"] + shared["v_head_dim"])
+        latent = latent_elements(self._config)
+        elements = [self._cached.get(layer, latent or stored) for layer in self._layers]
+        if elements == [stored] * len(elements):
+            return {}
+        own = f"{min(elements)}" + (f" to {max(elements)}" if len({*elements}) > 1 else "")
+        self.notes.append(
+            f"the model's own cache holds {own} elements a token and layer; K and V are stored as "
+            f"attention reads them, {stored}: bytes of a replay are those of K and V"
+        )
+        return {"cache_elements": json.dumps(elements if len({*elements}) > 1 else elements[0])}
+
+
 def _positive(name: str, value: int) -> int:
     if operator.index(value) < 1:
         raise CaptureError(f"{name} is {value}; expected at least 1")
@@ -415,7 +445,8 @@ def capture(
     layers: typing.Iterable[int] | None = None,
     emit: str = "qkv",
     dtype: str = "f16",
-    top_k: int = 64,
+    keys: int = 64,
+    top_k: int | None = None,
     column_mass: typing.Sequence[int] = (),
     tokenizer: typing.Any = None,
     spans: typing.Sequence[Span] = (),
@@ -424,7 +455,7 @@ def capture(
     """Writes the attention of whatever `model` does inside a with block to a trace.
 
         with capture(model, "out.safetensors", tokens=n + m, prompt_tokens=n):
-            model.generate(ids, max_new_tokens=m)
+            model.generate(ids, max_new_tokens=m + 1)  # the last one that it makes is never read
 
     model          of transformers 4.48 or later, a decoder; one sequence, from its beginning on, in
                    as many passes as you like (with a dynamic cache)
@@ -432,10 +463,11 @@ def capture(
     prompt_tokens  where the prompt ends
     layers         the model's indices; None: all
     emit           "qkv": q and k after the rotation, and v, one per KV head;
-                   "scores": of each row the top_k largest probabilities and the log-sum-exp
+                   "scores": of each row the `keys` largest probabilities and the log-sum-exp
     dtype          "f16", "bf16" (qkv only) or "f32" of q, k, v or of the probabilities
     column_mass    pass ends, the last one prompt_tokens: with emit="scores", also the probability
                    that each key received from the rows of each pass
+    top_k          the older name of `keys`
     tokenizer      of transformers: records the text of each token and the ids of special tokens
     spans          (name, begin, end), named token ranges
     metadata       any of model, source, text, licence
@@ -450,7 +482,7 @@ def capture(
         layers=layers,
         emit=emit,
         dtype=dtype,
-        top_k=top_k,
+        keys=keys if top_k is None else top_k,
         column_mass=column_mass,
         tokenizer=tokenizer,
         spans=spans,

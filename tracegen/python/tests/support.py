@@ -84,6 +84,32 @@ def tiny(name: str, attention: str = "eager") -> typing.Any:
     return model_of(family, attention, **settings)
 
 
+def latent() -> typing.Any:
+    """A model with MLA: a latent of 32 + 8 elements, which 4 heads share."""
+    config = transformers.DeepseekV3Config(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=400,
+        q_lora_rank=24,
+        kv_lora_rank=32,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+    )
+    torch.manual_seed(0)
+    return transformers.DeepseekV3ForCausalLM(config).float().eval()
+
+
 def read(path: pathlib.Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Metadata and tensors of a safetensors file."""
     data = path.read_bytes()
@@ -154,7 +180,7 @@ def attention_of(metadata: dict[str, str], tensors: dict[str, np.ndarray], i: in
 
 def kvspan() -> str:
     """The program: $KVSPAN, or from a build folder of this tree. Errors: SkipTest."""
-    built = sorted(ROOT.glob("build/*/sim/kvspan"))
+    built = sorted(ROOT.glob("build/*/cli/kvspan"))
     program = os.environ.get("KVSPAN") or (str(built[0]) if built else "")
     if not program:
         raise unittest.SkipTest("no kvspan program: build it, or set KVSPAN")

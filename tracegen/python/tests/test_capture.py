@@ -45,6 +45,48 @@ class Qkv(support.CaptureTest):
         self.assert_close(tensors["nll"], [*nll, 0], 1e-5)
         np.testing.assert_array_equal(tensors["token_ids"], ids[0])
 
+    def test_generation_as_the_readme_has_it_gives_n_plus_m_tokens(self):
+        model, prompt = support.tiny("llama"), support.ids(20)
+        for more in (1, 0):
+            with capture(model, self.path, tokens=25, prompt_tokens=20) as trace:
+                model.generate(prompt, max_new_tokens=5 + more, do_sample=False)
+            self.assertEqual(trace.tokens, 24 + more)
+            short = [note for note in trace.notes if "max_new_tokens=m + 1" in note]
+            self.assertEqual(len(short), 1 - more)
+
+    def test_the_older_name_of_keys_still_works(self):
+        model = support.tiny("llama")
+        said = dict(tokens=9, prompt_tokens=9, emit="scores")
+        for options in ({"keys": 3}, {"top_k": 3}):
+            with torch.no_grad(), capture(model, self.path, **said, **options):
+                model(support.ids(9))
+            _, tensors = support.read(self.path)
+            self.assertEqual(tensors["layers.0.scores.prob"].shape[-1], 3)
+
+    def test_a_latent_cache_is_told(self):
+        # K and V were stored as attention reads them, and bytes of a replay were 4 times the
+        # model's own (71 times for DeepSeek-V3), without a word.
+        model = support.latent()
+        for use_cache in (True, False):
+            with (
+                torch.no_grad(),
+                capture(model, self.path, tokens=24, prompt_tokens=24) as trace,
+            ):
+                out = model(support.ids(24), use_cache=use_cache)
+            metadata, tensors = support.read(self.path)
+            self.assertEqual(metadata["cache_elements"], "40")  # of 4 heads of 24 and 16: 160
+            self.assertEqual(tensors["layers.0.k"].shape[1:], (4, 24))
+            told = [note for note in trace.notes if "own cache holds 40 elements" in note]
+            self.assertEqual(len(told), 1)
+            if use_cache:
+                layers = out.past_key_values.layers
+                held = sum(one.keys.numel() + one.values.numel() for one in layers)
+                self.assertEqual(held, 40 * 24 * 2)
+        model = support.tiny("llama")
+        with torch.no_grad(), capture(model, self.path, tokens=9, prompt_tokens=9):
+            model(support.ids(9))
+        self.assertNotIn("cache_elements", support.read(self.path)[0])
+
     def test_passes_of_a_chunked_prompt_and_generation_equal_one_pass(self):
         for name in support.MODELS:
             with self.subTest(model=name):
@@ -100,7 +142,13 @@ class Qkv(support.CaptureTest):
         self.assertEqual(metadata["licence"], "none")
         kept = [(s["name"], s["begin"], s["end"]) for s in json.loads(metadata["spans"])]
         self.assertEqual(kept, [("needle", 2, 5), ("tail", 10, 12)])
-        self.assertEqual(trace.notes, ["span 'beyond' is omitted: it begins at 12 of 12"])
+        self.assertEqual(
+            trace.notes,
+            [
+                "12 of the 15 tokens announced arrived",
+                "span 'beyond' is omitted: it begins at 12 of 12",
+            ],
+        )
         exact = traces["f32"]["layers.1.k"]
         np.testing.assert_array_equal(traces["f16"]["layers.1.k"], exact.astype(np.float16))
         brain = torch.from_numpy(exact.copy()).bfloat16().view(torch.int16).numpy()

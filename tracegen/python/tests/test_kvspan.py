@@ -43,6 +43,14 @@ class Program(support.CaptureTest):
                     self.assertEqual(full["footprint"], 1.0)
                     self.assertLess(h2o["footprint"], 1.0)
 
+    def test_it_says_that_a_latent_cache_is_smaller(self):
+        model = support.latent()
+        with torch.no_grad(), capture(model, self.path, tokens=24, prompt_tokens=24):
+            model(support.ids(24))
+        run = self.kvspan("run", self.path, "--policy", "full", "--no-chart")
+        said = " ".join(run.split())
+        self.assertIn("320 elements a token in 2 layers; the model's own cache holds 80, 25 %", said)
+
     def test_its_own_capture_of_the_same_weights_is_equal(self):
         if "unknown command" in support.run_kvspan("capture").stderr:
             self.skipTest("this kvspan has no command 'capture'")
@@ -112,8 +120,8 @@ class CommandLine(support.CaptureTest):
 
     def test_forced_text_and_scores(self):
         code, _, _ = self.run_command(
-            *("--generate", 5, "--teacher-forced", "--chunk", 8, "--emit", "scores"),
-            *("--column-mass", "--layers", "0,2", "--spans", "a=1:4"),
+            *("--generate", 5, "--teacher", "--chunk", 8, "--emit", "scores", "--keys", 6),
+            *("--column-mass", "--layers", "0,2", "--span", "a=1:4", "--span", "b=2:3"),
         )
         self.assertEqual(code, 0)
         metadata, tensors = support.read(self.path)
@@ -124,6 +132,26 @@ class CommandLine(support.CaptureTest):
         passes = [*range(8, tokens - 5, 8), tokens - 5]
         self.assertEqual(json.loads(metadata["passes"]), passes)
         self.assertEqual(tensors["layers.1.scores.column_mass"].shape, (len(passes), 4, tokens))
+        self.assertEqual(tensors["layers.0.scores.prob"].shape[-1], 6)
+        self.assertEqual(len(json.loads(metadata["spans"])), 2)
+        code, _, _ = self.run_command(  # the older names
+            *("--generate", 5, "--teacher-forced", "--emit", "scores", "--top-k", 6),
+            *("--spans", "a=1:4", "b=2:3"),
+        )
+        self.assertEqual(code, 0)
+        self.assertEqual(len(json.loads(support.read(self.path)[0]["spans"])), 2)
+
+    def test_a_model_that_misses_its_bos_stops(self):
+        models = sorted(support.ROOT.glob("build/*/models/minimind2-small"))
+        if not models:
+            self.skipTest("no minimind2-small: build kvspan")
+        text = support.ROOT / "traces/texts/sherlock-excerpt.txt"
+        common = ("--model", str(models[0]), "--text", str(text), "--prompt", 64)
+        code, _, errors = self.run_command(*common)
+        self.assertEqual(code, 3)
+        self.assertRegex(errors, r"worse than guessing: a mean nll of 13\..* expected --bos 1, or")
+        for bos in ("none", 1):
+            self.assertEqual(self.run_command(*common, "--bos", bos)[0], 0)
 
     def test_errors_are_one_line(self):
         for pattern, arguments in (
