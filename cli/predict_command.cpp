@@ -47,13 +47,13 @@ std::vector<RecipeSpec> specs_of(const PredictSettings& s, const ModelGeometry& 
 
 PredictAnswer answer(const PredictSettings& s, const ModelGeometry& model) {
   const Workload workload{s.prompt, s.generated, s.chunk};
-  const Geometry geometry = geometry_of(model, s.prompt, s.generated, s.chunk, s.kv_bytes);
   Accounting accounting;
   accounting.kv_bytes = s.kv_bytes;
   accounting.layerwise = s.prefill == "layerwise";
   accounting.layout = s.layout;
   std::optional<Calibration> calibration;
   if (!s.calibrate.empty()) calibration.emplace(s.calibrate);
+  const Calibration* measured = calibration ? &*calibration : nullptr;
   PredictAnswer out;
   if (calibration) out.calibrated_on = calibration->where();
   if (s.deployment.gpu_memory > 0) {
@@ -62,15 +62,12 @@ PredictAnswer answer(const PredictSettings& s, const ModelGeometry& model) {
       out.vllm = vllm_figures(model, workload, s.kv_bytes, out.memory->left, s.deployment.tp);
   }
   for (const RecipeSpec& spec : specs_of(s, model)) {
-    const Policy policy = make_policy(spec, geometry);
     out.labels.push_back(to_text(spec));
-    out.predictions.push_back(
-        calibration ? calibration->predict({spec, policy, geometry, model.name, accounting}, true)
-                    : predict(policy, geometry, accounting));
+    out.predictions.push_back(predict_model(spec, model, workload, accounting, measured));
     if (model.latent) out.predictions.back().layouts.erase("query_head");
     if (out.vllm) {
-      out.capacities.push_back(capacity_of(spec, model, workload, accounting, s.deployment,
-                                           calibration ? &*calibration : nullptr));
+      out.capacities.push_back(
+          capacity_of(spec, model, workload, accounting, s.deployment, measured));
     }
   }
   return out;

@@ -25,7 +25,15 @@ nlohmann::json model_json(const ModelGeometry& model) {
                {"dtype", model.weights.dtype},
                {"groups", groups}};
   }
+  nlohmann::json parts = nlohmann::json::array();
+  for (const ModelGeometry& part : model.parts) {
+    parts.push_back({{"layer_ids", part.layer_ids},
+                     {"kv_heads", part.kv_heads},
+                     {"head_dim", part.head_dim},
+                     {"v_head_dim", part.v_head_dim}});
+  }
   return {{"name", model.name},
+          {"parts", parts},
           {"family", model.family},
           {"layers", model.layer_ids.size()},
           {"model_layers", model.layers},
@@ -50,19 +58,30 @@ std::string grouped(std::int64_t value) {
   return out;
 }
 
+std::string heads_text(const ModelGeometry& model) {
+  if (model.latent) {
+    return fmt::format(
+        "one latent of {} elements a token for all heads (MLA){}", model.head_dim,
+        model.v_head_dim > 0 ? fmt::format(", and an indexer's key of {}", model.v_head_dim) : "");
+  }
+  std::string out;
+  for (const ModelGeometry& part : parts_of(model)) {
+    out += fmt::format("{}{} KV head{} of {}", out.empty() ? "" : ", ", part.kv_heads,
+                       part.kv_heads == 1 ? "" : "s", part.head_dim);
+    if (!model.parts.empty()) out += fmt::format(" in {} layers", part.layer_ids.size());
+  }
+  return out;
+}
+
 // What the table is of; one line each.
 void print_model(const PredictSettings& s, const ModelGeometry& model) {
   const auto holding = static_cast<int>(model.layer_ids.size());
   const bool all = holding == model.layers || model.family.empty();  // a trace may hold a part
-  fmt::print(
-      "{}: {} layers{}, {} query heads, {}; {} prompt + {} generated tokens, chunk {}\n",
-      one_line(model.name), all ? holding : model.layers,
-      all ? std::string() : fmt::format(" ({} hold KV)", holding), model.query_heads,
-      model.latent
-          ? fmt::format("one latent of {} elements a token for all heads (MLA)", model.head_dim)
-          : fmt::format("{} KV head{} of {}", model.kv_heads, model.kv_heads == 1 ? "" : "s",
-                        model.head_dim),
-      s.prompt, s.generated, s.chunk == 0 ? std::string("whole prompt") : std::to_string(s.chunk));
+  fmt::print("{}: {} layers{}, {} query heads, {}; {} prompt + {} generated tokens, chunk {}\n",
+             one_line(model.name), all ? holding : model.layers,
+             all ? std::string() : fmt::format(" ({} hold KV)", holding), model.query_heads,
+             heads_text(model), s.prompt, s.generated,
+             s.chunk == 0 ? std::string("whole prompt") : std::to_string(s.chunk));
   fmt::print("closed forms, no trace; KV in {} an element, prefill {}, layout {}\n",
              s.kv_bytes == 1 ? std::string("1 byte") : fmt::format("{} bytes", s.kv_bytes),
              s.prefill, s.layout);

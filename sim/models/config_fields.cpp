@@ -34,6 +34,13 @@ std::string shown(const nlohmann::json& value) {
 Fields::Fields(nlohmann::json object, std::string where)
     : JsonFields(std::move(object)), where_(std::move(where)) {}
 
+const char* Fields::one_of(std::initializer_list<const char*> keys) const {
+  for (const char* key : keys) {
+    if (has(key)) return key;
+  }
+  return *keys.begin();
+}
+
 Fields Fields::part(nlohmann::json object) const {
   Fields out(std::move(object), where_);
   out.family_ = family_;

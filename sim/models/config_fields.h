@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 
 #include "sim/base/json_fields.h"
@@ -22,6 +23,8 @@ class Fields final : public JsonFields {
  public:
   Fields(nlohmann::json object, std::string where);
 
+  // The first of several spellings that is there; the first of all if none is.
+  [[nodiscard]] const char* one_of(std::initializer_list<const char*> keys) const;
   // The fields of an object inside of this one.
   [[nodiscard]] Fields part(nlohmann::json object) const;
   void name_family(const std::string& model_type) { family_ = model_type; }

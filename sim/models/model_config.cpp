@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -16,9 +17,12 @@
 #include "sim/base/json_fields.h"
 #include "sim/base/text.h"
 #include "sim/models/config_fields.h"
+#include "sim/models/gemma_counts.h"
 #include "sim/models/model_families.h"
 #include "sim/models/model_layers.h"
 #include "sim/models/parameter_counts.h"
+#include "sim/models/quantization.h"
+#include "sim/models/recurrences.h"
 
 namespace kvspan {
 namespace config {
@@ -50,15 +54,25 @@ nlohmann::json text_part(const nlohmann::json& config) {
   return text;
 }
 
+// An indexer keeps a key of its own beside every latent.
+void read_indexer(const Fields& c, ModelGeometry& m) {
+  m.v_head_dim = c.small("index_head_dim", "width of an indexer's key", 65536);
+  if (!c.has("indexer_types")) return;
+  for (const nlohmann::json& type : c.at("indexer_types")) {
+    if (type != "full")
+      c.wrong("indexer_types", "'full' in every layer: layers that share an indexer are not sized");
+  }
+}
+
 void read_heads(const Fields& c, const Family& family, ModelGeometry& m) {
   constexpr int kMostHeads = 65536;
   m.query_heads = c.small("num_attention_heads", "query heads of a layer", kMostHeads);
-  if (family.mixing == Mixing::latent) {
+  if (family.is_latent()) {
     m.latent = true;
     m.kv_heads = 1;
     m.head_dim = c.small("kv_lora_rank", "width of the latent", kMostHeads) +
                  c.small("qk_rope_head_dim", "rotary width of a key", kMostHeads);
-    m.v_head_dim = 0;
+    if (family.mixing == Mixing::sparse) read_indexer(c, m);
     return;
   }
   m.kv_heads = c.small("num_key_value_heads", "KV heads of a layer", kMostHeads);
@@ -100,9 +114,10 @@ nlohmann::json rope_of(const Fields& c) {
 // was trained on, linear and dynamic scaling factor x max_position_embeddings. Of Gemma 3 (and of
 // every scaling with ranges of its own) the field already is what was reached.
 void read_limit(const Fields& c, ModelGeometry& m) {
-  if (c.has("max_position_embeddings")) {
-    m.max_context = c.count("max_position_embeddings", "most tokens", kMostTokens);
-    m.max_context_from = "max_position_embeddings";
+  const char* key = c.one_of({"max_position_embeddings", "model_max_length"});
+  if (c.has(key)) {
+    m.max_context = c.count(key, "most tokens", kMostTokens);
+    m.max_context_from = key;
   }
   const Fields rope = c.part(rope_of(c));
   const std::string type = rope.text(rope.has("rope_type") ? "rope_type" : "type");
@@ -136,6 +151,20 @@ nlohmann::json parse(const std::string& text, const std::string& where) {
   return config;
 }
 
+// The nearest known type; but of another version ("gemma4") no figure of a known one is right.
+std::string hint_for(const std::string& type) {
+  const auto letters = [](std::string text) {
+    std::erase_if(text, [](char c) { return c >= '0' && c <= '9'; });
+    return text;
+  };
+  std::vector<std::string> versions;
+  for (const std::string& known : family_names()) {
+    if (known != letters(known) && letters(known) == letters(type)) versions.push_back(known);
+  }
+  if (versions.empty()) return nearest_hint(type, family_names());
+  return fmt::format("its other versions ({}) have other sizes", fmt::join(versions, ", "));
+}
+
 const Family& family_of(const nlohmann::json& config, const std::string& type, const Fields& c) {
   const Family* family = family_of_type(type);
   if (family == nullptr) family = by_architecture(config);
@@ -144,9 +173,10 @@ const Family& family_of(const nlohmann::json& config, const std::string& type, c
     c.fail(fmt::format("there is no field 'model_type' that names the family; known: {}",
                        fmt::join(family_names(), ", ")));
   }
-  if (names_recurrent_layers(config)) return unknown_hybrid();
+  // What linear layers hold their like is told by fields; a latent beside them would be missed.
+  if (names_recurrent_layers(config) && !c.has("kv_lora_rank")) return unknown_hybrid();
   c.fail(fmt::format("model_type '{}' is not known; {}", shorten_middle(one_line(type), 40),
-                     nearest_hint(type, family_names())));
+                     hint_for(type)));
 }
 
 Layers read_layers(const Fields& c, const Family& family, ModelGeometry& model) {
@@ -169,13 +199,49 @@ Layers read_layers(const Fields& c, const Family& family, ModelGeometry& model) 
 // The KV cache does not depend on the weights: they are refused where they are asked for.
 void read_weights(const Fields& c, const Family& family, Layers layers, ModelGeometry& model) {
   try {
-    model.weights.dtype = checkpoint_dtype(c);
+    const Quantization quantization(c);
+    model.weights.dtype = quantization.dtype();
+    model.weights.unknown_dtype = quantization.unknown();
     read_blocks(c, family, layers);
-    count_weights(c, family, layers, model, model.weights);
+    count_weights(c, family, layers, quantization, model, model.weights);
   } catch (const ConfigError& e) {
     model.weights.groups.clear();
     model.weights.refusal = e.what();
   }
+}
+
+// Where full layers have other KV heads than sliding ones, the model is two groups of layers.
+void read_parts(const Fields& c, const Layers& layers, ModelGeometry& model) {
+  std::vector<std::pair<KvShape, ModelGeometry>> parts;
+  for (std::size_t i = 0; i < model.layer_ids.size(); ++i) {
+    const int layer = model.layer_ids[i];
+    const Count window = layers.windows[static_cast<std::size_t>(layer)];
+    const KvShape shape = gemma4_shape(c, model, layer, window > 0);
+    auto part = std::find_if(parts.begin(), parts.end(),
+                             [&](const auto& known) { return known.first == shape; });
+    if (part == parts.end()) {
+      ModelGeometry same;
+      same.name = model.name;
+      same.layers = model.layers;
+      same.query_heads = model.query_heads;
+      same.kv_heads = shape.heads;
+      same.head_dim = same.v_head_dim = shape.width;
+      part = parts.insert(parts.end(), {shape, same});
+    }
+    part->second.layer_ids.push_back(layer);
+    part->second.sliding_window.push_back(window);
+  }
+  for (auto& [shape, part] : parts) model.parts.push_back(std::move(part));
+}
+
+// transformers 5 leaves the number of layers out where it names each of them.
+int count_layers(const Fields& c) {
+  const nlohmann::json* words = c.find("layers_block_type");
+  if (!c.has("num_hidden_layers") && words != nullptr && words->is_array() && !words->empty() &&
+      words->size() <= 4096) {
+    return static_cast<int>(words->size());
+  }
+  return c.small("num_hidden_layers", "layers", 4096);
 }
 
 ModelGeometry read(const std::string& text, const std::string& where) {
@@ -191,7 +257,7 @@ ModelGeometry read(const std::string& text, const std::string& where) {
   model.family = type.empty() ? family.model_type : type;
   c.name_family(shorten_middle(one_line(model.family), 40));
   model.name = c.text("_name_or_path");
-  model.layers = c.small("num_hidden_layers", "layers", 4096);
+  model.layers = count_layers(c);
   read_heads(c, family, model);
   read_limit(c, model);
   const Layers layers = read_layers(c, family, model);
@@ -199,6 +265,9 @@ ModelGeometry read(const std::string& text, const std::string& where) {
   if (family.experts == Experts::gpt_oss) {
     model.notes.emplace_back("attention sinks are one learned logit a query head: they hold no KV");
   }
+  if (family.windows == Windows::chunked)
+    model.notes.emplace_back("chunks of attention are counted as windows of the same length");
+  if (family.mixing == Mixing::gemma4) read_parts(c, layers, model);
   read_weights(c, family, layers, model);
   return model;
 }

@@ -16,30 +16,54 @@ enum class Windows : std::uint8_t {
   required,    // the same, and an absent field does not mean null
   from_layer,  // use_sliding_window, from layer max_window_layers on
   every_other,
-  five_to_one  // sliding_window_pattern - 1 sliding layers, then a full one
+  five_to_one,  // sliding_window_pattern - 1 sliding layers, then a full one
+  by_types,     // layer_types, never left out
+  by_flag,      // use_sliding_window, and then layer_types
+  chunked       // attention_chunk_size in all layers but those without rotary embedding
 };
-enum class Bias : std::uint8_t { none, qkv, by_field };
+enum class Bias : std::uint8_t {
+  none,
+  qkv,
+  qkv_flag,      // qkv_bias, absent: true
+  by_field,      // attention_bias
+  qkv_by_field,  // the same, never of the output
+  out_apart      // attention_bias (absent: true) and, of the output, attention_out_bias
+};
+enum class QkNorm : std::uint8_t {
+  none,
+  head,     // one vector of head_dim for all heads
+  full,     // as wide as all heads together
+  by_field  // use_qk_norm: head
+};
 enum class Experts : std::uint8_t {
   none,
   mixtral,
+  minimax,
   qwen,
   qwen_shared,
   deepseek_v2,
-  deepseek_v3,
+  deepseek_v3,  // with a correction that balances load
   gpt_oss,
   jamba,
   granite,
+  llama4,
+  hunyuan,
   nemotron
 };
 enum class Mixing : std::uint8_t {
   attention,
   latent,
+  sparse,  // latent, and an indexer that chooses what is read
+  kimi,    // latent beside Kimi delta attention
   jamba,
-  delta,     // gated delta net beside gated attention
-  granite,   // Mamba 2
-  nemotron,  // Mamba 2, one mixer or one feed-forward block a layer
-  lfm2,      // short convolutions
-  unknown    // layer_types tells what holds KV; nobody tells how large the weights are
+  delta,      // gated delta net beside gated attention
+  granite,    // Mamba 2
+  nemotron,   // Mamba 2, one mixer or one feed-forward block a layer
+  falcon_h1,  // attention and Mamba 2 in every layer
+  lfm2,       // short convolutions
+  gemma3n,    // the last layers reuse KV; embeddings of every layer
+  gemma4,     // the same, and two shapes of KV heads
+  unknown     // layer_types tells what holds KV; nobody tells how large the weights are
 };
 
 struct Family {
@@ -48,10 +72,13 @@ struct Family {
   bool tied;  // what an absent tie_word_embeddings means
   int norms;  // vectors of hidden_size in a layer
   Bias bias;
-  bool qk_norm;
+  QkNorm qk_norm;
   Windows windows;
   Experts experts;
   Mixing mixing;
+  [[nodiscard]] bool is_latent() const {
+    return mixing == Mixing::latent || mixing == Mixing::sparse || mixing == Mixing::kimi;
+  }
 };
 
 [[nodiscard]] std::vector<std::string> family_names();

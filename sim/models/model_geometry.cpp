@@ -110,7 +110,7 @@ ModelGeometry from_trace(const std::string& path) {
 
 std::int64_t ModelWeights::parameters() const {
   std::int64_t sum = 0;
-  for (const WeightGroup& g : groups) sum += g.parameters;
+  for (const WeightGroup& g : groups) sum += g.name == "buffers" ? 0 : g.parameters;
   return sum;
 }
 

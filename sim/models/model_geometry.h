@@ -40,7 +40,7 @@ struct ModelWeights {
   std::int64_t hidden = 0;  // the residual stream
   std::int64_t inner = 0;   // the widest inside of a layer, divided among GPUs
   std::int64_t vocabulary = 0;
-  [[nodiscard]] std::int64_t parameters() const;
+  [[nodiscard]] std::int64_t parameters() const;  // without buffers, which are stored, too
 };
 
 struct ModelGeometry {
@@ -50,15 +50,20 @@ struct ModelGeometry {
       layer_ids;  // layers that hold KV; all of them unless hybrid or read from a trace
   std::vector<std::int64_t> sliding_window;  // [layer_ids] 0: none; empty: none at all
 
-  std::string family = {};       // model_type; empty: read from a trace
-  bool latent = false;           // MLA: head_dim is kv_lora_rank + qk_rope_head_dim, v_head_dim 0
-  std::int64_t max_context = 0;  // tokens; 0: not given
+  std::string family = {};  // model_type; empty: read from a trace
+  // MLA: head_dim is kv_lora_rank + qk_rope_head_dim; v_head_dim is the width of the indexer's key
+  // of sparse attention, or 0.
+  bool latent = false;
+  std::int64_t max_context = 0;       // tokens; 0: not given
   std::string max_context_from = {};  // how that follows: "max_position_embeddings", ...
   // Recurrent and convolution states of the layers without KV, bytes a request whatever its length:
   // convolutions in 2 bytes, recurrences in 4 unless the config names their dtype.
   std::int64_t state_bytes = 0;
   ModelWeights weights = {};
   std::vector<std::string> notes = {};
+  // Groups of layers that differ in their KV heads, each a model for itself; empty: all are alike,
+  // as the fields above say. Their weights, state and limit are in the whole.
+  std::vector<ModelGeometry> parts = {};
 };
 
 // Names of the built-in list.

@@ -18,37 +18,96 @@ Count window_field(const Fields& c) {
   return c.count("sliding_window", kWindowMeaning, kMostTokens);
 }
 
+Count chunk_field(const Fields& c) {
+  return c.count("attention_chunk_size", "tokens that attend to each other", kMostTokens);
+}
+
+// What "linear_attention" is follows from the family, or from the fields beside it.
+Mixer linear_mixer(const Fields& c, const Family& family) {
+  switch (family.mixing) {
+    case Mixing::kimi:
+      return Mixer::kimi;
+    case Mixing::jamba:
+      return Mixer::mamba1;
+    case Mixing::granite:
+    case Mixing::nemotron:
+      return Mixer::mamba2;
+    case Mixing::lfm2:
+      return Mixer::convolution;
+    case Mixing::delta:
+      return Mixer::delta;
+    default:
+      break;
+  }
+  for (const char* key : {"mamba_n_heads", "mamba_d_head", "mamba_num_heads"}) {
+    if (c.has(key)) return Mixer::mamba2;
+  }
+  return c.has("mamba_d_state") ? Mixer::mamba1 : Mixer::delta;
+}
+
 // One word of layer_types.
 Mixer mixer_of(const Fields& c, const Family& family, const std::string& word) {
-  if (word == "full_attention" || word == "sliding_attention" || word == "attention")
-    return Mixer::attention;
-  if (word == "linear_attention") return Mixer::delta;
+  for (const char* attention : {"full_attention", "sliding_attention", "attention",
+                                "chunked_attention", "indexed_attention"}) {
+    if (word == attention) return Mixer::attention;
+  }
+  if (word == "linear_attention") return linear_mixer(c, family);
   if (word == "conv") return Mixer::convolution;
   if (word == "mamba" || word == "mamba2") {
     const bool second = family.mixing == Mixing::granite || word == "mamba2" ||
                         c.has("mamba_n_heads") || c.has("mamba_d_head");
     return second ? Mixer::mamba2 : Mixer::mamba1;
   }
-  c.fail(fmt::format("'layer_types' names '{}'; {}", shorten_middle(one_line(word), 40),
-                     nearest_hint(word, {"full_attention", "sliding_attention", "attention",
-                                         "linear_attention", "mamba", "mamba2", "conv"})));
+  c.fail(fmt::format(
+      "'layer_types' names '{}'; {}", shorten_middle(one_line(word), 40),
+      nearest_hint(word, {"full_attention", "sliding_attention", "attention", "chunked_attention",
+                          "indexed_attention", "linear_attention", "mamba", "mamba2", "conv"})));
+}
+
+// A list of one word a layer.
+std::vector<std::string> words(const Fields& c, const char* key, std::size_t layers) {
+  const nlohmann::json& found = c.at(key);
+  if (!found.is_array() || found.size() != layers) {
+    c.fail(fmt::format("'{}' is {}, expected a list of {} words, one a layer", key,
+                       found.is_array() ? fmt::format("a list of {}", found.size()) : shown(found),
+                       layers));
+  }
+  std::vector<std::string> out;
+  for (const nlohmann::json& word : found) {
+    if (!word.is_string()) {
+      c.fail(
+          fmt::format("'{}' holds {}, expected words such as 'full_attention'", key, shown(word)));
+    }
+    out.push_back(word.get<std::string>());
+  }
+  return out;
 }
 
 void read_layer_types(const Fields& c, const Family& family, Layers& layers) {
-  const nlohmann::json& types = c.at("layer_types");
-  if (!types.is_array() || types.size() != layers.mixers.size()) {
-    c.fail(fmt::format("'layer_types' is {}, expected a list of {} words, one a layer",
-                       types.is_array() ? fmt::format("a list of {}", types.size()) : shown(types),
-                       layers.mixers.size()));
-  }
+  const std::vector<std::string> types = words(c, "layer_types", layers.mixers.size());
   for (std::size_t l = 0; l < types.size(); ++l) {
-    if (!types[l].is_string()) {
-      c.fail(fmt::format("'layer_types' holds {}, expected words such as 'full_attention'",
-                         shown(types[l])));
-    }
-    const auto word = types[l].get<std::string>();
-    layers.mixers[l] = mixer_of(c, family, word);
-    layers.windows[l] = word == "sliding_attention" ? window_field(c) : 0;
+    layers.mixers[l] = mixer_of(c, family, types[l]);
+    layers.windows[l] = types[l] == "sliding_attention"   ? window_field(c)
+                        : types[l] == "chunked_attention" ? chunk_field(c)
+                                                          : 0;
+  }
+}
+
+// Llama 4: layers without rotary embedding see everything, the others their chunk. Older files
+// leave out which those are, or list none: every fourth.
+void read_chunks(const Fields& c, Layers& layers) {
+  const Count chunk = chunk_field(c);
+  const nlohmann::json* listed = c.find("no_rope_layers");
+  const bool by_list = listed != nullptr && listed->is_array() && !listed->empty();
+  if (by_list && listed->size() != layers.windows.size())
+    c.wrong("no_rope_layers", fmt::format("{} numbers, one a layer", layers.windows.size()));
+  const Count interval = c.has("no_rope_layer_interval")
+                             ? c.count("no_rope_layer_interval",
+                                       "layers from one without rotary embedding to the next")
+                             : 4;
+  for (std::size_t l = 0; l < layers.windows.size(); ++l) {
+    const bool rotates = by_list ? (*listed)[l] != 0 : (static_cast<Count>(l) + 1) % interval != 0;
+    layers.windows[l] = rotates ? chunk : 0;
   }
 }
 
@@ -89,13 +148,39 @@ void read_windows(const Fields& c, const Family& family, Layers& layers) {
       slide([&](std::size_t l) { return (l + 1) % pattern != 0; });
       return;
     }
+    case Windows::by_flag:
+      if (!c.flag("use_sliding_window", false)) return;
+      [[fallthrough]];
+    case Windows::by_types:
+      c.require("layer_types", "what each layer is, one word a layer");
+      return c.wrong("layer_types", "a list of words, one a layer");
+    case Windows::chunked:
+      return read_chunks(c, layers);
   }
 }
 
-// The letters of Nemotron-H: M mixes by Mamba 2, * by attention, - is a dense block, E experts.
+// The layers of Nemotron-H: a mixer or a block each, as words (transformers 5) or as letters, of
+// which M mixes by Mamba 2, * by attention, - is a dense block, E experts.
 void read_pattern(const Fields& c, Layers& layers) {
-  c.require("hybrid_override_pattern", "one letter a layer, of M, *, - and E");
-  const std::string pattern = c.text("hybrid_override_pattern");
+  std::string pattern;
+  if (c.has("layers_block_type")) {
+    for (const std::string& word : words(c, "layers_block_type", layers.mixers.size())) {
+      const char letter = word == "mamba" || word == "linear_attention"     ? 'M'
+                          : word == "attention" || word == "full_attention" ? '*'
+                          : word == "mlp"                                   ? '-'
+                          : word == "moe"                                   ? 'E'
+                                                                            : '?';
+      if (letter == '?') {
+        c.fail(fmt::format("'layers_block_type' names '{}'; {}", shorten_middle(one_line(word), 40),
+                           nearest_hint(word, {"linear_attention", "full_attention", "mamba",
+                                               "attention", "mlp", "moe"})));
+      }
+      pattern += letter;
+    }
+  } else {
+    c.require("hybrid_override_pattern", "one letter a layer, of M, *, - and E");
+    pattern = c.text("hybrid_override_pattern");
+  }
   if (pattern.size() != layers.mixers.size()) {
     c.fail(fmt::format("'hybrid_override_pattern' has {} letters, expected {}, one a layer",
                        pattern.size(), layers.mixers.size()));
@@ -111,7 +196,66 @@ void read_pattern(const Fields& c, Layers& layers) {
   }
 }
 
+// Kimi Linear as published: lists of layers, counted from 1.
+void read_kimi(const Fields& c, Layers& layers) {
+  if (!c.has("linear_attn_config"))
+    c.require("layer_types", "one word a layer; or 'linear_attn_config'");
+  const Fields linear = c.part(c.at("linear_attn_config"));
+  std::fill(layers.mixers.begin(), layers.mixers.end(), Mixer::kimi);
+  linear.require("full_attn_layers", "the layers of full attention, counted from 1");
+  for (const nlohmann::json& index : linear.at("full_attn_layers")) {
+    if (!index.is_number_integer() || index < 1 || index > layers.mixers.size())
+      linear.wrong("full_attn_layers", "a list of layers, counted from 1");
+    layers.mixers[index.get<std::size_t>() - 1] = Mixer::attention;
+  }
+}
+
+// The last layers of Gemma 3n and 4 attend to what earlier layers keep.
+void read_reuse(const Fields& c, Layers& layers) {
+  const Count shared = c.count("num_kv_shared_layers", "last layers that reuse KV",
+                               static_cast<Count>(layers.mixers.size()) - 1, 0);
+  std::fill(layers.mixers.end() - shared, layers.mixers.end(), Mixer::reuse);
+}
+
+// Nothing but words of layers that have experts ("sparse") and of those that have none.
+void read_block_words(const Fields& c, Layers& layers) {
+  const std::vector<std::string> types = words(c, "mlp_layer_types", layers.blocks.size());
+  for (std::size_t l = 0; l < types.size(); ++l) {
+    if (types[l] != "sparse" && types[l] != "dense")
+      c.wrong("mlp_layer_types", "words of 'dense' and 'sparse'");
+    layers.blocks[l] = types[l] == "sparse" ? Block::experts : Block::dense;
+  }
+}
+
+// Whether a list of layers, counted from 0, names this one.
+bool lists(const Fields& c, const char* key, Count layer) {
+  if (!c.at(key).is_array()) c.wrong(key, "a list of layers");
+  bool found = false;
+  for (const nlohmann::json& index : c.at(key)) {
+    if (!index.is_number_integer()) c.wrong(key, "a list of layers");
+    found = found || index == layer;
+  }
+  return found;
+}
+
 }  // namespace
+
+std::vector<int> Layers::with(Mixer mixer) const {
+  std::vector<int> out;
+  for (std::size_t l = 0; l < mixers.size(); ++l) {
+    if (mixers[l] == mixer || (mamba_beside && mixer == Mixer::mamba2))
+      out.push_back(static_cast<int>(l));
+  }
+  return out;
+}
+
+std::vector<int> Layers::with(Block block) const {
+  std::vector<int> out;
+  for (std::size_t l = 0; l < blocks.size(); ++l) {
+    if (blocks[l] == block) out.push_back(static_cast<int>(l));
+  }
+  return out;
+}
 
 void read_mixers(const Fields& c, const Family& family, Layers& layers) {
   const auto every = [&](const char* period_key, Count offset, Mixer other) {
@@ -124,6 +268,8 @@ void read_mixers(const Fields& c, const Family& family, Layers& layers) {
     read_pattern(c, layers);
   } else if (c.has("layer_types")) {
     read_layer_types(c, family, layers);
+  } else if (family.mixing == Mixing::kimi) {
+    read_kimi(c, layers);
   } else if (family.mixing == Mixing::jamba) {
     const Count offset = c.count("attn_layer_offset", "the first attention layer", 1000000, 0);
     every("attn_layer_period", offset, Mixer::mamba1);
@@ -145,6 +291,8 @@ void read_mixers(const Fields& c, const Family& family, Layers& layers) {
   } else {
     read_windows(c, family, layers);
   }
+  layers.mamba_beside = family.mixing == Mixing::falcon_h1;
+  if (family.mixing == Mixing::gemma3n || family.mixing == Mixing::gemma4) read_reuse(c, layers);
 }
 
 void read_blocks(const Fields& c, const Family& family, Layers& layers) {
@@ -155,12 +303,16 @@ void read_blocks(const Fields& c, const Family& family, Layers& layers) {
   const auto at_least = [&](const char* key, const char* meaning, Count lowest) {
     return c.count(key, meaning, 1000000, lowest);
   };
+  if (family.experts != Experts::none && c.has("mlp_layer_types"))
+    return read_block_words(c, layers);
   switch (family.experts) {
     case Experts::nemotron:
       return;  // by the pattern
     case Experts::none:
       return where([](Count) { return false; });
     case Experts::mixtral:
+    case Experts::minimax:
+    case Experts::hunyuan:
     case Experts::gpt_oss:
       return where([](Count) { return true; });
     case Experts::granite: {
@@ -175,27 +327,29 @@ void read_blocks(const Fields& c, const Family& family, Layers& layers) {
     }
     case Experts::qwen:
     case Experts::qwen_shared: {
-      const bool any = at_least("num_experts", "experts of a layer", 0) > 0;
+      const bool any =
+          at_least(c.one_of({"num_experts", "num_local_experts"}), "experts of a layer", 0) > 0;
       const Count step = c.has("decoder_sparse_step")
                              ? at_least("decoder_sparse_step", "layers between experts", 1)
                              : 1;
-      std::vector<Count> dense;
-      if (c.has("mlp_only_layers")) {
-        if (!c.at("mlp_only_layers").is_array()) c.wrong("mlp_only_layers", "a list of layers");
-        for (const nlohmann::json& index : c.at("mlp_only_layers")) {
-          if (!index.is_number_integer()) c.wrong("mlp_only_layers", "a list of layers");
-          dense.push_back(index.get<Count>());
-        }
-      }
       return where([&](Count l) {
         return any && (l + 1) % step == 0 &&
-               std::find(dense.begin(), dense.end(), l) == dense.end();
+               !(c.has("mlp_only_layers") && lists(c, "mlp_only_layers", l));
+      });
+    }
+    case Experts::llama4: {
+      const Count step = c.has("interleave_moe_layer_step")
+                             ? at_least("interleave_moe_layer_step", "layers between experts", 1)
+                             : 1;
+      return where([&](Count l) {
+        return c.has("moe_layers") ? lists(c, "moe_layers", l) : (l + 1) % step == 0;
       });
     }
     case Experts::deepseek_v2:
     case Experts::deepseek_v3: {
-      c.require("n_routed_experts", "experts of a layer; null for none");
-      if (!c.has("n_routed_experts")) return where([](Count) { return false; });
+      const char* experts = c.one_of({"n_routed_experts", "num_experts", "num_local_experts"});
+      c.require(experts, "experts of a layer; null for none");
+      if (!c.has(experts)) return where([](Count) { return false; });
       const Count dense = at_least("first_k_dense_replace", "layers before the first experts", 0);
       const Count step =
           c.has("moe_layer_freq") ? at_least("moe_layer_freq", "layers between experts", 1) : 1;

@@ -3,7 +3,6 @@
 // follows, and how far it sees.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -12,15 +11,26 @@
 
 namespace kvspan::config {
 
-enum class Mixer : std::uint8_t { none, attention, mamba1, mamba2, delta, convolution };
+enum class Mixer : std::uint8_t {
+  none,
+  attention,
+  reuse,  // attention to the KV of an earlier layer
+  mamba1,
+  mamba2,
+  delta,
+  kimi,  // delta net with a decay a channel
+  convolution
+};
 enum class Block : std::uint8_t { none, dense, experts };
 
 struct Layers {
   std::vector<Mixer> mixers;
   std::vector<Block> blocks;
   std::vector<Count> windows;  // 0: none
-  [[nodiscard]] Count of(Mixer m) const { return std::count(mixers.begin(), mixers.end(), m); }
-  [[nodiscard]] Count of(Block b) const { return std::count(blocks.begin(), blocks.end(), b); }
+  bool mamba_beside = false;   // a Mamba 2 mixer in every layer, beside its attention
+  // Indices, ascending.
+  [[nodiscard]] std::vector<int> with(Mixer mixer) const;
+  [[nodiscard]] std::vector<int> with(Block block) const;
 };
 
 // Mixers and windows. Errors: ConfigError naming the field.

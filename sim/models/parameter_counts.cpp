@@ -1,155 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/models/parameter_counts.h"
 
-#include <algorithm>
-#include <array>
-#include <initializer_list>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "sim/base/text.h"
+#include "sim/models/gemma_counts.h"
+#include "sim/models/recurrences.h"
+#include "sim/models/weight_groups.h"
 
 namespace kvspan::config {
 namespace {
 
 using Split = WeightGroup::Split;
 using Kind = WeightGroup::Kind;
+using LayerList = std::vector<int>;
 
-// ---- Recurrent states and mixers without KV -----------------------------------------------------
+Count number(const LayerList& layers) { return static_cast<Count>(layers.size()); }
 
-// All of them are a projection in, a short convolution, and a projection out; `state` is what a
-// request keeps between tokens.
-struct Recurrence {
-  Count projected = 0;            // columns of the projection in
-  Count convolved = 0, taps = 1;  // channels and taps of the convolution
-  bool convolution_bias = false;
-  bool projection_bias = false;
-  Count out = 0;    // rows of the projection out
-  Count small = 0;  // decays, norms and the like
-  Count state = 0;  // elements of the recurrence
+Count hidden_of(const Fields& c) { return c.count("hidden_size", "width of the model"); }
+
+struct Biases {
+  bool qkv = false, out = false;
 };
-
-Recurrence mamba2(const Fields& c, const Family& family) {
-  const bool nemotron = family.mixing == Mixing::nemotron;
-  const char* heads_key = nemotron ? "mamba_num_heads" : "mamba_n_heads";
-  const char* width_key = nemotron ? "mamba_head_dim" : "mamba_d_head";
-  const Count heads = c.width(heads_key, "heads of a Mamba layer");
-  Count width = 0;
-  if (c.text(c.has(width_key) && c.at(width_key).is_string() ? width_key : "") == "auto") {
-    width = c.count("mamba_expand", "inner width / hidden_size", 1000) *
-            c.count("hidden_size", "width of the model") / heads;
-  } else {
-    width = c.width(width_key, "width of a Mamba head");
+Biases biases_of(const Fields& c, const Family& family) {
+  switch (family.bias) {
+    case Bias::none:
+      return {};
+    case Bias::qkv:
+      return {true, false};
+    case Bias::qkv_flag:
+      return {c.flag("qkv_bias", true), false};
+    case Bias::by_field:
+      return {c.flag("attention_bias", false), c.flag("attention_bias", false)};
+    case Bias::qkv_by_field:
+      return {c.flag("attention_bias", false), false};
+    case Bias::out_apart:
+      return {c.flag("attention_bias", true), c.flag("attention_out_bias", false)};
   }
-  const Count inner = heads * width;
-  const Count groups = c.width(nemotron ? "n_groups" : "mamba_n_groups", "groups of B and C");
-  const Count state = c.width(nemotron ? "ssm_state_size" : "mamba_d_state", "states a channel");
-  Recurrence r;
-  r.convolved = inner + 2 * groups * state;
-  r.projected = inner + r.convolved + heads;
-  r.taps = c.width(nemotron ? "conv_kernel" : "mamba_d_conv", "taps of the convolution");
-  r.convolution_bias = c.flag(nemotron ? "use_conv_bias" : "mamba_conv_bias", true);
-  r.projection_bias = c.flag(nemotron ? "use_bias" : "mamba_proj_bias", false);
-  r.out = inner;
-  r.small = 3 * heads + inner;  // dt_bias, A, D; the norm
-  r.state = inner * state;
-  return r;
+  return {};
 }
 
-Recurrence recurrence_of(const Fields& c, const Family& family, Mixer mixer) {
-  Recurrence r;
-  const auto hidden = [&] { return c.count("hidden_size", "width of the model"); };
-  if (mixer == Mixer::mamba2) return mamba2(c, family);
-  if (mixer == Mixer::mamba1) {
-    const Count inner = c.count("mamba_expand", "inner width / hidden_size", 1000) * hidden();
-    const Count state = c.width("mamba_d_state", "states a channel");
-    const Count rank = c.width("mamba_dt_rank", "rank of the step's projection");
-    r.projected = 2 * inner;
-    r.convolved = inner;
-    r.taps = c.width("mamba_d_conv", "taps of the convolution");
-    r.convolution_bias = c.flag("mamba_conv_bias", true);
-    r.projection_bias = c.flag("mamba_proj_bias", false);
-    r.out = inner;
-    // x_proj, dt_proj and its bias, A, D, and the norms of dt, B and C
-    r.small = inner * (rank + 2 * state) + rank * inner + inner + inner * state + inner + rank +
-              2 * state;
-    r.state = inner * state;
-  } else if (mixer == Mixer::delta) {
-    const Count key_heads = c.width("linear_num_key_heads", "key heads of a linear layer");
-    const Count value_heads = c.width("linear_num_value_heads", "value heads of a linear layer");
-    const Count key = c.width("linear_key_head_dim", "width of a key head");
-    const Count value = c.width("linear_value_head_dim", "width of a value head");
-    r.convolved = 2 * key_heads * key + value_heads * value;
-    r.projected = r.convolved + value_heads * value + 2 * value_heads;
-    r.taps = c.width("linear_conv_kernel_dim", "taps of the convolution");
-    r.out = value_heads * value;
-    r.small = 2 * value_heads + value;  // dt_bias, A; the norm
-    r.state = value_heads * key * value;
-  } else {
-    r.convolved = hidden();
-    r.projected = 3 * hidden();
-    r.taps = c.width("conv_L_cache", "taps of the convolution");
-    r.convolution_bias = r.projection_bias = c.flag("conv_bias", false);
-    r.out = hidden();
-  }
-  return r;
-}
-
-constexpr std::array<Mixer, 4> kRecurrent{Mixer::mamba1, Mixer::mamba2, Mixer::delta,
-                                          Mixer::convolution};
-
-// ---- Weights ------------------------------------------------------------------------------------
-
-class Weights {
- public:
-  Weights(const Fields& fields, ModelWeights& out) : fields_(fields), out_(out) {}
-
-  // Adds the product of `factors` to a group.
-  void add(const char* group, Split split, Kind kind, std::initializer_list<Count> factors) {
-    Count product = 1;
-    bool overflow = false;
-    for (const Count f : factors) overflow |= __builtin_mul_overflow(product, f, &product);
-    total_ += static_cast<double>(product);
-    if (overflow || total_ > 1e15) fields_.fail("more than 10^15 parameters: no such model");
-    for (WeightGroup& g : out_.groups) {
-      if (g.name == group && g.split == split && g.kind == kind) {
-        g.parameters += product;
-        return;
-      }
-    }
-    if (product > 0) out_.groups.push_back({group, product, split, kind});
-  }
-  void widen(Count inner) { out_.inner = std::max(out_.inner, inner); }
-
- private:
-  const Fields& fields_;
-  ModelWeights& out_;
-  double total_ = 0;
-};
-
-void count_attention(const Fields& c, const Family& family, const ModelGeometry& m, Count layers,
-                     Weights& w) {
-  const Count hidden = c.count("hidden_size", "width of the model");
+void count_attention(const Fields& c, const Family& family, const ModelGeometry& m,
+                     const LayerList& layers, Weights& w) {
+  const Count hidden = hidden_of(c);
+  const Count n = number(layers);
   const Count q = Count{m.query_heads} * m.head_dim;
   const Count kv = Count{m.kv_heads} * m.head_dim;
   const Count gated = family.mixing == Mixing::delta ? 2 : 1;  // Qwen3-Next gates its output
-  const bool by_field = family.bias == Bias::by_field && c.flag("attention_bias", false);
-  w.add("attention", Split::sharded, Kind::matrix, {layers, hidden, q, gated + 1});
-  w.add("attention", Split::kv_heads, Kind::matrix, {layers, hidden, kv, 2});
-  if (by_field || family.bias == Bias::qkv) {
-    w.add("attention", Split::sharded, Kind::kept, {layers, q, gated});
-    w.add("attention", Split::kv_heads, Kind::kept, {layers, kv, 2});
+  const Biases bias = biases_of(c, family);
+  w.add_matrices("attention", Split::sharded, layers, kQueryNames, hidden * q * gated);
+  w.add_matrices("attention", Split::sharded, layers, kOutputNames, hidden * q);
+  w.add_matrices("attention", Split::kv_heads, layers, kKeyNames, hidden * kv);
+  w.add_matrices("attention", Split::kv_heads, layers, kValueNames, hidden * kv);
+  if (bias.qkv) {
+    w.add("attention", Split::sharded, Kind::kept, {n, q, gated});
+    w.add("attention", Split::kv_heads, Kind::kept, {n, kv, 2});
   }
-  if (by_field) w.add("attention", Split::replicated, Kind::kept, {layers, hidden});
-  if (family.qk_norm) w.add("norms", Split::replicated, Kind::kept, {layers, m.head_dim, 2});
+  if (bias.out) w.add("attention", Split::replicated, Kind::kept, {n, hidden});
+  const bool by_head = family.qk_norm == QkNorm::head ||
+                       (family.qk_norm == QkNorm::by_field && c.flag("use_qk_norm", false));
+  if (by_head) w.add("norms", Split::replicated, Kind::kept, {n, m.head_dim, 2});
+  if (family.qk_norm == QkNorm::full) w.add("norms", Split::replicated, Kind::kept, {n, q + kv});
   if (family.experts == Experts::gpt_oss)  // a learned sink logit a head
-    w.add("attention", Split::sharded, Kind::kept, {layers, m.query_heads});
+    w.add("attention", Split::sharded, Kind::kept, {n, m.query_heads});
   w.widen((gated + 1) * q + 2 * kv);
 }
 
-void count_latent(const Fields& c, const ModelGeometry& m, Count layers, Weights& w) {
-  const Count hidden = c.count("hidden_size", "width of the model");
+void count_latent(const Fields& c, const ModelGeometry& m, const LayerList& layers, Weights& w) {
+  const Count hidden = hidden_of(c);
+  const Count n = number(layers);
   const Count heads = m.query_heads;
   const Count rank = c.count("kv_lora_rank", "width of the latent");
   const Count rope = c.count("qk_rope_head_dim", "rotary width of a key");
@@ -159,33 +81,52 @@ void count_latent(const Fields& c, const ModelGeometry& m, Count layers, Weights
   c.require("q_lora_rank", "rank of the query projection; null for none");
   if (c.has("q_lora_rank")) {
     const Count q_rank = c.count("q_lora_rank", "rank of the query projection");
-    w.add("attention", Split::replicated, Kind::matrix, {layers, hidden, q_rank});
-    w.add("attention", Split::sharded, Kind::matrix, {layers, q_rank, heads, nope + rope});
-    w.add("norms", Split::replicated, Kind::kept, {layers, q_rank});
-    if (bias) w.add("attention", Split::replicated, Kind::kept, {layers, q_rank});
+    w.add_matrices("attention", Split::replicated, layers, "self_attn.q_a_proj", hidden * q_rank);
+    w.add_matrices("attention", Split::sharded, layers, "self_attn.q_b_proj",
+                   q_rank * heads * (nope + rope));
+    w.add("norms", Split::replicated, Kind::kept, {n, q_rank});
+    if (bias) w.add("attention", Split::replicated, Kind::kept, {n, q_rank});
   } else {
-    w.add("attention", Split::sharded, Kind::matrix, {layers, hidden, heads, nope + rope});
+    w.add_matrices("attention", Split::sharded, layers, "self_attn.q_proj",
+                   hidden * heads * (nope + rope));
   }
-  w.add("attention", Split::replicated, Kind::matrix, {layers, hidden, rank + rope});
-  w.add("attention", Split::sharded, Kind::matrix, {layers, rank, heads, nope + value});
-  w.add("attention", Split::sharded, Kind::matrix, {layers, heads, value, hidden});
-  w.add("norms", Split::replicated, Kind::kept, {layers, rank});
-  if (bias) w.add("attention", Split::replicated, Kind::kept, {layers, rank + rope + hidden});
+  w.add_matrices("attention", Split::replicated, layers,
+                 "self_attn.kv_a_proj_with_mqa|self_attn.kv_a_proj", hidden * (rank + rope));
+  w.add_matrices("attention", Split::sharded, layers, "self_attn.kv_b_proj",
+                 rank * heads * (nope + value));
+  w.add_matrices("attention", Split::sharded, layers, "self_attn.o_proj", heads * value * hidden);
+  w.add("norms", Split::replicated, Kind::kept, {n, rank});
+  if (bias) w.add("attention", Split::replicated, Kind::kept, {n, rank + rope + hidden});
   w.widen(heads * (2 * (nope + rope) + 2 * value));
+}
+
+// What chooses the tokens that a layer of sparse attention reads.
+void count_indexers(const Fields& c, const LayerList& layers, Weights& w) {
+  const Count hidden = hidden_of(c);
+  const Count heads = c.count("index_n_heads", "heads of the indexer");
+  const Count width = c.count("index_head_dim", "width of an indexer's key");
+  const Count q_rank = c.count("q_lora_rank", "rank of the query projection");
+  w.add_matrices("indexers", Split::replicated, layers, "self_attn.indexer.wq_b",
+                 q_rank * heads * width);
+  w.add_matrices("indexers", Split::replicated, layers, "self_attn.indexer.wk", hidden * width);
+  w.add("indexers", Split::replicated, Kind::kept, {number(layers), hidden, heads});
+  w.add("norms", Split::replicated, Kind::kept, {number(layers), width, 2});
 }
 
 void count_recurrences(const Fields& c, const Family& family, const Layers& layers, Weights& w) {
   for (const Mixer mixer : kRecurrent) {
-    const Count n = layers.of(mixer);
+    const LayerList mixed = layers.with(mixer);
+    const Count n = number(mixed);
     if (n == 0) continue;
-    const Count hidden = c.count("hidden_size", "width of the model");
+    const Count hidden = hidden_of(c);
     const Recurrence r = recurrence_of(c, family, mixer);
-    w.add("recurrent", Split::sharded, Kind::matrix, {n, hidden, r.projected + r.out});
+    w.add_matrices("recurrent", Split::sharded, mixed, kRecurrentNames,
+                   hidden * (r.projected + r.out));
     w.add("recurrent", Split::sharded, Kind::kept,
           {n, r.convolved, r.taps + (r.convolution_bias ? 1 : 0)});
     w.add("recurrent", Split::sharded, Kind::kept, {n, r.small});
-    if (r.projection_bias)
-      w.add("recurrent", Split::sharded, Kind::kept, {n, r.projected + hidden});
+    if (r.in_bias) w.add("recurrent", Split::sharded, Kind::kept, {n, r.projected});
+    if (r.out_bias) w.add("recurrent", Split::sharded, Kind::kept, {n, hidden});
     w.widen(r.projected + r.out);
   }
 }
@@ -202,121 +143,139 @@ Count lfm2_width(const Fields& c) {
   return (width + multiple - 1) / multiple * multiple;
 }
 
-void count_dense(const Fields& c, const Family& family, Count layers, Weights& w) {
-  const Count hidden = c.count("hidden_size", "width of the model");
-  const Count width = family.mixing == Mixing::lfm2 ? lfm2_width(c)
-                      : family.experts == Experts::granite
-                          ? c.count("shared_intermediate_size", "width of the feed-forward block")
-                          : c.count("intermediate_size", "width of the feed-forward block");
+void count_dense(const Fields& c, const Family& family, const LayerList& layers, Weights& w) {
+  const Count hidden = hidden_of(c);
+  const char* key = family.experts == Experts::granite  ? "shared_intermediate_size"
+                    : family.experts == Experts::llama4 ? "intermediate_size_mlp"
+                                                        : "intermediate_size";
+  const Count width = family.mixing == Mixing::lfm2
+                          ? lfm2_width(c)
+                          : c.count(key, "width of the feed-forward block");
   const Count matrices = family.mixing == Mixing::nemotron ? 2 : 3;  // no gate
-  w.add("feed-forward", Split::sharded, Kind::matrix, {layers, hidden, width, matrices});
+  w.add_feed_forward("feed-forward", layers, kDenseNames, hidden * width, matrices);
   if (c.flag("mlp_bias", false)) {
-    w.add("feed-forward", Split::sharded, Kind::kept, {layers, width, matrices - 1});
-    w.add("feed-forward", Split::replicated, Kind::kept, {layers, hidden});
+    w.add("feed-forward", Split::sharded, Kind::kept, {number(layers), width, matrices - 1});
+    w.add("feed-forward", Split::replicated, Kind::kept, {number(layers), hidden});
   }
   w.widen(matrices * width);  // gate, up, and their product
 }
 
-void count_experts(const Fields& c, const Family& family, Count layers, Weights& w) {
-  const Experts e = family.experts;
-  const Count hidden = c.count("hidden_size", "width of the model");
-  const bool deepseek = e == Experts::deepseek_v2 || e == Experts::deepseek_v3;
-  const bool qwen = e == Experts::qwen || e == Experts::qwen_shared;
-  const Count experts = c.count(deepseek || e == Experts::nemotron ? "n_routed_experts"
-                                : qwen || e == Experts::jamba      ? "num_experts"
-                                                                   : "num_local_experts",
-                                "experts of a layer");
-  const Count width = c.count(
-      deepseek || qwen || e == Experts::nemotron ? "moe_intermediate_size" : "intermediate_size",
-      "width of an expert");
-  const Count active = c.count("num_experts_per_tok", "experts that a token uses");
-  const Count matrices = e == Experts::nemotron ? 2 : 3;
-  w.add("experts", Split::sharded, Kind::experts, {layers, experts, hidden, width, matrices});
-  w.add("router", Split::replicated, Kind::kept, {layers, experts, hidden});
-  Count shared = 0;
-  if (e == Experts::qwen_shared) {
-    shared = c.count("shared_expert_intermediate_size", "width of the shared expert");
-    w.add("router", Split::replicated, Kind::kept, {layers, hidden});  // the shared expert's gate
-  } else if (deepseek && c.has("n_shared_experts")) {
-    shared = width * c.count("n_shared_experts", "shared experts", 1000000, 0);
-  } else if (e == Experts::granite) {
-    shared = c.count("shared_intermediate_size", "width of the shared expert");
-  } else if (e == Experts::nemotron) {
-    shared = c.count("n_shared_experts", "shared experts", 1000000, 0) *
-             c.count("moe_shared_expert_intermediate_size", "width of a shared expert");
+// Experts that every token uses, together as wide as this; 0: none.
+Count shared_width(const Fields& c, const Family& family, Count width) {
+  switch (family.experts) {
+    case Experts::qwen_shared:
+      return c.count("shared_expert_intermediate_size", "width of the shared expert");
+    case Experts::deepseek_v2:
+    case Experts::deepseek_v3: {
+      const char* key = c.one_of({"n_shared_experts", "num_shared_experts"});
+      return c.has(key) ? width * c.count(key, "shared experts", 1000000, 0) : 0;
+    }
+    case Experts::granite:
+      return c.count("shared_intermediate_size", "width of the shared expert");
+    case Experts::nemotron:
+      return c.count("moe_shared_expert_intermediate_size", "width of the shared expert");
+    case Experts::llama4:
+    case Experts::hunyuan:
+      return width;
+    default:
+      return 0;
   }
-  w.add("shared experts", Split::sharded, Kind::matrix, {layers, hidden, shared, matrices});
-  if (e == Experts::deepseek_v3 || e == Experts::nemotron)  // the correction that balances load
-    w.add("router", Split::replicated, Kind::kept, {layers, experts});
+}
+
+struct ExpertKeys {
+  const char *count, *width, *active;
+};
+// transformers 5 renamed fields of some families, and papers' own code has other names still.
+ExpertKeys expert_keys(const Fields& c, Experts family) {
+  const char* active =
+      c.one_of({"num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts"});
+  switch (family) {
+    case Experts::deepseek_v2:
+    case Experts::deepseek_v3:
+    case Experts::nemotron:
+      return {c.one_of({"n_routed_experts", "num_experts", "num_local_experts"}),
+              "moe_intermediate_size", active};
+    case Experts::qwen:
+    case Experts::qwen_shared:
+      return {c.one_of({"num_experts", "num_local_experts"}), "moe_intermediate_size", active};
+    case Experts::jamba:
+    case Experts::hunyuan:
+      return {c.one_of({"num_experts", "num_local_experts"}), "intermediate_size", active};
+    default:
+      return {c.one_of({"num_local_experts", "num_experts"}), "intermediate_size", active};
+  }
+}
+
+void count_experts(const Fields& c, const Family& family, const LayerList& layers, Weights& w) {
+  const Experts e = family.experts;
+  const Count hidden = hidden_of(c);
+  const Count n = number(layers);
+  const ExpertKeys keys = expert_keys(c, e);
+  const Count experts = c.count(keys.count, "experts of a layer");
+  const Count width = c.count(keys.width, "width of an expert");
+  const Count active = c.count(keys.active, "experts that a token uses");
+  const Count matrices = e == Experts::nemotron ? 2 : 3;
+  // Nemotron 3: experts are as narrow as a latent that all of them share.
+  const bool latent = e == Experts::nemotron && c.has("moe_latent_size");
+  const Count inner = latent ? c.count("moe_latent_size", "width of what experts read") : hidden;
+  w.add_experts(layers, experts * inner * width * matrices);
+  w.add("router", Split::replicated, Kind::kept, {n, experts, hidden});
+  if (latent) {
+    w.add_matrices("experts", Split::replicated, layers, "mixer.fc1_latent_proj", hidden * inner);
+    w.add_matrices("experts", Split::replicated, layers, "mixer.fc2_latent_proj", hidden * inner);
+  }
+  const Count shared = shared_width(c, family, width);
+  w.add_feed_forward("shared experts", layers, kSharedNames, hidden * shared, matrices);
+  if (e == Experts::nemotron && c.flag("mlp_bias", false))
+    w.add("shared experts", Split::replicated, Kind::kept,
+          {n, shared + hidden + (latent ? inner + hidden : 0)});
+  if (e == Experts::qwen_shared)  // the shared expert's gate
+    w.add("router", Split::replicated, Kind::kept, {n, hidden});
+  if (e == Experts::deepseek_v3 || e == Experts::nemotron || e == Experts::minimax)
+    w.add("buffers", Split::replicated, Kind::kept, {n, experts});  // balances load
   if (e == Experts::gpt_oss) {
-    w.add("experts", Split::sharded, Kind::kept, {layers, experts, 2 * width + hidden});
-    w.add("router", Split::replicated, Kind::kept, {layers, experts});
+    w.add("experts", Split::sharded, Kind::kept, {n, experts, 2 * width + hidden});
+    w.add("router", Split::replicated, Kind::kept, {n, experts});
   }
   w.widen(matrices * (active * width + shared));
 }
 
+// The code of Nemotron-H and Kimi Linear ties nothing, whatever the file says.
+bool is_tied(const Fields& c, const Family& family) {
+  return family.mixing != Mixing::nemotron && family.mixing != Mixing::kimi &&
+         c.flag("tie_word_embeddings", family.tied);
+}
+
 }  // namespace
 
-Count state_bytes(const Fields& c, const Family& family, const Layers& layers) {
-  Count bytes = 4;
-  for (const char* key : {"mamba_ssm_cache_dtype", "mamba_ssm_dtype"}) {
-    const std::string dtype = c.text(key);
-    if (dtype == "bfloat16" || dtype == "float16") bytes = 2;
-  }
-  Count sum = 0;
-  for (const Mixer mixer : kRecurrent) {
-    if (layers.of(mixer) == 0) continue;
-    const Recurrence r = recurrence_of(c, family, mixer);
-    sum += layers.of(mixer) * (r.convolved * (r.taps - 1) * 2 + r.state * bytes);
-  }
-  return sum;
-}
-
-std::string checkpoint_dtype(const Fields& c) {
-  if (c.has("quantization_config")) {
-    const nlohmann::json& q = c.at("quantization_config");
-    const auto word = [&](const char* key) {
-      return q.is_object() && q.contains(key) && q[key].is_string() ? q[key].get<std::string>()
-                                                                    : std::string();
-    };
-    const auto is_true = [&](const char* key) {
-      return q.is_object() && q.contains(key) && q[key] == true;
-    };
-    const std::string method = word("quant_method");
-    if (method == "fp8" || method == "fbgemm_fp8") return "fp8";
-    if (method == "mxfp4") return "mxfp4";
-    if ((method == "awq" || method == "gptq") && q.contains("bits"))
-      return q["bits"] == 4 ? "int4" : q["bits"] == 8 ? "int8" : "";
-    if (method == "bitsandbytes")
-      return is_true("load_in_4bit") ? "int4" : is_true("load_in_8bit") ? "int8" : "";
-    return "";
-  }
-  const std::string dtype = c.text(c.has("dtype") ? "dtype" : "torch_dtype");
-  if (dtype == "bfloat16") return "bf16";
-  if (dtype == "float16") return "fp16";
-  if (dtype == "float32") return "fp32";
-  return "";
-}
-
 void count_weights(const Fields& c, const Family& family, const Layers& layers,
-                   const ModelGeometry& model, ModelWeights& out) {
+                   const Quantization& quantization, const ModelGeometry& model,
+                   ModelWeights& out) {
   if (family.mixing == Mixing::unknown)
     c.fail(fmt::format("the weights of this model_type are not known; {}",
                        nearest_hint("", family_names())));
-  Weights w(c, out);
-  out.hidden = c.count("hidden_size", "width of the model");
+  Weights w(c, quantization, out);
+  out.hidden = hidden_of(c);
   out.vocabulary = c.count("vocab_size", "tokens of the vocabulary", 100000000);
-  const Count attention = layers.of(Mixer::attention);
   w.add("embedding", Split::sharded, Kind::kept, {out.vocabulary, out.hidden});
-  if (!c.flag("tie_word_embeddings", family.tied))
+  if (!is_tied(c, family))
     w.add("output head", Split::sharded, Kind::kept, {out.vocabulary, out.hidden});
-  if (attention > 0 && model.latent) count_latent(c, model, attention, w);
-  if (attention > 0 && !model.latent) count_attention(c, family, model, attention, w);
-  count_recurrences(c, family, layers, w);
-  if (layers.of(Block::dense) > 0) count_dense(c, family, layers.of(Block::dense), w);
-  if (layers.of(Block::experts) > 0) count_experts(c, family, layers.of(Block::experts), w);
   w.add("norms", Split::replicated, Kind::kept,
         {Count{model.layers} * family.norms + 1, out.hidden});
+  if (family.mixing == Mixing::gemma3n) return count_gemma3n(c, layers, model, w);
+  if (family.mixing == Mixing::gemma4) return count_gemma4(c, layers, model, w);
+  const LayerList attention = layers.with(Mixer::attention);
+  const LayerList dense = layers.with(Block::dense);
+  const LayerList experts = layers.with(Block::experts);
+  if (model.latent) {
+    count_latent(c, model, attention, w);
+  } else {
+    count_attention(c, family, model, attention, w);
+  }
+  if (family.mixing == Mixing::sparse) count_indexers(c, attention, w);
+  count_recurrences(c, family, layers, w);
+  if (!dense.empty()) count_dense(c, family, dense, w);
+  if (!experts.empty()) count_experts(c, family, experts, w);
 }
 
 }  // namespace kvspan::config

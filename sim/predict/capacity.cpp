@@ -106,29 +106,22 @@ class Sizer {
  public:
   Sizer(const RecipeSpec& spec, const ModelGeometry& model, const Accounting& accounting, Count tp,
         const Calibration* calibration)
-      : spec_(spec),
-        model_(model),
-        accounting_(accounting),
-        tp_(tp),
-        shards_(kv_shards(model, tp)),
-        calibration_(calibration) {}
+      : spec_(spec), model_(model), accounting_(accounting), tp_(tp), calibration_(calibration) {}
 
   [[nodiscard]] Request request(const Workload& w) const {
-    const Geometry geometry =
-        geometry_of(model_, w.prompt, w.generated, w.chunk, accounting_.kv_bytes);
-    const Policy policy = make_policy(spec_, geometry);
     Request out;
-    out.prediction =
-        calibration_ == nullptr
-            ? predict(policy, geometry, accounting_, false)
-            : calibration_->predict({spec_, policy, geometry, model_.name, accounting_}, false);
-    // Where every query head has its own entries, they are divided as query heads are.
-    const Count shards =
-        policy.per_query_head || accounting_.layout == "query_head" ? tp_ : shards_;
-    const PeakBytes& peak = out.prediction.peak_bytes;
-    const Count state = divided(model_.state_bytes, tp_);
-    out.peak = divided(peak.total, shards) + state;
-    out.waiting = divided(w.generated > 0 ? peak.decode : peak.total, shards) + state;
+    out.peak = out.waiting = divided(model_.state_bytes, tp_);
+    std::vector<PartPrediction> parts;
+    for (const ModelGeometry& part : parts_of(model_)) {
+      parts.push_back(predict_part(spec_, part, w, accounting_, false, calibration_));
+      // Where every query head has its own entries, they are divided as query heads are.
+      const bool by_query = parts.back().per_query_head || accounting_.layout == "query_head";
+      const Count shards = by_query ? tp_ : kv_shards(part, tp_);
+      const PeakBytes& peak = parts.back().prediction.peak_bytes;
+      out.peak += divided(peak.total, shards);
+      out.waiting += divided(w.generated > 0 ? peak.decode : peak.total, shards);
+    }
+    out.prediction = united(model_, w, parts);
     return out;
   }
 
@@ -136,7 +129,7 @@ class Sizer {
   const RecipeSpec& spec_;
   const ModelGeometry& model_;
   const Accounting& accounting_;
-  Count tp_, shards_;
+  Count tp_;
   const Calibration* calibration_;
 };
 
@@ -250,7 +243,7 @@ FixedMemory fixed_memory(const ModelGeometry& model, const Workload& workload,
   }
   if (d.batch < 1)
     throw ConfigError(fmt::format("batch: found {}, expected 1 or more requests", d.batch));
-  (void)kv_shards(model, d.tp);
+  for (const ModelGeometry& part : parts_of(model)) (void)kv_shards(part, d.tp);
   FixedMemory out;
   out.weight_dtype = dtype_of(model, d);
   out.usable =
@@ -266,22 +259,22 @@ FixedMemory fixed_memory(const ModelGeometry& model, const Workload& workload,
 
 VllmFigures vllm_figures(const ModelGeometry& model, const Workload& workload, Count kv_bytes,
                          Count left, Count tp) {
-  const Geometry geometry =
-      geometry_of(model, workload.prompt, workload.generated, workload.chunk, kv_bytes);
+  const Count tokens = workload.prompt + workload.generated;
   const Count pass = workload.chunk == 0 ? workload.prompt : workload.chunk;
-  Count entries = 0;  // of one request, in all layers
-  for (int l = 0; l < geometry.layers(); ++l) {
-    const auto layer = static_cast<std::size_t>(l);
-    const Count window = model.sliding_window.empty() ? 0 : model.sliding_window[layer];
-    entries += window == 0 ? geometry.tokens : std::min(geometry.tokens, window - 1 + pass);
+  Count request = divided(model.state_bytes, tp);
+  for (const ModelGeometry& part : parts_of(model)) {
+    Count entries = 0;  // of one request, in all layers
+    for (std::size_t l = 0; l < part.layer_ids.size(); ++l) {
+      const Count window = part.sliding_window.empty() ? 0 : part.sliding_window[l];
+      entries += window == 0 ? tokens : std::min(tokens, window - 1 + pass);
+    }
+    const Count elements = Count{part.kv_heads} * (part.head_dim + part.v_head_dim);
+    request += divided(entries * elements * kv_bytes, kv_shards(part, tp));
   }
-  const Count request =
-      divided(entries * geometry.kv_heads * geometry.entry_bytes(), kv_shards(model, tp)) +
-      divided(model.state_bytes, tp);
   VllmFigures out;
   if (left <= 0) return out;
   out.concurrency = static_cast<double>(left) / static_cast<double>(request);
-  out.kv_tokens = static_cast<Count>(out.concurrency * static_cast<double>(geometry.tokens));
+  out.kv_tokens = static_cast<Count>(out.concurrency * static_cast<double>(tokens));
   return out;
 }
 

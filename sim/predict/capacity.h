@@ -15,15 +15,9 @@
 #include "sim/ledger/metrics.h"
 #include "sim/models/model_geometry.h"
 #include "sim/policy/spec.h"
-#include "sim/predict/calibration.h"
+#include "sim/predict/model_prediction.h"
 
 namespace kvspan {
-
-// What a run asks of the cache.
-struct Workload {
-  std::int64_t prompt = 0, generated = 0;
-  std::int64_t chunk = 0;  // 0: the prompt is one pass
-};
 
 struct Deployment {
   std::int64_t gpu_memory = 0;  // bytes of one GPU

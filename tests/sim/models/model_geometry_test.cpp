@@ -60,6 +60,7 @@ Capacity capacity_at(const std::string& spec, const ModelGeometry& model, const 
 
 TEST_CASE("weights of known models add up to the published number of parameters", "[model]") {
   // Totals of the published checkpoints. gpt-oss: its model card says 20.91 B and 116.83 B.
+  // DeepSeek-V3: without 58 x 256 corrections that balance load, buffers of its model.
   const auto& [name, parameters] =
       GENERATE(table<const char*, std::int64_t>({{"Llama-2-7B", 6738415616},
                                                  {"Llama-3.1-8B", 8030261248},
@@ -86,7 +87,7 @@ TEST_CASE("weights of known models add up to the published number of parameters"
                                                  {"Phi-4", 14659507200},
                                                  {"DeepSeek-V2-Lite", 15706484224},
                                                  {"DeepSeek-V2", 235741434880},
-                                                 {"DeepSeek-V3", 671026419200},
+                                                 {"DeepSeek-V3", 671026404352},
                                                  {"gpt-oss-20b", 20914757184},
                                                  {"gpt-oss-120b", 116829156672},
                                                  {"Jamba-v0.1", 51570323328},
@@ -295,6 +296,7 @@ TEST_CASE("what a configuration lacks is refused by name, in one line", "[model]
       {without(small("llama"), "model_type"), "no field 'model_type'"},
       {small("lama"), "model_type 'lama' is not known; did you mean 'llama'?"},
       {small("rwkv7"), "model_type 'rwkv7' is not known; known: llama, mistral"},
+      {small("gemma5_text"), "its other versions (gemma3_text, gemma4_text) have other sizes"},
       {small("mistral"), "no field 'sliding_window' (tokens that a sliding layer sees; null"},
       {small("gemma2"), "no field 'sliding_window'"},
       {small("gemma3_text"), "built in: Gemma-3-1B, Gemma-3-4B"},
@@ -341,7 +343,7 @@ TEST_CASE("what a configuration lacks is refused by name, in one line", "[model]
   INFO(text);
   CHECK_THAT(text, Contains(expected));
   CHECK(text.find('\n') == std::string::npos);
-  CHECK(text.size() < 500);
+  CHECK(text.size() < 900);
 }
 
 TEST_CASE("what is no JSON is refused in one short line", "[model]") {
