@@ -73,7 +73,11 @@ void check_files_of_capture(const CaptureSettings& s, const Checkpoint& checkpoi
     for (const fs::path& file : tracegen::token_id_files(s.tokens)) inputs.push_back(file);
   }
   std::set<fs::path> taken;
-  for (const fs::path& input : inputs) taken.insert(fs::weakly_canonical(input));
+  for (const fs::path& input : inputs) {
+    std::error_code stream;  // no file that could be replaced
+    const fs::path path = fs::weakly_canonical(input, stream);
+    if (!stream) taken.insert(path);
+  }
   std::vector<fs::path> outputs = capture_files(checkpoint.spec(), options);
   if (!s.json.empty()) outputs.emplace_back(s.json);
   std::set<fs::path> written;

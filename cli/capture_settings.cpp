@@ -98,7 +98,7 @@ Input read_input(const CaptureSettings& s, const Tokenizer* tokenizer) {
     throw ConfigError("expected one of --text FILE and --tokens FILE");
   if (from_text) {
     std::string text = tracegen::read_text(s.text);
-    input.what = fs::path(s.text).filename().string();
+    input.what = s.text == "-" ? "standard input" : fs::path(s.text).filename().string();
     if (s.chat) {
       text = tokenizer->chat(std::vector<tracegen::ChatTurn>{{"user", text}});
       input.what += ", as a user's turn";
@@ -176,6 +176,7 @@ void add_generating_options(CLI::App& command, CaptureSettings& s) {
       ->type_name("K")
       ->group(generating);
   command.add_option("--seed", s.sampling.seed, "Seed of the sampling")
+      ->check(a_seed())
       ->type_name("S")
       ->group(generating);
   command.add_flag("--stop-at-eos", s.stop_at_eos, "Generation ends with the model's eos token")
@@ -310,7 +311,8 @@ void add_capture_options(CLI::App& command, CaptureSettings& settings) {
                   "Hugging Face folder (config.json, safetensors) or .gguf")
       ->required()
       ->type_name("DIR|FILE");
-  command.add_option("--text", settings.text, "Text, tokenised as the model does it")
+  command
+      .add_option("--text", settings.text, "Text, tokenised as the model does it; -: from stdin")
       ->type_name("FILE");
   command
       .add_option("--tokens", settings.tokens,

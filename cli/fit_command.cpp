@@ -115,7 +115,9 @@ void add_fit(CLI::App& app) {
   sub->add_option("--lambda", s->options.lambda, "Weight of the ridge, on standardised features")
       ->check(at_least(0))
       ->type_name("X");
-  sub->add_option("--seed", s->options.seed, "Seed of networks and centres")->type_name("S");
+  sub->add_option("--seed", s->options.seed, "Seed of networks and centres")
+      ->check(a_seed())
+      ->type_name("S");
   sub->add_option("--steps", s->options.steps, "Steps of a network's training")
       ->check(CLI::Range(1, 1000000))
       ->type_name("K");
@@ -143,7 +145,8 @@ Examples:
   kvspan fit foresightkv --train TRACE --method mlp --out foresight.safetensors
   kvspan fit write_gate --train A --train B --test C --rate 25 --out gates.safetensors
   kvspan run C --policy "write_gate(gate=logit,weights=gates.safetensors)"
-  kvspan fit judgeq --train TRACE --method centres --queries 32 --out queries.safetensors)help");
+  kvspan fit judgeq --train TRACE --queries 32 --out queries.safetensors
+  kvspan run C --policy "judgeq(weights=queries.safetensors)")help");
   sub->callback([s, window] {
     s->window_given = window->count() > 0;
     fit(*s);

@@ -181,6 +181,7 @@ void add_run(CLI::App& app, const Context& context) {
       ->check(CLI::Range(0, 4096))
       ->type_name("T");
   sub->add_option("--seed", s->engine.seed, "Seed of policies that draw random numbers")
+      ->check(a_seed())
       ->type_name("S");
   sub->add_option("--out", s->out, "Result as JSON")->type_name("FILE");
   sub->add_option("--csv", s->csv, "Result as CSV, one line a run")->type_name("FILE");

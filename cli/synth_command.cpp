@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/validators.h"
 #include "sim/base/error.h"
 #include "sim/base/text.h"
 #include "sim/trace/safetensors.h"
@@ -130,6 +131,7 @@ void add_synth(CLI::App& app) {
       ->capture_default_str()
       ->type_name("NAME");
   sub->add_option("--seed", s->options.seed, "Seed: the same bits on every machine")
+      ->check(a_seed())
       ->capture_default_str()
       ->type_name("S");
   sub->add_option("--needles", s->options.needles,
@@ -167,7 +169,10 @@ Examples:
       ->type_name("TRACE");
   fit->add_option("--json", f->json, "Profile, both statistics and differences, as JSON")
       ->type_name("FILE");
-  fit->add_option("--seed", f->seed, "Seed")->capture_default_str()->type_name("S");
+  fit->add_option("--seed", f->seed, "Seed")
+      ->check(a_seed())
+      ->capture_default_str()
+      ->type_name("S");
   fit->add_flag("--quiet", f->quiet, "No progress on stderr");
   fit->callback([f] { synth_fit(*f); });
 

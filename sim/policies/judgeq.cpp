@@ -86,7 +86,12 @@ PolicyEntry judgeq() {
       recipe.bound = true;
       recipe.notes.emplace_back("bound: reads the future");
     } else {
-      s->weights = load_weights(arguments, s->fit.method);
+      s->weights = load_weights(arguments, arguments.given("scorer") ? s->fit.method : "");
+      if (s->weights) {  // the file says what it holds
+        s->fit.method = s->weights->regressors.front().front().method;
+        s->scorer = s->fit.method == "ridge" ? "ridge" : "static";
+        arguments.set("scorer", s->scorer);
+      }
       recipe.notes.push_back(
           s->scorer == "static" && !s->weights
               ? "stand-in: centres of this prompt's queries, not the authors' soft tokens"

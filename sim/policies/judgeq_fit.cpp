@@ -155,7 +155,7 @@ FittedScorer judgeq_fit() {
   out.name = "judgeq";
   out.features = "mean of the last 32 queries and of all, before rotary (centres: the queries)";
   out.label = "mean of the next 32 queries; tau: its attention against the real one";
-  out.methods = {"ridge", "centres"};
+  out.methods = {"centres", "ridge"};  // the first is what judgeq() takes
   out.gather = gather;
   out.fit = fit;
   out.quality = quality;

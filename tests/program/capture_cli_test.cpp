@@ -110,6 +110,25 @@ TEST_CASE("token ids without the bos that the tokenizer's settings want stop", "
   CHECK(program(ids).code == 0);
 }
 
+TEST_CASE("a text may come from standard input", "[cli]") {
+  // "-" was a file of that name, /dev/stdin an internal error.
+  const Folder folder;
+  for (const char* name : {"-", "/dev/stdin"}) {
+    const std::string rest =
+        fmt::format("--bos 1 --prompt 9 --text {} --out {}", name, folder / "t.safetensors");
+    const Outcome piped = shell(fmt::format("cat {} | {} {} 2>&1", text("sherlock-excerpt.txt"),
+                                            KVSPAN_PROGRAM, capture(rest)));
+    INFO(piped.text);
+    REQUIRE(piped.code == 0);
+    CHECK(kvspan::Trace::open(folder / "t.safetensors").meta().tokens == 9);
+  }
+  const Outcome none =
+      shell(fmt::format("{} {} 2>&1 < /dev/null", KVSPAN_PROGRAM,
+                        capture("--quiet --text - --out " + (folder / "u.safetensors"))));
+  CHECK(none.code == 3);
+  CHECK(none.text == "kvspan: standard input is empty\n");
+}
+
 TEST_CASE("a split GGUF file generates llama.cpp's tokens", "[cli]") {
   // llama.cpp of October 2026, greedily, from the same files and ids.
   const Folder folder;
@@ -226,6 +245,7 @@ TEST_CASE("wrong input of a capture is one line", "[cli]") {
   wrong(sherlock + " --prompt 5 --layers 8" + out, 2, "layers 0 to 7");
   wrong(sherlock + " --prompt 5 --memory 1MiB" + out, 2, "--memory 1MiB");
   fails("capture --model " + (folder / "nothing") + " " + sherlock + out, 3, "nothing");
+  wrong(sherlock + " --prompt 5 --seed -1" + out, 2, "--seed: found '-1', expected a whole number");
   fails(capture("--frobnicate"), 2, "unknown option '--frobnicate'");
   for (const auto& entry : std::filesystem::directory_iterator(folder.path))
     CHECK(entry.path().extension() != ".partial");

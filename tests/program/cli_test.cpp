@@ -151,6 +151,28 @@ TEST_CASE("a fit says how good it is, and its weights run", "[cli]") {
   fails("fit locret --method forest --train " + trace("smollm2-passkey.safetensors") + " --out x",
         2, "expected one of ridge");
   fails("fit judgeq --train " + trace("tiny-scores.safetensors") + " --out x", 3, "score trace");
+  fails("fit locret --seed -1 --train " + trace("tiny-paper.safetensors") + " --out x", 2,
+        "expected a whole number from 0");
+}
+
+TEST_CASE("weights that judgeq fits by default are those that it takes by default", "[cli]") {
+  // "holds ridge, expected centres", and nothing said scorer=ridge.
+  const Folder folder;
+  const std::string bundled = trace("smollm2-passkey.safetensors");
+  for (const char* method : {"", "--method ridge"}) {
+    const std::string weights = folder / "w.safetensors";
+    const Outcome fitted =
+        program(fmt::format("fit judgeq --quiet --train {} --out {} {}", bundled, weights, method));
+    INFO(fitted.text);
+    REQUIRE(fitted.code == 0);
+    const Outcome ran =
+        program(fmt::format("run {} --no-chart --out {} --policy 'judgeq(weights={})'", bundled,
+                            folder / "r.json", weights));
+    INFO(ran.text);
+    CHECK(ran.code == 0);
+    CHECK_THAT(read_text(folder / "r.json"),
+               Catch::Matchers::Contains(*method == 0 ? "scorer=static" : "scorer=ridge"));
+  }
 }
 
 TEST_CASE("outputs of one command are different files, and none is its input", "[cli]") {

@@ -92,10 +92,7 @@ std::vector<AddedToken> read_added(const JsonFile& file, const Vocabulary& vocab
     token.single_word = file.flag(one, "single_word", where);
     token.normalized = file.flag(one, "normalized", where);
     const auto known = vocabulary.find(token.content);
-    if (known != vocabulary.end() && known->second != token.id) {
-      file.fail(fmt::format("{} gives '{}' the id {}, model.vocab gives it {}", where,
-                            token.content, token.id, known->second));
-    }
+    if (known != vocabulary.end()) token.id = known->second;  // as the library has it
     const bool again = std::any_of(out.begin(), out.end(),
                                    [&](const AddedToken& t) { return t.content == token.content; });
     if (!again) out.push_back(std::move(token));
