@@ -316,11 +316,13 @@ void read_blocks(const Fields& c, const Family& family, Layers& layers) {
     case Experts::gpt_oss:
       return where([](Count) { return true; });
     case Experts::granite: {
-      const bool any = at_least("num_local_experts", "experts of a layer", 0) > 0;
+      const bool any =
+          at_least(c.one_of({"num_local_experts", "num_experts"}), "experts of a layer", 0) > 0;
       return where([&](Count) { return any; });
     }
     case Experts::jamba: {
-      const bool any = at_least("num_experts", "experts of a layer", 1) > 1;
+      const char* experts = c.one_of({"num_experts", "num_local_experts"});
+      const bool any = at_least(experts, "experts of a layer", 1) > 1;
       const Count period = any ? at_least("expert_layer_period", "layers between experts", 1) : 1;
       const Count offset = any ? at_least("expert_layer_offset", "first layer of experts", 0) : 0;
       return where([&](Count l) { return any && l % period == offset % period; });

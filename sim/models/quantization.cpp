@@ -67,7 +67,13 @@ bool ModuleSet::has(const std::string& name) const {
              names_.begin(), names_.end(),
              [&](const std::string& part) { return dotted.find(part) != std::string::npos; }) ||
          std::any_of(regexes_.begin(), regexes_.end(), [&](const std::regex& regex) {
-           return std::regex_search(name, regex, std::regex_constants::match_continuous);
+           // Models with vision put their text part behind a prefix.
+           for (const char* prefix : {"", "language_model.", "model.language_model."}) {
+             const std::string full = prefix + name;
+             if (std::regex_search(full, regex, std::regex_constants::match_continuous))
+               return true;
+           }
+           return false;
          });
 }
 

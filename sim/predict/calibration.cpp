@@ -42,7 +42,7 @@ std::vector<std::pair<RowIndex, std::int64_t>> timeline_of(const nlohmann::json&
   return out;
 }
 
-// Where the result says nothing of it, rules acted at the prompt's end.
+// Where an older result says nothing of it, rules acted at the prompt's end.
 Geometry geometry_of(const nlohmann::json& result) {
   const nlohmann::json& trace = result.at("trace");
   Geometry g;
@@ -52,7 +52,8 @@ Geometry geometry_of(const nlohmann::json& result) {
   g.k_dim = g.v_dim = trace.at("head_dim");
   g.tokens = trace.at("tokens");
   g.prompt = trace.at("prompt_tokens");
-  g.evict_point = result.value("evict_at", g.prompt);
+  const nlohmann::json evict_at = result.value("evict_at", nlohmann::json());
+  g.evict_point = evict_at.is_null() ? g.prompt : evict_at.get<std::int64_t>();
   g.chunk = result.at("chunk");
   g.kv_bytes = result.at("accounting").at("kv_bytes");
   for (const nlohmann::json& layer : result.at("runs").at(0).at("per_layer"))
@@ -222,7 +223,8 @@ Prediction Calibration::predict(const PredictionRequest& request, bool every_lay
   const std::optional<Shares> shares = shares_of(*run, request.spec, geometry_);
   if (!shares) {
     Prediction out = bound();
-    out.notes.push_back(fmt::format("{} has no shares of it: an upper bound", file_));
+    out.notes.push_back(fmt::format(
+        "{} has no shares of it (no timeline, or nothing generated): an upper bound", file_));
     return out;
   }
   const auto prompt = static_cast<double>(request.geometry.evict_point);

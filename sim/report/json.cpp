@@ -176,6 +176,8 @@ json root_json(const RunReport& report) {
             {"prompt_tokens", trace.prompt_tokens},
             {"model", valid_utf8(trace.model)}}},
           {"chunk", report.chunk},
+          {"evict_at",
+           report.runs.empty() ? json(nullptr) : json(report.runs.front().ledger.plan.evict_point)},
           {"accounting",
            {{"kv_bytes", report.accounting.kv_bytes},
             {"prefill", report.accounting.layerwise ? "layerwise" : "whole"},

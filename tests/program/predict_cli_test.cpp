@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <fstream>
+#include <set>
 
 #include "sim/run/request.h"
 #include "tests/support/program.h"
@@ -13,6 +14,15 @@ using Catch::Matchers::Contains;
 namespace {
 
 std::string trace(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/" + name; }
+
+// Every key of objects, but those that are names of layouts.
+void collect(const nlohmann::json& json, std::set<std::string>& keys) {
+  if (!json.is_structured()) return;
+  for (const auto& [key, value] : json.items()) {
+    if (json.is_object()) keys.insert(key);
+    if (key != "layouts") collect(value, keys);
+  }
+}
 
 }  // namespace
 
@@ -125,6 +135,32 @@ TEST_CASE("what fits is a bound, or calibrated, wherever the figures are", "[cli
   CHECK(scaled["peak_bytes"]["decode"] < most["peak_bytes"]["decode"]);
   CHECK(scaled["fit"]["waiting"] == scaled["peak_bytes"]["decode"]);
   CHECK(scaled["fit"]["largest_batch"] > most["fit"]["largest_batch"]);
+}
+
+TEST_CASE("every field of predict's result is documented", "[cli]") {
+  const Folder folder;
+  std::ofstream(folder / "config.json") << R"({"model_type": "gemma4_text", "num_hidden_layers": 2,
+    "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 8, "global_head_dim": 16, "vocab_size": 64, "max_position_embeddings": 256,
+    "sliding_window": 8, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
+    "dtype": "bfloat16", "layer_types": ["sliding_attention", "full_attention"]})";
+  const std::string passkey = trace("smollm2-passkey.safetensors");
+  REQUIRE(
+      program("run " + passkey + " --policy full --no-chart --out " + (folder / "r.json")).code ==
+      0);
+  REQUIRE(program("predict --model " + folder.path.string() +
+                  " --prompt 100 --gen 2 --policy full --gpu T4 --calibrate " +
+                  (folder / "r.json") + " --out " + (folder / "p.json"))
+              .code == 0);
+  std::set<std::string> keys;
+  collect(read_json(folder / "p.json"), keys);
+  CHECK(keys.size() > 60);
+  const std::string documented = read_text(KVSPAN_TESTS_DIR "/../sim/predict/README.md");
+  for (const std::string& key : keys) {
+    INFO(key);
+    CHECK((documented.find("`" + key + "`") != std::string::npos ||
+           documented.find("." + key + "`") != std::string::npos));
+  }
 }
 
 TEST_CASE("a GPU is given by its name or its size, with a unit", "[cli]") {

@@ -63,6 +63,7 @@ TEST_CASE("modules that a checkpoint leaves in 16 bits are counted so", "[model]
     CHECK(quantised(fp8, key, {"re:.*mlp\\.(gate|up|gate_up|down)_proj.*"}) ==
           2 * (kLayer - kBlock));
     CHECK(quantised(fp8, key, {"re:.*layers\\.1\\."}) == kLayer);
+    CHECK(quantised(fp8, key, {"re:^language_model\\.model\\.layers\\.0\\."}) == kLayer);
     // A part of a word is no module.
     CHECK(quantised(fp8, key, {"attn", "layers.1.self_attn.q"}) == 2 * kLayer);
     CHECK(quantised(fp8, key, nullptr) == 2 * kLayer);
@@ -101,6 +102,40 @@ TEST_CASE("Llama-3.1-405B in fp8 has the weights that a log of vLLM states", "[m
   // vllm issue 6746: 57.75 GiB on each of 8 GPUs, measured as what loading took from the device.
   const double gib = static_cast<double>(weight_bytes(model, "fp8", 8)) / (1 << 30);
   CHECK(gib == Approx(57.75).epsilon(0.02));
+}
+
+TEST_CASE("Kimi K2 in 4 bits is as large as its checkpoint", "[model]") {
+  // Experts alone are quantised: 594 GB on its page.
+  const ModelGeometry model =
+      read({{"model_type", "kimi_k2"},
+            {"num_hidden_layers", 61},
+            {"hidden_size", 7168},
+            {"intermediate_size", 18432},
+            {"moe_intermediate_size", 2048},
+            {"num_attention_heads", 64},
+            {"q_lora_rank", 1536},
+            {"kv_lora_rank", 512},
+            {"qk_nope_head_dim", 128},
+            {"qk_rope_head_dim", 64},
+            {"v_head_dim", 128},
+            {"n_routed_experts", 384},
+            {"n_shared_experts", 1},
+            {"num_experts_per_tok", 8},
+            {"first_k_dense_replace", 1},
+            {"vocab_size", 163840},
+            {"tie_word_embeddings", false},
+            {"quantization_config",
+             {{"quant_method", "compressed-tensors"},
+              {"ignore",
+               {"lm_head", "re:.*self_attn.*", "re:.*shared_experts.*",
+                "re:.*mlp\\.(gate|up|gate_up|down)_proj.*"}},
+              {"config_groups",
+               {{"group_0",
+                 {{"targets", {"Linear"}},
+                  {"weights", {{"num_bits", 4}, {"type", "int"}, {"group_size", 32}}}}}}}}}});
+  CHECK(quantised(model) == 60LL * 384 * 3 * 7168 * 2048);
+  CHECK(static_cast<double>(weight_bytes(model, model.weights.dtype, 1)) / 1e9 ==
+        Approx(594).margin(1));
 }
 
 TEST_CASE("formats of checkpoints are read, and unknown ones named", "[model]") {

@@ -154,6 +154,16 @@ TEST_CASE("shares measured elsewhere scale the bound, in the prompt and in decod
   CHECK(predicted(chunks, kGate, one_head(4, 4, 2), "one head").basis == Basis::measured);
   CHECK(predicted(chunks, kGate, one_head(4, 4, 2), "one head", {1, false, "ideal"}).basis ==
         Basis::scaled);
+  // So is a run whose rules acted elsewhere (--evict-at).
+  Json elsewhere = result(canonical(kGate), 4, 2, {1, 2, 2, 3, 3, 3, 4, 4});
+  elsewhere["evict_at"] = 2;
+  write(file, elsewhere);
+  CHECK(predicted(Calibration(file.path.string()), kGate, one_head(4, 4, 2), "one head").basis ==
+        Basis::scaled);
+  elsewhere["evict_at"] = 4;
+  write(file, elsewhere);
+  CHECK(predicted(Calibration(file.path.string()), kGate, one_head(4, 4, 2), "one head").basis ==
+        Basis::measured);
 }
 
 TEST_CASE("an estimate is never above the bound it is made of", "[calibration]") {

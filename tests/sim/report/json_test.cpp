@@ -71,7 +71,7 @@ TEST_CASE("the result JSON has the documented keys and no others", "[report][jso
   report.lifetimes_path = "out/life.safetensors";
   const json root = kvspan::to_json(report);
   CHECK(keys(root) == std::set<std::string>{"schema_version", "kvspan", "command", "files", "trace",
-                                            "chunk", "accounting", "runs"});
+                                            "chunk", "evict_at", "accounting", "runs"});
   CHECK(root["schema_version"] == 1);
   CHECK(keys(root["kvspan"]) == std::set<std::string>{"version", "git", "build"});
   CHECK(root["command"] == json({"kvspan", "run", "traces/fake.safetensors"}));
@@ -87,6 +87,7 @@ TEST_CASE("the result JSON has the documented keys and no others", "[report][jso
                                {"prompt_tokens", 48},
                                {"model", "Fake-135M"}}));
   CHECK(root["chunk"] == 0);
+  CHECK(root["evict_at"] == 48);
   CHECK(root["accounting"] == json({{"kv_bytes", 2}, {"prefill", "whole"}, {"layout", "ideal"}}));
 
   REQUIRE(root["runs"].size() == 4);
