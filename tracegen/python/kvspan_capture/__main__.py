@@ -87,7 +87,9 @@ def _token_ids(options: argparse.Namespace, tokenizer: typing.Any) -> list[int]:
 
 
 @torch.no_grad()
-def _check_bos(options: argparse.Namespace, model: typing.Any, bos: int | None, ids: list[int]) -> None:
+def _check_bos(
+    options: argparse.Namespace, model: typing.Any, bos: int | None, ids: list[int]
+) -> None:
     """Errors: CaptureError where a bos in front of the first 64 tokens turns predictions that are
     worse than guessing (a mean nll above ln of the vocabulary) into better ones."""
     read = ids[:63]

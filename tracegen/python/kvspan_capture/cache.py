@@ -24,8 +24,10 @@ def cached_elements(cache: typing.Any, layer: int) -> int | None:
     else:
         if layer >= len(layers):
             return 0
-        keys = getattr(layers[layer], "keys", None)
-        values = getattr(layers[layer], "values", None)
+        keys = getattr(layers[layer], "keys", False)
+        values = getattr(layers[layer], "values", False)
+        if keys is None and values is None:  # a layer that reads the entries of another
+            return 0
     if not isinstance(keys, torch.Tensor) or not isinstance(values, torch.Tensor):
         return None
     if keys.dim() != 4 or keys.numel() == 0:

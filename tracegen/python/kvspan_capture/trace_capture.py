@@ -103,6 +103,7 @@ class Capture:
         self._file: TensorFile | None = None
         self._shared: dict[str, typing.Any] = {}  # what must be the same in all layers
         self._windows: dict[int, int] = {}
+        self._called: set[int] = set()  # layers whose attention was called in this pass
         self._cached: dict[int, int] = {}  # elements a token in the model's own cache
         self._sinks: dict[int, np.ndarray] = {}
         self._rotations: dict[int, rope.Rotation] = {}
@@ -123,10 +124,14 @@ class Capture:
         if not self.path.parent.is_dir():
             raise CaptureError(f"{self.path}: no folder {str(self.path.parent)!r} to write to")
         embedding = self._model.get_input_embeddings()
-        handles = (
+        handles = [
             embedding.register_forward_pre_hook(lambda _, args: self._recorder.on_ids(args[0])),
             self._model.register_forward_hook(self._on_output),
-        )
+        ]
+        handles += [
+            module.register_forward_pre_hook(lambda *_, layer=layer: self._called.discard(layer))
+            for module, layer in self._modules.items()
+        ]
         for handle in handles:
             self._stack.callback(handle.remove)
         self._stack.enter_context(hooks.watched(self._modules, self._on_call, self._on_rotary))
@@ -166,6 +171,12 @@ class Capture:
         output: torch.Tensor,
         options: typing.Mapping[str, typing.Any],
     ) -> None:
+        if layer in self._called:
+            raise CaptureError(
+                f"layer {layer}: two attentions in one pass; expected one a layer, which is what a "
+                "trace can say"
+            )
+        self._called.add(layer)
         if query.shape[0] != 1:
             raise CaptureError(f"a batch of {query.shape[0]} sequences; expected one sequence")
         sinks = options.get("s_aux")
@@ -412,7 +423,6 @@ class Capture:
         if note:
             self.notes.append(note)
         return {name: str(value) for name, value in (fields | rotary).items()}
-
 
     def _describe_cache(self) -> dict[str, str]:
         """cache_elements, where the model's own cache holds something else than what is stored."""

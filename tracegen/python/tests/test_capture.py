@@ -87,6 +87,30 @@ class Qkv(support.CaptureTest):
             model(support.ids(9))
         self.assertNotIn("cache_elements", support.read(self.path)[0])
 
+    def test_layers_that_read_the_entries_of_others_are_told(self):
+        config = transformers.Gemma3nTextConfig(
+            vocab_size=400,
+            vocab_size_per_layer_input=400,
+            hidden_size=32,
+            hidden_size_per_layer_input=8,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_kv_shared_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            laurel_rank=4,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            sliding_window=16,
+            activation_sparsity_pattern=[0.0] * 4,
+        )
+        torch.manual_seed(0)
+        model = transformers.Gemma3nForCausalLM(config).float().eval()
+        with torch.no_grad(), capture(model, self.path, tokens=24, prompt_tokens=24) as trace:
+            model(support.ids(24))
+        self.assertEqual(support.read(self.path)[0]["cache_elements"], "[32, 32, 0, 0]")
+        self.assertTrue(any("own cache holds 0 to 32 elements" in note for note in trace.notes))
+
     def test_passes_of_a_chunked_prompt_and_generation_equal_one_pass(self):
         for name in support.MODELS:
             with self.subTest(model=name):

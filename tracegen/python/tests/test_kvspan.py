@@ -49,7 +49,9 @@ class Program(support.CaptureTest):
             model(support.ids(24))
         run = self.kvspan("run", self.path, "--policy", "full", "--no-chart")
         said = " ".join(run.split())
-        self.assertIn("320 elements a token in 2 layers; the model's own cache holds 80, 25 %", said)
+        self.assertIn(
+            "320 elements a token in 2 layers; the model's own cache holds 80, 25 %", said
+        )
 
     def test_its_own_capture_of_the_same_weights_is_equal(self):
         if "unknown command" in support.run_kvspan("capture").stderr:
