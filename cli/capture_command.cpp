@@ -13,6 +13,7 @@
 
 #include "cli/capture_settings.h"
 #include "cli/commands.h"
+#include "cli/outputs.h"
 #include "sim/base/error.h"
 #include "sim/base/text.h"
 #include "sim/policy/spec.h"
@@ -72,24 +73,21 @@ void check_files_of_capture(const CaptureSettings& s, const Checkpoint& checkpoi
     inputs.emplace_back(s.tokens);
     for (const fs::path& file : tracegen::token_id_files(s.tokens)) inputs.push_back(file);
   }
-  std::set<fs::path> taken;
-  for (const fs::path& input : inputs) {
-    std::error_code stream;  // no file that could be replaced
-    const fs::path path = fs::weakly_canonical(input, stream);
-    if (!stream) taken.insert(path);
-  }
+  std::set<std::optional<FileKey>> taken;
+  for (const fs::path& input : inputs) taken.insert(file_key(input));
   std::vector<fs::path> outputs = capture_files(checkpoint.spec(), options);
   if (!s.json.empty()) outputs.emplace_back(s.json);
-  std::set<fs::path> written;
+  std::set<std::optional<FileKey>> written;
   for (const fs::path& output : outputs) {
-    const fs::path path = fs::weakly_canonical(output);
-    if (taken.contains(path)) {
+    const std::optional<FileKey> file = file_key(output);
+    if (!file) continue;
+    if (taken.contains(file)) {
       throw ConfigError(
           fmt::format("'{}' is an input of this command, and would be replaced or removed; "
                       "expected other names for --out, --scores-out and --json",
                       output.string()));
     }
-    if (!written.insert(path).second) {
+    if (!written.insert(file).second) {
       throw ConfigError(
           fmt::format("'{}' would be written twice; expected different names for --out, "
                       "--scores-out and --json",
@@ -260,7 +258,8 @@ void run(const CaptureSettings& s, const Context& context) {
   options.progress = [&](std::string_view stage, double done) {
     if (interrupted()) {
       throw Error(
-          fmt::format("interrupted; the same command goes on from {}", work.path().string()), 1);
+          fmt::format("interrupted; the same command goes on from {}", work.path().string()),
+          kInterrupted);
     }
     if (stage != shown) progress.emplace(shown = stage, s.quiet);
     (*progress)(done);

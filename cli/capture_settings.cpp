@@ -223,7 +223,10 @@ void add_writing_options(CLI::App& command, CaptureSettings& s) {
   command.add_option("--licence", s.licence, "Licence of text and weights, for the trace")
       ->type_name("TEXT")
       ->group(writing);
-  command.add_option("--json", s.json, "Summary as JSON")->type_name("FILE")->group(writing);
+  command.add_option("--json", s.json, "Summary as JSON")
+      ->transform(output_file())
+      ->type_name("FILE")
+      ->group(writing);
 }
 
 void add_machine_options(CLI::App& command, CaptureSettings& s) {
@@ -317,6 +320,7 @@ void add_capture_options(CLI::App& command, CaptureSettings& settings) {
   command
       .add_option("--tokens", settings.tokens,
                   "Token ids instead: JSON list, numbers, or a .safetensors with token_ids")
+      ->transform(input_file())
       ->type_name("FILE");
   command.add_option("--out", settings.out, "The trace, NAME.safetensors")
       ->required()

@@ -2,10 +2,7 @@
 // The subcommands of the program `kvspan`. Each adds itself to the parser and runs when chosen.
 #pragma once
 
-#include <filesystem>
-#include <functional>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace CLI {
@@ -34,11 +31,6 @@ void add_tokenize(CLI::App& app);
 // Aligned columns; the first is left-aligned, the others right-aligned.
 [[nodiscard]] std::string align(const std::vector<std::vector<std::string>>& rows);
 
-// Told before long work. Errors: ConfigError when the folder of one of `outputs` (option and path;
-// empty: not given) does not exist, or when it is one of `inputs` or another output.
-void check_outputs(const std::vector<std::pair<std::string, std::string>>& outputs,
-                   const std::vector<std::filesystem::path>& inputs);
-
 // Progress of long work on stderr: a bar on a terminal, one line per 10 % otherwise.
 class Progress {
  public:
@@ -56,5 +48,6 @@ class Progress {
 
 // True once SIGINT has arrived; the first call installs the handler.
 [[nodiscard]] bool interrupted();
+inline constexpr int kInterrupted = 130;  // the exit code then
 
 }  // namespace kvspan::cli

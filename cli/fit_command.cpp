@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/outputs.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
 #include "sim/policies/shared/fit_models.h"
@@ -42,36 +43,11 @@ nlohmann::json to_json(const policies::FitOutcome& outcome) {
   return out;
 }
 
-void fit(FitSettings s) {
-  const policies::FittedScorer& scorer = policies::fitted_scorer(s.scorer);
-  s.options.method = s.method.empty() ? scorer.methods.front() : s.method;
-  s.options.rate = s.rate / 100;
-  if (!s.window_given) s.options.window = scorer.name == "locret" ? 100 : 256;
-  std::vector<Trace> train;
-  std::vector<Trace> test;
-  for (const std::string& path : s.train) train.push_back(Trace::open(path));
-  for (const std::string& path : s.test) test.push_back(Trace::open(path));
-  std::vector<std::filesystem::path> inputs;
-  for (const auto* traces : {&train, &test}) {
-    for (const Trace& trace : *traces) {
-      const auto& files = trace.tensors().files();
-      inputs.insert(inputs.end(), files.begin(), files.end());
-    }
-  }
-  check_outputs({{"--out", s.out}, {"--json", s.json}}, inputs);
-  (void)interrupted();
-  const policies::FitOutcome outcome = [&] {
-    Progress progress("fitting", s.quiet);
-    return policies::fit_models(
-        scorer, train, test, s.options, [&](double done) { progress(done); },
-        [] { return interrupted(); });
-  }();
-  outcome.set.save(s.out);
-  if (!s.json.empty()) write_file_atomically(s.json, to_json(outcome).dump(1) + "\n");
-
+void print_outcome(const policies::FittedScorer& scorer, const std::string& method,
+                   const policies::FitOutcome& outcome) {
   const policies::FitOutcome::Layer total = outcome.total();
   const auto& about = outcome.set.about;
-  fmt::print("{} {}: not the authors' weights\n", scorer.name, s.options.method);
+  fmt::print("{} {}: not the authors' weights\n", scorer.name, method);
   for (const char* key : {"features", "label", "regulariser", "train", "test"})
     fmt::print("  {:<12}  {}\n", key, about.at(key));
   fmt::print("\n");
@@ -88,10 +64,36 @@ void fit(FitSettings s) {
   rows.push_back({"all", "", std::to_string(total.train_rows), std::to_string(total.test_rows),
                   fmt::format("{:.3f}", total.train), fmt::format("{:.3f}", total.test)});
   fmt::print("{}", align(rows));
-  std::fflush(stdout);
-  for (const std::string& path : {s.out, s.json}) {
-    if (!path.empty() && !s.quiet) fmt::print(stderr, "kvspan: wrote {}\n", path);
+}
+
+void fit(FitSettings s) {
+  const policies::FittedScorer& scorer = policies::fitted_scorer(s.scorer);
+  s.options.method = s.method.empty() ? scorer.methods.front() : s.method;
+  s.options.rate = s.rate / 100;
+  if (!s.window_given) s.options.window = scorer.name == "locret" ? 100 : 256;
+  std::vector<Trace> train;
+  std::vector<Trace> test;
+  for (const std::string& path : s.train) train.push_back(Trace::open(path));
+  for (const std::string& path : s.test) test.push_back(Trace::open(path));
+  std::vector<std::filesystem::path> inputs;
+  for (const auto* traces : {&train, &test}) {
+    for (const Trace& trace : *traces) {
+      const auto& files = trace.tensors().files();
+      inputs.insert(inputs.end(), files.begin(), files.end());
+    }
   }
+  Outputs outputs({{"--out", s.out, false}, {"--json", s.json}}, inputs);
+  (void)interrupted();
+  const policies::FitOutcome outcome = [&] {
+    Progress progress("fitting", s.quiet);
+    return policies::fit_models(
+        scorer, train, test, s.options, [&](double done) { progress(done); },
+        [] { return interrupted(); });
+  }();
+  outputs.write("--out", [&](const auto& path) { outcome.set.save(path); });
+  outputs.write_text("--json", [&] { return to_json(outcome).dump(1) + "\n"; });
+  print_outcome(scorer, s.options.method, outcome);
+  outputs.finish(s.quiet);
 }
 
 }  // namespace
@@ -108,7 +110,10 @@ void add_fit(CLI::App& app) {
   sub->add_option("--test", s->test,
                   "Traces to test on; none: second half of every prompt, the first half trains")
       ->type_name("TRACE");
-  sub->add_option("--out", s->out, "Weights, safetensors")->required()->type_name("FILE");
+  sub->add_option("--out", s->out, "Weights, safetensors")
+      ->transform(output_file())
+      ->required()
+      ->type_name("FILE");
   sub->add_option("--method", s->method,
                   "Model: ridge, logit, mlp or centres; default: the policy's first")
       ->type_name("METHOD");
@@ -138,7 +143,9 @@ void add_fit(CLI::App& app) {
   sub->add_option("--queries", s->options.queries, "judgeq: centres for each query head")
       ->check(CLI::Range(1, 4096))
       ->type_name("M");
-  sub->add_option("--json", s->json, "The table as JSON")->type_name("FILE");
+  sub->add_option("--json", s->json, "The table as JSON")
+      ->transform(output_file())
+      ->type_name("FILE");
   sub->add_flag("--quiet", s->quiet, "No progress on stderr");
   sub->footer(R"help(
 Examples:

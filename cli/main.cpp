@@ -5,6 +5,7 @@
 #include <cstring>
 #include <exception>
 #include <iostream>
+#include <system_error>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -36,8 +37,10 @@ Examples:
   kvspan tokenize --model DIR --text FILE
 
 Environment: KVSPAN_SIMD=avx512|avx2|sse4 caps the instructions used (default: the best of the machine).
-Exit codes: 0 ok, 1 internal, 2 wrong arguments, 3 wrong input data, 4 a policy broke its contract,
-5 no usable device, 6 predict was asked what fits, and nothing does.)help";
+Exit codes: 0 ok, 1 internal, or an output failed while it was written, 2 wrong arguments, 3 wrong input
+data, 4 a policy broke its contract, 5 no usable device, 6 predict was asked what fits, and nothing does,
+130 stopped by Ctrl-C.
+Files: - is standard input or output; tables go to standard error where a file goes to standard output.)help";
 
 // The command that the user meant, for hints: the chosen subcommand, as deep as it goes.
 const CLI::App* chosen(const CLI::App* app) {
@@ -120,11 +123,20 @@ int main(int argc, char** argv) {
     std::cout.flush();
     if (std::cout && std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
     std::cerr << "kvspan: cannot write to standard output: " << std::strerror(errno) << "\n";
+  } catch (const kvspan::Interrupted& error) {
+    std::cerr << "kvspan: " << error.what() << "\n";
+    return kvspan::cli::kInterrupted;
   } catch (const kvspan::Error& error) {
     std::cerr << "kvspan: " << error.what() << "\n";
     return error.exit_code();
   } catch (const std::bad_alloc&) {
     std::cerr << "kvspan: out of memory; fewer tokens, policies or threads need less\n";
+  } catch (const std::system_error& error) {
+    std::cerr << "kvspan: "
+              << (std::ferror(stdout) != 0
+                      ? "cannot write to standard output: " + error.code().message()
+                      : std::string("internal error: ") + error.what())
+              << "\n";
   } catch (const std::exception& error) {
     std::cerr << "kvspan: internal error: " << error.what() << "\n";
   }

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/outputs.h"
 #include "cli/predict_output.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
@@ -45,7 +46,8 @@ std::vector<RecipeSpec> specs_of(const PredictSettings& s, const ModelGeometry& 
   return specs;
 }
 
-PredictAnswer answer(const PredictSettings& s, const ModelGeometry& model) {
+PredictAnswer answer(const PredictSettings& s, const std::vector<RecipeSpec>& specs,
+                     const ModelGeometry& model) {
   const Workload workload{s.prompt, s.generated, s.chunk};
   Accounting accounting;
   accounting.kv_bytes = s.kv_bytes;
@@ -61,8 +63,8 @@ PredictAnswer answer(const PredictSettings& s, const ModelGeometry& model) {
     if (out.memory->left > 0)
       out.vllm = vllm_figures(model, workload, s.kv_bytes, out.memory->left, s.deployment.tp);
   }
-  for (const RecipeSpec& spec : specs_of(s, model)) {
-    out.labels.push_back(to_text(spec));
+  for (const RecipeSpec& spec : specs) {
+    out.labels.push_back(label_of(spec));
     out.predictions.push_back(predict_model(spec, model, workload, accounting, measured));
     if (model.latent) out.predictions.back().layouts.erase("query_head");
     if (out.vllm) {
@@ -102,10 +104,16 @@ void run(const PredictSettings& given, const CLI::App& sub, const Context& conte
                     "head has a copy of; expected another layout, such as 'ideal'",
                     model.name));
   }
-  const PredictAnswer found = answer(s, model);
+  const std::vector<RecipeSpec> specs = specs_of(s, model);
+  std::vector<std::filesystem::path> inputs = files_of_policies(s.policies, specs);
+  inputs.insert(inputs.end(), {s.model, s.model + "/config.json", s.calibrate});
+  Outputs outputs({{"--out", s.out}}, inputs);
+  const PredictAnswer found = answer(s, specs, model);
+  // Before the table: whoever reads that may stop doing so.
+  outputs.write_text("--out",
+                     [&] { return answer_json(s, context.command, model, found).dump(1) + "\n"; });
   print_answer(s, model, found);
-  if (!s.out.empty())
-    write_file_atomically(s.out, answer_json(s, context.command, model, found).dump(1) + "\n");
+  outputs.finish(true);
   if (!found.memory) return;
   if (std::none_of(found.capacities.begin(), found.capacities.end(),
                    [](const Capacity& f) { return f.fits; })) {
@@ -131,6 +139,7 @@ void add_predict(CLI::App& app, const Context& context) {
       ->type_name("C");
   sub->add_option("--policy", s->policies,
                   "Policy specification, all, or @file.json; may be repeated")
+      ->transform(input_file())
       ->type_name("SPEC")
       ->allow_extra_args(false);
   sub->add_option("--budget", s->budgets, "Budgets for policies that have one")
@@ -139,6 +148,7 @@ void add_predict(CLI::App& app, const Context& context) {
       ->allow_extra_args(false);
   sub->add_option("--calibrate", s->calibrate,
                   "Result of kvspan run: measured shares for policies that depend on content")
+      ->transform(input_file())
       ->type_name("RESULT.json");
   CLI::Option* kv_bytes = sub->add_option("--kv-bytes", s->kv_bytes, "Bytes of one stored element")
                               ->check(CLI::Range(1, 16))
@@ -151,7 +161,7 @@ void add_predict(CLI::App& app, const Context& context) {
       ->type_name("whole|layerwise");
   sub->add_option("--layout", s->layout, "Storage layout that bytes are counted in")
       ->type_name("NAME");
-  sub->add_option("--out", s->out, "Result as JSON")->type_name("FILE");
+  sub->add_option("--out", s->out, "Result as JSON")->transform(output_file())->type_name("FILE");
   CLI::Option* memory =
       sub->add_option("--gpu-memory", s->gpu_memory, "What fits into a GPU of this much memory?")
           ->type_name("SIZE");

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstdio>
+#include <exception>
 #include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <utility>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -9,11 +14,14 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/outputs.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
+#include "sim/ledger/layouts.h"
 #include "sim/report/csv.h"
 #include "sim/report/json.h"
 #include "sim/report/lifetimes_writer.h"
+#include "sim/report/means.h"
 #include "sim/report/svg.h"
 #include "sim/report/table.h"
 #include "sim/report/terminal_chart.h"
@@ -24,14 +32,16 @@ namespace kvspan::cli {
 namespace {
 
 struct RunSettings {
-  std::string trace;
+  std::vector<std::string> traces;
+  std::vector<std::int64_t> chunks{0};
   std::vector<std::string> policies;
   std::vector<std::string> budgets;
   std::string evict_point, fidelity = "all", match, prefill = "whole", layout = "ideal";
   std::string out, csv, lifetimes, timeline, svg;
   EngineOptions engine;
   bool quiet = false;
-  bool chart = false, no_chart = false;
+  bool chart = false, no_chart = false, no_timeline = false;
+  [[nodiscard]] std::size_t cells() const { return traces.size() * chunks.size(); }
 };
 
 void apply_fidelity(const std::string& text, EngineOptions& engine) {
@@ -86,53 +96,134 @@ void print_outline(const RunOutline& outline) {
              human_bytes(outline.memory.bytes), layers, layers == 1 ? "" : "s");
 }
 
-void write_files(const RunReport& report, const RunSettings& s) {
-  if (!s.lifetimes.empty()) write_lifetimes(report, s.lifetimes);
-  if (!s.timeline.empty()) write_timeline(report, s.timeline);
-  if (!s.out.empty()) write_file_atomically(s.out, to_json(report).dump(1) + "\n");
-  if (!s.csv.empty()) write_file_atomically(s.csv, to_csv(report));
-  if (!s.svg.empty()) write_file_atomically(s.svg, memory_svg(report));
+// Before the tables: whoever reads those may stop doing so.
+void write_files(std::span<const RunReport> reports, const RunSettings& s, Outputs& outputs) {
+  const RunReport& first = reports.front();
+  const Timelines timelines = s.no_timeline ? Timelines::none : Timelines::all;
+  outputs.write("--lifetimes", [&](const auto& path) { write_lifetimes(first, path); });
+  outputs.write("--timeline", [&](const auto& path) { write_timeline(first, path); });
+  outputs.write_text("--out", [&] {
+    return file_text(s.cells() == 1 ? to_json(first, timelines) : to_json(reports, timelines));
+  });
+  outputs.write_text("--csv", [&] { return to_csv(reports); });
+  outputs.write_text("--svg", [&] { return memory_svg(first); });
 }
 
-void print_report(const RunReport& report, const RunSettings& s) {
+void print_reports(std::span<const RunReport> reports, const RunSettings& s) {
   TableOptions table;
   table.width = terminal_width();
   table.utf8 = terminal_is_utf8();
-  fmt::print("{}", format_table(report, table));
-  if (s.chart || (s.svg.empty() && !s.no_chart))
-    fmt::print("\n{}", memory_chart(report, std::min(table.width, 100), 16, table.utf8));
-  std::fflush(stdout);
-  for (const std::string& path : {s.out, s.csv, s.lifetimes, s.timeline, s.svg}) {
-    if (!path.empty() && !s.quiet) fmt::print(stderr, "kvspan: wrote {}\n", path);
+  const bool chart = s.chart || (s.cells() == 1 && s.svg.empty() && !s.no_chart);
+  for (const RunReport& report : reports) {
+    fmt::print("{}{}", &report == &reports.front() ? "" : "\n", format_table(report, table));
+    if (chart) fmt::print("\n{}", memory_chart(report, std::min(table.width, 100), 16, table.utf8));
   }
+  if (reports.front().trace_path != reports.back().trace_path)
+    fmt::print("\n{}", format_means(reports, table));
 }
 
-RunReport replay_all(const Trace& trace, const RunRequest& request, bool quiet) {
-  Progress progress("replaying", quiet);
+// Whatever the layout of a file adds, it has a number for every entry or row.
+void check_space(const TraceMeta& trace, std::size_t runs, const Outputs& outputs) {
+  const auto rows = runs * static_cast<std::uint64_t>(trace.tokens);
+  const auto heads =
+      static_cast<std::uint64_t>(trace.layers) * static_cast<std::uint64_t>(trace.kv_heads);
+  outputs.need("--lifetimes", rows * heads * sizeof(std::uint32_t));  // deaths
+  outputs.need("--timeline", rows * 5 * sizeof(std::int64_t));        // five series of sums
+}
+
+RunReport replay_all(const Trace& trace, const RunRequest& request, const Outputs& outputs,
+                     const std::string& what, bool quiet) {
+  Progress progress(what, quiet);
   RunWatch watch;
   watch.cancelled = [] { return interrupted(); };
   watch.progress = [&](const RunBatch& /*all*/, double done) { progress(done); };
   watch.begins = [&](const RunOutline& outline) {
+    check_space(trace.meta(), outline.policies, outputs);
     if (!quiet) print_outline(outline);
     (void)interrupted();  // from here on, a signal ends the replay
   };
   return kvspan::run(trace, request, watch);
 }
 
+// Of what only reports other than lifetimes need.
+void forget_entries(Ledger& ledger) {
+  ledger.death = {};
+  ledger.changes = {};
+  ledger.reads = {};
+  ledger.score = {};
+  ledger.rank = {};
+}
+
+// Every trace at every chunk size. What was finished when one of them fails is in `reports`.
+void replay_cells(const RunSettings& s, const std::vector<Trace>& traces, RunRequest request,
+                  const Outputs& outputs, std::vector<RunReport>& reports) {
+  for (const Trace& trace : traces) {
+    if (!s.out.empty() || !s.lifetimes.empty() || !s.timeline.empty())
+      request.checksum = [&] { return trace.sha256(); };
+    for (const std::int64_t chunk : s.chunks) {
+      request.engine.chunk = chunk;
+      const std::string what =
+          s.cells() == 1 ? "replaying"
+                         : fmt::format("replaying {} of {}", reports.size() + 1, s.cells());
+      reports.push_back(replay_all(trace, request, outputs, what, s.quiet));
+      if (s.cells() == 1) return;
+      for (RunResult& run : reports.back().runs) forget_entries(run.ledger);
+    }
+  }
+}
+
+void check_cells(const RunSettings& s) {
+  if (std::set(s.chunks.begin(), s.chunks.end()).size() < s.chunks.size())
+    throw ConfigError(fmt::format("--chunk {}: a size is given twice", fmt::join(s.chunks, ",")));
+  if (s.cells() == 1) return;
+  for (const auto& [option, path] :
+       {std::pair("--lifetimes", s.lifetimes), std::pair("--timeline", s.timeline),
+        std::pair("--svg", s.svg)}) {
+    if (path.empty()) continue;
+    throw ConfigError(
+        fmt::format("{}: found {} traces and {} chunk sizes, expected one of each; --out and --csv "
+                    "hold several",
+                    option, s.traces.size(), s.chunks.size()));
+  }
+}
+
 void run(const RunSettings& s, const Context& context) {
-  RunRequest request = request_of(s, context);
-  const Trace trace = Trace::open(s.trace);
-  check_outputs({{"--out", s.out},
-                 {"--csv", s.csv},
-                 {"--lifetimes", s.lifetimes},
-                 {"--timeline", s.timeline},
-                 {"--svg", s.svg}},
-                trace.tensors().files());
-  if (!s.out.empty() || !s.lifetimes.empty() || !s.timeline.empty())
-    request.checksum = [&] { return trace.sha256(); };
-  const RunReport report = replay_all(trace, request, s.quiet);
-  write_files(report, s);
-  print_report(report, s);
+  check_cells(s);
+  const RunRequest request = request_of(s, context);
+  std::vector<std::filesystem::path> inputs = files_of_policies(s.policies, request.specs);
+  std::vector<Trace> traces;
+  std::set<std::optional<FileKey>> known;
+  for (const std::string& path : s.traces) {
+    if (!known.insert(file_key(path)).second)
+      throw ConfigError(fmt::format("trace '{}' is given twice", path));
+    traces.push_back(Trace::open(path));
+    const auto& files = traces.back().tensors().files();
+    inputs.insert(inputs.end(), files.begin(), files.end());
+  }
+  Outputs outputs({{"--out", s.out},
+                   {"--csv", s.csv},
+                   {"--lifetimes", s.lifetimes, false},
+                   {"--timeline", s.timeline, false},
+                   {"--svg", s.svg}},
+                  inputs);
+  std::vector<RunReport> reports;
+  std::exception_ptr stopped;
+  try {
+    replay_cells(s, traces, request, outputs, reports);
+  } catch (const Error&) {
+    stopped = std::current_exception();
+  }
+  if (!reports.empty()) {
+    write_files(reports, s, outputs);
+    print_reports(reports, s);
+    outputs.finish(s.quiet);
+  }
+  if (!stopped) return;
+  if (!reports.empty()) {
+    fmt::print(stderr, "kvspan: {} of {} combinations of trace and chunk are finished and kept\n",
+               reports.size(), s.cells());
+  }
+  std::rethrow_exception(stopped);
 }
 
 }  // namespace
@@ -140,11 +231,15 @@ void run(const RunSettings& s, const Context& context) {
 void add_run(CLI::App& app, const Context& context) {
   auto s = std::make_shared<RunSettings>();
   CLI::App* sub = app.add_subcommand(
-      "run", "Replay one trace under many policies, in one pass over its attention");
-  sub->add_option("trace", s->trace, "Trace (.safetensors, or the .index.json of a sharded one)")
+      "run", "Replay traces under many policies, in one pass over the attention of each");
+  sub->add_option("trace", s->traces,
+                  "Traces (.safetensors, or the .index.json of a sharded one): a table each, and "
+                  "their means")
+      ->transform(input_file())
       ->required();
   sub->add_option("--policy", s->policies,
                   "Policy specification, 'all', or @file.json; may be repeated")
+      ->transform(input_file())
       ->type_name("SPEC")
       ->allow_extra_args(false);
   sub->add_option(
@@ -153,8 +248,12 @@ void add_run(CLI::App& app, const Context& context) {
       ->type_name("B[,B]")
       ->delimiter(',')
       ->allow_extra_args(false);
-  sub->add_option("--chunk", s->engine.chunk, "Prefill chunk, tokens; 0: the prompt is one pass")
-      ->type_name("C");
+  sub->add_option("--chunk", s->chunks,
+                  "Prefill chunk, tokens; 0: the prompt is one pass; a list runs all of them")
+      ->check(whole_number())
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->type_name("C[,C]");
   sub->add_option("--prompt", s->engine.prompt,
                   "Where the prompt ends; the rest is treated as decoding")
       ->type_name("N")
@@ -171,7 +270,9 @@ void add_run(CLI::App& app, const Context& context) {
                   "When a runtime compresses: after all layers, or layer by layer")
       ->check(CLI::IsMember({"whole", "layerwise"}))
       ->type_name("whole|layerwise");
-  sub->add_option("--layout", s->layout, "Storage layout that bytes are counted in")
+  sub->add_option("--layout", s->layout,
+                  fmt::format("Storage layout that bytes are counted in: {}",
+                              fmt::join(standard_layouts(), ", ")))
       ->type_name("NAME");
   sub->add_option("--kv-bytes", s->engine.kv_bytes, "Bytes of one stored element")
       ->check(CLI::Range(1, 16))
@@ -183,14 +284,21 @@ void add_run(CLI::App& app, const Context& context) {
   sub->add_option("--seed", s->engine.seed, "Seed of policies that draw random numbers")
       ->check(a_seed())
       ->type_name("S");
-  sub->add_option("--out", s->out, "Result as JSON")->type_name("FILE");
-  sub->add_option("--csv", s->csv, "Result as CSV, one line a run")->type_name("FILE");
+  sub->add_option("--out", s->out, "Result as JSON")->transform(output_file())->type_name("FILE");
+  sub->add_flag("--no-timeline", s->no_timeline,
+                "Without memory over time in that JSON, which is nine tenths of it");
+  sub->add_option("--csv", s->csv, "Result as CSV, one line a run")
+      ->transform(output_file())
+      ->type_name("FILE");
   sub->add_option("--lifetimes", s->lifetimes, "Death row of every entry, safetensors")
+      ->transform(output_file())
       ->type_name("FILE");
   sub->add_option("--timeline", s->timeline, "Memory over time at full resolution, safetensors")
+      ->transform(output_file())
       ->type_name("FILE");
   sub->add_option("--svg", s->svg,
                   "Picture: memory over time, and footprint against retained attention")
+      ->transform(output_file())
       ->type_name("FILE");
   sub->add_flag("--quiet", s->quiet, "No progress on stderr");
   sub->add_flag("--chart", s->chart, "Terminal chart below the table, also when --svg is given");
@@ -201,7 +309,8 @@ Examples:
   kvspan run TRACE --policy all --budget 10%,25%,50% --out result.json --svg memory.svg
   kvspan run TRACE --policy "h2o(heavy=64,recent=64)" --policy "streaming_llm(sinks=4,window=124)" --prompt 512
   kvspan run TRACE --policy "chunked(snapkv(budget=10%),variant=patched)" --chunk 512
-  kvspan run TRACE --policy snapkv --policy h2o --policy tova --match footprint=40%)help");
+  kvspan run TRACE --policy snapkv --policy h2o --policy tova --match footprint=40%
+  kvspan run TRACE TRACE TRACE --policy full --policy snapkv --budget 10%,20% --chunk 128,512 --csv all.csv)help");
   sub->callback([s, &context] { run(*s, context); });
 }
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/outputs.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
 #include "sim/base/text.h"
@@ -32,7 +33,7 @@ void synth(SynthSettings s) {
     return;
   }
   if (s.out.empty()) throw ConfigError("synth: --out FILE is required");
-  check_outputs({{"--out", s.out}}, {s.profile});
+  const Outputs outputs({{"--out", s.out, false}}, {s.profile});
   s.options.values = !s.no_values;
   const SynthOptions options = tracegen::checked(s.options);
   const tracegen::SynthPlan plan = tracegen::draw_plan(options);
@@ -58,8 +59,8 @@ struct FitTraceSettings {
 
 void synth_fit(const FitTraceSettings& s) {
   const Trace trace = Trace::open(s.trace);
-  check_outputs({{"--out", s.out}, {"--trace-out", s.synthetic}, {"--json", s.json}},
-                trace.tensors().files());
+  Outputs outputs({{"--out", s.out}, {"--trace-out", s.synthetic, false}, {"--json", s.json}},
+                  trace.tensors().files());
   (void)interrupted();
   const std::string stem = std::filesystem::path(s.trace).stem().string();
   const tracegen::SynthFit fit = [&] {
@@ -69,9 +70,11 @@ void synth_fit(const FitTraceSettings& s) {
       progress(done);
     });
   }();
-  if (!s.synthetic.empty()) tracegen::write_synth(fit.options, fit.plan, fit.profile, s.synthetic);
-  if (!s.json.empty()) write_file_atomically(s.json, to_json(fit).dump(1) + "\n");
-  if (!s.out.empty()) write_file_atomically(s.out, to_json(fit.profile).dump(1) + "\n");
+  outputs.write("--trace-out", [&](const auto& path) {
+    tracegen::write_synth(fit.options, fit.plan, fit.profile, path);
+  });
+  outputs.write_text("--json", [&] { return to_json(fit).dump(1) + "\n"; });
+  outputs.write_text("--out", [&] { return to_json(fit.profile).dump(1) + "\n"; });
 
   fmt::print("{}: real / synthetic, and the mean over heads of their absolute difference\n\n",
              s.trace);
@@ -97,10 +100,7 @@ void synth_fit(const FitTraceSettings& s) {
       "or layers\ndepend on each other, changes over the sequence beyond needles and "
       "questions.\n",
       align(rows));
-  std::fflush(stdout);
-  for (const std::string& path : {s.out, s.json, s.synthetic}) {
-    if (!path.empty() && !s.quiet) fmt::print(stderr, "kvspan: wrote {}\n", path);
-  }
+  outputs.finish(s.quiet);
 }
 
 }  // namespace
@@ -128,6 +128,7 @@ void add_synth(CLI::App& app) {
       ->capture_default_str()
       ->type_name("D");
   sub->add_option("--profile", s->profile, "Built-in profile, or FILE.json")
+      ->transform(input_file())
       ->capture_default_str()
       ->type_name("NAME");
   sub->add_option("--seed", s->options.seed, "Seed: the same bits on every machine")
@@ -148,7 +149,9 @@ void add_synth(CLI::App& app) {
       ->capture_default_str()
       ->type_name("K");
   sub->add_flag("--no-values", s->no_values, "Leave out v: smaller, no output error");
-  sub->add_option("--out", s->out, "Where to write it")->type_name("TRACE");
+  sub->add_option("--out", s->out, "Where to write it")
+      ->transform(output_file())
+      ->type_name("TRACE");
   sub->add_flag("--show-profile", s->show, "Print the profile as JSON, and stop");
   sub->add_flag("--quiet", s->quiet, "No progress on stderr");
   sub->footer("\nProfiles:" + names + R"help(
@@ -164,10 +167,14 @@ Examples:
   CLI::App* fit = sub->add_subcommand(
       "fit", "Follow a real trace's statistics, head by head; report real against synthetic");
   fit->add_option("trace", f->trace, "Real trace with q and k")->required();
-  fit->add_option("--out", f->out, "The profile, for kvspan synth --profile")->type_name("FILE");
+  fit->add_option("--out", f->out, "The profile, for kvspan synth --profile")
+      ->transform(output_file())
+      ->type_name("FILE");
   fit->add_option("--trace-out", f->synthetic, "The synthetic trace of the same shape and spans")
+      ->transform(output_file())
       ->type_name("TRACE");
   fit->add_option("--json", f->json, "Profile, both statistics and differences, as JSON")
+      ->transform(output_file())
       ->type_name("FILE");
   fit->add_option("--seed", f->seed, "Seed")
       ->check(a_seed())

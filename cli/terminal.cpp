@@ -4,8 +4,6 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
-#include <filesystem>
-#include <map>
 #include <mutex>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -13,7 +11,6 @@
 #include <fmt/format.h>
 
 #include "cli/commands.h"
-#include "sim/base/error.h"
 
 namespace kvspan::cli {
 namespace {
@@ -70,22 +67,6 @@ std::string align(const std::vector<std::vector<std::string>>& rows) {
     out += line + "\n";
   }
   return out;
-}
-
-void check_outputs(const std::vector<std::pair<std::string, std::string>>& outputs,
-                   const std::vector<std::filesystem::path>& inputs) {
-  std::map<std::filesystem::path, std::string> taken;
-  for (const std::filesystem::path& path : inputs)
-    taken[std::filesystem::weakly_canonical(path)] = "an input of this command";
-  for (const auto& [option, path] : outputs) {
-    if (path.empty()) continue;
-    const auto folder = std::filesystem::absolute(path).parent_path();
-    if (!std::filesystem::is_directory(folder))
-      throw ConfigError(fmt::format("{}: there is no folder '{}'", option, folder.string()));
-    const auto [at, free] =
-        taken.emplace(std::filesystem::weakly_canonical(path), "also given to " + option);
-    if (!free) throw ConfigError(fmt::format("{}: '{}' is {}", option, path, at->second));
-  }
 }
 
 Progress::Progress(std::string what, bool quiet)

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/outputs.h"
 #include "cli/validators.h"
 #include "sim/attention/trace_stats.h"
 #include "sim/base/error.h"
@@ -220,7 +221,7 @@ void print_classes(const TraceStats& stats, int query_heads) {
 
 void print_stats(const std::string& path, const StatsSettings& s) {
   const Trace trace = Trace::open(path);
-  check_outputs({{"--json", s.json}}, trace.tensors().files());
+  Outputs outputs({{"--json", s.json}}, trace.tensors().files());
   (void)interrupted();
   const TraceStats stats = [&] {
     Progress progress("statistics", s.quiet);
@@ -229,7 +230,7 @@ void print_stats(const std::string& path, const StatsSettings& s) {
       progress(done);
     });
   }();
-  if (!s.json.empty()) write_file_atomically(s.json, to_json(stats).dump(1) + "\n");
+  outputs.write_text("--json", [&] { return to_json(stats).dump(1) + "\n"; });
 
   const HeadStats& first = stats.layers.at(0).heads.at(0);
   const Phases phases = phases_of(stats);
@@ -241,8 +242,7 @@ void print_stats(const std::string& path, const StatsSettings& s) {
   print_distances(stats, phases);
   if (!stats.spans.empty() && phases.has[1]) print_spans(stats);
   if (s.head_table) print_classes(stats, trace.meta().query_heads);
-  std::fflush(stdout);
-  if (!s.json.empty() && !s.quiet) fmt::print(stderr, "kvspan: wrote {}\n", s.json);
+  outputs.finish(s.quiet);
 }
 
 using Path = std::shared_ptr<std::string>;
@@ -255,17 +255,20 @@ void add_slice(CLI::App& app, const Path& path) {
   };
   auto s = std::make_shared<Slice>();
   CLI::App* slice = app.add_subcommand("slice", "Keep a prefix of the tokens and some layers");
-  slice->add_option("trace", *path, "Trace")->required();
+  slice->add_option("trace", *path, "Trace")->transform(input_file())->required();
   slice->add_option("--tokens", s->tokens, "Tokens to keep, from the first; default: all")
       ->check(at_least(1))
       ->type_name("T");
   slice->add_option("--layers", s->layers, "Layers of the MODEL to keep; default: all stored")
       ->delimiter(',')
       ->type_name("L[,L]");
-  slice->add_option("--out", s->out, "Where to write it")->required()->type_name("FILE");
+  slice->add_option("--out", s->out, "Where to write it")
+      ->transform(output_file())
+      ->required()
+      ->type_name("FILE");
   slice->callback([path, s] {
     const Trace trace = Trace::open(*path);
-    check_outputs({{"--out", s->out}}, trace.tensors().files());
+    const Outputs outputs({{"--out", s->out, false}}, trace.tensors().files());
     const std::int64_t tokens = s->tokens > 0 ? s->tokens : trace.meta().tokens;
     for (const std::string& line : slice_trace(trace, tokens, s->layers, s->out))
       fmt::print("{}\n", line);
@@ -277,7 +280,7 @@ void add_stats(CLI::App& app, const Path& path) {
   auto t = std::make_shared<StatsSettings>();
   CLI::App* stats = app.add_subcommand(
       "stats", "Where the attention lies: sinks, distance, concentration, persistence, per head");
-  stats->add_option("trace", *path, "Trace")->required();
+  stats->add_option("trace", *path, "Trace")->transform(input_file())->required();
   stats->add_option("--sinks", t->options.sinks, "First keys of the sequence that count as sinks")
       ->check(at_least(0))
       ->capture_default_str()
@@ -299,6 +302,7 @@ void add_stats(CLI::App& app, const Path& path) {
       ->delimiter(',')
       ->type_name("L[,L]");
   stats->add_option("--json", t->json, "Everything, as JSON (sim/attention/trace_stats.h)")
+      ->transform(output_file())
       ->type_name("FILE");
   stats->add_flag("--per-head", t->per_head, "A line for every head, with its class");
   stats->add_flag("--head-table", t->head_table, "The class of every head, a letter each");
@@ -320,12 +324,12 @@ void add_trace(CLI::App& app) {
   auto path = std::make_shared<std::string>();
   auto json = std::make_shared<bool>(false);
   CLI::App* info = sub->add_subcommand("info", "What is in a trace");
-  info->add_option("trace", *path, "Trace")->required();
+  info->add_option("trace", *path, "Trace")->transform(input_file())->required();
   info->add_flag("--json", *json, "As JSON");
   info->callback([path, json] { print_info(*path, *json); });
 
   CLI::App* check = sub->add_subcommand("check", "Full validation, values included");
-  check->add_option("trace", *path, "Trace")->required();
+  check->add_option("trace", *path, "Trace")->transform(input_file())->required();
   check->callback([path] {
     for (const std::string& line : check_trace(Trace::open(*path))) fmt::print("{}\n", line);
   });

@@ -33,4 +33,33 @@ namespace kvspan::cli {
           "", "a_seed"};
 }
 
+// So that it is told what was expected before CLI11 gives up on the number.
+[[nodiscard]] inline CLI::Validator whole_number() {
+  return {[](std::string& text) {
+            std::int64_t value = 0;
+            if (CLI::detail::lexical_cast(text, value)) return std::string();
+            return fmt::format("found '{}', expected whole tokens, such as 512", text);
+          },
+          "", "whole_number"};
+}
+
+// A file to write, for transform(): "-" is standard output.
+[[nodiscard]] inline CLI::Validator output_file() {
+  return {[](std::string& text) {
+            if (text == "-") text = "/dev/stdout";
+            return std::string(text.empty() ? "found '', expected the name of a file" : "");
+          },
+          "", "output_file"};
+}
+
+// A file to read, for transform(): "-" is standard input, and "@-" the list in it.
+[[nodiscard]] inline CLI::Validator input_file() {
+  return {[](std::string& text) {
+            if (text == "-") text = "/dev/stdin";
+            if (text == "@-") text = "@/dev/stdin";
+            return std::string();
+          },
+          "", "input_file"};
+}
+
 }  // namespace kvspan::cli

@@ -4,6 +4,8 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
+#include <cstdio>
 #include <cstring>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -59,7 +61,11 @@ struct InputFile {
       fail_read(file,
                 "is a directory; expected a .safetensors file or its .safetensors.index.json");
     }
-    if (!S_ISREG(status.st_mode)) fail_read(file, "is not a regular file");
+    if (!S_ISREG(status.st_mode)) {
+      fail_read(file, S_ISFIFO(status.st_mode)
+                          ? "is a pipe; this is read in place, so give a file, or '< FILE'"
+                          : "is not a regular file");
+    }
     size = static_cast<std::uint64_t>(status.st_size);
   }
 };
@@ -76,6 +82,49 @@ void write_all(int fd, std::span<const std::byte> bytes, std::uint64_t offset,
     if (count <= 0) fail_write(path, "cannot be written (" + errno_text(errno) + ")");
     bytes = bytes.subspan(static_cast<std::size_t>(count));
     offset += static_cast<std::uint64_t>(count);
+  }
+}
+
+// The open descriptor behind names such as /dev/stdout and /dev/fd/3; -1: a file of its own.
+int descriptor_of(const fs::path& path) {
+  const std::string text = path.string();
+  if (text == "/dev/stdout") return STDOUT_FILENO;
+  if (text == "/dev/stderr") return STDERR_FILENO;
+  for (const std::string_view folder : {"/dev/fd/", "/proc/self/fd/"}) {
+    if (!text.starts_with(folder)) continue;
+    int number = -1;
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data() + folder.size(), end, number);
+    if (error == std::errc() && stop == end) return number;
+  }
+  return -1;
+}
+
+// Opens what cannot be replaced by another file: standard output, a pipe, a device. -1: it can.
+int open_stream(const fs::path& path) {
+  int fd = -1;
+  if (const int known = descriptor_of(path); known >= 0) {
+    std::fflush(stdout);  // what was printed comes first
+    fd = ::fcntl(known, F_DUPFD_CLOEXEC, 0);
+  } else {
+    std::error_code ignored;
+    const fs::file_status status = fs::status(path, ignored);
+    if (!fs::exists(status) || fs::is_regular_file(status)) return -1;
+    if (fs::is_directory(status)) fail_write(path, "is a directory; expected a file name");
+    if (!fs::is_fifo(status) && !fs::is_character_file(status))
+      fail_write(path, "is neither a file nor a pipe");
+    fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  }
+  if (fd < 0) fail_write(path, "cannot be opened (" + errno_text(errno) + ")");
+  return fd;
+}
+
+void write_stream(int fd, std::span<const std::byte> bytes, const fs::path& path) {
+  while (!bytes.empty()) {
+    const ssize_t count = ::write(fd, bytes.data(), bytes.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) fail_write(path, "cannot be written (" + errno_text(errno) + ")");
+    bytes = bytes.subspan(static_cast<std::size_t>(count));
   }
 }
 
@@ -133,13 +182,8 @@ std::string sha256_of_files(const std::vector<fs::path>& files) {
 }
 
 AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
-  std::error_code ignored;
-  const fs::file_status status = fs::status(path_, ignored);
-  // Renaming over a device would replace it.
-  if (fs::exists(status) && !fs::is_regular_file(status)) {
-    fail_write(path_, fs::is_directory(status) ? "is a directory; expected a file name"
-                                               : "is not a regular file");
-  }
+  fd_ = open_stream(path_);
+  if (fd_ >= 0) return;
   // Not mkstemp: the file is to have the permissions that the umask asks for.
   static std::atomic<unsigned> counter{0};
   for (int attempt = 0; attempt < 1000; ++attempt) {
@@ -153,20 +197,32 @@ AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
 AtomicFile::~AtomicFile() {
   if (fd_ < 0) return;
   ::close(fd_);
-  ::unlink(temporary_.c_str());
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
 }
 
 void AtomicFile::resize(std::uint64_t size) const {
+  if (temporary_.empty()) {
+    struct stat status {};
+    if (::fstat(fd_, &status) == 0 && S_ISCHR(status.st_mode)) return;  // such as /dev/null
+    fail_write(path_, "is a stream; this is not written from front to back, so give a file");
+  }
   if (::ftruncate(fd_, static_cast<off_t>(size)) != 0) {
     fail_write(path_, fmt::format("cannot be made {} bytes long ({})", size, errno_text(errno)));
   }
 }
 
 void AtomicFile::write(std::span<const std::byte> bytes, std::uint64_t offset) const {
+  if (temporary_.empty()) return write_stream(fd_, bytes, path_);
   write_all(fd_, bytes, offset, path_);
 }
 
 void AtomicFile::commit() {
+  if (temporary_.empty()) {
+    const int closed = ::close(fd_);
+    fd_ = -1;
+    if (closed != 0) fail_write(path_, "cannot be written (" + errno_text(errno) + ")");
+    return;
+  }
   if (::fsync(fd_) != 0) fail_write(path_, "cannot be written (" + errno_text(errno) + ")");
   const int closed = ::close(fd_);
   fd_ = -1;

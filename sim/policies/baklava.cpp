@@ -47,6 +47,7 @@ PolicyEntry baklava() {
       {.name = "profile",
        .kind = Kind::text,
        .fallback = "auto",
+       .unit = "file",
        .help = "file of importance, [layers][kv_heads], JSON or TSV, or a trace to "
                "calibrate on; auto: this trace"},
       {.name = "power",

@@ -2,6 +2,7 @@
 // A method that was run elsewhere: replays given death rows.
 // File format: traces/README.md, "Files for external methods".
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include <fmt/format.h>
@@ -44,25 +45,28 @@ PolicyEntry deaths() {
   entry.needs_file = true;
   entry.parameters = {{.name = "file",
                        .kind = Kind::text,
+                       .unit = "file",
                        .help = "safetensors with `runs.{run}.death` or `death`"},
-                      {.name = "run", .fallback = "0", .help = "which run of the file"}};
+                      {.name = "run", .fallback = "0", .help = "which run of the file"},
+                      own_name_parameter()};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
+    check_own_name(arguments);
     const std::string& file = arguments.text("file");
     const auto table = std::make_shared<LayerTable>(read_layer_table(
         file, {fmt::format("runs.{}.death", arguments.count("run")), "death"}, geometry, "deaths"));
     std::set<RowIndex> rows;
     for (std::size_t l = 0; l < table->layers.size(); ++l) {
       for (std::size_t i = 0; i < table->layers[l].size(); ++i) {
-        const auto death = static_cast<std::int64_t>(table->layers[l][i]);
+        const double death = table->layers[l][i];
         const auto token = static_cast<std::int64_t>(i) % table->tokens;
-        if (death <= token || death > geometry.tokens) {
-          throw TraceError(fmt::format(
-              "deaths: {}: layer {}, head {}, token {} dies at row {}, expected a row in [{}, {}]",
-              file, l, static_cast<std::int64_t>(i) / table->tokens, token, death, token + 1,
-              geometry.tokens));
+        const auto last = static_cast<double>(geometry.tokens);
+        if (!(death > static_cast<double>(token) && death <= last) || death != std::floor(death)) {
+          throw TraceError(
+              fmt::format("deaths: {}: {} dies at row {}, expected a whole row in [{}, {}]", file,
+                          table->place(l, i), death, token + 1, geometry.tokens));
         }
-        if (death < geometry.tokens) rows.insert(death);
+        if (death < last) rows.insert(static_cast<RowIndex>(death));
       }
     }
     recipe.cuts.assign(rows.begin(), rows.end());

@@ -42,6 +42,7 @@ PolicyEntry duoattention() {
       {.name = "heads",
        .kind = Kind::text,
        .fallback = "auto",
+       .unit = "file",
        .help =
            "file of gates, [layers][kv_heads], JSON or TSV, or a trace to fit them on; auto: this "
            "trace"},

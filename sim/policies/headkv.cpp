@@ -97,6 +97,7 @@ PolicyEntry headkv() {
                            {.name = "heads",
                             .kind = Kind::text,
                             .fallback = "auto",
+                            .unit = "file",
                             .help = "file of scores, [layers][query or KV heads], JSON or TSV, or "
                                     "a trace to take them from; "
                                     "auto: this trace"},

@@ -64,6 +64,7 @@ PolicyEntry prulong() {
       {.name = "heads",
        .kind = Kind::text,
        .fallback = "auto",
+       .unit = "file",
        .help = "file of gates or log alpha, [layers][kv_heads], JSON or TSV, or a trace to fit "
                "gates on; "
                "auto: this trace"},

@@ -2,6 +2,7 @@
 #include "sim/report/csv.h"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <vector>
 
@@ -59,6 +60,9 @@ void add_leaves(const json& value, const std::string& path, std::vector<std::str
   }
 }
 
+// Parts of a run whose columns are those that a file needs.
+constexpr std::array kVarying{"match", "spans", "layouts", "notes", "parameters"};
+
 // A run in which everything that may be absent is there: it names the columns of every file, so
 // that they do not depend on what was measured.
 RunResult complete_run() {
@@ -73,31 +77,41 @@ RunResult complete_run() {
 
 }  // namespace
 
-std::string to_csv(const RunReport& report) {
-  const json root = root_json(report);
-  std::vector<json> runs;
-  for (const RunResult& run : report.runs) runs.push_back(figures_json(report, run));
+std::string to_csv(const RunReport& report) { return to_csv(std::span(&report, 1)); }
+
+std::string to_csv(std::span<const RunReport> reports) {
+  struct Line {
+    json run;
+    std::size_t root = 0;
+  };
+  std::vector<json> roots;
+  std::vector<Line> lines;
+  for (const RunReport& report : reports) {
+    for (const RunResult& run : report.runs)
+      lines.push_back({figures_json(report, run), roots.size()});
+    roots.push_back(root_json(report));
+  }
   // What a reader looks for first, the rest by name, then what varies from file to file.
-  std::vector<std::string> columns{"policy",    "label",   "class",
-                                   "footprint", "peak_kv", "peak_bytes.total"};
+  std::vector<std::string> columns{"policy", "label",     "method",  "budget",
+                                   "class",  "footprint", "peak_kv", "peak_bytes.total"};
   json complete = figures_json(RunReport{}, complete_run());
-  for (const char* varying : {"spans", "layouts", "notes"}) complete.erase(varying);
+  for (const char* varying : kVarying) complete.erase(varying);
   add_leaves(complete, "", columns);
-  for (const char* varying : {"match", "spans", "layouts", "notes"}) {
-    for (const json& run : runs) {
-      if (run.contains(varying)) add_leaves(run.at(varying), varying, columns);
+  for (const char* varying : kVarying) {
+    for (const Line& line : lines) {
+      if (line.run.contains(varying)) add_leaves(line.run.at(varying), varying, columns);
     }
   }
   const std::size_t of_run = columns.size();
   for (const char* part : {"trace", "chunk", "accounting"})
-    add_leaves(root.at(part), part, columns);
+    add_leaves(roots.front().at(part), part, columns);
 
   std::string text;
   for (const std::string& column : columns) text += csv_field(column) + ",";
   text.back() = '\n';
-  for (const json& run : runs) {
+  for (const Line& line : lines) {
     for (std::size_t i = 0; i < columns.size(); ++i) {
-      text += field(at_path(i < of_run ? run : root, columns[i])) + ",";
+      text += field(at_path(i < of_run ? line.run : roots[line.root], columns[i])) + ",";
     }
     text.back() = '\n';
   }

@@ -2,6 +2,7 @@
 // The report as CSV, quoted as in RFC 4180; lines end with '\n'.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -13,6 +14,8 @@ namespace kvspan {
 // into the root's (trace.*, chunk, accounting.*); arrays by index: spans.0.name. Values are those
 // of the JSON, null is empty.
 [[nodiscard]] std::string to_csv(const RunReport& report);
+// The same of several reports, with the columns of all of them.
+[[nodiscard]] std::string to_csv(std::span<const RunReport> reports);
 
 // One field, quoted where it must be.
 [[nodiscard]] std::string csv_field(std::string_view text);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/report/json.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <optional>
@@ -14,6 +15,7 @@
 #include "sim/base/build_info.h"
 #include "sim/base/text.h"
 #include "sim/report/listing.h"
+#include "sim/report/run_names.h"
 #include "sim/report/timeline_rows.h"
 
 namespace kvspan {
@@ -43,8 +45,8 @@ json numbers(const std::vector<std::vector<double>>& table) {
   return result;
 }
 
-json path_or_null(const std::string& path) {
-  return path.empty() ? json(nullptr) : json(valid_utf8(path));
+json text_or_null(const std::string& text) {
+  return text.empty() ? json(nullptr) : json(valid_utf8(text));
 }
 
 json phase_json(const std::optional<PhaseFidelity>& phase) {
@@ -105,6 +107,23 @@ json per_layer_json(const RunReport& report, const RunResult& run) {
   return result;
 }
 
+// Whatever holds no other list or object is one line.
+void add_text(const json& value, std::size_t depth, std::string& text) {
+  if (std::none_of(value.begin(), value.end(), [](const json& v) { return v.is_structured(); })) {
+    text += value.dump();
+    return;
+  }
+  const std::string indent(depth + 1, ' ');
+  const char* between = value.is_object() ? "{\n" : "[\n";
+  for (const auto& [key, below] : value.items()) {
+    text += between + indent;
+    if (value.is_object()) text += json(key).dump() + ": ";
+    add_text(below, depth + 1, text);
+    between = ",\n";
+  }
+  text += "\n" + std::string(depth, ' ') + (value.is_object() ? "}" : "]");
+}
+
 json match_json(const RunResult::Match& match) {
   return {{"what", match.what},
           {"wanted", number(match.wanted)},
@@ -125,6 +144,9 @@ json figures_json(const RunReport& report, const RunResult& run) {
   const Metrics& metrics = run.metrics;
   json result = {{"policy", valid_utf8(run.spec)},
                  {"label", valid_utf8(run.label)},
+                 {"method", valid_utf8(method_of(run.label))},
+                 {"budget", text_or_null(budget_of(run.spec).value_or(""))},
+                 {"parameters", parameters_json(run.spec)},
                  {"class", valid_utf8(run.klass)},
                  {"bound", run.bound},
                  {"footprint", number(metrics.footprint)},
@@ -162,8 +184,8 @@ json root_json(const RunReport& report) {
           {"kvspan", {{"version", build.version}, {"git", build.git}, {"build", build.build}}},
           {"command", std::move(command)},
           {"files",
-           {{"lifetimes", path_or_null(report.lifetimes_path)},
-            {"timeline", path_or_null(report.timeline_path)}}},
+           {{"lifetimes", text_or_null(report.lifetimes_path)},
+            {"timeline", text_or_null(report.timeline_path)}}},
           {"trace",
            {{"path", valid_utf8(report.trace_path)},
             {"sha256", report.trace_sha256},
@@ -184,12 +206,12 @@ json root_json(const RunReport& report) {
             {"layout", report.accounting.layout}}}};
 }
 
-json to_json(const RunReport& report) {
+json to_json(const RunReport& report, Timelines timelines) {
   json root = root_json(report);
   root["runs"] = json::array();
   for (const RunResult& run : report.runs) {
     json result = figures_json(report, run);
-    result["timeline"] = timeline_json(run);
+    if (timelines == Timelines::all) result["timeline"] = timeline_json(run);
     result["per_layer"] = per_layer_json(report, run);
     result["per_head"] = {
         {"footprint", numbers(run.metrics.head_footprint)},
@@ -198,6 +220,12 @@ json to_json(const RunReport& report) {
     root["runs"].push_back(std::move(result));
   }
   return root;
+}
+
+std::string file_text(const json& value) {
+  std::string text;
+  add_text(value, 0, text);
+  return text + "\n";
 }
 
 }  // namespace kvspan

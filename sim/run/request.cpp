@@ -9,6 +9,7 @@
 
 #include "sim/base/error.h"
 #include "sim/policy/registry.h"
+#include "sim/trace/safetensors.h"
 
 namespace kvspan {
 namespace {
@@ -39,7 +40,61 @@ RecipeSpec parse_named(const std::string& text) {
   return spec;
 }
 
+void add_file(const std::string& file, std::vector<std::filesystem::path>& files) {
+  files.emplace_back(file);
+  if (!file.ends_with(".index.json")) return;
+  try {
+    const std::vector<std::filesystem::path> shards = TensorSet::open(file).files();
+    files.insert(files.end(), shards.begin(), shards.end());
+  } catch (const Error&) {  // the policy says what is wrong with it
+  }
+}
+
+void add_files(const RecipeSpec& spec, std::vector<std::filesystem::path>& files) {
+  for (const Term& term : spec) {
+    add_files(term.inner, files);
+    const auto& parameters = find_policy(term.name).parameters;
+    for (const Argument& argument : term.arguments) {
+      const auto p =
+          std::find_if(parameters.begin(), parameters.end(),
+                       [&](const Parameter& known) { return known.name == argument.key; });
+      if (p == parameters.end() || p->unit != "file") continue;
+      for (const std::string& value : argument.values) {
+        if (value != p->fallback) add_file(value, files);
+      }
+    }
+  }
+}
+
+void use_own_names(RecipeSpec& spec) {
+  for (Term& term : spec) {
+    use_own_names(term.inner);
+    const auto name = std::find_if(term.arguments.begin(), term.arguments.end(),
+                                   [](const Argument& a) { return a.key == "name"; });
+    if (name == term.arguments.end() || name->values.front() == "auto") continue;
+    term.name = name->values.front();
+    std::erase_if(term.arguments,
+                  [](const Argument& a) { return a.key == "name" || a.key == "file"; });
+  }
+}
+
 }  // namespace
+
+std::string label_of(const RecipeSpec& spec) {
+  RecipeSpec shown = spec;
+  use_own_names(shown);
+  return to_text(shown);
+}
+
+std::vector<std::filesystem::path> files_of_policies(const std::vector<std::string>& texts,
+                                                     const std::vector<RecipeSpec>& specs) {
+  std::vector<std::filesystem::path> files;
+  for (const std::string& text : texts) {
+    if (text.starts_with('@')) files.emplace_back(text.substr(1));
+  }
+  for (const RecipeSpec& spec : specs) add_files(spec, files);
+  return files;
+}
 
 std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
                                         const std::vector<std::string>& budgets) {

@@ -2,6 +2,7 @@
 // What a run is asked for, as plain values: the command line and the viewer fill the same.
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <string>
@@ -62,5 +63,14 @@ struct RunWatch {
 // Errors: ConfigError.
 [[nodiscard]] std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
                                                       const std::vector<std::string>& budgets);
+
+// The spec as reports show it: to_text(), but that a method of the user goes by its own name, as in
+// "mine(budget=20%)" for scores(file=mine.safetensors,budget=20%,name=mine).
+[[nodiscard]] std::string label_of(const RecipeSpec& spec);
+
+// Files that the policies read: "@file.json" of the texts, and of the specs every parameter whose
+// unit is "file", with the shards of a trace.
+[[nodiscard]] std::vector<std::filesystem::path> files_of_policies(
+    const std::vector<std::string>& texts, const std::vector<RecipeSpec>& specs);
 
 }  // namespace kvspan

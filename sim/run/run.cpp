@@ -87,7 +87,7 @@ RunResult result_of(const Trace& trace, const RecipeSpec& spec, const Policy& po
                     Replay&& replay, const Accounting& accounting) {
   RunResult run;
   run.spec = policy.spec;
-  run.label = to_text(spec);
+  run.label = label_of(spec);
   run.klass = policy.klass;
   run.bound = policy.bound;
   run.notes = policy.notes;

@@ -51,6 +51,7 @@ Parameter weights_parameter() {
   return {.name = "weights",
           .kind = Parameter::Kind::text,
           .fallback = "self",
+          .unit = "file",
           .help = "file of `kvspan fit`; self: fitted on the first half of the prompt"};
 }
 

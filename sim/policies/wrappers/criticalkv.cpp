@@ -111,6 +111,7 @@ PolicyEntry criticalkv() {
                       {.name = "wo",
                        .kind = Kind::text,
                        .fallback = "auto",
+                       .unit = "file",
                        .help = "file of output projections; auto: the trace's"}};
   entry.wrap = [](Arguments& arguments, const Geometry& geometry, Recipe inner) {
     require_plain_pick(arguments, inner);

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// The page of all fields against what is written, and the fields that name a run in parts.
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <regex>
+#include <set>
+#include <sstream>
+#include <string>
+
+#include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
+
+#include "sim/ledger/layouts.h"
+#include "sim/report/csv.h"
+#include "sim/report/json.h"
+#include "sim/report/means.h"
+#include "sim/report/run_names.h"
+#include "sim/report/timeline_writer.h"
+#include "sim/run/run.h"
+#include "sim/trace/safetensors.h"
+#include "tests/support/fake_report.h"
+#include "tests/support/temporary_folder.h"
+
+using namespace kvspan;
+using Catch::Matchers::Contains;
+using nlohmann::json;
+
+namespace {
+
+// "a.{b,c}[]" -> "a.b[]", "a.c[]".
+void expand(const std::string& text, std::set<std::string>& out) {
+  const std::size_t open = text.find('{');
+  const std::size_t close = text.find('}', open);
+  if (open == text.npos || text.substr(open, 3) == "{r}" || text.substr(open, 3) == "{k}") {
+    out.insert(text);
+    return;
+  }
+  std::stringstream words(text.substr(open + 1, close - open - 1));
+  for (std::string word; std::getline(words, word, ',');)
+    expand(text.substr(0, open) + word + text.substr(close + 1), out);
+}
+
+// What stands in backticks in the first cell of the tables of a section.
+std::set<std::string> documented(const std::string& section) {
+  std::ifstream page(std::string(KVSPAN_TESTS_DIR) + "/../sim/report/README.md");
+  std::set<std::string> out;
+  bool inside = false;
+  for (std::string line; std::getline(page, line);) {
+    if (line.starts_with("## ")) inside = line.starts_with("## " + section);
+    if (!inside || !line.starts_with("| `")) continue;
+    const std::string cell = line.substr(1, line.find(" | ") - 1);
+    static const std::regex quoted("`([^`]+)`");
+    for (std::sregex_iterator at(cell.begin(), cell.end(), quoted), end; at != end; ++at)
+      expand((*at)[1], out);
+  }
+  REQUIRE_FALSE(out.empty());
+  return out;
+}
+
+// Leaves by their paths: lists are [], a layout is NAME, and parameters are one field.
+void add_fields(const json& value, const std::string& path, std::set<std::string>& out) {
+  if (path == "runs[].parameters" || (!value.is_structured() && !value.is_null())) {
+    out.insert(path);
+  } else if (value.is_array()) {
+    if (value.empty()) out.insert(path + "[]");
+    for (const json& element : value) add_fields(element, path + "[]", out);
+  } else {
+    for (const auto& [key, below] : value.items()) {
+      const std::string name = path == "runs[].layouts" ? "NAME" : key;
+      add_fields(below, path.empty() ? name : path + "." + name, out);
+    }
+  }
+}
+
+RunReport replayed(const char* name, const std::vector<std::string>& policies,
+                   const std::string& match) {
+  const Trace trace = Trace::open(std::string(KVSPAN_TRACES_DIR) + "/" + name);
+  RunRequest request;
+  request.specs = expand_policies(policies, {});
+  if (!match.empty()) request.match = parse_match(match);
+  request.engine.chunk = 4;  // so that rows of the prompt read what a store altered
+  request.command = {"kvspan", "run"};
+  request.lifetimes_path = "l";
+  request.timeline_path = "t";
+  return run(trace, request);
+}
+
+void check_same(const std::set<std::string>& page, const std::set<std::string>& file) {
+  for (const std::string& field : file) {
+    INFO("not on the page: " << field);
+    CHECK(page.contains(field));
+  }
+  for (const std::string& field : page) {
+    INFO("not written: " << field);
+    CHECK(file.contains(field));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("the page of fields names every field of the JSON, and no other", "[report]") {
+  std::set<std::string> written;
+  add_fields(to_json(replayed("tiny-picture.safetensors",
+                              {"snapkv(budget=5,window=2)", "kivi(group=2,residual=2)"}, "")),
+             "", written);
+  add_fields(to_json(replayed("tiny-picture.safetensors", {"knorm"}, "footprint=1%")), "", written);
+  add_fields(to_json(replayed("tiny-scores.safetensors", {"tova(budget=4)"}, "")), "", written);
+  const std::vector<RunReport> several(2, test::small_report());
+  json file = to_json(several);
+  for (json& result : file["results"]) result = "a document";
+  add_fields(file, "", written);
+  std::set<std::string> page = documented("JSON");
+  page.erase("runs[].fidelity");  // said to be null; a list of objects otherwise
+  page.erase("runs[].timeline");
+  check_same(page, written);
+}
+
+TEST_CASE("the page names every layout and every tensor of a timeline", "[report]") {
+  const std::vector<std::string>& layouts = standard_layouts();
+  check_same(documented("Layouts"), {layouts.begin(), layouts.end()});
+
+  const test::TemporaryFolder folder;
+  const auto path = folder.path / "t.safetensors";
+  write_timeline(test::fake_report({.tokens = 5000, .prompt = 4000}, {{"full"}}), path);
+  std::set<std::string> written;
+  const TensorSet timeline = TensorSet::open(path);
+  for (const auto& [name, tensor] : timeline.tensors()) {
+    std::string field = std::regex_replace(name, std::regex("^runs\\.\\d+"), "runs.{r}");
+    written.insert(
+        std::regex_replace(field, std::regex("\\w+\\.(min|max)\\.\\d+$"), "NAME.$1.{k}"));
+  }
+  check_same(documented("Timeline"), written);
+}
+
+TEST_CASE("a run is named in parts that a program can group by", "[report]") {
+  CHECK(method_of("chunked(snapkv(budget=20%),variant=patched)") ==
+        "chunked(snapkv,variant=patched)");
+  CHECK(method_of("h2o(heavy=64,recent=64)") == "h2o");
+  CHECK(method_of("mine(budget=64MiB)") == "mine");
+  CHECK(method_of("not a (spec") == "not a (spec");
+  CHECK(budget_of("chunked(snapkv(budget=20%,window=8),variant=plain)") == "20%");
+  CHECK(budget_of("h2o(budget=auto,heavy=4)") == std::nullopt);
+  CHECK(parameters_json("chunked(chunked(knorm(budget=128,x=true,y=mean)),count=metric)") ==
+        json::parse(R"({"chunked": {"count": "metric"}, "chunked_2": {},
+                        "knorm": {"budget": 128, "x": true, "y": "mean"}})"));
+
+  const RunReport report =
+      replayed("tiny-picture.safetensors", {"snapkv(budget=50%,window=2)"}, "");
+  const json run = to_json(report)["runs"][0];
+  CHECK(run["method"] == "snapkv");
+  CHECK(run["budget"] == "50%");
+  CHECK(run["parameters"]["snapkv"]["window"] == 2);
+  const std::string csv = to_csv(report);
+  CHECK_THAT(csv, Contains("policy,label,method,budget,class,footprint,") &&
+                      Contains("parameters.snapkv.window"));
+}
+
+TEST_CASE("JSON without timelines is the same but for these, and a list is a line", "[report]") {
+  const RunReport report = test::fake_sweep({.tokens = 600, .prompt = 500}, 6);
+  json all = to_json(report);
+  const json less = to_json(report, Timelines::none);
+  for (json& run : all["runs"]) run.erase("timeline");
+  CHECK(less == all);
+  const std::string text = file_text(less);
+  CHECK(json::parse(text) == less);
+  CHECK_THAT(text, Contains("\n \"accounting\": {\"kv_bytes\":2,"));
+  CHECK(file_text(json::parse("[[1,2],{\"a\":[3]}]")) == "[\n [1,2],\n {\n  \"a\": [3]\n }\n]\n");
+  CHECK(file_text(7) == "7\n");
+}
+
+TEST_CASE("means and spreads over traces are those of pen and paper", "[report]") {
+  const std::vector<double> one{0.3};
+  CHECK(spread_of(one).mean == 0.3);
+  CHECK_FALSE(spread_of(one).sd);
+  const std::vector<double> values{2, 4, 4, 4, 5, 5, 7, 9};  // squares about 5 sum to 32
+  CHECK(spread_of(values).mean == 5);
+  CHECK(*spread_of(values).sd == Approx(std::sqrt(32.0 / 7)));
+
+  // Two traces at two chunk sizes; in the second trace footprints are 0.1 larger.
+  std::vector<RunReport> reports;
+  for (const char* trace : {"a", "b"}) {
+    for (const int chunk : {128, 512}) {
+      RunReport report = test::small_report();
+      report.trace_path = trace;
+      report.chunk = chunk;
+      for (RunResult& run : report.runs) {
+        run.metrics.footprint = (chunk == 128 ? 0.5 : 0.7) + (*trace == 'b' ? 0.1 : 0.0);
+      }
+      reports.push_back(std::move(report));
+    }
+  }
+  const std::vector<MeanRow> rows = means_of(reports);
+  REQUIRE(rows.size() == 2 * reports.front().runs.size());
+  CHECK(rows.front().chunk == 128);
+  CHECK(rows.front().traces == 2);
+  CHECK(rows.front().label == reports.front().runs.front().label);
+  CHECK(rows.front().footprint.mean == Approx(0.55));
+  CHECK(*rows.front().footprint.sd == Approx(0.1 / std::sqrt(2.0)));
+  CHECK(rows.back().chunk == 512);
+  CHECK(rows.back().footprint.mean == Approx(0.75));
+  CHECK_THAT(format_means(reports, {}), Contains("means over 2 traces") && Contains("55.0 +- 7.1"));
+
+  // --match gives another budget on every trace: these belong together all the same.
+  for (std::size_t i = 0; i < reports.size(); ++i)
+    reports[i].runs.front().label = "snapkv(budget=" + std::to_string(i + 7) + ")";
+  CHECK(means_of(reports).front().label == "snapkv");
+  CHECK(means_of(reports).front().traces == 2);
+  CHECK(to_json(reports)["results"].size() == 4);
+}
