@@ -214,6 +214,25 @@ TEST_CASE("conversations are written as transformers writes them", "[tokenizer][
   CHECK_THROWS_WITH(Tokenizer::open(kFixtures / "gpt2").chat(hello), Contains("no chat template"));
 }
 
+TEST_CASE("a template gets the tokens that transformers gives it", "[tokenizer][chat]") {
+  // Expected: apply_chat_template of transformers 5.24 on the same files.
+  const auto written = [](json config, const char* map = nullptr) {
+    const Folder folder;
+    (void)write(folder, "tokenizer.json", read_bytes(kFixtures / "sentencepiece/tokenizer.json"));
+    config["chat_template"] = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ image_token }}";
+    (void)write(folder, "tokenizer_config.json", config.dump());
+    if (map != nullptr) (void)write(folder, "special_tokens_map.json", map);
+    return Tokenizer::open(folder.path).chat(std::vector<ChatTurn>{{"user", "Hello"}});
+  };
+  CHECK(written({{"bos_token", "<s>"}, {"eos_token", nullptr}, {"pad_token", "</s>"}}) ==
+        "<s>||</s>|");
+  CHECK(written({{"bos_token", "<s>"}, {"extra_special_tokens", {{"image_token", "</s>"}}}}) ==
+        "<s>|||</s>");
+  const char* map = R"({"bos_token": "</s>", "eos_token": {"content": "</s>"}})";
+  CHECK(written({{"bos_token", "<s>"}}, map) == "</s>|</s>||");
+  CHECK(written({{"bos_token", "<s>"}, {"added_tokens_decoder", json::object()}}, map) == "<s>|||");
+}
+
 TEST_CASE("what is not understood of a chat template is refused with its line",
           "[tokenizer][chat][malformed]") {
   // Forms were told by their markers; what else a template said was passed over.

@@ -10,8 +10,8 @@
 namespace kvspan::tracegen {
 namespace {
 
-constexpr std::size_t kMostTokens = 64;
-constexpr std::size_t kLeastTokens = 8;
+constexpr std::size_t kMostRead = 64;
+constexpr std::size_t kLeastRead = 8;
 
 // Of ids[first] and what follows.
 double mean_loss(const ModelSpec& model, Runner& runner, std::span<const std::int32_t> ids,
@@ -37,8 +37,8 @@ double mean_loss(const ModelSpec& model, Runner& runner, std::span<const std::in
 
 std::optional<FirstLoss> misses_bos(const ModelSpec& model, Runner& runner,
                                     std::span<const std::int32_t> ids, std::int32_t bos) {
-  const std::size_t tokens = std::min(ids.size(), kMostTokens);
-  if (tokens < kLeastTokens) return std::nullopt;
+  const std::size_t tokens = std::min(ids.size(), kMostRead);
+  if (tokens < kLeastRead) return std::nullopt;
   FirstLoss loss;
   loss.guessing = std::log(static_cast<double>(model.vocabulary));
   // The same tokens are predicted both times: all but the first, and the last, whose place bos has.

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <array>
 #include <fstream>
 #include <iterator>
 
@@ -180,9 +179,25 @@ bool has_strip(const json& decoder) {
          JsonFile::member(decoder, "add_prefix_space") != false;
 }
 
-// As transformers names them to a template.
-constexpr std::array kNamedTokens = {"bos_token", "eos_token", "unk_token", "sep_token",
-                                     "pad_token", "cls_token", "mask_token"};
+// "bos_token": "<s>" and so on, as transformers gives them to a template: those of the
+// configuration, and, where that does not list the added tokens, those of special_tokens_map.json.
+std::map<std::string, std::string> named_tokens_of(const std::filesystem::path& folder,
+                                                   const JsonFile& config) {
+  std::map<std::string, std::string> out;
+  const auto take = [&](const json& object) {
+    if (!object.is_object()) return;
+    for (const auto& [key, value] : object.items()) {
+      const std::string token = key.ends_with("_token") ? token_name(value) : std::string();
+      if (!token.empty()) out[key] = token;
+    }
+  };
+  take(config.root());
+  take(config["extra_special_tokens"]);
+  const std::filesystem::path map = folder / "special_tokens_map.json";
+  if (config["added_tokens_decoder"].is_null() && std::filesystem::exists(map))
+    take(JsonFile(map).root());
+  return out;
+}
 
 void read_config(const std::filesystem::path& folder, const JsonFile& file, TokenizerParts& out) {
   const auto find = [&](const std::string& name) -> std::optional<std::int32_t> {
@@ -205,12 +220,10 @@ void read_config(const std::filesystem::path& folder, const JsonFile& file, Toke
   const std::filesystem::path config_path = folder / "tokenizer_config.json";
   if (!std::filesystem::exists(config_path)) return;
   const JsonFile config(config_path);
-  if (!out.bos) out.bos = find(token_name(config["bos_token"]));
-  out.eos = find(token_name(config["eos_token"]));
-  for (const char* key : kNamedTokens) {
-    if (const std::string token = token_name(config[key]); !token.empty())
-      out.named_tokens[key] = token;
-  }
+  out.named_tokens = named_tokens_of(folder, config);
+  if (!out.bos) out.bos = find(out.named_tokens["bos_token"]);
+  out.eos = find(out.named_tokens["eos_token"]);
+  std::erase_if(out.named_tokens, [](const auto& named) { return named.second.empty(); });
   const json& adds = config["add_bos_token"];
   if (adds.is_boolean()) {
     out.bos_setting = {adds.get<bool>(), "add_bos_token of tokenizer_config.json"};
