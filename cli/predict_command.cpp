@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -46,6 +47,8 @@ std::vector<RecipeSpec> specs_of(const PredictSettings& s, const ModelGeometry& 
   return specs;
 }
 
+bool asks_what_fits(const PredictSettings& s) { return !s.gpu.empty() || !s.gpu_memory.empty(); }
+
 PredictAnswer answer(const PredictSettings& s, const std::vector<RecipeSpec>& specs,
                      const ModelGeometry& model) {
   const Workload workload{s.prompt, s.generated, s.chunk};
@@ -58,7 +61,7 @@ PredictAnswer answer(const PredictSettings& s, const std::vector<RecipeSpec>& sp
   const Calibration* measured = calibration ? &*calibration : nullptr;
   PredictAnswer out;
   if (calibration) out.calibrated_on = calibration->where();
-  if (s.deployment.gpu_memory > 0) {
+  if (asks_what_fits(s)) {
     out.memory = fixed_memory(model, workload, s.deployment);
     if (out.memory->left > 0)
       out.vllm = vllm_figures(model, workload, s.kv_bytes, out.memory->left, s.deployment.tp);
@@ -85,7 +88,7 @@ void read_deployment(PredictSettings& s, const CLI::App& sub) {
   if (!s.gpu_memory.empty())
     s.deployment.gpu_memory = parse_gpu_memory(s.gpu_memory, "--gpu-memory");
   if (!s.reserve.empty()) s.deployment.reserve = parse_gpu_memory(s.reserve, "--reserve");
-  if (!s.gpu.empty() || !s.gpu_memory.empty()) return;
+  if (asks_what_fits(s)) return;
   for (const char* name : {"--gpu-utilization", "--reserve", "--tp", "--batch", "--weight-dtype"}) {
     if (sub.count(name) > 0)
       throw ConfigError(fmt::format("predict: {} requires --gpu-memory or --gpu", name));
@@ -115,12 +118,16 @@ void run(const PredictSettings& given, const CLI::App& sub, const Context& conte
   print_answer(s, model, found);
   outputs.finish(true);
   if (!found.memory) return;
-  if (std::none_of(found.capacities.begin(), found.capacities.end(),
-                   [](const Capacity& f) { return f.fits; })) {
-    throw Error(found.capacities.empty() ? "nothing fits: no memory is left for KV"
-                                         : "nothing fits: no policy of the table, as asked",
-                kNothingFits);
-  }
+  const auto any = [&](const auto& holds) {
+    return std::any_of(found.capacities.begin(), found.capacities.end(), holds);
+  };
+  if (any([](const Capacity& f) { return f.fits; })) return;
+  const bool unsure =
+      any([](const Capacity& f) { return f.basis == Basis::bound && !f.beyond_model; });
+  throw Error(found.capacities.empty() ? "nothing fits: no memory is left for KV"
+              : unsure ? "nothing fits for certain: no policy of the table, as asked"
+                       : "nothing fits: no policy of the table, as asked",
+              kNothingFits);
 }
 
 }  // namespace

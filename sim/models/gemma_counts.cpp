@@ -14,8 +14,6 @@ namespace {
 using Split = WeightGroup::Split;
 using Kind = WeightGroup::Kind;
 
-Count hidden_of(const Fields& c) { return c.count("hidden_size", "width of the model"); }
-
 void count_feed_forward(const Fields& c, int layer, Count width, Weights& w) {
   w.add_feed_forward("feed-forward", {layer}, kDenseNames, hidden_of(c) * width, 3);
   w.widen(3 * width);

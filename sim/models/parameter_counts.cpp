@@ -20,8 +20,6 @@ using LayerList = std::vector<int>;
 
 Count number(const LayerList& layers) { return static_cast<Count>(layers.size()); }
 
-Count hidden_of(const Fields& c) { return c.count("hidden_size", "width of the model"); }
-
 struct Biases {
   bool qkv = false, out = false;
 };

@@ -42,6 +42,10 @@ inline constexpr FeedForwardNames kSharedNames{
     "feed_forward.shared_expert.down_proj|block_sparse_moe.shared_experts.down_proj|"
     "mixer.shared_experts.down_proj|shared_mlp.output_linear"};
 
+[[nodiscard]] inline Count hidden_of(const Fields& c) {
+  return c.count("hidden_size", "width of the model");
+}
+
 class Weights {
  public:
   Weights(const Fields& fields, const Quantization& quantization, ModelWeights& out)

@@ -52,14 +52,13 @@ constexpr std::array<Unit, 9> kUnits{{{"MiB", 0x1p20},
                                       {"GB", 1e9},
                                       {"TB", 1e12}}};
 
-// Letters and digits, in lower case: "RTX 4090" is "rtx-4090".
-std::string bare(std::string_view name) {
-  std::string out;
-  for (const char c : name) {
-    const auto letter = static_cast<unsigned char>(c);
-    if (std::isalnum(letter) != 0) out += static_cast<char>(std::tolower(letter));
-  }
-  return out;
+// "rtx 4090" is RTX-4090.
+bool is_named(const Gpu& gpu, const std::string& name) {
+  return std::equal(gpu.name.begin(), gpu.name.end(), name.begin(), name.end(),
+                    [](unsigned char known, unsigned char found) {
+                      return std::tolower(known) == std::tolower(found) ||
+                             (known == '-' && (found == ' ' || found == '_'));
+                    });
 }
 
 }  // namespace
@@ -72,7 +71,7 @@ std::vector<std::string> gpu_names() {
 
 std::int64_t gpu_memory(const std::string& name) {
   for (const Gpu& gpu : kGpus) {
-    if (bare(gpu.name) == bare(name))
+    if (is_named(gpu, name))
       return std::llround(gpu.gib * static_cast<double>(std::int64_t{1} << 30));
   }
   throw ConfigError(fmt::format("gpu: '{}' is not known; {}; or give --gpu-memory",

@@ -212,6 +212,20 @@ TEST_CASE("a request that the model is not for does not fit", "[cli]") {
             .code == 0);
 }
 
+TEST_CASE("what only might fit is no yes", "[cli]") {
+  // One request of 4,096 tokens: at most 512 MiB of KV, and 15.0 GiB of weights.
+  const std::string predict =
+      "predict --model Llama-3.1-8B --prompt 4096 --gen 0 --policy dbudgetkv --gpu-utilization 1 ";
+  const Outcome unsure = program(predict + "--gpu-memory 15.75GiB");
+  INFO(unsure.text);
+  CHECK(unsure.code == 6);
+  CHECK_THAT(unsure.text, Contains(" unsure ") && Contains("nothing fits for certain"));
+  CHECK(program(predict + "--gpu-memory 17GiB").code == 0);
+  const Outcome none = program(predict + "--gpu-memory 0GiB");
+  CHECK(none.code == 6);
+  CHECK_THAT(none.text, Contains("the weights alone do not fit"));
+}
+
 TEST_CASE("models and policies are found as hubs and papers spell them", "[cli]") {
   const auto first = [](const std::string& model) {
     const Outcome out = program("predict --model '" + model + "' --prompt 10 --policy full");
