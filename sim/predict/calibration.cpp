@@ -2,6 +2,7 @@
 #include "sim/predict/calibration.h"
 
 #include <algorithm>
+#include <exception>
 #include <fstream>
 #include <optional>
 
@@ -161,72 +162,92 @@ Calibration::Calibration(const std::string& result_file) : file_(result_file) {
   std::ifstream in(result_file);
   if (!in) throw ConfigError(fmt::format("--calibrate: cannot read '{}'", result_file));
   try {
-    const nlohmann::json json = nlohmann::json::parse(in);
-    model_ = json.at("trace").at("model");
-    geometry_ = geometry_of(json);
-    const nlohmann::json& accounting = json.at("accounting");
-    accounting_ = {accounting.at("kv_bytes"), accounting.at("prefill") == "layerwise",
-                   accounting.at("layout")};
-    for (const nlohmann::json& run : json.at("runs")) {
-      const nlohmann::json& heads = run.at("per_head").at("footprint");
-      const auto stored = static_cast<std::int64_t>(heads.size() * heads.at(0).size());
-      runs_[run.at("policy")] = {figures_of(run), stored, timeline_of(run)};
+    nlohmann::json json = nlohmann::json::parse(in);
+    if (!json.contains("results")) json = {{"results", nlohmann::json::array({json})}};
+    for (const nlohmann::json& result : json["results"]) {
+      Replay replay;
+      replay.model = result.at("trace").at("model");
+      replay.geometry = geometry_of(result);
+      replay.where =
+          fmt::format("{} ({})", words_of(replay.model, replay.geometry), one_line(file_));
+      const nlohmann::json& accounting = result.at("accounting");
+      replay.accounting = {accounting.at("kv_bytes"), accounting.at("prefill") == "layerwise",
+                           accounting.at("layout")};
+      for (const nlohmann::json& run : result.at("runs")) {
+        const nlohmann::json& heads = run.at("per_head").at("footprint");
+        const auto stored = static_cast<std::int64_t>(heads.size() * heads.at(0).size());
+        replay.runs[run.at("policy")] = {figures_of(run), stored, timeline_of(run)};
+      }
+      replays_.push_back(std::move(replay));
     }
-  } catch (const nlohmann::json::exception&) {
+    (void)replays_.at(0);
+  } catch (const std::exception&) {  // of the parser, or no replay at all
     throw ConfigError(
         fmt::format("--calibrate: '{}' is not a result of kvspan run (--out FILE)", result_file));
   }
-  where_ = fmt::format("{} ({})", words_of(model_, geometry_), one_line(file_));
 }
 
-const MeasuredRun* Calibration::find(const PredictionRequest& request) const {
+std::string Calibration::where() const {
+  return replays_.size() == 1 ? replays_[0].where
+                              : fmt::format("{} replays ({})", replays_.size(), one_line(file_));
+}
+
+const MeasuredRun* Calibration::Replay::find(const PredictionRequest& request) const {
   // Some canonical texts depend on the geometry; some are decided by the trace.
-  for (const Geometry& geometry : {geometry_, request.geometry}) {
+  for (const Geometry& own : {geometry, request.geometry}) {
     try {
-      const auto found = runs_.find(make_policy(request.spec, geometry).spec);
-      if (found != runs_.end()) return &found->second;
+      const auto found = runs.find(make_policy(request.spec, own).spec);
+      if (found != runs.end()) return &found->second;
     } catch (const ConfigError&) {  // has no meaning there
     }
   }
   return nullptr;
 }
 
-bool Calibration::is_of(const PredictionRequest& request) const {
-  const Geometry& a = geometry_;
+bool Calibration::Replay::is_of(const PredictionRequest& request) const {
+  const Geometry& a = geometry;
   const Geometry& b = request.geometry;
-  return (model_.empty() || model_ == request.model) && a.layer_ids == b.layer_ids &&
+  return (model.empty() || model == request.model) && a.layer_ids == b.layer_ids &&
          a.model_layers == b.model_layers && a.query_heads == b.query_heads &&
          a.kv_heads == b.kv_heads && a.k_dim == b.k_dim && a.tokens == b.tokens &&
          a.prompt == b.prompt && a.evict_point == b.evict_point && chunk_of(a) == chunk_of(b) &&
-         accounting_.kv_bytes == request.accounting.kv_bytes &&
-         accounting_.layerwise == request.accounting.layerwise &&
-         accounting_.layout == request.accounting.layout;
+         accounting.kv_bytes == request.accounting.kv_bytes &&
+         accounting.layerwise == request.accounting.layerwise &&
+         accounting.layout == request.accounting.layout;
+}
+
+const Calibration::Replay* Calibration::choose(const PredictionRequest& request) const {
+  const Replay* alike = nullptr;
+  const Replay* any = nullptr;
+  for (const Replay& replay : replays_) {
+    if (replay.find(request) == nullptr) continue;
+    if (replay.is_of(request)) return &replay;
+    const bool chunked = chunk_of(replay.geometry) > 0;
+    if (alike == nullptr && chunked == (chunk_of(request.geometry) > 0)) alike = &replay;
+    if (any == nullptr) any = &replay;
+  }
+  return alike != nullptr ? alike : any;
 }
 
 Prediction Calibration::predict(const PredictionRequest& request, bool every_layout) const {
-  const auto bound = [&] {
-    return kvspan::predict(request.policy, request.geometry, request.accounting, every_layout);
+  const auto bound = [&](const char* why) {
+    Prediction out =
+        kvspan::predict(request.policy, request.geometry, request.accounting, every_layout);
+    if (*why != '\0') out.notes.push_back(fmt::format("{} {}: an upper bound", file_, why));
+    return out;
   };
-  if (request.policy.closed_form) return bound();
-  const MeasuredRun* run = find(request);
-  if (run == nullptr) {
-    Prediction out = bound();
-    out.notes.push_back(fmt::format("{} says nothing of this policy: an upper bound", file_));
-    return out;
-  }
-  if (is_of(request)) {
-    Prediction out = run->figures;
+  if (request.policy.closed_form) return bound("");
+  const Replay* replay = choose(request);
+  if (replay == nullptr) return bound("says nothing of this policy");
+  const MeasuredRun& run = *replay->find(request);
+  if (replay->is_of(request)) {
+    Prediction out = run.figures;
     out.notes = request.policy.notes;
-    out.notes.push_back("as measured on " + where_);
+    out.notes.push_back("as measured on " + replay->where);
     return out;
   }
-  const std::optional<Shares> shares = shares_of(*run, request.spec, geometry_);
-  if (!shares) {
-    Prediction out = bound();
-    out.notes.push_back(fmt::format(
-        "{} has no shares of it (no timeline, or nothing generated): an upper bound", file_));
-    return out;
-  }
+  const std::optional<Shares> shares = shares_of(run, request.spec, replay->geometry);
+  if (!shares) return bound("has no shares of it (no timeline, or nothing generated)");
   const auto prompt = static_cast<double>(request.geometry.evict_point);
   const HeldShare share = [&](const Pass& pass, std::int64_t now, std::int64_t at_prompt) {
     if (pass.end < pass.evict_point)
@@ -238,7 +259,7 @@ Prediction Calibration::predict(const PredictionRequest& request, bool every_lay
   out.notes.push_back(fmt::format(
       "calibrated on {}: {:.1f} % of its upper bound stays after the prompt, {:.1f} % of what that "
       "grows by in decode",
-      where_, 100 * shares->at_prompt, 100 * shares->grows));
+      replay->where, 100 * shares->at_prompt, 100 * shares->grows));
   return out;
 }
 

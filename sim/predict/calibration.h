@@ -30,7 +30,7 @@ struct MeasuredRun {
   std::vector<std::pair<RowIndex, std::int64_t>> timeline;
 };
 
-// The result file of one replay (kvspan run --out).
+// A result file (kvspan run --out), of one replay or of several traces and chunk sizes.
 class Calibration {
  public:
   // Errors: ConfigError when the file is not such a result.
@@ -39,19 +39,24 @@ class Calibration {
   // Closed forms as they are. For the others the file's own figures where it is of the same model,
   // prompt, generated tokens, chunk and accounting; elsewhere the bound, scaled by the share of its
   // bound that the policy held there: pass by pass in a prompt that was chunked, then as its
-  // entries grew in decode. A policy that the file is not about keeps its bound, and a note.
+  // entries grew in decode. Of several replays, the first that was chunked like what is predicted.
+  // A policy that the file is not about keeps its bound, and a note.
   [[nodiscard]] Prediction predict(const PredictionRequest& request, bool every_layout) const;
-  // "MODEL, 1868 prompt + 12 generated tokens, chunk 512 (FILE)"
-  [[nodiscard]] const std::string& where() const { return where_; }
+  // "MODEL, 1868 prompt + 12 generated tokens, chunk 512 (FILE)"; of several: "3 replays (FILE)".
+  [[nodiscard]] std::string where() const;
 
  private:
-  [[nodiscard]] const MeasuredRun* find(const PredictionRequest& request) const;
-  [[nodiscard]] bool is_of(const PredictionRequest& request) const;
-
-  std::string file_, where_, model_;
-  Geometry geometry_;
-  Accounting accounting_;
-  std::map<std::string, MeasuredRun> runs_;  // by canonical specification
+  struct Replay {
+    std::string where, model;
+    Geometry geometry;
+    Accounting accounting;
+    std::map<std::string, MeasuredRun> runs;  // by canonical specification
+    [[nodiscard]] const MeasuredRun* find(const PredictionRequest& request) const;
+    [[nodiscard]] bool is_of(const PredictionRequest& request) const;
+  };
+  [[nodiscard]] const Replay* choose(const PredictionRequest& request) const;
+  std::string file_;
+  std::vector<Replay> replays_;
 };
 
 }  // namespace kvspan

@@ -166,6 +166,25 @@ TEST_CASE("shares measured elsewhere scale the bound, in the prompt and in decod
         Basis::measured);
 }
 
+TEST_CASE("of several replays in one file, the one that is alike is taken", "[calibration]") {
+  const test::TemporaryFile file;
+  const Json whole = result(canonical(kGate), 4, 0, {1, 2, 3, 4, 3, 3, 4, 4});
+  const Json chunks = result(canonical(kGate), 4, 2, {1, 2, 2, 3, 3, 3, 4, 4});
+  Json other = result("another", 4, 2, {1, 2, 2, 3, 3, 3, 4, 4});
+  write(file, Json{{"results", {other, whole, chunks}}});
+  const Calibration calibration(file.path.string());
+  CHECK_THAT(calibration.where(), Contains("3 replays"));
+  CHECK(predicted(calibration, kGate, one_head(4, 4, 0), "one head").basis == Basis::measured);
+  CHECK(predicted(calibration, kGate, one_head(4, 4, 2), "one head").basis == Basis::measured);
+  // 1 of 2 after the first chunk; a prompt of one pass knows nothing of that.
+  CHECK(predicted(calibration, kGate, one_head(8, 4, 4), "one head").held[0] == 2);
+  const Prediction p = predicted(calibration, kGate, one_head(8, 4, 0), "one head");
+  CHECK(p.basis == Basis::scaled);
+  CHECK_THAT(p.notes.back(), Contains("whole prompt"));
+  write(file, Json{{"results", Json::array()}});
+  CHECK_THROWS_WITH(Calibration(file.path.string()), Contains("is not a result of kvspan run"));
+}
+
 TEST_CASE("an estimate is never above the bound it is made of", "[calibration]") {
   const Trace trace = test::random_trace(90, 72, 5);
   RunRequest request;
