@@ -98,7 +98,7 @@ Input read_input(const CaptureSettings& s, const Tokenizer* tokenizer) {
     throw ConfigError("expected one of --text FILE and --tokens FILE");
   if (from_text) {
     std::string text = tracegen::read_text(s.text);
-    input.what = s.text == "-" ? "standard input" : fs::path(s.text).filename().string();
+    input.what = s.text == "/dev/stdin" ? "standard input" : fs::path(s.text).filename().string();
     if (s.chat) {
       text = tokenizer->chat(std::vector<tracegen::ChatTurn>{{"user", text}});
       input.what += ", as a user's turn";
@@ -316,6 +316,7 @@ void add_capture_options(CLI::App& command, CaptureSettings& settings) {
       ->type_name("DIR|FILE");
   command
       .add_option("--text", settings.text, "Text, tokenised as the model does it; -: from stdin")
+      ->transform(input_file())
       ->type_name("FILE");
   command
       .add_option("--tokens", settings.tokens,

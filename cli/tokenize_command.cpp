@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/validators.h"
 #include "sim/base/error.h"
 #include "tracegen/tokenizer/tokenizer.h"
 
@@ -24,7 +25,7 @@ struct TokenizeSettings {
 };
 
 std::string read_all(const std::string& path) {
-  if (path.empty() || path == "-") {
+  if (path.empty()) {
     return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
   }
   std::ifstream in(path, std::ios::binary);
@@ -102,7 +103,9 @@ void add_tokenize(CLI::App& app) {
   sub->add_option("--model", s->model, "Folder with tokenizer.json, or a .gguf file")
       ->required()
       ->type_name("DIR|FILE");
-  sub->add_option("--text", s->text, "UTF-8 text; none: standard input")->type_name("FILE");
+  sub->add_option("--text", s->text, "UTF-8 text; none, or -: standard input")
+      ->transform(input_file())
+      ->type_name("FILE");
   sub->add_flag("--ids", s->ids, "Only the ids, separated by spaces");
   sub->add_flag("--json", s->json, "Ids and pieces as JSON")->excludes("--ids");
   sub->add_flag("--chat", s->chat, "Wrap the text as a user's turn of the model's chat format");

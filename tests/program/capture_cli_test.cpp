@@ -126,7 +126,7 @@ TEST_CASE("a text may come from standard input", "[cli]") {
       shell(fmt::format("{} {} 2>&1 < /dev/null", KVSPAN_PROGRAM,
                         capture("--quiet --text - --out " + (folder / "u.safetensors"))));
   CHECK(none.code == 3);
-  CHECK(none.text == "kvspan: standard input is empty\n");
+  CHECK(none.text == "kvspan: /dev/stdin: is empty\n");
 }
 
 TEST_CASE("a split GGUF file generates llama.cpp's tokens", "[cli]") {

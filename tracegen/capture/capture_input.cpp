@@ -6,7 +6,6 @@
 #include <charconv>
 #include <cstring>
 #include <fstream>
-#include <iostream>
 #include <iterator>
 #include <limits>
 
@@ -60,11 +59,6 @@ std::string_view without_brackets(std::string_view text) {
 }  // namespace
 
 std::string read_text(const fs::path& path) {
-  if (path == "-") {
-    std::string text{std::istreambuf_iterator<char>(std::cin), {}};
-    if (text.empty()) throw CheckpointError("standard input is empty");
-    return text;
-  }
   std::error_code ignored;
   if (fs::is_directory(path, ignored)) throw CheckpointError(path.string() + ": is a folder");
   std::ifstream file(path, std::ios::binary);

@@ -14,8 +14,7 @@
 
 namespace kvspan::tracegen {
 
-// A whole file, or standard input for "-". Errors: CheckpointError when it cannot be read, or is
-// empty.
+// A whole file. Errors: CheckpointError when it cannot be read, or is empty.
 [[nodiscard]] std::string read_text(const std::filesystem::path& path);
 
 // Token ids: `token_ids` of a trace or another safetensors file, a JSON list, or numbers with white
