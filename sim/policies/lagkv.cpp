@@ -116,8 +116,8 @@ PolicyEntry lagkv() {
   entry.source = "Liang et al. 2025, arXiv 2504.04704; code NVIDIA/kvpress";
   entry.evidence = "code read";
   entry.differs =
-      "the authors keep a share of every partition and go on in decode; kvpress ranks once "
-      "over the prompt, as here";
+      "the authors keep a share of every partition with the tail on top, and go on in decode "
+      "(sinks 16, lag 1,024); kvpress ranks once over the prompt, as here";
   entry.needs = "k and v";
   entry.parameters = {budget_parameter(),
                       {.name = "sinks",

@@ -63,7 +63,8 @@ PolicyEntry less() {
   entry.evidence = "code read";
   entry.differs =
       "MHA only in the code: states per KV head, features per query head; the learned "
-      "kernels are replaced by stand-ins of the same size";
+      "kernels are replaced by stand-ins of the same size (theirs of k ends in an absolute value); "
+      "their budget is a share of the model's longest context, here of the prompt";
   entry.needs =
       "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows); "
       "q, "

@@ -134,7 +134,9 @@ PolicyEntry refreshkv() {
   entry.evidence = "secondary (no public code)";
   entry.differs =
       "no public code; thresholds differ between versions and models (0.8, 0.95); version 1 "
-      "refreshes on a fixed stride (schedule=fixed)";
+      "refreshes on a fixed stride (schedule=fixed); the third-party code compares mean queries "
+      "before rotary, here they are rotated, as the paper does not say otherwise: rotation alone "
+      "lowers the cosine, so that more rows refresh";
   entry.needs =
       "q, and k or probabilities of the prompt's last and all generated rows; schedule=fixed: "
       "those rows only";
