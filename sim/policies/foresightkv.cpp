@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// ForesightKV: after the prompt and after every `interval` decode rows a small network per (layer,
-// KV head) looks at how the last `interval` queries attended to each entry, and at its k and v, and
-// gives a drop score; the newest `interval` entries are never candidates and count inside the
-// budget.
+// ForesightKV: after the prompt and every `interval` tokens a small network per (layer, KV head)
+// looks at how the last `interval` queries attended to each entry, and at its k and v, and gives a
+// drop score; the newest `interval` entries are never candidates and count inside the budget.
 // Source: arXiv 2602.03203; code RUCAIBox/ForesightKV (supervised_training/, evaluation/).
 //   Features of an entry, for each query head of the group: max, min and sum of its probability
 //   over the interval, the sums over its last 16, 8 and 32 rows, the running sum of the sums, and
-//   the same decayed by 0.9 an interval; then k (post-rotary) and v. The running sums start at the
-//   prompt's last interval, where the evaluation code starts them. (That code rebuilds the decayed
-//   sum from the plain one; here it is the training code's.)
+//   the same decayed by 0.9 an interval; then k (post-rotary) and v. At the first decision, once as
+//   many are held as the budget allows, all sums over the interval and both running ones are over
+//   all rows so far. (Its code holds the last window_size queries for that, 2,048 in its example;
+//   there the decayed sum is rebuilt from the plain one: here it is the training code's. In
+//   training only the running sums start from all rows; the fit here does as the evaluation does.)
 //   select=sample: the published choice, also at inference: as many victims as are needed, drawn
 //   without replacement from the softmax of the drop scores of the twice as many worst (Gumbel
 //   top-k).
@@ -46,13 +47,15 @@ PolicyEntry foresightkv() {
   PolicyEntry entry;
   entry.name = "foresightkv";
   entry.kind = MethodKind::eviction;
-  entry.summary =
-      "a learned drop score of recent attention, k and v, every interval of decode rows";
+  entry.summary = "a learned drop score of recent attention, k and v, every interval of tokens";
   entry.source = "arXiv 2602.03203; code RUCAIBox/ForesightKV";
   entry.evidence = "code read; weights fitted here";
   entry.differs =
       "the interval is 256 in training and 128 in evaluation; the evaluation code rebuilds "
-      "the decayed sum from the wrong tensor, here it decays as in training";
+      "the decayed sum from the wrong tensor, here it decays as in training; its count of tokens "
+      "runs on over the samples of a run, so that from the second one on the prompt is cut only by "
+      "chance: here each starts anew; its first sums are over the queries that it holds (2,048 in "
+      "its example), here over all";
   entry.needs = "q, k and v; golden: probabilities of all decode rows";
   entry.parameters = {
       budget_parameter(),
@@ -64,9 +67,9 @@ PolicyEntry foresightkv() {
       weights_parameter(),
       {.name = "interval",
        .fallback = "auto",
-       .unit = "decode rows",
-       .help =
-           "between decisions; the newest so many are never candidates; auto: 128, or budget / 4",
+       .unit = "tokens",
+       .help = "between decisions, from the prompt's first token on; the newest so many are never "
+               "candidates; auto: 128, or budget / 4",
        .range = {1, 1e6}},
       {.name = "select",
        .kind = Kind::word,
@@ -98,7 +101,8 @@ PolicyEntry foresightkv() {
     const std::string method = attention_only ? "ridge" : scorer == "file" ? "" : scorer;
     const auto weights = golden ? nullptr : load_weights(arguments, method);
 
-    const Schedule schedule = Schedule::from_evict_point(interval);
+    const Schedule schedule =
+        Schedule::from_evict_point(interval, (geometry.evict_point - 1) % interval);
     Scoring scoring;
     scoring.evicts_in_decode = true;
     std::string note = "bound: reads the future";

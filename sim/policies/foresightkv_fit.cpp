@@ -105,7 +105,7 @@ std::vector<Samples> gather(const Trace& trace, int layer, RowIndex from, RowInd
   const LayerVectors k = read_vectors(trace, layer, 'k', 0, end);
   const LayerVectors v = vectors == 0 ? LayerVectors{} : read_vectors(trace, layer, 'v', 0, end);
   const std::vector<Choice>& choices = golden.front();
-  std::vector<IntervalStats> stats(index(m.query_heads), IntervalStats(index(end)));
+  std::vector<IntervalStats> stats(index(m.query_heads), IntervalStats(index(end), interval));
   const std::vector<float> none(index(end), 0.0F);
   std::vector<RunningSums> sums(index(m.query_heads), {none, none});
   std::size_t next = 0;
@@ -139,10 +139,10 @@ std::vector<Samples> gather(const Trace& trace, int layer, RowIndex from, RowInd
         s.decision.push_back(static_cast<std::int32_t>(next));
       }
     }
-    stats.assign(stats.size(), IntervalStats(index(end)));
+    stats.assign(stats.size(), IntervalStats(index(end), interval));
     ++next;
   };
-  for_each_row(trace, layer, choices.front().row - interval, choices.back().row,
+  for_each_row(trace, layer, 0, choices.back().row,
                [&](int q, RowIndex row, const RowTerms& terms) {
                  const auto& readable = alive[index(q) / group];
                  double sum = terms.sink;

@@ -10,25 +10,38 @@
 
 namespace kvspan::policies {
 
+// Blocks end where decisions fall in decode: after rows that the interval divides.
 Golden::Golden(const Geometry& geometry, int layer, RowIndex interval)
-    : trace_(geometry.trace), layer_(layer), interval_(interval) {
-  // In decode alone, blocks begin at the prompt's end; with chunks, as far before it as they go.
-  origin_ = geometry.chunk == 0 ? geometry.evict_point : geometry.evict_point % interval;
-}
+    : trace_(geometry.trace),
+      layer_(layer),
+      interval_(interval),
+      // With chunks, somebody may ask before the prompt's end.
+      origin_(geometry.chunk == 0 ? geometry.evict_point - (geometry.evict_point - 1) % interval
+                                  : 1) {}
 
 double Golden::score(const View& view, int head, std::span<const TokenIndex> entries,
                      std::span<double> out) {
+  const RowIndex tokens = trace_->meta().tokens;
   if (!known_) {
-    future_ = largest_block_means(*trace_, layer_, origin_, trace_->meta().tokens, interval_);
+    future_ = largest_block_means(*trace_, layer_, origin_, tokens, interval_);
     known_ = true;
   }
-  const RowIndex since = std::max<RowIndex>(0, view.pass().end - origin_);
-  const std::size_t block = index((since + interval_ - 1) / interval_);
+  const RowIndex now = view.pass().end;
+  const auto label = [&](const Blocks& blocks, std::size_t block) {
+    if (block >= blocks.size()) return;
+    const auto& means = blocks[block][index(head)];
+    for (std::size_t i = 0; i < entries.size(); ++i)
+      out[i] = std::max(out[i], static_cast<double>(means[index(entries[i])]));
+  };
   std::fill(out.begin(), out.end(), 0.0);
-  if (block >= future_.size()) return 0;
-  const auto& label = future_[block][index(head)];
-  for (std::size_t i = 0; i < entries.size(); ++i)
-    out[i] = static_cast<double>(label[index(entries[i])]);
+  const RowIndex blocks = (now - origin_ + interval_ - 1) / interval_;
+  label(future_, index(blocks));
+  const RowIndex next = std::min(origin_ + blocks * interval_, tokens);
+  if (now < next && rest_from_ != now) {
+    rest_ = largest_block_means(*trace_, layer_, now, next, interval_);
+    rest_from_ = now;
+  }
+  if (now < next) label(rest_, 0);
   return 0;
 }
 
@@ -42,6 +55,7 @@ Foresight::Foresight(const LayerShape& shape, const Settings& settings)
 Needs Foresight::needs() const {
   // Maxima and minima of truncated probabilities have no bound: k refuses score traces.
   return {.last_rows = settings_.interval,
+          .column_sums = true,
           .observe = Observe::from_prompt_end,
           .k = true,
           .v = settings_.vectors};
@@ -49,7 +63,10 @@ Needs Foresight::needs() const {
 
 void Foresight::observe(const View& view, RowIndex /*begin*/, RowIndex end) {
   if (end != view.pass().end || !settings_.schedule.due(view.pass())) return;
-  for (int h = 0; h < shape_.heads; ++h) update(view, h);
+  for (int h = 0; h < shape_.heads; ++h) {
+    const auto held = static_cast<TokenCount>(view.resident(h).size());
+    if (heads_[index(h)].started || held >= settings_.fit.budget) update(view, h);
+  }
 }
 
 double Foresight::score(const View& view, int head, std::span<const TokenIndex> entries,
@@ -80,6 +97,8 @@ const Foresight::Head& Foresight::update(const View& view, int head) {
   const RowIndex end = view.pass().end;
   if (state.when == end) return state;
   state.when = end;
+  const bool first = !state.started;
+  state.started = true;
   const auto resident = view.resident(head);
   state.tokens.assign(resident.begin(), resident.end());
   const std::size_t n = resident.size();
@@ -89,10 +108,14 @@ const Foresight::Head& Foresight::update(const View& view, int head) {
   std::vector<double> p(n);
   for (std::size_t g = 0; g < group; ++g) {
     const std::size_t q = index(head) * group + g;
-    IntervalStats stats(n);
+    IntervalStats stats(n, rows);
     for (RowIndex row = end - rows; row < end; ++row) {
       (void)view.probabilities(static_cast<int>(q), row, resident, p);
       for (std::size_t i = 0; i < n; ++i) stats.add(i, static_cast<float>(p[i]), end - row);
+    }
+    if (first) {  // all rows so far
+      (void)view.column_sum(static_cast<int>(q), resident, p);
+      for (std::size_t i = 0; i < n; ++i) stats.values[2][i] = static_cast<float>(p[i]);
     }
     RunningSums& sums = sums_[q];
     sums.plain.resize(index(end), 0.0F);

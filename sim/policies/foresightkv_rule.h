@@ -22,9 +22,11 @@ class Golden final : public Scorer {
   const Trace* trace_;
   int layer_;
   RowIndex interval_;
-  RowIndex origin_ = 0;
+  RowIndex origin_;  // where block 0 begins
   bool known_ = false;
   Blocks future_;
+  RowIndex rest_from_ = -1;
+  Blocks rest_;  // what is left, from that row on, of a block that has begun
 };
 
 // What a model says of the statistics of the last interval, k and v.
@@ -43,6 +45,7 @@ class Foresight final : public Scorer {
 
  private:
   struct Head {
+    bool started = false;  // it has been full
     RowIndex when = -1;
     std::vector<TokenIndex> tokens;
     std::vector<float> features;  // [tokens, stats, group]

@@ -17,13 +17,17 @@
 // gate=adaea: the repository's training-free baseline AdaEA++: expected attention of a Gaussian
 //   query per query head (mean and covariance before rotary of the first half of the prompt,
 //   rotated to the middle of the prompt), one quantile for all heads, any head of the group admits;
-//   4 sinks. The position and the common quantile are ours.
+//   4 sinks. The position and the common quantile are ours. call_sinks=true is a slip of the code:
+//   the sinks are the first 4 positions of every call, so every generated token is admitted.
 // gate=random: Bernoulli(rate). gate=file: `gates` [layers, heads, tokens] of `weights`, above tau.
 // cap: whenever a layer's heads hold more than that many entries beyond the window on average, each
 //   head drops its lowest tenth: softmax over those entries of the last 256 queries, maximum over
 //   the group, mean, max-pooled over 5. The published rule takes the mean over all layers.
-// In decode a row attends before the entry that it pushes out of the window leaves: w + 1 local
-// ones.
+// The oldest local entry is promoted or written over before a row attends: it reads `window` local
+// ones with itself. mask=kernel: rows of the prompt share the local range of the first row of their
+// block of 64, which gives the others up to 63 keys more.
+// +quest: pages are 16 admitted entries of a head (shared/pages.h); the code's own choice is
+// quest(per=kv,skip=0), and it has no cap then.
 #include <cmath>
 #include <limits>
 
@@ -51,7 +55,11 @@ PolicyEntry write_gate() {
   entry.evidence = "code read; weights fitted here";
   entry.differs =
       "the authors train the gate end to end; oracles, fitted gates and a random control "
-      "stand in for it; their cap is over all layers, here per layer";
+      "stand in for it; their cap is over all layers, here per layer; their prefill kernel lets a "
+      "row read up to 63 keys more (mask=kernel), here each row's window is its own, as in their "
+      "training; their AdaEA++ admits the first 4 positions of every call, so every generated "
+      "token (a slip: call_sinks=true); under +quest pages hold admitted entries, as "
+      "theirs do, and their choice is quest(per=kv,skip=0,least=0)";
   entry.needs =
       "q and k (oracle_out: v, too; oracle: probabilities of all rows; random, file: "
       "nothing); rope_* tell k before rotary from k";
@@ -75,12 +83,21 @@ PolicyEntry write_gate() {
       {.name = "window",
        .fallback = "256",
        .unit = "tokens",
-       .help = "newest kept whatever their gate",
+       .help = "newest kept whatever their gate, the row itself included",
        .range = {1, 1e9}},
       {.name = "masks_prefill",
        .kind = Kind::flag,
        .fallback = "true",
        .help = "prompt rows read their window and admitted keys only"},
+      {.name = "mask",
+       .kind = Kind::word,
+       .fallback = "row",
+       .help = "whose window a prompt row reads: its own, or that of its block's first row",
+       .choices = {"row", "kernel"}},
+      {.name = "call_sinks",
+       .kind = Kind::flag,
+       .fallback = "false",
+       .help = "adaea: the first 4 positions of every call are admitted, as in the code"},
       {.name = "cap",
        .fallback = "auto",
        .unit = "entries",
@@ -99,6 +116,9 @@ PolicyEntry write_gate() {
     const TokenCount window = arguments.count("window");
     Gates::Settings s;
     s.gate = gate;
+    s.call_sinks = arguments.flag("call_sinks");
+    if (s.call_sinks && gate != "adaea")
+      throw ConfigError(fmt::format("write_gate(gate={}): call_sinks=true is of gate=adaea", gate));
     s.geometry = geometry;
     s.fit.method = gate;
     s.fit.window = window;
@@ -159,11 +179,13 @@ PolicyEntry write_gate() {
     admission.make = [gates, needs](const LayerShape&) {
       return std::make_unique<Gate>(gates, needs);
     };
-    admission.window = window;
+    admission.window = window - 1;  // beside the next row
+    admission.own_pages = true;
     recipe.admission = own(admission);
     if (arguments.flag("masks_prefill")) {
-      recipe.prefill_reads = own(SelectorFactory([gates, window](const LayerShape&) {
-        return std::make_unique<WindowAndAdmitted>(gates, window);
+      const RowIndex block = arguments.is("mask", "kernel") ? 64 : 1;
+      recipe.prefill_reads = own(SelectorFactory([gates, window, block](const LayerShape&) {
+        return std::make_unique<WindowAndAdmitted>(gates, window, block);
       }));
     }
     if (arguments.has("cap")) {

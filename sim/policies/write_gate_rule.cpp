@@ -11,6 +11,7 @@
 #include "sim/base/random.h"
 #include "sim/policies/shared/entry_values.h"
 #include "sim/policies/shared/groups.h"
+#include "sim/policy/passes.h"
 
 namespace kvspan::policies {
 namespace {
@@ -40,6 +41,18 @@ HeadValues given_gates(const LayerTable& table, int layer) {
   return out;
 }
 
+// Every call takes its first positions for sinks.
+void add_call_sinks(const Geometry& g, HeadValues& gates) {
+  RowIndex begin = 0;
+  for (const RowIndex end : make_passes(g.tokens, g.prompt, g.evict_point, g.chunk).ends) {
+    for (auto& head : gates) {
+      for (RowIndex i = begin; i < std::min(begin + kAdaSinks, end); ++i)
+        head[index(i)] = std::numeric_limits<float>::infinity();
+    }
+    begin = end;
+  }
+}
+
 // Fits what has to be fitted. REQUIRES: a trace.
 LayerGates layer_gates(const WriteGate::Settings& s) {
   const Trace& trace = *s.geometry.trace;
@@ -53,8 +66,10 @@ LayerGates layer_gates(const WriteGate::Settings& s) {
         [&trace, window = s.fit.window](int layer) { return output_change(trace, layer, window); };
   }
   if (s.gate == "adaea") {
-    return [&trace, n = s.geometry.evict_point, outside = s.outside()](int layer) {
-      return expected_attention(trace, layer, n, outside);
+    return [&trace, &s](int layer) {
+      HeadValues out = expected_attention(trace, layer, s.geometry.evict_point, s.outside());
+      if (s.call_sinks) add_call_sinks(s.geometry, out);
+      return out;
     };
   }
   if (s.gate == "random") return [s](int layer) { return random_gates(s, layer); };
@@ -128,7 +143,8 @@ void WindowAndAdmitted::mask(const View& view, int query_head, RowIndex row,
   const int kv_head = shape.kv_head_of_query(query_head);
   const float* admitted = gates_->admitted(shape.layer, kv_head).data();
   float* out = mask.data();
-  for (RowIndex i = 0; i <= row - window_; ++i) out[i] *= admitted[i];
+  const RowIndex first = row - row % block_;
+  for (RowIndex i = 0; i <= first - window_; ++i) out[i] *= admitted[i];
 }
 
 Needs CapScorer::needs() const { return {.last_rows = kCapRows}; }

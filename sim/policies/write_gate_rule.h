@@ -21,6 +21,7 @@ class WriteGate {
  public:
   struct Settings {
     std::string gate;
+    bool call_sinks = false;  // adaea
     std::shared_ptr<const RegressorSet> weights;
     std::shared_ptr<const LayerTable> table;
     FitOptions fit;
@@ -59,17 +60,19 @@ class Gate final : public Scorer {
   Needs needs_;
 };
 
-// A row of the prompt reads its window and what was admitted before it.
+// A row of the prompt reads its window and what was admitted before it. Rows of a block read the
+// window of the block's first row, and all up to themselves.
 class WindowAndAdmitted final : public Selector {
  public:
-  WindowAndAdmitted(std::shared_ptr<WriteGate> gates, TokenCount window)
-      : gates_(std::move(gates)), window_(window) {}
+  WindowAndAdmitted(std::shared_ptr<WriteGate> gates, TokenCount window, RowIndex block)
+      : gates_(std::move(gates)), window_(window), block_(block) {}
   bool by_row() const override { return true; }
   void mask(const View& view, int query_head, RowIndex row, std::span<float> mask) override;
 
  private:
   std::shared_ptr<WriteGate> gates_;
   TokenCount window_;
+  RowIndex block_;
 };
 
 // What the newest rows attend to beyond the window; zero while nobody has to leave.

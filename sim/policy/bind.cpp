@@ -116,6 +116,12 @@ Rule admission_rule(const Admission& gate) {
   return rule;
 }
 
+// The window counts the next row, which writes over its oldest entry.
+Recipe::Paged paged_reads(const Recipe& recipe) {
+  if (!recipe.admission || !recipe.admission.value.own_pages) return recipe.paged(std::nullopt);
+  return recipe.paged(recipe.admission.value.window + 1);
+}
+
 // The rule of a recipe's scorer, as it is without chunked().
 Rule ranking_rule(const Recipe& recipe, const Geometry& geometry) {
   const Scoring& scoring = recipe.scorer.value;
@@ -215,6 +221,11 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   policy.representations = {{"full precision", geometry.entry_bytes(), 0}};
   if (recipe.prefill_reads) policy.prefill_reads = recipe.prefill_reads.value;
   if (recipe.selector) policy.selector = recipe.selector.value;
+  if (recipe.paged) {
+    const Recipe::Paged paged = paged_reads(recipe);
+    policy.selector = paged.selector;
+    policy.charge = policy.charge.plus(paged.charge);
+  }
   if (recipe.store) {
     const Storing& store = recipe.store.value;
     policy.store = store.make;

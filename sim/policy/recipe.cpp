@@ -51,6 +51,7 @@ Recipe merge(const Recipe& a, const Recipe& b) {
     out.charge.entry = b.scorer.filling > a.scorer.filling ? b.charge.entry : a.charge.entry;
   }
   out.more_rules.insert(out.more_rules.end(), b.more_rules.begin(), b.more_rules.end());
+  if (b.paged) out.paged = b.paged;
   if (b.chunked) {
     out.chunked = b.chunked;
     out.size = b.size;

@@ -47,6 +47,7 @@ struct Admission {
   ScorerFactory make;
   double threshold = 0;
   TokenCount window = 0;
+  bool own_pages = false;  // write_gate: what is admitted fills pages of its own, in order
 };
 
 // How entries are held.
@@ -82,6 +83,14 @@ struct Recipe : Traits {
   Slot<SelectorFactory> prefill_reads;  // what the prompt's rows read
   Slot<SelectorFactory> selector;       // what later rows read
   Slot<Storing> store;
+
+  // quest: its selector and the bytes that it keeps, over a cache whose admitted entries fill
+  // pages of their own behind a window of `local` tokens, if there is one.
+  struct Paged {
+    SelectorFactory selector;
+    Charge charge;
+  };
+  std::function<Paged(std::optional<TokenCount> local)> paged;
 
   // Set by the chunked() wrapper: the rule acts after every chunk of the prompt.
   struct Chunked {

@@ -3,9 +3,7 @@
 // enough to check by hand.
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <numeric>
-#include <set>
 
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
@@ -13,7 +11,6 @@
 #include "sim/base/error.h"
 #include "sim/base/random.h"
 #include "sim/models/model_geometry.h"
-#include "sim/policies/shared/fit_models.h"
 #include "sim/policies/shared/groups.h"
 #include "sim/predict/analytic.h"
 #include "sim/predict/paper_formulas.h"
@@ -24,8 +21,6 @@
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
-using test::alive_after;
-using test::attention;
 using test::deaths;
 using test::random_trace;
 using test::Table;
@@ -317,156 +312,6 @@ TEST_CASE("r_kv saves 1 - B / T, and pays for a ring of queries and a similarity
   CHECK(policy.charge.at(16382) == policy.charge.once);
   CHECK(policy.charge.at(1151) - policy.charge.once == std::int64_t{8} * 1152 * 1152 * 4);
   CHECK(policy.charge.at(1023) == policy.charge.once);  // exactly the budget: nobody leaves
-}
-
-// ---- foresightkv --------------------------------------------------------------------------------
-
-TEST_CASE("golden eviction with interval 1 keeps what is read most, not what is read next",
-          "[policy][foresightkv]") {
-  // Row 3 gives key 0 e^3 / (e^3 + 2 + e^-3) = .91, row 4 gives key 1 e^5 / (e^5 + 3 + e^-5) = .98:
-  // with one place beside the newest key 2, key 0 goes although it is read next. At row 4's turn
-  // the newest is 3; key 2 has a future of e^0 / 151 = .007 against .98.
-  const Trace trace = weights({1, -1, 0, 0, 0}, 3, {1, 1, 1, 3, -5});
-  CHECK(deaths(trace, "foresightkv(scorer=golden,budget=2,interval=1)") ==
-        std::vector<int>{3, 5, 4, 5, 5});
-}
-
-TEST_CASE("golden eviction ranks by the largest mean of a future block", "[policy][foresightkv]") {
-  const test::TraceSpec spec = test::random_spec({.layers = 1,
-                                                  .tokens = 30,
-                                                  .prompt_tokens = 22,
-                                                  .query_heads = 4,
-                                                  .kv_heads = 2,
-                                                  .head_dim = 4,
-                                                  .seed = 5});
-  const Trace trace = test::make_trace(spec);
-  const auto a = attention(spec, 0);
-  for (std::size_t head = 0; head < 2; ++head) {
-    // Blocks of 3 rows from the prompt's end: [22, 25) [25, 28) [28, 30), the last divided by 3,
-    // too.
-    std::vector<std::pair<double, int>> order;
-    for (int t = 0; t < 19; ++t) {  // the newest 3 are no candidates
-      double best = 0;
-      for (int b = 22; b < 30; b += 3) {
-        double mean = 0;
-        for (int r = b; r < std::min(b + 3, 30); ++r) {
-          for (std::size_t q = 2 * head; q < 2 * head + 2; ++q)
-            mean += a[q][static_cast<std::size_t>(r)][static_cast<std::size_t>(t)] / 6;
-        }
-        best = std::max(best, mean);
-      }
-      order.emplace_back(best, t);
-    }
-    std::sort(order.rbegin(), order.rend());
-    std::vector<int> expected(19, 22);
-    for (std::size_t i = 0; i < 5; ++i) expected[static_cast<std::size_t>(order[i].second)] = 0;
-    const auto d = deaths(trace, "foresightkv(scorer=golden,budget=8,interval=3)", {}, 0,
-                          static_cast<int>(head));
-    for (std::size_t t = 0; t < 19; ++t) {
-      INFO(head << " " << t);
-      CHECK((d[t] == 22) == (expected[t] == 22));
-    }
-    for (std::size_t t = 19; t < 22; ++t) CHECK(d[t] > 22);
-  }
-}
-
-TEST_CASE("foresightkv holds its budget after every interval, and the interval before it",
-          "[policy][foresightkv]") {
-  const Trace trace = random_trace(60, 40, 3);
-  for (const char* scorer : {"ridge", "logit", "mlp", "attn", "golden"}) {
-    INFO(scorer);
-    const std::string spec = fmt::format("foresightkv(scorer={},budget=12,interval=4)", scorer);
-    for (int layer = 0; layer < 2; ++layer) {
-      for (int head = 0; head < 2; ++head) {
-        const auto d = deaths(trace, spec, {}, layer, head);
-        for (int row = 40; row < 60; ++row) {
-          CHECK(alive_after(d, row) == 12 + (row - 40) % 4);
-          for (int t = row / 4 * 4 - 4; t < row; ++t) CHECK(d[static_cast<std::size_t>(t)] > row);
-        }
-      }
-    }
-  }
-}
-
-TEST_CASE("foresightkv charges the published network, its queries and its sums",
-          "[policy][foresightkv]") {
-  const Geometry g = geometry_of(load_model("Qwen3-4B"), 4096, 1024, 0, 2);
-  REQUIRE(g.layers() == 36);
-  const Policy policy = make_policy("foresightkv(budget=1024)", g);
-  const std::int64_t queries = std::int64_t{128} * 32 * 128 * 36;
-  CHECK(policy.charge.once == 2 * (1336608 + queries));
-  CHECK(policy.charge.entry == 16);  // two sums for each of four query heads, 2 bytes
-  CHECK(fmt::format("{:.2f} MiB", 2 * 1336608 / 1048576.0) == "2.55 MiB");
-  // 144 MiB kept and 180 MiB at an interval of 256.
-  CHECK(std::int64_t{36} * 8 * 1024 * g.entry_bytes() == std::int64_t{144} << 20);
-  const Policy attention = make_policy("foresightkv(budget=1024,scorer=attn)", g);
-  CHECK(attention.charge.once == 2 * (36 * 8 * (32 * 16 + 33) + queries));
-}
-
-TEST_CASE("foresightkv draws its victims among the twice as many worst", "[policy][foresightkv]") {
-  // Candidates 0..6 (the newest, 7, is none), to drop 2: rows after the prompt like larger keys, so
-  // victims come from 0..3, and which of them depends on the seed.
-  const Trace trace = weights({.0, .1, .2, .3, .4, .5, .6, .7, 0, 0}, 8);
-  std::set<std::vector<int>> seen;
-  for (int seed = 0; seed < 40; ++seed) {
-    const auto d = deaths(trace, fmt::format("foresightkv(scorer=golden,select=sample,budget=6,"
-                                             "interval=1,seed={})",
-                                             seed));
-    int dead = 0;
-    for (std::size_t t = 0; t < 8; ++t) {
-      if (d[t] != 8) continue;
-      ++dead;
-      CHECK(t < 4);
-    }
-    CHECK(dead == 2);
-    seen.insert(d);
-  }
-  CHECK(seen.size() > 3);
-  const std::string fitted = "foresightkv(budget=20,interval=4,seed={})";
-  const Trace random = random_trace(60, 50, 2);
-  CHECK(deaths(random, fmt::format(fmt::runtime(fitted), 1)) ==
-        deaths(random, fmt::format(fmt::runtime(fitted), 1)));
-  CHECK(deaths(random, fmt::format(fmt::runtime(fitted), 1)) !=
-        deaths(random, fmt::format(fmt::runtime(fitted), 2)));
-}
-
-TEST_CASE("weights=self is the fit of the first half, and a file of it gives the same",
-          "[policy][foresightkv][fit]") {
-  const Trace trace = random_trace(90, 80, 8);
-  const auto folder = std::filesystem::temp_directory_path() / "kvspan_self_test";
-  std::filesystem::create_directories(folder);
-  const std::string file = (folder / "weights.safetensors").string();
-  policies::FitOptions options;
-  options.interval = 5;
-  options.budget = 16;
-  policies::fit_models(policies::fitted_scorer("foresightkv"), {trace}, {}, options, nullptr,
-                       nullptr)
-      .set.save(file);
-  const std::string spec = "foresightkv(budget=16,interval=5,select=topk,weights=\"{}\"{})";
-  const auto text = [&](const std::string& w, const std::string& more) {
-    return fmt::format(fmt::runtime(spec), w, more);
-  };
-  const RunResult self = test::run_one(trace, text("self", ""), {});
-  CHECK(self.ledger.death == test::run_one(trace, text(file, ""), {}).ledger.death);
-  CHECK(self.ledger.death == test::run_one(trace, text(file, ",scorer=file"), {}).ledger.death);
-  CHECK_THROWS_WITH(test::run_one(trace, text(file, ",scorer=mlp"), {}),
-                    Contains("holds ridge, expected mlp"));
-  CHECK_THROWS_WITH(test::run_one(trace, fmt::format("locret(weights=\"{}\")", file), {}),
-                    Contains("was fitted for foresightkv"));
-  std::filesystem::remove_all(folder);
-}
-
-TEST_CASE("foresightkv refuses what has no meaning", "[policy][foresightkv]") {
-  const Trace trace = random_trace(20, 16, 1);
-  const Geometry g = geometry_of(trace, {});
-  CHECK_THROWS_AS(make_policy("foresightkv(scorer=file)", g), ConfigError);
-  CHECK_THROWS_AS(make_policy("foresightkv(scorer=golden,weights=x)", g), ConfigError);
-  CHECK_THROWS_AS(make_policy("foresightkv(interval=0)", g), ConfigError);
-  CHECK_THROWS_AS(make_policy("foresightkv(budget=4)+snapkv(budget=4)", g), ConfigError);
-  CHECK(make_policy("foresightkv(scorer=golden)", g).bound);
-  CHECK_FALSE(make_policy("foresightkv", g).bound);
-  // The size may be spread over layers.
-  CHECK(test::run_one(trace, "pyramid+foresightkv(budget=6,interval=2)", {}).metrics.footprint < 1);
 }
 
 // ---- locret -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@
 #include "sim/predict/analytic.h"
 #include "sim/run/run.h"
 #include "tests/support/cases.h"
+#include "tests/support/files.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"
 
@@ -142,28 +143,103 @@ TEST_CASE("--match finds the knob that a wrapper brings itself", "[policy][decod
 // ---- dms ----------------------------------------------------------------------------------------
 
 TEST_CASE("dms drops what scores below its threshold once it leaves the window", "[policy][dms]") {
-  // Norms 1 3 2 1 5 | 1 1 1, window 2, threshold -2: 2 stays, being equal. Judged after the prompt:
-  // 0 1 2; after row 5: 3; after row 6: 4.
+  // Norms 1 3 2 1 5 | 1 1 1, window 2, threshold -2: 1 and 4 score below, so 0 and 3 die: 0 .. 3
+  // have left the window when row 5 attends.
   const Trace trace = one_head(column({1, 3, 2, 1, 5, 1, 1, 1}), 5);
-  CHECK(deaths(trace, "dms(knorm,threshold=-2,window=2)") == Set{8, 5, 8, 8, 7, 8, 8, 8});
+  CHECK(deaths(trace, "dms(knorm,threshold=-2,window=2)") == Set{5, 8, 8, 5, 8, 8, 8, 8});
   CHECK(deaths(trace, "dms(knorm,threshold=-100)") == Set(8, 8));
-  CHECK(deaths(trace, "dms(knorm,threshold=0,window=0)") == Set{5, 5, 5, 5, 5, 6, 7, 8});
-  // A random rank is uniform in [0, 2^53): half of 400 tokens pass 2^52.
-  const Trace many = random_trace(402, 400, 5, 1);
-  const auto alive =
-      kept(many, fmt::format("dms(random(seed=1),threshold={},window=0)", std::int64_t{1} << 52));
-  CHECK(alive.size() > 160);
-  CHECK(alive.size() < 240);
   // One bit per token of the window, 2 layers x 2 heads.
   CHECK(test::run_one(random_trace(300, 290, 6), "dms(knorm,threshold=-1,window=128)", {})
             .ledger.charge.once == 4 * 16);
   CHECK_THAT(refusal(trace, "dms(snapkv,threshold=1)"),
              Contains("not known when an entry is born"));
-  CHECK_THAT(refusal(trace, "dms(knorm)"), Contains("needs the parameter 'threshold'"));
+  CHECK_THAT(refusal(trace, "dms(knorm)"), Contains("found no threshold"));
+  CHECK_THAT(refusal(trace, "dms(knorm,threshold=1,window=1)"),
+             Contains("found window=1, expected 2 or more"));
   CHECK_THAT(refusal(trace, "dms(pyramid+knorm(budget=2),threshold=1)"), Contains("no budget"));
   const Policy policy = make_policy("dms(knorm,threshold=-1)", geometry_of(trace, {}));
+  CHECK_THAT(policy.spec, Contains("window=512"));
   CHECK(!policy.knob);
   CHECK(!policy.closed_form);
+}
+
+TEST_CASE("in dms the next token decides on a token, by its gate's sign", "[policy][dms]") {
+  // Logits of the gate 0 1 0 ..: only token 1's is above 0. A file holds minus the logit.
+  const Trace trace = weights(std::vector<double>(6, 0.0), 3);
+  const test::Table file("scores", {1, 1, 6}, {0, -1, 0, 0, 0, 0});
+  const std::string gate = fmt::format("dms(scores(file=\"{}\"),window=2", file.name());
+  CHECK(deaths(trace, gate + ")") == Set{3, 6, 6, 6, 6, 6});
+  // At window 2 a row reads itself and one more, here the row on top of the window.
+  CHECK(deaths(trace, gate + ",variant=kvpress)") == Set{6, 4, 6, 6, 6, 6});
+}
+
+TEST_CASE("a dms window counts the row itself, kvpress' does not", "[policy][dms]") {
+  // Bug: row 310 read 129. Everything scores below 0.
+  const Trace trace = weights(std::vector<double>(320, 1.0), 300);
+  const auto timeline = [&](const std::string& more) {
+    return test::run_one(trace, "dms(knorm,threshold=0,window=128" + more + ")", {})
+        .metrics.timeline;
+  };
+  const auto code = timeline("");
+  CHECK(code.resident_entries[310] == 128);
+  CHECK(code.active_entries[310] == 128);
+  // So do rows of the prompt, which is held until it ends.
+  CHECK(code.active_entries[127] == 128);
+  CHECK(code.active_entries[128] == 128);
+  CHECK(code.active_entries[299] == 128);
+  CHECK(code.resident_entries[299] == 300);
+  const auto kvpress = timeline(",variant=kvpress");
+  CHECK(kvpress.resident_entries[310] == 129);
+  CHECK(kvpress.resident_entries[299] == 300);
+  CHECK(deaths(trace, "dms(knorm,threshold=0,variant=kvpress)") ==
+        deaths(trace, "dms(knorm,threshold=0,window=128,variant=kvpress)"));
+}
+
+TEST_CASE("dms judges every row, from the first that is full on", "[policy][dms]") {
+  // Everything is below the line, window 4, N = 9: token t dies when row t + 4 attends, after the
+  // prompt at the earliest.
+  const auto dead = [](int prompt, const std::string& more = ")") {
+    return deaths(weights(std::vector<double>(9, 1.0), prompt),
+                  "dms(knorm,threshold=0,window=4" + more);
+  };
+  CHECK(dead(2) == Set{4, 5, 6, 7, 8, 9, 9, 9, 9});  // the first decision falls after row 3
+  CHECK(dead(4) == Set{4, 5, 6, 7, 8, 9, 9, 9, 9});  // n = window
+  CHECK(dead(5) == Set{5, 5, 6, 7, 8, 9, 9, 9, 9});  // n = window + 1
+  // kvpress: a row later.
+  CHECK(dead(2, ",variant=kvpress)") == Set{5, 6, 7, 8, 9, 9, 9, 9, 9});
+  CHECK(dead(4, ",variant=kvpress)") == Set{5, 6, 7, 8, 9, 9, 9, 9, 9});
+  CHECK(dead(5, ",variant=kvpress)") == Set{5, 6, 7, 8, 9, 9, 9, 9, 9});
+  // The token that just leaves the window scores highest, and its neighbours below: it dies if the
+  // next one decides, and takes none with it if it decides itself.
+  const Trace peak = one_head(column({1, 1, 1, 1, 0, 1, 1, 1, 1}), 2);
+  CHECK(deaths(peak, "dms(knorm,threshold=-0.5,window=2)") == Set{2, 3, 4, 9, 6, 7, 8, 9, 9});
+  CHECK(deaths(peak, "dms(knorm,threshold=-0.5,window=2,variant=kvpress)") ==
+        Set{3, 4, 5, 6, 9, 8, 9, 9, 9});
+}
+
+TEST_CASE("dms decides per head, or for the whole layer by its head 0", "[policy][dms]") {
+  const Trace trace = test::head_weights({{{1, 3, 1, 1, 1, 1}, {1, 1, 3, 1, 1, 1}}}, 4);
+  const auto both = [&](const std::string& more) {
+    const std::string spec = "dms(knorm,threshold=-2,window=2" + more + ")";
+    return std::pair(deaths(trace, spec), deaths(trace, spec, {}, 0, 1));
+  };
+  CHECK(both("") == std::pair(Set{4, 6, 6, 6, 6, 6}, Set{6, 4, 6, 6, 6, 6}));
+  CHECK(both(",per=layer") == std::pair(Set{4, 6, 6, 6, 6, 6}, Set{4, 6, 6, 6, 6, 6}));
+}
+
+TEST_CASE("in kvpress' dms a token decides on itself", "[policy][dms]") {
+  // Norms 1 3 2 1 5 | 1 1 1, window 2, threshold -2: 2 stays, being equal. Judged after the prompt:
+  // 0 1 2; after row 5: 3; after row 6: 4.
+  const Trace trace = one_head(column({1, 3, 2, 1, 5, 1, 1, 1}), 5);
+  const std::string kvpress = ",variant=kvpress)";
+  CHECK(deaths(trace, "dms(knorm,threshold=-2,window=2" + kvpress) == Set{8, 5, 8, 8, 7, 8, 8, 8});
+  CHECK(deaths(trace, "dms(knorm,threshold=0,window=0" + kvpress) == Set{5, 5, 5, 5, 5, 6, 7, 8});
+  // A random rank is uniform in [0, 2^53): half of 400 tokens pass 2^52.
+  const Trace many = random_trace(402, 400, 5, 1);
+  const auto alive = kept(many, fmt::format("dms(random(seed=1),threshold={},window=0{}",
+                                            std::int64_t{1} << 52, kvpress));
+  CHECK(alive.size() > 160);
+  CHECK(alive.size() < 240);
 }
 
 // ---- criticalkv ---------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
     for (int h = 0; h < u.heads; ++h) {
       Tokens gone;
       for (const int j : m.resident[at(h)]) {
-        if (j < b - c.count("window", 256) && u.admitted[u.flat(m.l, h, j)] == 0) gone.push_back(j);
+        if (j <= b - c.count("window", 256) && u.admitted[u.flat(m.l, h, j)] == 0)
+          gone.push_back(j);
       }
       out.kept[at(h)] = without(m.resident[at(h)], gone);
     }
@@ -72,7 +73,8 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
       plain(u, c.inner(), m, c.count("target", 2048), out);
     }
   } else if (c.name == "foresightkv") {
-    if (at_point || due(c.count("interval", 128))) {
+    const int every = c.count("interval", 128);  // a row after lengths that it divides
+    if (at_point || (b > u.point && (b - 1) / every > (m.pass.begin - 1) / every)) {
       plain(u, c, m, budget_of(u, c), out);
     }
   } else if (!at_point) {
@@ -110,13 +112,18 @@ Tokens residents(const World& u, const Outcome& r, int l, int h, int row) {
   return out;
 }
 
+bool masks_the_prompt(const Choice& c) {
+  return c.name == "dms" ? c.is("variant", "code", "code")
+                         : c.name == "write_gate" && c.is("masks_prefill", "true", "true");
+}
+
 // What a row reads of a stored head.
 Tokens reads(const World& u, const Outcome& r, int l, int h, int row) {
   Tokens out = residents(u, r, l, h, row);
   const Choice& c = u.policy;
-  if (c.name != "write_gate" || row >= u.point || c.is("masks_prefill", "false", "true"))
-    return out;
+  if (row >= u.point || !masks_the_prompt(c)) return out;
   Tokens hidden;
+  if (c.name == "dms") return without(out, failing(u, l, h, out, row));
   for (const int j : out) {
     if (j <= row - c.count("window", 256) && u.admitted[u.flat(l, h, j)] == 0) hidden.push_back(j);
   }
@@ -272,7 +279,7 @@ Outcome simulate(const Trace& trace, const std::string& policy, const Parameters
   replay(u, r);
   measure_bytes(u, r);
   measure_fidelity(u, r);
-  if (policy == "write_gate" && u.policy.is("masks_prefill", "true", "true")) {
+  if (masks_the_prompt(u.policy)) {
     for (int row = 0; row < trace.tokens; ++row) {
       r.read.push_back(0);
       for (int l = 0; l < u.layers; ++l) {

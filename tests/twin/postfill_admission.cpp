@@ -10,18 +10,24 @@
 
 namespace kvspan::twin::postfill {
 
-void dms(const World& u, const Moment& m, Verdict& out) {
-  const Choice p = u.policy.inner();
+Tokens failing(const World& u, int l, int h, const Tokens& entries, int row) {
+  const bool code = u.policy.is("variant", "code", "code");
+  const int window = u.policy.count("window", code ? 512 : 128);
   const double threshold = u.policy.real("threshold", 0);
+  Tokens out;
+  if (u.t.layers[at(l)].model_layer < u.policy.inner().count("skip", 0)) return out;
+  const Moment m{l, {}, {}};
+  for (const int j : entries) {
+    if (j + window + (code ? 0 : 1) > row) continue;
+    const double score = score_by(u, u.policy.inner(), m, h, {code ? j + 1 : j}).front();
+    if (score < threshold) out.push_back(j);
+  }
+  return out;
+}
+
+void dms(const World& u, const Moment& m, Verdict& out) {
   for (int h = 0; h < u.heads; ++h) {
-    const Tokens old =
-        candidates_of(m.resident[at(h)], {0, u.policy.count("window", 128)}, m.end());
-    const Values score = score_by(u, p, m, h, old);
-    Tokens gone;
-    for (std::size_t e = 0; e < old.size(); ++e) {
-      if (score[e] < threshold) gone.push_back(old[e]);
-      if (near_tie(score[e], threshold)) out.near[at(h)] = 1;
-    }
+    const Tokens gone = failing(u, m.l, h, m.resident[at(h)], m.end());
     out.kept[at(h)] = without(m.resident[at(h)], gone);
   }
 }

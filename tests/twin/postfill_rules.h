@@ -61,6 +61,9 @@ void wrapped(const World& u, const Moment& m, Verdict& out);
 // Entries that leave the window are judged.
 void dms(const World& u, const Moment& m, Verdict& out);
 
+// Of these entries of a head, those that `row` reads no more in dms: out of its window, and marked.
+[[nodiscard]] Tokens failing(const World& u, int l, int h, const Tokens& entries, int row);
+
 // Which entries the gate lets in.
 [[nodiscard]] std::vector<char> write_gate(const World& u);
 

@@ -207,11 +207,11 @@ Values judgeq(const World& u, const Choice& c, const Moment& m, int h, const Tok
 Values golden(const World& u, int interval, const Moment& m, int h, const Tokens& entries) {
   const auto [first, last] = readers(u.t, u.heads, h);
   Values out(entries.size(), 0.0);
-  // Blocks are counted from the eviction point; one that has begun is no future block.
-  const int begun = (m.end() - u.point + interval - 1) / interval;
-  for (int begin = u.point + begun * interval; begin < u.t.tokens; begin += interval) {
+  // Blocks begin a row after those that the interval divides; of one begun, the rest counts.
+  for (int end = 0, begin = m.end(); begin < u.t.tokens; begin = end) {
+    end = (begin - 1) / interval * interval + interval + 1;
     Values sum(entries.size(), 0.0);
-    for (int row = begin; row < std::min(begin + interval, u.t.tokens); ++row) {
+    for (int row = begin; row < std::min(end, u.t.tokens); ++row) {
       for (int g = first; g < last; ++g) {
         const Values p = full_attention(u, m.l, g, row);
         for (std::size_t e = 0; e < entries.size(); ++e) sum[e] += p[at(entries[e])];

@@ -337,7 +337,9 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
          inner_policy(r, d, "knorm", false);
          if (coin(r, 4)) d.set_inner("skip", 1);
          d.set("threshold", fmt::format("{:.4f}", -0.1 * test::pick(r, 10, 40)));
-         d.set("window", test::pick(r, 0, 12));
+         const std::string variant = one_of(r, {"code", "kvpress"});
+         d.set("variant", variant);
+         d.set("window", test::pick(r, variant == "code" ? 2 : 0, 12));
        }},
       {"decoding",
        [](Random& r, Drawn& d, const std::string&) {

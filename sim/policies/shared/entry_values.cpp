@@ -13,7 +13,6 @@ namespace {
 using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr TokenCount kSinks = 4;  // AdaEA++
 
 }  // namespace
 
@@ -82,7 +81,7 @@ HeadValues expected_attention(const Trace& trace, int layer, RowIndex prompt,
   const TraceMeta& m = trace.meta();
   const auto dim = static_cast<Eigen::Index>(m.head_dim);
   const RowIndex half = std::max<RowIndex>(1, prompt / 2);
-  const RowIndex first = half > kSinks ? kSinks : 0;
+  const RowIndex first = half > kAdaSinks ? kAdaSinks : 0;
   const LayerVectors q = read_vectors(trace, layer, 'q', first, half, true);
   const LayerVectors k = read_vectors(trace, layer, 'k', 0, m.tokens);
   const double position = static_cast<double>(prompt) / 2;
@@ -125,7 +124,7 @@ HeadValues expected_attention(const Trace& trace, int layer, RowIndex prompt,
     }
   }
   for (auto& head : out) {
-    std::fill(head.begin(), head.begin() + std::min<TokenCount>(kSinks, m.tokens), kInfinity);
+    std::fill(head.begin(), head.begin() + std::min<TokenCount>(kAdaSinks, m.tokens), kInfinity);
   }
   return out;
 }

@@ -20,9 +20,10 @@ using HeadValues = std::vector<std::vector<float>>;
 // the window of (a / (1 - a))^2 |v - o|^2, divided by 1 - min(1, window / (N - i)).
 [[nodiscard]] HeadValues output_change(const Trace& trace, int layer, RowIndex window);
 
-// Attention of a Gaussian query per query head: mean and covariance before rotary of the first half
-// of the prompt, rotated to the middle of it. Ranks among the first `outside` entries, the largest
-// of the group; infinity for the sinks.
+inline constexpr TokenCount kAdaSinks = 4;
+// AdaEA++: attention of a Gaussian query per query head: mean and covariance before rotary of the
+// first half of the prompt, rotated to the middle of it. Ranks among the first `outside` entries,
+// the largest of the group; infinity for the sinks.
 [[nodiscard]] HeadValues expected_attention(const Trace& trace, int layer, RowIndex prompt,
                                             std::ptrdiff_t outside);
 

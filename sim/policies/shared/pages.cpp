@@ -24,21 +24,22 @@ std::vector<std::int32_t> best_of(std::span<const float> scores, std::size_t cou
   return order;
 }
 
-PageBounds::PageBounds(int dim, int page, std::int64_t tokens)
+PageBounds::PageBounds(int dim, int page, std::int64_t places)
     : dim_(dim),
       page_(page),
-      pages_(index((tokens + page - 1) / page)),
+      pages_(index((places + page - 1) / page)),
       low_(index(dim) * pages_, std::numeric_limits<float>::infinity()),
       high_(index(dim) * pages_, -std::numeric_limits<float>::infinity()) {}
 
 void PageBounds::extend(const View& view, int kv_head, TokenIndex end) {
-  for (; end_ < end; ++end_) {
-    const std::vector<float> key = view.key(kv_head, end_);
-    const std::size_t p = index(end_ / page_);
-    for (std::size_t i = 0; i < key.size(); ++i) {
-      low_[i * pages_ + p] = std::min(low_[i * pages_ + p], key[i]);
-      high_[i * pages_ + p] = std::max(high_[i * pages_ + p], key[i]);
-    }
+  for (; end_ < end; ++end_) add(end_, view.key(kv_head, end_));
+}
+
+void PageBounds::add(RowIndex place, std::span<const float> key) {
+  const std::size_t p = index(place / page_);
+  for (std::size_t i = 0; i < key.size(); ++i) {
+    low_[i * pages_ + p] = std::min(low_[i * pages_ + p], key[i]);
+    high_[i * pages_ + p] = std::max(high_[i * pages_ + p], key[i]);
   }
 }
 

@@ -19,13 +19,16 @@ namespace kvspan::policies {
 // The `count` best of scores [n], ascending by index; ties to the lower index. REQUIRES: no NaN.
 [[nodiscard]] std::vector<std::int32_t> best_of(std::span<const float> scores, std::size_t count);
 
-// Element-wise minimum and maximum of the keys of each page of one KV head. Pages are blocks of
-// token indices, and a key that was written stays in the bounds of its page after its entry has
-// died, as in a real system: bounds cannot be un-merged.
+// Element-wise minimum and maximum of the keys of each page of one KV head. A page is a block of
+// places, and a key that was written stays in the bounds of its page after its entry has died, as
+// in a real system: bounds cannot be un-merged.
 class PageBounds {
  public:
-  PageBounds(int dim, int page, std::int64_t tokens);
+  PageBounds(int dim, int page, std::int64_t places);
+  // Where places are token indices: the keys of all tokens before `end`.
   void extend(const View& view, int kv_head, TokenIndex end);
+  // Writes a key to a place.
+  void add(RowIndex place, std::span<const float> key);
   // out[p] = sum_i max(q_i min_i, q_i max_i) >= q . k of every key in page p.  out [pages], from
   // page 0
   void score(std::span<const float> q, std::span<float> out) const;

@@ -204,7 +204,7 @@ CASES = [
         "DMSPress(Knorm)",
         "dms",
         lambda r, c: kvpress.DMSPress(kvpress.KnormPress(), threshold=c["threshold"]),
-        ["dms(knorm,threshold={threshold},window=128)"],
+        ["dms(knorm,threshold={threshold},window=128,variant=kvpress)"],
         kind="mask",
         scope="threshold",
         note="threshold: the r-quantile of all Knorm scores",
