@@ -112,6 +112,7 @@ PolicyEntry cur() {
                     leverage = parse_leverage(arguments.text("leverage"))](const LayerShape&) {
       return std::make_unique<Cur>(sinks, window, leverage);
     };
+    scoring.by_place = true;
     return budgeted(arguments, geometry, own(scoring));
   };
   return entry;

@@ -35,9 +35,12 @@ class Lag final : public Scorer {
     const std::size_t partitions = behind / index(lag_);
     std::fill(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(first), 3.0);
     // Between 1 (the top rank of a scored entry is below it) and 2: the newest of the tail stay.
+    // Where nothing is scored, as in kvpress, they rank by position.
     const std::size_t scored = partitions < 2 ? 0 : (partitions - 1) * index(lag_);
-    for (std::size_t i = scored; i < behind; ++i)
-      out[first + i] = 1.0 + static_cast<double>(i) / static_cast<double>(behind);
+    for (std::size_t i = scored; i < behind; ++i) {
+      out[first + i] =
+          (partitions < 2 ? 0.0 : 1.0) + static_cast<double>(i) / static_cast<double>(behind);
+    }
     for (std::size_t p = 0; p * index(lag_) < scored; ++p) {
       const std::size_t begin = first + p * index(lag_);
       const auto part = entries.subspan(begin, index(lag_));
@@ -139,6 +142,8 @@ PolicyEntry lagkv() {
                     cross = arguments.flag("cross")](const LayerShape&) {
       return std::make_unique<Lag>(sinks, lag, cross);
     };
+    scoring.by_place = true;
+    scoring.order.ties_from = 1;  // the top rank
     return budgeted(arguments, geometry, own(scoring));
   };
   return entry;

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // R-KV: for long reasoning: keeps what is important and not said twice. Acts after the prompt and
-// whenever the length (prompt included) is a multiple of `buffer`, if more than the budget is held.
+// after the row that follows a length (prompt included) which `buffer` divides (the flag is set at
+// the end of a call, and used in the next), if the budget or more is held.
 //   importance  logits of the last `window` rows, maximum over the group's query heads, softmax
 //               over the entries before the window, mean over the rows, max-pooled along the
 //               entries
-//   redundancy  c_ij = cos(k_i, k_j), 0 on the diagonal; in each row i the last (newest) column
-//               with c_ij > `similarity` is set to 0, so that of near-duplicates the newest is
-//               spared (if there is none, column 0 is, as in the code); r = softmax_j(mean_i c_ij)
+//   redundancy  c_ij = cos(k_i, k_j), 0 on the diagonal; in each row i the last column with c_ij >
+//               `similarity` is set to 0, so that of near-duplicates the last is spared (if there
+//               is none, column 0 is, as in the code); r = softmax_j(mean_i c_ij)
 //   score       lambda importance - (1 - lambda) r; the window itself stays, inside the budget
+// "Along" and "last" go by place in the cache. The code gathers what topk returns: survivors lie in
+// falling order of their scores, the window behind them (order=cache; equal scores, whose order is
+// the device's there, keep their places). The paper's words mean tokens (order=token).
 // Source: Cai et al., arXiv 2505.24133; code Zefan-Cai/R-KV (rkv/compression/r1_kv.py,
 // rkv/utils.py). lambda is 0.1 in its README and scripts, 0.07 as the default of the class.
 //
@@ -50,7 +54,7 @@ class Redundancy final : public Scorer {
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
     importance(view, head, entries, out);
-    const std::span<const TokenIndex> all = view.resident(head);
+    const std::span<const TokenIndex> all = view.cached(head);
     const std::vector<double> r = redundancy(view, head, all);
     std::size_t place = 0;
     for (std::size_t i = 0; i < entries.size(); ++i) {
@@ -97,7 +101,7 @@ class Redundancy final : public Scorer {
   RKvSettings settings_;
 };
 
-// Side of the similarity matrix after each row, under a uniform budget; 0: nobody has to leave. The
+// Side of the similarity matrix after each row, under a uniform budget; 0: below the budget. The
 // prompt's own can be taken in blocks, as attention is (H2O's n x n scores are not charged either).
 //   returns [tokens]
 std::vector<TokenCount> compared(TokenCount budget, const Schedule& schedule, RowIndex buffer,
@@ -108,7 +112,7 @@ std::vector<TokenCount> compared(TokenCount budget, const Schedule& schedule, Ro
   for (std::size_t i = 0; i + 1 < plan.ends.size(); ++i) {  // nothing is decided after the last row
     const Pass pass = pass_at(plan, i);
     held += pass.rows();
-    if (!schedule.due(pass) || held <= budget) continue;
+    if (!schedule.due(pass) || held < budget) continue;
     out[index(pass.end - 1)] = std::min<TokenCount>(held, budget + buffer);
     held = budget;
   }
@@ -125,13 +129,17 @@ PolicyEntry r_kv() {
   entry.summary = "in decode, every 128 tokens: keeps important entries that are not redundant";
   entry.source = "Cai et al. 2025, arXiv 2505.24133";
   entry.evidence = "code read";
-  entry.differs = "lambda is 0.1 in the README and 0.07 in the code's signature; here 0.1";
+  entry.differs =
+      "lambda is 0.1 in the README and 0.07 in the code's signature; here 0.1. The code pools and "
+      "looks for the last duplicate in the order of its cache (order=cache, the published one), "
+      "the paper means tokens (order=token). The code's counter of tokens runs on from sample to "
+      "sample, which moves or loses later prompts' cuts: a slip, here each starts at 0";
   entry.needs = "q and k";
   entry.parameters = {budget_parameter(),
                       {.name = "buffer",
                        .fallback = "128",
                        .unit = "tokens",
-                       .help = "acts at lengths that it divides",
+                       .help = "acts a row after lengths that it divides",
                        .range = {1, 1e6}},
                       {.name = "window",
                        .fallback = "8",
@@ -152,7 +160,13 @@ PolicyEntry r_kv() {
                        .kind = Kind::real,
                        .fallback = "0.5",
                        .help = "cosine of near-duplicates",
-                       .range = {0, 1}}};
+                       .range = {0, 1}},
+                      {.name = "order",
+                       .kind = Kind::word,
+                       .fallback = "cache",
+                       .help = "in which entries are pooled and compared: the cache's (falling "
+                               "scores, then the window), or the tokens'",
+                       .choices = {"cache", "token"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const RKvSettings settings{arguments.count("window"), odd_count(arguments, "kernel"),
                                arguments.real("lambda"), arguments.real("similarity")};
@@ -161,7 +175,10 @@ PolicyEntry r_kv() {
     scoring.make = [settings](const LayerShape&) { return std::make_unique<Redundancy>(settings); };
     scoring.window = settings.window;
     scoring.evicts_in_decode = true;
-    const Schedule schedule = Schedule::from_evict_point(buffer, geometry.evict_point % buffer);
+    scoring.by_place = true;
+    if (arguments.is("order", "cache")) scoring.order = {.by_score = true, .when_full = true};
+    const Schedule schedule =
+        Schedule::from_evict_point(buffer, (geometry.evict_point + buffer - 1) % buffer);
     Recipe recipe = budgeted(arguments, geometry, own(scoring), own(schedule));
     recipe.protect = own(protect_recent(settings.window));
     // Beside the entries: queries of the last `window` rows in every layer, and in the rows after

@@ -19,6 +19,38 @@ class Uniform final : public Budget {
   }
 };
 
+// What every layer may keep, shared out among its heads.
+class HeadsOfLayers final : public Budget {
+ public:
+  HeadsOfLayers(std::shared_ptr<const Budget> layers, std::shared_ptr<const Budget> heads,
+                RowIndex window)
+      : layers_(std::move(layers)), heads_(std::move(heads)), window_(window) {}
+  bool content_free() const override { return heads_->content_free(); }
+  TokenCount capacity(const LayerShape& shape, int head, const Sizing& sizing) const override {
+    return heads_->capacity(shape, head, of_layer(shape, sizing));
+  }
+  void counts(const View& view, const Scores& scores, const Sizing& sizing,
+              std::span<TokenCount> keep) const override {
+    heads_->counts(view, scores, of_layer(view.shape(), sizing), keep);
+  }
+
+ private:
+  Sizing of_layer(const LayerShape& shape, Sizing sizing) const {
+    sizing.heads_window = window_;
+    sizing.tokens = layers_->capacity(shape, 0, sizing);
+    return sizing;
+  }
+  std::shared_ptr<const Budget> layers_, heads_;
+  RowIndex window_;
+};
+
+std::shared_ptr<const Budget> budget_of(const Recipe& recipe) {
+  if (!recipe.layers) return recipe.shape ? recipe.shape.value : uniform_budget();
+  if (!recipe.shape.is_own()) return recipe.layers.value;
+  return std::make_shared<HeadsOfLayers>(recipe.layers.value, recipe.shape.value,
+                                         recipe.scorer.value.window);
+}
+
 // Entries kept of a chunk of `rows` rows. Source: the metric and the evaluation code of arXiv
 // 2506.17121 (kv_footprint.py, snapkv.py); products are formed in double as there.
 TokenCount chunk_count(const Recipe::Chunked& chunked, const Amount& share, RowIndex window,
@@ -28,10 +60,20 @@ TokenCount chunk_count(const Recipe::Chunked& chunked, const Amount& share, RowI
   return std::min<TokenCount>(std::llrint(product) + window, rows);  // llrint: half to even
 }
 
+// preset=prulong, of a prompt in one pass.
+TokenCount rounded_up(const Recipe& recipe, const Geometry& geometry, TokenCount total) {
+  const Amount& amount = recipe.size.value;
+  const RowIndex window = recipe.scorer.value.window;
+  if (amount.kind == Amount::Kind::share)
+    total = chunk_count({.metric_count = false}, amount, window, geometry.evict_point);
+  const TokenCount step = recipe.capacity_step;
+  return (std::max<TokenCount>(total, window) + step - 1) / step * step;
+}
+
 // The sizing of a rule: B of the prompt, or what a chunk (or all chunks so far) may keep.
 std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geometry& geometry,
                                                int heads) {
-  const RowIndex prompt = geometry.evict_point;
+  const RowIndex prompt = geometry.evict_point - recipe.early;
   if (!recipe.size) return [prompt](const Pass&) { return Sizing{kAll, prompt}; };
   const Amount amount = recipe.size.value;
   const std::int64_t held = recipe.store ? recipe.store.value.entry_bytes : 0;
@@ -39,6 +81,7 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
       amount, geometry, heads, held > 0 ? held : geometry.entry_bytes(), recipe.name + ": budget");
   if (amount.kind != Amount::Kind::bytes && recipe.size_factor != 1)
     total = static_cast<TokenCount>(static_cast<double>(total) * recipe.size_factor);
+  if (recipe.capacity_step > 0 && !recipe.chunked) total = rounded_up(recipe, geometry, total);
   const Sizing whole = recipe.competing ? Sizing::of_competing(total) : Sizing(total, prompt);
   if (!recipe.chunked) return [whole](const Pass&) { return whole; };
   if (recipe.size_factor != 1) {
@@ -69,8 +112,11 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
           begin = end;
         }
       }
-      Sizing sizing = Sizing::of_competing(std::max(count, least));
-      sizing.window_rows = rows;
+      Sizing sizing = Sizing::of_competing(std::max(count, least) + (patch ? window : 0));
+      if (patch)
+        sizing.discount = window;
+      else
+        sizing.window_rows = rows;
       return sizing;
     }
     const TokenCount count = std::max(chunk_count(chunked, amount, window, rows), least);
@@ -129,13 +175,17 @@ Rule ranking_rule(const Recipe& recipe, const Geometry& geometry) {
   Rule rule;
   rule.axis = scoring.axis;
   rule.scorer = scoring.make;
-  rule.budget = recipe.shape ? recipe.shape.value : uniform_budget();
+  rule.budget = budget_of(recipe);
   rule.sizing = [rule_sizing = sizing_rule(recipe, geometry, heads)](const Pass& pass) {
     Sizing sizing = rule_sizing(pass);
     sizing.born = pass.end;
     return sizing;
   };
-  if (recipe.pick) rule.pick = recipe.pick.value;
+  if (recipe.pick) {
+    rule.pick = recipe.pick.value;
+  } else {
+    rule.order = scoring.order;  // by the ranking, which another pick does not follow
+  }
   if (recipe.protect && recipe.protect.value) {
     rule.protect = [protect = recipe.protect.value](const Pass&, TokenCount tokens) {
       return protect(tokens);
@@ -187,7 +237,7 @@ void add_ranking(const Recipe& recipe, const Geometry& geometry, Policy& policy)
     throw ConfigError(fmt::format(
         "'{}' has no meaning: {} ranks one set for all heads of a layer, and {} gives every head a "
         "number of its own",
-        recipe.name, recipe.scorer.owner, recipe.shape.owner));
+        recipe.name, recipe.scorer.owner, recipe.shape ? recipe.shape.owner : recipe.layers.owner));
   }
   if (recipe.chunked) return add_chunked(recipe, std::move(rule), policy);
   policy.rules.push_back(std::move(rule));
@@ -241,7 +291,7 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
   }
   if (recipe.scorer) {
     add_ranking(recipe, geometry, policy);
-  } else if (recipe.shape || recipe.size) {
+  } else if (recipe.layers || recipe.shape || recipe.size) {
     throw ConfigError(
         fmt::format("{} spreads a budget but ranks nothing: add a policy with a scorer, as in "
                     "{}+snapkv(budget=512)",

@@ -42,11 +42,18 @@ struct Rewrite {
   std::vector<float> k, v;
 };
 
+// Survivors of a stored head that come to lie last in its cache, in this order (see CacheOrder).
+struct Arrangement {
+  int head = 0;
+  std::vector<TokenIndex> tokens;
+};
+
 // What leaves, and what changes, at the end of one pass of one layer.
 struct Decision {
   std::vector<Eviction> evictions;  // by head, then token
   std::vector<Change> changes;
   std::vector<Rewrite> rewrites;
+  std::vector<Arrangement> arrangements;
   std::int64_t decided = 0;    // (head) decisions in which somebody had to leave
   std::int64_t undecided = 0;  // of these: the margin is below the slack it rests on
 };

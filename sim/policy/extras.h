@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 
@@ -25,6 +26,21 @@ struct TraitExtras {
   bool reads_lower_layers = false;
   // streaming_llm: positions are places in the cache.
   bool renumbers = false;
+  // locret, preset=prulong: the prompt's last rows that go through decode: what acts at the evict
+  // point acts so many rows earlier.
+  RowIndex early = 0;
+  // preset=prulong: a prompt in one pass may keep a multiple of it, and its window at least.
+  TokenCount capacity_step = 0;
+};
+
+// r_kv, decoding: how the entries of a head lie in the cache after a decision. Programs that gather
+// what torch's topk returns leave it in falling order of the scores; whoever pools or looks for
+// neighbours then sees that order.
+struct CacheOrder {
+  bool by_score = false;         // false: by token, always
+  bool protected_first = false;  // what may not leave lies before the rest, not behind it
+  bool when_full = false;        // laid anew even if exactly the budget is held and nobody leaves
+  double ties_from = std::numeric_limits<double>::infinity();  // lagkv: scores above are equal
 };
 
 // Of Sizing.
@@ -33,12 +49,16 @@ struct SizingExtras {
   TokenCount discount = 0;  // chunked: of `tokens`, transient entries that do not stay (patched)
   RowIndex window_rows = kAll;  // chunked: an observation window is at most this long
   RowIndex born = 0;            // mikv: rows so far
+  RowIndex heads_window =
+      0;  // pyramid+adakv: the window of the heads that share out a layer's size
 };
 
 // Of Scoring.
 struct ScoringExtras {
   bool by_position = false;  // criticalkv asks: the ranking does not look at attention
   bool at_birth = false;     // dms, block ask: a score is known at birth, and never changes
+  bool by_place = false;     // decoding asks: a score depends on what lies beside an entry
+  CacheOrder order;
 };
 
 // Of Rule.
@@ -46,6 +66,7 @@ struct RuleExtras {
   bool window_in_pass = false;          // chunked: votes() look at rows of this pass only
   bool probe_with_prompt_tail = false;  // chunked: score with the prompt's last rows, re-rotated
   TokenIndex first = 0;                 // sagekv: entries before it neither compete nor count
+  CacheOrder order;
 };
 
 // Of View.

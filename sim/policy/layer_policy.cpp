@@ -13,9 +13,8 @@
 namespace kvspan {
 namespace {
 
-// The domain of a rule, split into what may leave and what may not. Entries are ascending, so each
-// part is a range. When more is protected than the head may keep, the newest protected entries
-// stay.
+// The domain of a rule, split into what may leave and what may not. When more is protected than the
+// head may keep, the newest protected entries stay.
 struct Split {
   std::span<const TokenIndex> sinks, evictable, recent;
   // Places for protected positions of the domain, whether or not they are still resident.
@@ -39,9 +38,9 @@ std::span<const TokenIndex> domain_of(const Rule& rule, const View& view, int he
                                       const std::vector<Eviction>& gone,
                                       const std::vector<char>& demoted,
                                       std::vector<TokenIndex>& storage) {
-  std::span<const TokenIndex> all = view.resident(head);
+  std::span<const TokenIndex> all = rule.order.by_score ? view.cached(head) : view.resident(head);
   const RowIndex from = first_of(rule, view.pass());
-  if (from > 0) {
+  if (from > 0) {  // newborns lie last in either order
     const auto first = std::lower_bound(all.begin(), all.end(), from);
     all = all.subspan(static_cast<std::size_t>(first - all.begin()));
   }
@@ -59,14 +58,33 @@ std::span<const TokenIndex> domain_of(const Rule& rule, const View& view, int he
   return storage;
 }
 
+// In cache order the last places are the recent ones, whoever lies there.
+Split split_places(const Protect& protect, std::span<const TokenIndex> domain,
+                   std::vector<TokenIndex>& arranged) {
+  arranged.assign(domain.begin(), domain.end());
+  const auto rest = std::stable_partition(arranged.begin(), arranged.end(),
+                                          [&](TokenIndex t) { return t < protect.sinks; });
+  const auto sinks = static_cast<std::size_t>(rest - arranged.begin());
+  const std::size_t recent =
+      std::min(arranged.size() - sinks, static_cast<std::size_t>(protect.recent));
+  const std::span<const TokenIndex> all = arranged;
+  Split out;
+  out.sinks = all.first(sinks);
+  out.evictable = all.subspan(sinks, all.size() - sinks - recent);
+  out.recent = all.last(recent);
+  out.reserved = out.protected_count();
+  return out;
+}
+
+// `arranged` is used in cache order.
 Split split(const Rule& rule, const Pass& pass, std::span<const TokenIndex> domain,
-            TokenCount tokens) {
+            TokenCount tokens, std::vector<TokenIndex>& arranged) {
   const Protect protect = rule.protect ? rule.protect(pass, tokens) : Protect{};
+  if (rule.order.by_score) return split_places(protect, domain, arranged);
   const RowIndex first_recent = pass.end - std::min<TokenCount>(protect.recent, pass.end);
   const auto begin = domain.begin();
   const auto sinks_end = std::lower_bound(begin, domain.end(), protect.sinks);
-  const auto recent_begin =
-      std::max(sinks_end, std::lower_bound(begin, domain.end(), first_recent));
+  const auto recent_begin = std::lower_bound(sinks_end, domain.end(), first_recent);
   Split out;
   out.sinks = {begin, sinks_end};
   out.evictable = {sinks_end, recent_begin};
@@ -85,20 +103,47 @@ struct Outcome {
 
 void rank_victims(std::span<const TokenIndex> entries, std::span<const double> scores,
                   const std::vector<char>& leaves, int head, Outcome& out) {
-  std::vector<std::pair<double, TokenIndex>> order;
+  std::vector<std::size_t> order;  // places of the victims, the first to go in front
   for (std::size_t i = 0; i < leaves.size(); ++i) {
-    if (leaves[i] == 0) continue;
-    order.emplace_back(scores[i], entries[i]);
-    out.evictions.push_back({head, entries[i], static_cast<float>(scores[i]), 0});
+    if (leaves[i] != 0) order.push_back(i);
   }
-  std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
-    return a.first != b.first ? a.first < b.first : a.second > b.second;
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return scores[a] != scores[b] ? scores[a] < scores[b] : a > b;
   });
-  std::vector<std::pair<TokenIndex, std::int32_t>> rank;
-  for (std::size_t i = 0; i < order.size(); ++i)
-    rank.emplace_back(order[i].second, static_cast<std::int32_t>(i));
-  std::sort(rank.begin(), rank.end());
-  for (std::size_t i = 0; i < rank.size(); ++i) out.evictions[i].rank = rank[i].second;
+  for (const std::size_t i : order) {
+    const auto rank = static_cast<std::int32_t>(out.evictions.size());
+    out.evictions.push_back({head, entries[i], static_cast<float>(scores[i]), rank});
+  }
+  std::sort(out.evictions.begin(), out.evictions.end(),
+            [](const Eviction& a, const Eviction& b) { return a.token < b.token; });
+}
+
+// True if a decision among `size` entries puts those that stay into a new order.
+bool lies_anew(const Rule& rule, TokenCount size, TokenCount keep) {
+  return rule.order.by_score && (size > keep || (rule.order.when_full && size == keep));
+}
+
+// How the survivors of a decision come to lie in the cache.
+Arrangement arrangement(const Rule& rule, int head, const Split& entries,
+                        std::span<const double> scores, const std::vector<Eviction>& gone) {
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < entries.evictable.size(); ++i) {
+    const TokenIndex token = entries.evictable[i];
+    const auto at = std::partition_point(gone.begin(), gone.end(),
+                                         [&](const Eviction& e) { return e.token < token; });
+    if (at == gone.end() || at->token != token) order.push_back(i);
+  }
+  const auto rank = [&](std::size_t i) { return std::min(scores[i], rule.order.ties_from); };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return rank(a) > rank(b); });
+  Arrangement out{head, {entries.sinks.begin(), entries.sinks.end()}};
+  const auto add_recent = [&] {
+    out.tokens.insert(out.tokens.end(), entries.recent.begin(), entries.recent.end());
+  };
+  if (rule.order.protected_first) add_recent();
+  for (const std::size_t i : order) out.tokens.push_back(entries.evictable[i]);
+  if (!rule.order.protected_first) add_recent();
+  return out;
 }
 
 // Whoever scores at most the threshold leaves.
@@ -238,7 +283,7 @@ void LayerPolicy::apply(std::size_t r, const View& view, Decision& out) {
   const bool content_free = !rule.threshold && rule.budget->content_free();
   std::vector<TokenCount> keep(heads, sizing.tokens);
   std::vector<Split> entries(heads);
-  std::vector<std::vector<TokenIndex>> storage(heads);
+  std::vector<std::vector<TokenIndex>> storage(heads), arranged(heads);
   Scores scores;
   scores.entries.resize(heads);
   scores.values.resize(heads);
@@ -251,9 +296,10 @@ void LayerPolicy::apply(std::size_t r, const View& view, Decision& out) {
     if (content_free) {
       const Sizing own = sizing.among(static_cast<RowIndex>(domain.size()));
       keep[h] = rule.budget->kept(shape_, head, own);
-      if (static_cast<TokenCount>(domain.size()) <= keep[h]) continue;
+      const auto size = static_cast<TokenCount>(domain.size());
+      if (size <= keep[h] && !lies_anew(rule, size, keep[h])) continue;
     }
-    entries[h] = split(rule, pass, domain, keep[h]);
+    entries[h] = split(rule, pass, domain, keep[h], arranged[h]);
     scores.protected_[h] = entries[h].protected_count();
     if (content_free && scores.protected_[h] >= keep[h]) continue;
     scores.entries[h] = entries[h].evictable;
@@ -275,6 +321,10 @@ void LayerPolicy::apply(std::size_t r, const View& view, Decision& out) {
         rule.threshold
             ? admit(*rule.threshold, head, entries[h].evictable, scores.values[h], scores.slack[h])
             : choose(rule, view, head, entries[h], scores.values[h], scores.slack[h], keep[h]);
+    if (!scores.values[h].empty() && lies_anew(rule, entries[h].size(), keep[h])) {
+      out.arrangements.push_back(
+          arrangement(rule, head, entries[h], scores.values[h], outcome.evictions));
+    }
     out.decided += outcome.decided ? 1 : 0;
     out.undecided += outcome.undecided ? 1 : 0;
     for (const Eviction& eviction : outcome.evictions) {

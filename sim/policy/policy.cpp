@@ -34,4 +34,9 @@ void pick_top(const View& /*view*/, int /*head*/, std::span<const TokenIndex> en
   for (auto it = boundary; it != order.end(); ++it) leaves[*it] = 1;
 }
 
+PassPlan passes_of(const Policy& policy, const Geometry& geometry) {
+  return make_passes(geometry.tokens, geometry.prompt, geometry.evict_point - policy.early,
+                     geometry.chunk, policy.cuts);
+}
+
 }  // namespace kvspan

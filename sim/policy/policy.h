@@ -90,4 +90,7 @@ struct Policy : Traits {
   bool demotes = false;                         // victims stay resident in another representation
 };
 
+// The passes that a policy falls into. Errors: see make_passes().
+[[nodiscard]] PassPlan passes_of(const Policy& policy, const Geometry& geometry);
+
 }  // namespace kvspan

@@ -38,7 +38,12 @@ Recipe merge(const Recipe& a, const Recipe& b) {
   out.terms.insert(out.terms.end(), b.terms.begin(), b.terms.end());
   out.scorer = merge_slot(a.scorer, b.scorer, "scorer");
   out.size = merge_slot(a.size, b.size, "budget");
+  out.layers = merge_slot(a.layers, b.layers, "budget shape");
   out.shape = merge_slot(a.shape, b.shape, "budget shape");
+  if (out.layers.is_own() && out.shape.is_own() && !out.shape.value->within_layer()) {
+    throw ConfigError(fmt::format("'{}+{}' has no meaning: both bring their own budget shape",
+                                  out.layers.owner, out.shape.owner));
+  }
   out.schedule = merge_slot(a.schedule, b.schedule, "schedule");
   out.protect = merge_slot(a.protect, b.protect, "protected entries");
   out.pick = merge_slot(a.pick, b.pick, "pick");

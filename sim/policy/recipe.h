@@ -75,7 +75,8 @@ struct Recipe : Traits {
 
   Slot<Scoring> scorer;
   Slot<Amount> size;
-  Slot<std::shared_ptr<const Budget>> shape;  // how the size is spread over layers and heads
+  Slot<std::shared_ptr<const Budget>> layers;  // how the size is spread over layers
+  Slot<std::shared_ptr<const Budget>> shape;   // ... over heads; over layers, too, without `layers`
   Slot<Schedule> schedule;
   Slot<ProtectRule> protect;
   Slot<Pick> pick;

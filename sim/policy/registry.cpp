@@ -59,6 +59,7 @@ Recipe make_recipe(const PolicyEntry& entry, const Term& written, const Geometry
   const auto claim = [&](auto& slot) { slot.owner = entry.name; };
   claim(recipe.scorer);
   claim(recipe.size);
+  claim(recipe.layers);
   claim(recipe.shape);
   claim(recipe.schedule);
   claim(recipe.protect);

@@ -24,7 +24,7 @@ Sizing Sizing::of_competing(TokenCount most) {
 
 Sizing Sizing::among(RowIndex competing) const {
   Sizing out = *this;
-  if (competing_rows) out.rows = competing;
+  if (competing_rows) out.rows = competing + discount;
   return out;
 }
 

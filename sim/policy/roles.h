@@ -39,13 +39,18 @@ struct Needs {
 };
 
 // One layer at the end of one pass, as the roles of one policy see it. Spans are valid until the
-// call returns. `entries` are tokens, ascending; results follow their order.
+// call returns. `entries` are tokens, ascending (a rule with a CacheOrder hands them to its scorer
+// as they lie in the cache); results follow their order.
 class View : public ViewExtras {
  public:
   [[nodiscard]] virtual const LayerShape& shape() const = 0;
   [[nodiscard]] virtual const Pass& pass() const = 0;
   // Resident entries of a stored head, ascending, newborns included.
   [[nodiscard]] virtual std::span<const TokenIndex> resident(int head) const = 0;
+  // The same as they lie in the cache; resident() unless a rule's CacheOrder says otherwise.
+  [[nodiscard]] virtual std::span<const TokenIndex> cached(int head) const {
+    return resident(head);
+  }
 
   // Attention items return their slack: by how much any single value may be wrong because the trace
   // holds truncated or rounded probabilities (0 for a qkv trace).
@@ -122,6 +127,8 @@ class Budget {
                                             const Sizing& sizing) const = 0;
   // True if counts() always equals capacity(), whatever the content of the trace.
   [[nodiscard]] virtual bool content_free() const { return true; }
+  // True if it shares out among the heads of a layer what another budget gives to the layer.
+  [[nodiscard]] virtual bool within_layer() const { return false; }
   // capacity() less the discount: what stays.
   [[nodiscard]] TokenCount kept(const LayerShape& shape, int head, const Sizing& sizing) const;
   // keep [heads]. Budgets coupled across the heads of a layer look at all scores here.

@@ -20,6 +20,8 @@ Traits merge_traits(const Traits& a, const Traits& b) {
   out.role_bytes += b.role_bytes;
   out.reads_lower_layers = a.reads_lower_layers || b.reads_lower_layers;
   out.renumbers = a.renumbers || b.renumbers;
+  out.early = std::max(a.early, b.early);
+  out.capacity_step = std::max(a.capacity_step, b.capacity_step);
   out.bound = a.bound || b.bound;
   out.closed_form = a.closed_form && b.closed_form;
   out.full_layers = std::max(a.full_layers, b.full_layers);

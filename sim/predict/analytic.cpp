@@ -219,8 +219,7 @@ const char* text_of(Basis basis) {
 Prediction predict(const Policy& policy, const Geometry& geometry, const Accounting& accounting,
                    bool every_layout, const HeldShare& share) {
   const LayerShape shape = geometry.shape(0, policy.per_query_head);
-  const PassPlan plan = make_passes(geometry.tokens, geometry.prompt, geometry.evict_point,
-                                    geometry.chunk, policy.cuts);
+  const PassPlan plan = passes_of(policy, geometry);
   const bool by_entries = !policy.payload;
   const std::int64_t born = by_entries ? 1 : policy.representations[0].device_bytes;
   const std::int64_t unit = by_entries ? policy.representations[0].device_bytes : 1;

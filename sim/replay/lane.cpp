@@ -322,6 +322,7 @@ void Lane::apply(const Decision& decision) {
     throw PolicyError(fmt::format("{}: head {} evicts token {}, which is not resident",
                                   at(policy_, now_.shape, now_.pass), e->head, e->token));
   }
+  for (const Arrangement& a : decision.arrangements) now_.residency.arrange(a);
   for (const Eviction& e : decision.evictions) {
     const std::size_t entry =
         ledger_.offset(now_.shape.layer, e.head) + static_cast<std::size_t>(e.token);

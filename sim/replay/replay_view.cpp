@@ -2,6 +2,7 @@
 #include "sim/replay/replay_view.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include <fmt/format.h>
@@ -24,13 +25,14 @@ double add(const float* terms, const float* mask, double sum, RowIndex row,
   if (!(sum > 0)) return 0;
   const double inverse = 1.0 / sum;
   if (mask == nullptr) {
-    for (std::size_t i = 0; i < entries.size() && entries[i] <= row; ++i)
-      out[i] += static_cast<double>(terms[entries[i]]) * inverse;
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      if (entries[i] <= row) out[i] += static_cast<double>(terms[entries[i]]) * inverse;
+    }
     return inverse;
   }
-  for (std::size_t i = 0; i < entries.size() && entries[i] <= row; ++i) {
-    out[i] +=
-        static_cast<double>(terms[entries[i]]) * static_cast<double>(mask[entries[i]]) * inverse;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const TokenIndex t = entries[i];
+    if (t <= row) out[i] += static_cast<double>(terms[t]) * static_cast<double>(mask[t]) * inverse;
   }
   return inverse;
 }
@@ -125,10 +127,13 @@ void ReplayView::probe(int query_head, RowIndex rows, std::span<const TokenIndex
     const RowIndex position = now.end + i;
     const RowIndex first = std::max(newborn ? now.begin : 0, scores.first_key(position));
     if (first >= now.end) continue;
-    const RowTerms t =
-        scores.probe(query_head, now.evict_point - rows + i, position, first, now.end, terms);
-    add(t.terms, nullptr, kernels::masked_sum(t.terms, mask, padded(now.end)) + t.sink, now.end,
-        entries, out);
+    const RowIndex row = now.evict_point - rows + i;
+    const RowIndex own = std::max(now.evict_point - rows, scores.first_key(row));
+    const RowTerms patch = scores.probe(query_head, row, row, own, row + 1, terms);
+    const RowTerms t = scores.probe(query_head, row, position, first, now.end, terms);
+    const double sum = kernels::masked_sum(t.terms, mask, padded(now.end)) + t.sink +
+                       patch.sum * std::exp(patch.max - t.max);
+    add(t.terms, nullptr, sum, now.end, entries, out);
   }
 }
 

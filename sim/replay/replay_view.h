@@ -61,6 +61,9 @@ class ReplayView final : public View {
   std::span<const TokenIndex> resident(int head) const override {
     return layer_.residency.entries(head);
   }
+  std::span<const TokenIndex> cached(int head) const override {
+    return layer_.residency.cached(head);
+  }
   double votes(int query_head, RowIndex rows, std::span<const TokenIndex> entries,
                std::span<double> out) const override;
   double probabilities(int query_head, RowIndex row, std::span<const TokenIndex> entries,
@@ -83,7 +86,8 @@ class ReplayView final : public View {
                  std::span<double> out) const;
   // The row as it attended; or over today's entries, or the rule's newborns.
   AttendedRow attended(int query_head, RowIndex row, const float* mask) const;
-  // The prompt's last rows as if they stood behind this pass. Their p' is exact: no slack.
+  // The prompt's last rows as if they stood behind this pass, with their own keys (as far from
+  // each other as in the prompt, so their logits are the prompt's). Their p' is exact: no slack.
   void probe(int query_head, RowIndex rows, std::span<const TokenIndex> entries,
              std::span<double> out) const;
 

@@ -110,8 +110,7 @@ Geometry geometry_of(const Trace& trace, const EngineOptions& options) {
 
 Requirements requirements_of(const Policy& policy, const Geometry& geometry) {
   Requirements out;
-  out.passes = make_passes(geometry.tokens, geometry.prompt, geometry.evict_point, geometry.chunk,
-                           policy.cuts);
+  out.passes = passes_of(policy, geometry);
   const RowIndex tokens = geometry.tokens;
   // The last layer: a policy may leave the model's first layers alone.
   const LayerPolicy driver(policy, geometry.shape(geometry.layers() - 1, policy.per_query_head));

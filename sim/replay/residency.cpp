@@ -9,6 +9,7 @@ namespace kvspan {
 
 Residency::Residency(int heads, RowIndex tokens)
     : entries_(index(heads)),
+      cached_(index(heads)),
       mask_(index(heads),
             std::vector<float>(static_cast<std::size_t>(kernels::padded(tokens)), 0.0F)),
       evicted_(index(heads), 0) {
@@ -17,8 +18,10 @@ Residency::Residency(int heads, RowIndex tokens)
 
 void Residency::add(RowIndex begin, RowIndex end) {
   for (std::size_t h = 0; h < entries_.size(); ++h) {
+    const bool arranged = !cached_[h].empty();
     for (RowIndex token = begin; token < end; ++token) {
       entries_[h].push_back(static_cast<TokenIndex>(token));
+      if (arranged) cached_[h].push_back(static_cast<TokenIndex>(token));
       mask_[h][static_cast<std::size_t>(token)] = 1.0F;
     }
   }
@@ -49,13 +52,26 @@ const Eviction* Residency::evict(const std::vector<Eviction>& evictions) {
 }
 
 void Residency::drop(std::span<const Eviction> of_one_head) {
-  auto& list = entries_[index(of_one_head.front().head)];
+  const std::size_t head = index(of_one_head.front().head);
+  const auto left = [&](TokenIndex t) { return mask_[head][static_cast<std::size_t>(t)] == 0.0F; };
+  std::erase_if(cached_[head], left);
+  auto& list = entries_[head];
   if (of_one_head.size() == 1) {
     list.erase(std::lower_bound(list.begin(), list.end(), of_one_head.front().token));
     return;
   }
-  const auto& mask = mask_[index(of_one_head.front().head)];
-  std::erase_if(list, [&](TokenIndex t) { return mask[static_cast<std::size_t>(t)] == 0.0F; });
+  std::erase_if(list, left);
+}
+
+void Residency::arrange(const Arrangement& arrangement) {
+  const std::size_t head = index(arrangement.head);
+  auto& list = cached_[head];
+  if (list.empty()) list = entries_[head];
+  std::vector<TokenIndex> moved = arrangement.tokens;
+  std::sort(moved.begin(), moved.end());
+  std::erase_if(list,
+                [&](TokenIndex t) { return std::binary_search(moved.begin(), moved.end(), t); });
+  list.insert(list.end(), arrangement.tokens.begin(), arrangement.tokens.end());
 }
 
 }  // namespace kvspan

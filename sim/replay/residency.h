@@ -17,10 +17,16 @@ class Residency {
   // Returns the first that is not resident, null when all of them have left.
   // REQUIRES: evictions stand by head.
   [[nodiscard]] const Eviction* evict(const std::vector<Eviction>& evictions);
+  // REQUIRES: its tokens are resident.
+  void arrange(const Arrangement& arrangement);
 
   // Ascending.
   [[nodiscard]] std::span<const TokenIndex> entries(int head) const {
     return entries_[index(head)];
+  }
+  // As they lie in the cache: ascending until something was arranged.
+  [[nodiscard]] std::span<const TokenIndex> cached(int head) const {
+    return cached_[index(head)].empty() ? entries(head) : cached_[index(head)];
   }
   // [padded tokens] 1: resident.
   [[nodiscard]] const std::vector<float>& mask(int head) const { return mask_[index(head)]; }
@@ -33,6 +39,7 @@ class Residency {
   // Drops from the list who is no longer in the mask.
   void drop(std::span<const Eviction> of_one_head);
   std::vector<std::vector<TokenIndex>> entries_;  // [heads]
+  std::vector<std::vector<TokenIndex>> cached_;   // [heads] empty: as entries_
   std::vector<std::vector<float>> mask_;          // [heads]
   std::vector<char> evicted_;                     // [heads] something has left
 };

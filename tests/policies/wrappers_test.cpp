@@ -87,6 +87,24 @@ TEST_CASE("patched chunks are scored by the prompt's last rows, without a window
              Contains("stand-in"));
 }
 
+TEST_CASE("the patch rows' own keys take part in their softmax", "[policy][chunked]") {
+  // Keys are unit vectors, so a query is its row of logits. The first patch row gives 1.2 to token
+  // 1 and 5 to itself, the second 1 to token 2 and -5 to both patch keys, all else is 0. Over the
+  // chunk and the patch: token 1 gets e^1.2 / 156.7 + 1 / 7.73 = .151, token 2 1 / 156.7 + e / 7.73
+  // = .358. Over the chunk alone token 1 would win, .529 against .472.
+  std::vector<std::vector<double>> unit(9, std::vector<double>(9, 0.0));
+  std::vector<std::vector<double>> rows = unit;
+  for (std::size_t t = 0; t < 9; ++t) unit[t][t] = 1;
+  rows[6][1] = 1.2;
+  rows[6][6] = 5;
+  rows[7][2] = 1;
+  rows[7][6] = rows[7][7] = -5;
+  const Trace trace = one_head(unit, 8, {}, rows);
+  CHECK(deaths(trace,
+               "chunked(snapkv(budget=20%,window=2,kernel=1),variant=patched,count=implementation)",
+               chunk(6)) == Set{6, 6, 9, 6, 6, 6, 8, 8, 9});
+}
+
 TEST_CASE("sinks of the first chunk take no place in later ones", "[policy][chunked]") {
   // Bug: every chunk reserved places for sinks, wherever they were, and kept so many too few.
   const Trace trace = weights(std::vector<double>(18, 0.0), 16);
@@ -123,12 +141,47 @@ TEST_CASE("decoding leaves the prompt alone and cuts every so many rows", "[poli
   const RunResult run =
       test::run_one(trace, "decoding(snapkv(window=2,kernel=1),every=2,target=3)", {});
   CHECK(run.ledger.state == std::vector<std::int64_t>{0, 0, 0, 0, 2, 4, 6, 8, 10});
-  // Equal attention: the lowest index beside the window, rows 4 5, then 6 7.
+  // Equal attention: what lies first beside the window. At 6 that is 0, beside 4 5; the cache then
+  // holds 4 5 0 6 7, and at 8 it is 4.
   const auto d = run.ledger.deaths(0, 0);
-  CHECK(Set(d.begin(), d.end()) == Set{9, 6, 6, 6, 8, 8, 9, 9, 9});
+  CHECK(Set(d.begin(), d.end()) == Set{8, 6, 6, 6, 9, 8, 9, 9, 9});
+  CHECK(deaths(trace, "decoding(snapkv(window=2,kernel=1),every=2,target=3,order=token)") ==
+        Set{9, 6, 6, 6, 8, 8, 9, 9, 9});
   CHECK_THAT(refusal(trace, "decoding(full)"), Contains("ranks nothing"));
   CHECK_THAT(refusal(trace, "decoding(chunked(knorm(budget=10%)))"), Contains("chunked(w(p))"));
   CHECK_THAT(refusal(trace, "chunked(decoding(knorm))"), Contains("leaves the prompt alone"));
+}
+
+TEST_CASE("decoding pools over the neighbours of the cache", "[policy][decoding]") {
+  // Weights 1 5 1 2 | 4 9 3 2 6 1 1, alike in every row; window 1, so the newest is safe.
+  //   at 6: 0..4 pool to 5 5 5 4 4: 0 1 2 stay. The cache: 5 0 1 2.
+  //   at 8: 5 0 1 2 6 pool to 9 9 5 5 3: 5 0 1 stay. The cache: 7 5 0 1.
+  //   at 10: 7 5 0 1 8 pool to 9 9 9 6 6: 7 5 0 stay.
+  std::vector<double> keys;
+  for (const double w : {1, 5, 1, 2, 4, 9, 3, 2, 6, 1, 1}) keys.push_back(std::log(w));
+  const Trace trace = logits(keys, 4);
+  const std::string text = "decoding(snapkv(window=1,kernel=3),every=2,target=4";
+  CHECK(deaths(trace, text + ")") == Set{11, 10, 8, 6, 6, 11, 8, 11, 10, 11, 11});
+  // By token 0 1 2 5 6 pool to 5 5 9 9 9 at 8, and 2 5 6 7 8 to 9 9 9 6 6 at 10.
+  CHECK(deaths(trace, text + ",order=token)") == Set{8, 8, 11, 6, 6, 11, 11, 10, 10, 11, 11});
+  // What just fits at 6 is not laid anew: the cut at 8 finds tokens in order.
+  // 0..6 pool to 5 5 5 4 9 9 9.
+  const Trace until9 = logits({keys.begin(), keys.begin() + 9}, 4);
+  CHECK(deaths(until9, "decoding(snapkv(window=1,kernel=3),every=2,target=6)") ==
+        Set{9, 9, 8, 8, 9, 9, 9, 9, 9});
+}
+
+TEST_CASE("decoding cuts cur's windows from the cache", "[policy][decoding]") {
+  // Squared norms 1 3 4 | 1 2 2 1 1, windows of 2.
+  //   at 5: 1/4 3/4, 4/5 1/5, 1: 4 2 1 stay, in this order.
+  //   at 7: 4 2 | 1 5 | 6: 2/6 4/6, 3/5 2/5, 1: 6 2 1 stay.
+  std::vector<double> keys;
+  for (const double square : {1, 3, 4, 1, 2, 2, 1, 1}) keys.push_back(std::sqrt(square));
+  const Trace trace = one_head(column(keys), 3);
+  const std::string text = "decoding(cur(sinks=0,window=2,leverage=key),every=2,target=3";
+  CHECK(deaths(trace, text + ")") == Set{5, 8, 8, 5, 7, 7, 8, 8});
+  // By token 1 2 | 4 5 | 6: 3/7 4/7, 1/2 1/2, 1.
+  CHECK(deaths(trace, text + ",order=token)") == Set{5, 7, 8, 5, 8, 7, 8, 8});
 }
 
 TEST_CASE("--match finds the knob that a wrapper brings itself", "[policy][decoding]") {

@@ -133,6 +133,7 @@ Scoring votes_scoring(const Arguments& arguments) {
   scoring.make = [settings](const LayerShape&) { return std::make_unique<Votes>(settings); };
   scoring.window = settings.window;
   scoring.per_query_head = settings.group == Group::none;
+  scoring.by_place = true;
   return scoring;
 }
 

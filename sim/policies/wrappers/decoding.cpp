@@ -5,11 +5,31 @@
 // sees the last 256 hidden states, all rotated to the current position; here it sees its last rows
 // as they were. The queries of the last 256 rows (more if the policy's window is larger) are
 // charged.
+//
+// kvpress gathers what topk returns: from the second cut on its cache holds first what the last cut
+// protected, then the others in falling order of their scores, then what came since. Pooled votes
+// (snapkv, pyramidkv), the partitions of lagkv and the windows of cur see these neighbours
+// (order=cache; equal scores, whose order is torch's choice there, keep their places) or those of
+// the text (order=token). Nothing else looks at places: streaming_llm's entries all tie, adakv
+// masks there, and chunkkv, which DecodingPress refuses, sorts what it keeps.
 #include <algorithm>
 
 #include "sim/policies/shared/wrapping.h"
 
 namespace kvspan::policies {
+namespace {
+
+// How the entries lie in the cache after a cut. A policy with an order of its own keeps it.
+CacheOrder order_of(const Arguments& arguments, const Recipe& inner) {
+  const Scoring& scoring = inner.scorer.value;
+  const bool masks = inner.shape && !inner.shape.value->content_free();
+  if (arguments.is("order", "token") || !scoring.by_place || masks) return {};
+  CacheOrder order = scoring.order;
+  if (!order.by_score) order.by_score = order.protected_first = true;
+  return order;
+}
+
+}  // namespace
 
 PolicyEntry decoding() {
   PolicyEntry entry;
@@ -19,7 +39,9 @@ PolicyEntry decoding() {
   entry.source = "NVIDIA/kvpress, DecodingPress";
   entry.evidence = "code read";
   entry.differs =
-      "kvpress rotates all buffered queries to the current position; here each has its own";
+      "kvpress rotates all buffered queries to the current position, here each has its own; "
+      "its cache lies in falling order of the last cut's scores (order=cache, the default), which "
+      "pooling and partitions see from the second cut on";
   entry.needs = "what the inner policy needs, for decode rows";
   entry.wrapper = true;
   entry.parameters = {{.name = "every",
@@ -31,7 +53,13 @@ PolicyEntry decoding() {
                        .fallback = "2048",
                        .unit = "tokens",
                        .help = "entries after a cut",
-                       .range = {.lowest = 1}}};
+                       .range = {.lowest = 1}},
+                      {.name = "order",
+                       .kind = Parameter::Kind::word,
+                       .fallback = "cache",
+                       .help = "in which entries are pooled or partitioned: the cache's (falling "
+                               "scores of the last cut), or the tokens'",
+                       .choices = {"cache", "token"}}};
   entry.wrap = [](Arguments& arguments, const Geometry& geometry, Recipe inner) {
     require_ranking(arguments, inner);
     const Needs needs = needs_of(inner, geometry);
@@ -43,6 +71,7 @@ PolicyEntry decoding() {
     inner.schedule = own_of(arguments, Schedule::each_decode_row(arguments.count("every")));
     inner.size = own_of(arguments, Amount{Amount::Kind::tokens, target, 0, std::to_string(target)});
     inner.scorer.value.evicts_in_decode = true;
+    inner.scorer.value.order = order_of(arguments, inner);
     if (needs.last_rows > 0 || needs.q) {
       const std::int64_t row_bytes = std::int64_t{geometry.layers()} * geometry.query_heads *
                                      geometry.k_dim * geometry.kv_bytes;

@@ -93,8 +93,9 @@ void refuse_what_has_no_meaning(const Arguments& arguments, const Recipe& inner,
   if (inner.admission) no(fmt::format("{} admits entries already", inner.name));
   if (code && inner.prefill_reads)
     no(fmt::format("{} masks the prompt already", inner.prefill_reads.owner));
-  if (inner.shape && inner.shape.filling == Slot<std::shared_ptr<const Budget>>::Filling::own)
-    no(fmt::format("there is no budget for {} to spread", inner.shape.owner));
+  for (const BudgetSlot& spread : {inner.layers, inner.shape}) {
+    if (spread.is_own()) no(fmt::format("there is no budget for {} to spread", spread.owner));
+  }
   if (!arguments.has("threshold") && inner.scorer.owner != "scores") {
     no(
         fmt::format("found no threshold, expected a score of {} below which entries die, as in "
@@ -174,6 +175,7 @@ PolicyEntry dms() {
     inner.admission = own_of(arguments, std::move(admission));
     inner.scorer = {};
     inner.size = {};
+    inner.layers = {};
     inner.shape = {};
     inner.schedule = {};
     inner.protect = {};

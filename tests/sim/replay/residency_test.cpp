@@ -41,6 +41,24 @@ TEST_CASE("the mask is one where an entry is resident, and as long as a row of k
   for (const TokenIndex token : {2, 3, -1, 1000}) CHECK_FALSE(held.holds(0, token));
 }
 
+TEST_CASE("a cache lies as it was arranged, and newborns lie behind", "[residency]") {
+  Residency held(2, 10);
+  held.add(0, 5);
+  const auto cached = [&](int head) {
+    const auto list = held.cached(head);
+    return std::vector<TokenIndex>(list.begin(), list.end());
+  };
+  CHECK(cached(0) == std::vector<TokenIndex>{0, 1, 2, 3, 4});
+  REQUIRE(held.evict({{.head = 0, .token = 1}}) == nullptr);
+  held.arrange({0, {4, 2, 3}});  // 0 is not named and stays in front
+  CHECK(cached(0) == std::vector<TokenIndex>{0, 4, 2, 3});
+  held.add(5, 6);
+  REQUIRE(held.evict({{.head = 0, .token = 2}}) == nullptr);
+  CHECK(cached(0) == std::vector<TokenIndex>{0, 4, 3, 5});
+  CHECK(entries(held, 0) == std::vector<TokenIndex>{0, 3, 4, 5});
+  CHECK(cached(1) == std::vector<TokenIndex>{0, 1, 2, 3, 4, 5});
+}
+
 TEST_CASE("who is not resident cannot leave", "[residency]") {
   Residency held(2, 10);
   held.add(0, 4);
