@@ -5,12 +5,14 @@
 //
 //   form=code     base b = B - window; c_h = candidates of head h among the best H b of the layer;
 //                 head h keeps round(c_h (1 - alpha) + floor(alpha b)) + window (so up to H/2 more
-//                 or fewer than H B entries a layer, less what the floor cuts off)
+//                 or fewer than H B entries a layer, less what the floor cuts off); a prompt of B
+//                 tokens is compressed, too, and may lose an entry a head to the rounding
 //   form=kvpress  the best max(1, int(alpha B)) of every head are safe (window entries come
 //                 first), then the lowest of the layer leave until H B are left
 //
 // Ties in the list go to the lower token, then to the lower head. `adakv` is a budget shape, and
-// brings SnapKV's votes to run alone; adakv+other(...) shapes another policy's scores.
+// brings SnapKV's votes to run alone; adakv+other(...) shapes another policy's scores, and
+// pyramid+adakv is Ada-PyramidKV: every layer shares out what PyramidKV gives it.
 // Source: Feng et al., arXiv 2407.11550; code FFY0/AdaKV (window 32, kernel 7, max; alpha 0.2 in
 // its LongBench scripts, 0.5 in its quick start) and NVIDIA/kvpress AdaKVPress, which masks keys
 // and frees none of them: here they leave in both forms. Heads of uneven length are stored one
@@ -36,6 +38,7 @@ class AcrossHeads final : public Budget {
   explicit AcrossHeads(const Settings& settings) : settings_(settings) {}
 
   bool content_free() const override { return false; }
+  bool within_layer() const override { return true; }
 
   // One head may take what all heads of the layer have.
   TokenCount capacity(const LayerShape& shape, int /*head*/, const Sizing& sizing) const override {
@@ -55,7 +58,8 @@ class AcrossHeads final : public Budget {
       places += std::max<TokenCount>(0, budget - scores.protected_[h]);
       candidates += static_cast<TokenCount>(scores.values[h].size());
     }
-    if (candidates <= places) {  // nothing to share out; a window may still exceed the budget
+    // Nothing to share out; a window may still exceed the budget.
+    if (settings_.kvpress ? candidates <= places : candidates < places) {
       for (std::size_t h = 0; h < keep.size(); ++h)
         keep[h] = scores.protected_[h] > budget ? budget : kAll;
       return;

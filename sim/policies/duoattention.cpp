@@ -13,15 +13,6 @@
 #include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
-namespace {
-
-// Heads below the quantile of the gates stream: numpy's linear interpolation, as the authors use it
-// (they add noise below 1e-6 to break ties; here ties go to the lower (layer, head)).
-std::int64_t below_quantile(double sparsity, std::int64_t heads) {
-  return std::llrint(std::ceil(sparsity * static_cast<double>(heads - 1) - 1e-9));
-}
-
-}  // namespace
 
 PolicyEntry duoattention() {
   using Kind = Parameter::Kind;

@@ -5,9 +5,10 @@
 //   p    = score^temp, normalised over all heads of all layers;  b = B - window
 //   pool = floor(b / beta) * heads of the model (a larger beta shares less)
 //   b_lh = round(p_lh * pool + b - floor(b / beta));  a head keeps b_lh + window
-//   A prompt within the budget stays whole.
+//   A prompt shorter than the budget stays whole.
 //
-// The sum over heads is that of b, up to rounding. heads=FILE holds scores [layers][query or KV
+// The floor is Python's of floats (22 // 1.1 is 19). The sum over heads is that of b, up to
+// rounding. heads=FILE holds scores [layers][query or KV
 // heads]; of a file with query heads each KV head takes its group's mean (group=none, as in the
 // authors' code: one set per query head). heads=TRACE, and auto, the replayed one: a stand-in, the
 // mean attention of a head outside the first 4 and the newest `window` tokens, over rows [N/2, N);
@@ -33,11 +34,11 @@ class HeadPool final : public Budget {
       : share_(std::move(share)), beta_(beta), window_(window) {}
 
   TokenCount capacity(const LayerShape& shape, int head, const Sizing& sizing) const override {
-    if (sizing.tokens == kAll || sizing.rows <= sizing.tokens) return kAll;
+    if (sizing.tokens == kAll || sizing.rows < sizing.tokens) return kAll;
     const TokenCount window = std::min(window_, sizing.window_rows);
     const TokenCount base = sizing.tokens - window;
     if (base <= 0) return sizing.tokens;  // the newest `budget` entries
-    const double pooled = std::floor(static_cast<double>(base) / beta_);
+    const double pooled = floor_quotient(static_cast<double>(base), beta_);
     return window + std::llrint(share_[index(shape.layer)][index(head)] * pooled +
                                 (static_cast<double>(base) - pooled));
   }

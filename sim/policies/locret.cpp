@@ -4,9 +4,11 @@
 // last of these chunks. The prompt's last `local` tokens are a pass of their own, after which, as
 // in decode, nothing leaves.
 // Source: arXiv 2410.01805; code huangyuxiang03/Locret (inference/infer.py). With a budget in
-// tokens that is the rule. With a share, the budget of a chunk is that of the evaluation code of
-// arXiv 2506.17121: max(stabilizers, 64 * ceil(floor(share * tokens so far) / 64)); that paper's
-// footprint formula instead adds chunk by chunk (kvspan's locret_head()).
+// tokens that is the rule. With a share it is that of the evaluation code of arXiv 2506.17121
+// (eval/locret_cache.py): all but the prompt's last token are prefilled, after every chunk max(
+// stabilizers, 64 * ceil(int(share * tokens so far) / 64)) stay, and after the last `local` tokens
+// they compete with all others, nobody being safe. That paper's footprint formula instead adds
+// chunk by chunk (kvspan's locret_head()).
 // Both use 2,500 stabilizers with chunks of thousands; auto is at most half the budget, without
 // which short prompts would never evict.
 // scorer=ridge: a stand-in for the retaining heads (which map q, k and v through 1,024 units):
@@ -102,24 +104,27 @@ PolicyEntry locret() {
   entry.source = "arXiv 2410.01805; code huangyuxiang03/Locret; rule also arXiv 2506.17121";
   entry.evidence = "code read; weights fitted here";
   entry.differs =
-      "the metric of arXiv 2506.17121 adds the stabilizers to every chunk, the code counts "
-      "them inside: the code is followed, the metric is locret_head() of the analytic model";
+      "the authors' program leaves the prompt's tail alone (a budget in tokens), that of arXiv "
+      "2506.17121 lets it compete and prefills all but the prompt's last token (a share). That "
+      "paper's metric adds the stabilizers to every chunk, its code counts them inside: the code "
+      "is followed, the metric is locret_head() of the analytic model";
   entry.needs = "q, k and v (file: nothing)";
-  entry.parameters = {budget_parameter(),
-                      {.name = "scorer",
-                       .kind = Kind::word,
-                       .fallback = "ridge",
-                       .help = "file: `scores` of `weights`",
-                       .choices = {"ridge", "file"}},
-                      weights_parameter(),
-                      {.name = "local",
-                       .fallback = "100",
-                       .unit = "tokens",
-                       .help = "the prompt's tail, which never competes"},
-                      {.name = "stabilizers",
-                       .fallback = "auto",
-                       .unit = "tokens",
-                       .help = "newest kept after a chunk; auto: 2500, at most half the budget"}};
+  entry.parameters = {
+      budget_parameter(),
+      {.name = "scorer",
+       .kind = Kind::word,
+       .fallback = "ridge",
+       .help = "file: `scores` of `weights`",
+       .choices = {"ridge", "file"}},
+      weights_parameter(),
+      {.name = "local",
+       .fallback = "100",
+       .unit = "tokens",
+       .help = "the prompt's tail, a chunk of its own; competes under a share only"},
+      {.name = "stabilizers",
+       .fallback = "auto",
+       .unit = "tokens",
+       .help = "newest kept after a chunk; auto: 2500, at most half the budget"}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Amount budget = arguments.amount("budget");
     const TokenCount total = entries_of(arguments, "budget", geometry);
@@ -147,15 +152,18 @@ PolicyEntry locret() {
     s.trace = geometry.trace;
     const Needs needs = s.table ? Needs{} : Needs{.k = true, .v = true};
 
-    const RowIndex tail = geometry.evict_point - arguments.count("local");  // where the tail begins
+    const bool share = budget.kind == Amount::Kind::share;
+    recipe.early = share ? last_row_decodes(geometry) : 0;
+    const RowIndex prefilled = geometry.evict_point - recipe.early;
+    const RowIndex tail = prefilled - arguments.count("local");  // where the tail begins
     Rule rule;
-    rule.schedule = arguments.count("local") == 0 ? Schedule::each_chunk()
-                                                  : Schedule::chunks_before_evict_point();
+    rule.schedule = share || arguments.count("local") == 0 ? Schedule::each_chunk()
+                                                           : Schedule::chunks_before_evict_point();
     rule.scorer = birth_scorer(needs, [s](const LayerShape&) { return values_of(s); });
     rule.budget = uniform_budget();
     rule.sizing = [=, n = geometry.evict_point](const Pass& pass) {
-      if (pass.end > tail) return Sizing{kAll, n};
-      if (budget.kind != Amount::Kind::share) return Sizing{total, n};
+      if (pass.end > tail && !(share && pass.is_evict_point())) return Sizing{kAll, n};
+      if (!share) return Sizing{total, n};
       const auto kept =
           static_cast<TokenCount>((1.0 - budget.one_minus_share()) * static_cast<double>(pass.end));
       return Sizing{std::max(stabilizers, (kept + 63) / 64 * 64), n};
@@ -164,7 +172,7 @@ PolicyEntry locret() {
       return Protect{0, pass.end < tail ? stabilizers : 0};
     };
     recipe.more_rules.push_back(rule);
-    if (tail > 0 && tail < geometry.evict_point) recipe.cuts.push_back(tail);
+    if (tail > 0 && tail < prefilled) recipe.cuts.push_back(tail);
     recipe.knob = budget_knob(geometry);
     // One score an entry; the published retaining heads, [q; k; v] -> 1,024 -> KV heads.
     recipe.charge.entry = geometry.kv_bytes;

@@ -155,11 +155,11 @@ class Table {
         fmt::format("{} = {} prompt + {} decoded; chunk {}", trace.tokens, trace.prompt_tokens,
                     trace.tokens - trace.prompt_tokens, report_.chunk);
     tokens += report_.chunk == 0 ? " (one prefill pass)" : " tokens";
-    if (!report_.runs.empty()) {
-      const PassPlan& plan = report_.runs.front().ledger.plan;
-      if (plan.evict_point != plan.prompt)
-        tokens += fmt::format("; eviction point at row {}", plan.evict_point);
-    }
+    RowIndex evict_point = 0;  // some policies act a row early
+    for (const RunResult& run : report_.runs)
+      evict_point = std::max(evict_point, run.ledger.plan.evict_point);
+    if (!report_.runs.empty() && evict_point != trace.prompt_tokens)
+      tokens += fmt::format("; eviction point at row {}", evict_point);
     wrapped("tokens  ", tokens);
     std::string bytes = fmt::format(
         "{} per KV element; layout {}; prefill peak {}", report_.accounting.kv_bytes,

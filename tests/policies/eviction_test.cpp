@@ -239,14 +239,16 @@ TEST_CASE("locret's share of a budget is rounded up to 64 entries of the tokens 
     Pass pass;
     pass.begin = 0;
     pass.end = end;
-    pass.evict_point = pass.prompt_end = 1100;
+    pass.evict_point = 1099;  // all but the prompt's last token are prefilled
+    pass.prompt_end = 1100;
     return make_policy(spec, g).rules.at(0).sizing(pass).tokens;
   };
-  CHECK(tokens("locret(budget=30%,stabilizers=10)", 250) == 128);   // 75 -> 128
-  CHECK(tokens("locret(budget=30%,stabilizers=10)", 500) == 192);   // 150 -> 192
-  CHECK(tokens("locret(budget=30%,stabilizers=10)", 1000) == 320);  // 300 -> 320
-  CHECK(tokens("locret(budget=30%,stabilizers=400)", 1000) == 400);
-  CHECK(tokens("locret(budget=30%,stabilizers=10)", 1100) == kAll);  // the tail
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 250) == 128);  // 75 -> 128
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 500) == 192);  // 150 -> 192
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 999) == 320);  // 299 -> 320
+  CHECK(tokens("locret(budget=30%,stabilizers=400)", 999) == 400);
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 1050) == kAll);  // inside the tail
+  CHECK(tokens("locret(budget=30%,stabilizers=10)", 1099) == 384);   // 329 -> 384
   CHECK(tokens("locret(budget=77,stabilizers=10)", 500) == 77);
   // Retaining heads [4096 + 2 * 1024 -> 1024 -> 8] in 32 layers, and a score an entry.
   const Policy policy = make_policy("locret", g);
@@ -256,6 +258,41 @@ TEST_CASE("locret's share of a budget is rounded up to 64 entries of the tokens 
   CHECK_THROWS_WITH(make_policy("locret(budget=1B)", g),
                     Contains("locret: budget=1B is less than one entry a head"));
   CHECK_THROWS_AS(make_policy("chunked(locret)", g), ConfigError);
+}
+
+TEST_CASE("locret with a share lets the prompt's tail compete, too", "[policy][locret]") {
+  // As arXiv 2506.17121 runs it: 1,101 tokens, 1,100 of them prefilled in [0,512) [512,1000) and
+  // the tail [1000,1100); row 1100 goes through decode. Scores fall with the token.
+  //   at 512: 256 stay: the newest 64, which are safe, and 0 .. 191
+  //   at 1000: int(500) -> 512 stay, nobody is safe: 0 .. 191, 448 .. 511, 512 .. 767
+  //   at 1100: int(550) -> 576 of 612 stay: the newest 36 of the tail leave
+  const Trace trace = weights(std::vector<double>(1102, 0.0), 1101);
+  std::vector<double> falling(1102);
+  for (std::size_t t = 0; t < falling.size(); ++t) falling[t] = -static_cast<double>(t);
+  const Table file("scores", {1, 1, 1102}, falling);
+  EngineOptions options;
+  options.chunk = 512;
+  const RunResult run = test::run_one(
+      trace,
+      fmt::format("locret(budget=50%,local=100,stabilizers=64,scorer=file,weights=\"{}\")",
+                  file.name()),
+      options);
+  Rows expected(1102, 1102);
+  std::fill(expected.begin() + 192, expected.begin() + 448, 512);
+  std::fill(expected.begin() + 768, expected.begin() + 1000, 1000);
+  std::fill(expected.begin() + 1064, expected.begin() + 1100, 1100);
+  const auto d = run.ledger.deaths(0, 0);
+  CHECK(Rows(d.begin(), d.end()) == expected);
+  CHECK(run.metrics.timeline.resident_entries[1099] == 612);
+  CHECK(run.metrics.timeline.resident_entries[1100] == 577);
+  // A context that ends before the question is prefilled whole.
+  options.evict_point = 1000;
+  CHECK(test::run_one(
+            trace,
+            fmt::format("locret(budget=50%,local=100,stabilizers=64,scorer=file,weights=\"{}\")",
+                        file.name()),
+            options)
+            .metrics.timeline.resident_entries[1000] == 513);
 }
 
 TEST_CASE("the metric's Locret head is the one of arXiv 2506.17121", "[analytic][locret]") {

@@ -179,6 +179,25 @@ TEST_CASE("prulong's rounding gives the authors' counts of full heads", "[policy
   }
 }
 
+TEST_CASE("prulong's evaluation cuts the mask file at a quantile again", "[policy][prulong]") {
+  // Of 256 heads: the authors' file has int(256 (1 - s)) full ones, numpy's quantile of it 256 -
+  // ceil(255 s).
+  const Geometry g = geometry(32, 32, 8, 64);
+  const auto full = [&](const std::string& more) {
+    const auto all = capacities(make_policy("prulong(" + more + ")", g), g);
+    return std::count(all.begin(), all.end(), kAll);
+  };
+  CHECK(full("sparsity=0.7") == 76);
+  CHECK(full("sparsity=0.7,full=quantile") == 77);
+  CHECK(full("sparsity=0.2") == 204);
+  CHECK(full("sparsity=0.2,full=quantile") == 205);
+  CHECK(full("sparsity=0.3,full=quantile") == 179);
+  CHECK(full("sparsity=1,full=quantile") == 1);
+  const Knob knob = *make_policy("prulong(full=quantile)", g).knob;
+  for (TokenCount heads = knob.lowest; heads <= knob.highest; ++heads)
+    CHECK(full("full=quantile,sparsity=" + knob.value(heads)) == heads);
+}
+
 TEST_CASE("prulong makes the highest gates full, the lower of equal ones", "[policy][prulong]") {
   const Folder folder;
   const Trace trace = random_heads(12, 8, 2, 2);

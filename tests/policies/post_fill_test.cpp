@@ -8,6 +8,8 @@
 
 #include "sim/base/error.h"
 #include "sim/models/model_geometry.h"
+#include "sim/predict/analytic.h"
+#include "sim/replay/requirements.h"
 #include "tests/support/cases.h"
 #include "tests/support/files.h"
 #include "tests/support/trace_builder.h"
@@ -34,6 +36,58 @@ using Rows = std::vector<int>;
 using Tokens = std::vector<int>;
 
 }  // namespace
+
+// ---- the baselines of arXiv 2506.17121 ----------------------------------------------------------
+
+TEST_CASE("preset=prulong prefills all but the last token, and keeps multiples of 64",
+          "[policy][snapkv][pyramidkv]") {
+  const auto sized = [](const std::string& spec, int prompt) {
+    const Geometry g = geometry(4, 8, 2, prompt, 10);
+    const Policy policy = make_policy(spec, g);
+    const PassPlan plan = passes_of(policy, g);
+    CHECK(plan.ends.front() == prompt - 1);
+    return policy.rules.front().sizing(pass_at(plan, 0));
+  };
+  // int(.3 x 1000) = 300, of 999 rows.
+  CHECK(sized("snapkv(budget=30%,preset=prulong)", 1000).tokens == 320);
+  CHECK(sized("snapkv(budget=30%,preset=prulong)", 1000).rows == 999);
+  CHECK(sized("pyramidkv(budget=30%,preset=prulong)", 1000).tokens == 320);
+  CHECK(sized("snapkv(budget=1%,preset=prulong)", 1000).tokens == 64);  // the window
+  CHECK(sized("snapkv(budget=65,preset=prulong)", 1000).tokens == 128);
+  const Geometry g = geometry(4, 8, 2, 100, 10);
+  const Policy policy = make_policy("snapkv(budget=10%,preset=prulong)", g);
+  CHECK_THAT(policy.spec, Contains("window=64,kernel=5,pool=avg,group=none,order=pool_then_group"));
+  CHECK(policy.per_query_head);
+  const Requirements asked = requirements_of(policy, g);
+  REQUIRE(asked.observed.size() == 1);
+  CHECK(asked.observed[0].begin == 35);  // the window's rows: 35 .. 98
+  CHECK(asked.observed[0].end == 99);
+  CHECK_FALSE(make_policy("snapkv(preset=prulong,group=mean)", g).per_query_head);
+  // Chunks: the program's count, not the metric's.
+  Geometry chunks = geometry(4, 8, 2, 1000, 10);
+  chunks.chunk = 400;
+  const Policy chunked = make_policy("chunked(snapkv(budget=30%,preset=prulong))", chunks);
+  CHECK_THAT(chunked.spec, Contains("count=implementation"));
+  CHECK_THAT(chunked.spec, Contains("small=window"));
+  CHECK(passes_of(chunked, chunks).ends[2] == 999);
+  const auto kept = predict(chunked, chunks, {}).after[0] / 8;  // 120 + 120 + int(.3 x 199) < 64
+  CHECK(kept == 120 + 120 + 64 + 1 + 10);
+}
+
+TEST_CASE("preset=prulong does not ask the prompt's last row", "[policy][snapkv]") {
+  // Row 95 votes for token 90, row 99 for token 89, the window is 4. 64 stay of 0 .. 98: the window
+  // 95 .. 98, token 90, and of equal ones the first 59. Token 99 goes through decode.
+  std::vector<std::vector<double>> unit(102, std::vector<double>(102, 0.0));
+  std::vector<std::vector<double>> rows = unit;
+  for (std::size_t t = 0; t < unit.size(); ++t) unit[t][t] = 1;
+  rows[95][90] = 9;
+  rows[99][89] = 9;
+  const Trace trace = test::one_head(unit, 100, {}, rows);
+  Rows expected(102, 102);
+  std::fill(expected.begin() + 59, expected.begin() + 95, 99);
+  expected[90] = 102;
+  CHECK(deaths(trace, "snapkv(budget=64,preset=prulong,window=4,kernel=1)") == expected);
+}
 
 // ---- snapkv -------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 #include "sim/policies/shared/budgets.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <fmt/format.h>
 
@@ -89,6 +90,16 @@ double tokens_before_rounding(const std::optional<Amount>& size, const Sizing& s
   if (!size || size->kind != Amount::Kind::share || size->share_of(sizing.rows) != sizing.tokens)
     return static_cast<double>(sizing.tokens);
   return static_cast<double>(sizing.rows) * (1.0 - size->one_minus_share());
+}
+
+double floor_quotient(double a, double b) {
+  const double quotient = (a - std::fmod(a, b)) / b;
+  const double floor = std::floor(quotient);
+  return quotient - floor > 0.5 ? floor + 1 : floor;
+}
+
+RowIndex last_row_decodes(const Geometry& geometry) {
+  return geometry.evict_point == geometry.prompt && geometry.prompt > 1 ? 1 : 0;
 }
 
 ProtectRule protect_recent(TokenCount window) {

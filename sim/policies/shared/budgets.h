@@ -61,6 +61,13 @@ template <std::derived_from<Budget> B>
 [[nodiscard]] double tokens_before_rounding(const std::optional<Amount>& size,
                                             const Sizing& sizing);
 
+// Python's a // b of floats: the remainder is exact, and taken first. REQUIRES: a >= 0, b > 0.
+[[nodiscard]] double floor_quotient(double a, double b);
+
+// 1 where arXiv 2506.17121's program is followed: it prefills all but the prompt's last token, and
+// that goes through decode. 0 where --evict-at ends the prefill before it.
+[[nodiscard]] RowIndex last_row_decodes(const Geometry& geometry);
+
 [[nodiscard]] ProtectRule protect_recent(TokenCount window);
 // Of a budget that is halved between heavy hitters and the newest; the odd one is a newest.
 [[nodiscard]] ProtectRule protect_newest_half();

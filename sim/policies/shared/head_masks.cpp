@@ -149,6 +149,10 @@ HeadScores fitted_gates(const Trace& trace, const Protect& protect) {
   return gates;
 }
 
+std::int64_t below_quantile(double quantile, std::int64_t heads) {
+  return std::llrint(std::ceil(quantile * static_cast<double>(heads - 1) - 1e-9));
+}
+
 Mask cut_lowest(const HeadScores& gates, std::int64_t streaming) {
   auto order = listed(gates);
   std::sort(order.begin(), order.end());

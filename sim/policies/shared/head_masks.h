@@ -54,6 +54,11 @@ template <class Row>
 //   returns [layers of the trace][kv_heads]. Of the replayed trace it reads the future.
 [[nodiscard]] HeadScores fitted_gates(const Trace& trace, const Protect& protect);
 
+// How many of `heads` different gates lie below their quantile: numpy's linear interpolation, as
+// DuoAttention's code uses it (with noise below 1e-6 against ties; here ties go to the lower
+// (layer, head)).
+[[nodiscard]] std::int64_t below_quantile(double quantile, std::int64_t heads);
+
 // Exactly `streaming` heads stream, the lowest gates; ties go to the lower (layer, head).
 [[nodiscard]] Mask cut_lowest(const HeadScores& gates, std::int64_t streaming);
 // Exactly `full` heads are full, the highest gates; ties go to the lower (layer, head).

@@ -12,25 +12,35 @@ enum class Rounding : std::uint8_t { code, exact, kvpress };
 
 class Pyramid final : public Budget {
  public:
-  Pyramid(TokenCount window, double beta, Rounding rounding, std::optional<Amount> size)
-      : window_(window), beta_(beta), rounding_(rounding), size_(std::move(size)) {}
+  struct Settings {
+    PyramidWindow window;
+    double beta;
+    Rounding rounding;
+    std::optional<Amount> size;
+  };
+  explicit Pyramid(Settings settings) : settings_(std::move(settings)) {}
 
   TokenCount capacity(const LayerShape& shape, int /*head*/, const Sizing& sizing) const override {
-    const TokenCount window = std::min(window_, sizing.window_rows);
-    if (rounding_ == Rounding::kvpress) return kvpress_layer(shape, sizing, window);
+    const bool shared_out = sizing.heads_window > 0;
+    const TokenCount window = std::min(
+        shared_out && !settings_.window.always ? sizing.heads_window : settings_.window.tokens,
+        sizing.window_rows);
+    if (settings_.rounding == Rounding::kvpress) return kvpress_layer(shape, sizing, window);
     const TokenCount base = sizing.tokens - window;
     if (base <= 0) return sizing.tokens;           // the newest `budget` entries
     if (sizing.rows < sizing.tokens) return kAll;  // nothing to compress
-    if (sizing.rows < 2 * base || shape.model_layers < 2) return sizing.tokens;
+    // PyramidKV's program gives up the pyramid for large budgets, AdaKV's does not.
+    if ((sizing.rows < 2 * base && !shared_out) || shape.model_layers < 2) return sizing.tokens;
     const RowIndex most = sizing.rows - window;
-    return (rounding_ == Rounding::exact ? exact_layer(shape, base, most)
-                                         : code_layer(shape, base, most)) +
+    return (settings_.rounding == Rounding::exact ? exact_layer(shape, base, most)
+                                                  : code_layer(shape, base, most)) +
            window;
   }
 
  private:
   TokenCount code_layer(const LayerShape& shape, TokenCount base, RowIndex most) const {
-    auto lowest = static_cast<TokenCount>(std::floor(static_cast<double>(base) / beta_));
+    auto lowest =
+        static_cast<TokenCount>(floor_quotient(static_cast<double>(base), settings_.beta));
     TokenCount highest = 2 * base - lowest;
     if (highest >= most) {
       highest = most;
@@ -45,9 +55,9 @@ class Pyramid final : public Budget {
     if (sizing.rows <= sizing.tokens) return kAll;
     const auto n = static_cast<double>(sizing.rows);
     const auto w = static_cast<double>(window);
-    const double kept = tokens_before_rounding(size_, sizing);
+    const double kept = tokens_before_rounding(settings_.size, sizing);
     const double capacity = w + kept;
-    double lowest = (capacity - w) / beta_;
+    double lowest = (capacity - w) / settings_.beta;
     double highest = (capacity - w) * 2 - lowest;
     if (highest >= n - w) {
       highest = n - w;
@@ -63,7 +73,7 @@ class Pyramid final : public Budget {
   // The paper's straight line, rounded by largest remainder so that the layers' mean is the base.
   TokenCount exact_layer(const LayerShape& shape, TokenCount base, RowIndex most) const {
     const auto layers = static_cast<std::size_t>(shape.model_layers);
-    double lowest = static_cast<double>(base) / beta_;
+    double lowest = static_cast<double>(base) / settings_.beta;
     double highest = 2.0 * static_cast<double>(base) - lowest;
     if (highest >= static_cast<double>(most)) {
       highest = static_cast<double>(most);
@@ -88,10 +98,7 @@ class Pyramid final : public Budget {
     return count[static_cast<std::size_t>(shape.model_layer)];
   }
 
-  TokenCount window_;
-  double beta_;
-  Rounding rounding_;
-  std::optional<Amount> size_;
+  Settings settings_;
 };
 
 }  // namespace
@@ -111,12 +118,13 @@ std::vector<Parameter> pyramid_parameters() {
        .choices = {"code", "exact", "kvpress"}}};
 }
 
-BudgetSlot pyramid_shape(const Arguments& arguments, TokenCount window,
-                         std::optional<Amount> size) {
+BudgetSlot pyramid_layers(const Arguments& arguments, PyramidWindow window,
+                          std::optional<Amount> size) {
   const Rounding rounding = arguments.is("rounding", "exact")     ? Rounding::exact
                             : arguments.is("rounding", "kvpress") ? Rounding::kvpress
                                                                   : Rounding::code;
-  return own(std::make_shared<Pyramid>(window, arguments.real("beta"), rounding, std::move(size)));
+  return own(std::make_shared<Pyramid>(
+      Pyramid::Settings{window, arguments.real("beta"), rounding, std::move(size)}));
 }
 
 }  // namespace kvspan::policies

@@ -10,8 +10,12 @@
 namespace kvspan::policies {
 
 [[nodiscard]] std::vector<Parameter> pyramid_parameters();
-// The newest `window` entries are reserved in every layer; size: what the policy's `budget` says.
-[[nodiscard]] BudgetSlot pyramid_shape(const Arguments& arguments, TokenCount window,
-                                       std::optional<Amount> size);
+struct PyramidWindow {
+  TokenCount tokens;  // the newest, reserved in every layer
+  bool always;        // even where heads with another window share out what the layer gets
+};
+// size: what the policy's `budget` says.
+[[nodiscard]] BudgetSlot pyramid_layers(const Arguments& arguments, PyramidWindow window,
+                                        std::optional<Amount> size);
 
 }  // namespace kvspan::policies

@@ -4,7 +4,8 @@
 // methods.
 // Source: its metric (kv_footprint.py: count=metric) and evaluation code (snapkv.py, pyramidkv.py:
 // count=implementation); variant=patched scores every chunk but the last with the prompt's last
-// queries at the positions after the chunk. Those queries saw the whole prompt: a stand-in.
+// rows at the positions after the chunk: their softmax runs over the chunk and, up to the row, over
+// the patch's own keys, whose columns are then cut off. They saw the whole prompt: a stand-in.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -60,6 +61,10 @@ PolicyEntry chunked() {
     if (!inner.size) refuse("it has no budget");
     if (geometry.chunk == 0)
       inner.notes.emplace_back("chunked without --chunk: the prompt is one chunk");
+    if (inner.capacity_step > 0) {  // preset=prulong: the paper's program, not its metric
+      if (!arguments.given("count")) arguments.set("count", "implementation");
+      if (!arguments.given("small")) arguments.set("small", "window");
+    }
     const bool share = inner.size.value.kind == Amount::Kind::share;
     Recipe::Chunked chunked;
     chunked.metric_count = arguments.is("count", "metric");

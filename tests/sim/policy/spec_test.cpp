@@ -114,8 +114,9 @@ TEST_CASE("sizes are tokens, exact shares of the prompt, or bytes", "[spec]") {
 
 TEST_CASE("the canonical text writes every parameter in declaration order", "[spec]") {
   CHECK(canonical("full") == "full(model_window=keep)");
-  CHECK(canonical("snapkv(kernel=5,budget=10)") ==
-        "snapkv(budget=10,window=32,kernel=5,pool=max,group=mean,order=group_then_pool)");
+  CHECK(
+      canonical("snapkv(kernel=5,budget=10)") ==
+      "snapkv(budget=10,window=32,kernel=5,pool=max,group=mean,order=group_then_pool,preset=none)");
   CHECK(canonical("streaming_llm") ==
         "streaming_llm(sinks=4,window=1020,budget=auto,positions=original)");
   CHECK(canonical("streaming_llm(budget=10%)") ==
@@ -125,7 +126,7 @@ TEST_CASE("the canonical text writes every parameter in declaration order", "[sp
         "recent_share=auto,normalise=false)");
   CHECK(canonical("pyramidkv(budget=50)") ==
         "pyramidkv(budget=50,window=8,kernel=7,pool=max,group=mean,order=group_then_pool,beta=20,"
-        "rounding=code)");
+        "rounding=code,preset=none)");
   CHECK(canonical("duoattention(sparsity=0.5)") ==
         "duoattention(heads=auto,sparsity=0.5,sinks=128,window=1024)");
   CHECK(canonical("chunked(tova(budget=10%))") ==
@@ -165,9 +166,8 @@ TEST_CASE("a wrong policy, key or value is refused with the nearest valid one", 
 TEST_CASE("recipes compose where that has a meaning, and are refused with the reason where not",
           "[spec]") {
   CHECK(canonical("pyramid(beta=5)+snapkv(budget=20)") ==
-        "pyramid(beta=5,rounding=code,window=8)+snapkv(budget=20,window=32,kernel=7,pool=max,group="
-        "mean,"
-        "order=group_then_pool)");
+        "pyramid(beta=5,rounding=code,window=auto)+snapkv(budget=20,window=32,kernel=7,pool=max,"
+        "group=mean,order=group_then_pool,preset=none)");
   CHECK(make_policy("pyramidkv+h2o(budget=20)", small_geometry()).rules.size() == 1);
   CHECK_THROWS_WITH(canonical("pyramid"), Contains("cannot run alone"));
   CHECK_THROWS_WITH(canonical("snapkv+h2o"), Contains("both bring their own scorer"));
