@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
+#include "sim/policies/shared/death_rows.h"
 #include "sim/policies/shared/layer_table.h"
 
 namespace kvspan::policies {
@@ -41,6 +42,10 @@ PolicyEntry deaths() {
   entry.summary = "replays given death rows (an external method, or an earlier --lifetimes file)";
   entry.source = "file of the user";
   entry.evidence = "definition";
+  entry.differs =
+      "a --lifetimes file of another trace is refused; rows of death inside a pass, where no "
+      "method "
+      "evicts, are replayed, and the run says so";
   entry.needs = "nothing";
   entry.needs_file = true;
   entry.parameters = {{.name = "file",
@@ -70,6 +75,7 @@ PolicyEntry deaths() {
       }
     }
     recipe.cuts.assign(rows.begin(), rows.end());
+    recipe.notes = notes_of_death_rows(file, rows, geometry);
     Scoring scoring = table_scoring(table, geometry);
     scoring.evicts_in_decode = true;
     recipe.scorer = own(scoring);
