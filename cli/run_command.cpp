@@ -68,8 +68,16 @@ RunRequest request_of(const RunSettings& s, const Context& context) {
   request.layerwise = s.prefill == "layerwise";
   request.layout = s.layout;
   (void)parse_layout(s.layout);
-  request.specs =
-      expand_policies(s.policies.empty() ? std::vector<std::string>{"all"} : s.policies, s.budgets);
+  if (!s.match.empty() && !s.budgets.empty()) {
+    throw ConfigError(
+        "--match chooses every budget; leave --budget out (a budget inside a specification says "
+        "which kind is turned: chunked(snapkv(budget=20%)) or chunked(snapkv(budget=204)))");
+  }
+  std::vector<std::string> repeated;
+  request.specs = expand_policies(s.policies.empty() ? std::vector<std::string>{"all"} : s.policies,
+                                  s.budgets, &repeated);
+  if (!repeated.empty() && !s.quiet)
+    fmt::print(stderr, "kvspan: given more than once, run once: {}\n", fmt::join(repeated, ", "));
   // Of "all", what this trace cannot serve is left out; who names such a policy is told why.
   request.skips = std::all_of(s.policies.begin(), s.policies.end(),
                               [](const std::string& text) { return text == "all"; });
@@ -264,7 +272,8 @@ void add_run(CLI::App& app, const Context& context) {
   sub->add_option("--fidelity", s->fidelity, "Rows to measure: all, rows=K in each phase, or none")
       ->type_name("all|rows=K|none");
   sub->add_option("--match", s->match,
-                  "Tune every budget to footprint=X, peak_bytes=X or retained=X")
+                  "Tune every budget to footprint=X, peak_bytes=X or retained=X: with retained=90% "
+                  "the footprint is the critical footprint at 90 %. full runs along as it is")
       ->type_name("WHAT=X");
   sub->add_option("--prefill", s->prefill,
                   "When a runtime compresses: after all layers, or layer by layer")

@@ -211,7 +211,7 @@ std::vector<QString> run_names(const std::vector<ShownRun>& runs) {
   };
   std::vector<QString> names;
   std::vector<QStringList> details(runs.size());
-  for (const ShownRun& shown : runs) names.push_back(QString::fromStdString(shown.run().label));
+  for (const ShownRun& shown : runs) names.push_back(QString::fromStdString(label_of(shown.run())));
   for (const std::function<QString(const Result&)>& detail :
        std::initializer_list<std::function<QString(const Result&)>>{file, chunk, folder}) {
     std::map<QString, std::set<QString>> found;  // by name
@@ -220,7 +220,7 @@ std::vector<QString> run_names(const std::vector<ShownRun>& runs) {
       if (found[names[r]].size() > 1) details[r] += detail(*runs[r].result);
     }
     for (std::size_t r = 0; r < runs.size(); ++r) {
-      names[r] = QString::fromStdString(runs[r].run().label);
+      names[r] = QString::fromStdString(label_of(runs[r].run()));
       if (!details[r].isEmpty()) names[r] += " (" + details[r].join(", ") + ")";
     }
   }

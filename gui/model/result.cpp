@@ -10,10 +10,12 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "gui/model/numbers.h"
 #include "gui/model/result_node.h"
 #include "gui/model/result_parts.h"
 #include "sim/base/error.h"
 #include "sim/report/lifetimes_reader.h"
+#include "sim/report/listing.h"
 
 namespace kvspan::gui {
 
@@ -165,6 +167,24 @@ std::optional<double> figure(const Run& run, std::string_view path) {
 std::optional<double> retained_mass(const Run& run) {
   const auto decode = figure(run, "fidelity.decode.retained_mass.mean");
   return decode ? decode : figure(run, "fidelity.all.retained_mass.mean");
+}
+
+std::optional<double> retained_mass_upper(const Run& run) {
+  const bool decode = figure(run, "fidelity.decode.retained_mass.mean").has_value();
+  return figure(run, decode ? "fidelity.decode.retained_mass.upper.mean"
+                            : "fidelity.all.retained_mass.upper.mean");
+}
+
+QString retained_text(const Run& run) {
+  const QString least = percent_text(retained_mass(run), 2);
+  const auto upper = retained_mass_upper(run);
+  const QString most = percent_text(upper, 2);
+  if (!upper || most == least) return least;
+  return QString("%1 to %2").arg(least.chopped(2), most);
+}
+
+std::string label_of(const Run& run) {
+  return label_with_amount(run.label, chunked_amount(run.policy));
 }
 
 std::vector<RowIndex> pass_ends(const Result& result, RowIndex begin, RowIndex end, double least) {

@@ -4,6 +4,7 @@
 // what none of them holds is absent, never guessed.
 #pragma once
 
+#include <QString>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -81,6 +82,12 @@ enum class FileKind : std::uint8_t { result, timeline, lifetimes, trace };
 
 // Retained mass of decode rows, or of all rows where none was decoded: what the table shows.
 [[nodiscard]] std::optional<double> retained_mass(const Run& run);
+// Its upper bound, where the result is of a score trace and the figure above a lower one.
+[[nodiscard]] std::optional<double> retained_mass_upper(const Run& run);
+// "81.33 %", or "81.33 to 86.27 %" where the two are not the same as printed.
+[[nodiscard]] QString retained_text(const Run& run);
+// The label, in which a budget under chunked() says what it is of.
+[[nodiscard]] std::string label_of(const Run& run);
 
 // Where passes of the prompt end, from row `begin` to row `end`, ascending. Only the last one, the
 // end of the prompt, where passes are shorter than `least` rows.

@@ -128,6 +128,7 @@ QVariant RunTable::data(const QModelIndex& index, int role) const {
         return QString::fromStdString(shown.result->path.filename().string());
       }
       const double value = number(document_, shown, column);
+      if (role == Qt::DisplayRole && column == retained) return retained_text(shown.run());
       if (role == Qt::DisplayRole) return text_of(value, column, document_.display().quantity);
       return value;
     }
@@ -162,7 +163,8 @@ QVariant RunTable::headerData(int section, Qt::Orientation orientation, int role
       {"peak memory", "The most bytes at one instant, KV and overhead"},
       {"retained",
        "Attention that decode rows still reach of the full cache's (mean); all rows "
-       "where none was decoded. A proxy, not accuracy"},
+       "where none was decoded. A proxy, not accuracy. Of a score trace: from what is sure to what "
+       "is possible; where two of them overlap, the trace does not tell which is better"},
       {"error", "Relative output error (mean), of the same rows"},
       {"at begin", "In the first selected row, in the quantity of the charts"},
       {"at end", "In the last selected row"},

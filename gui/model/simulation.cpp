@@ -270,13 +270,8 @@ void save_result(const Result& result, std::filesystem::path target) {
 
 namespace {
 
-// True if positions are entries, which may also be written as a share of the prompt.
-bool turns_amount(const Tunable& tunable) {
-  const auto& parameters = find_policy(tunable.term).parameters;
-  return std::any_of(parameters.begin(), parameters.end(), [&](const Parameter& p) {
-    return p.name == tunable.knob.parameter && p.kind == Parameter::Kind::amount;
-  });
-}
+// Under chunked(): a share of each chunk, and no number of entries.
+bool turns_share(const Knob& knob) { return knob.value(knob.lowest).ends_with('%'); }
 
 }  // namespace
 
@@ -286,8 +281,10 @@ TokenCount knob_position(const Tunable& tunable, RowIndex prompt) {
   for (TokenCount p = knob.lowest; p <= std::min(knob.highest, knob.lowest + kTried); ++p) {
     if (knob.value(p) == tunable.value) return p;
   }
-  if (turns_amount(tunable) && tunable.value != "auto") {
+  if (tunable.turns_amount() && tunable.value != "auto") {
     const Amount amount = Amount::parse(tunable.value, knob.parameter);
+    if (turns_share(knob) && amount.kind == Amount::Kind::share)  // in steps of 0.01 %
+      return std::clamp(amount.share_of(10000), knob.lowest, knob.highest);
     return std::clamp(
         amount.kind == Amount::Kind::share ? amount.share_of(prompt) : amount.mantissa, knob.lowest,
         knob.highest);
@@ -300,7 +297,7 @@ TokenCount knob_position(const Tunable& tunable, RowIndex prompt) {
 QString knob_text(const Tunable& tunable, TokenCount position, RowIndex prompt) {
   QString text =
       QString::fromStdString(tunable.knob.parameter + ' ' + tunable.knob.value(position));
-  if (turns_amount(tunable) && prompt > 0) {
+  if (tunable.turns_amount() && !turns_share(tunable.knob) && prompt > 0) {
     const double share = 100.0 * static_cast<double>(position) / static_cast<double>(prompt);
     text += QString(" (%1 % of the prompt)").arg(share, 0, 'g', 3);
   }

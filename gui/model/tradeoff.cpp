@@ -13,6 +13,7 @@
 #include "gui/model/numbers.h"
 #include "sim/base/error.h"
 #include "sim/policy/spec.h"
+#include "sim/report/listing.h"
 
 namespace kvspan::gui {
 namespace {
@@ -31,26 +32,37 @@ void drop_numbers(RecipeSpec& spec) {
   }
 }
 
+// The phase that is judged; empty where nothing was measured.
+std::string judged_phase(const Run& run) {
+  for (const char* phase : {"decode", "all"}) {
+    if (figure(run, fmt::format("fidelity.{}.retained_mass.mean", phase))) return phase;
+  }
+  return "";
+}
+
 }  // namespace
 
 std::optional<double> fidelity_of(const Run& run, FidelityFigure figure_wanted) {
-  for (const char* phase : {"decode", "all"}) {
-    const auto of = [&](const char* name) {
-      return figure(run, fmt::format("fidelity.{}.{}", phase, name));
-    };
-    if (!of("retained_mass.mean")) continue;
-    switch (figure_wanted) {
-      case FidelityFigure::mass_mean:
-        return of("retained_mass.mean");
-      case FidelityFigure::mass_p5:
-        return of("retained_mass.p5");
-      case FidelityFigure::output:
-        break;
-    }
-    const auto error = of("output_error.mean");
-    return error ? std::optional(1 - *error) : std::nullopt;
+  const std::string phase = judged_phase(run);
+  const auto of = [&](const char* name) {
+    return figure(run, fmt::format("fidelity.{}.{}", phase, name));
+  };
+  switch (figure_wanted) {
+    case FidelityFigure::mass_mean:
+      return of("retained_mass.mean");
+    case FidelityFigure::mass_p5:
+      return of("retained_mass.p5");
+    case FidelityFigure::output:
+      break;
   }
-  return std::nullopt;
+  const auto error = of("output_error.mean");
+  return error ? std::optional(1 - *error) : std::nullopt;
+}
+
+std::optional<double> fidelity_upper_of(const Run& run, FidelityFigure figure_wanted) {
+  if (figure_wanted == FidelityFigure::output) return std::nullopt;
+  return figure(run, fmt::format("fidelity.{}.retained_mass.upper.{}", judged_phase(run),
+                                 figure_wanted == FidelityFigure::mass_mean ? "mean" : "p5"));
 }
 
 std::string family_key(std::string_view policy) {
@@ -94,11 +106,19 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
     const auto [at, fresh] =
         known.try_emplace({group->second, family_key(shown.run().policy)}, out.families.size());
     if (fresh) {
-      out.families.push_back(
-          {family_name(shown.run().label), {}, {}, shown.run().bound, shown.colour, group->second});
+      const std::string amount = chunked_amount(shown.run().policy);  // "20% of each chunk"
+      const std::string kind = amount.substr(std::min(amount.find(' '), amount.size()));
+      out.families.push_back({family_name(shown.run().label) + kind,
+                              {},
+                              {},
+                              {},
+                              shown.run().bound,
+                              shown.colour,
+                              group->second});
     }
     out.families[at->second].points.push_back(out.points.size());
-    out.points.push_back({r, *footprint, *fidelity, at->second, shown.run().bound});
+    const double most = fidelity_upper_of(shown.run(), figure_wanted).value_or(*fidelity);
+    out.points.push_back({r, *footprint, *fidelity, most, at->second, shown.run().bound});
   }
   if (out.families.size() < out.points.size()) {
     for (std::size_t f = 0; f < out.families.size(); ++f) {
@@ -113,12 +133,14 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
   };
   for (Tradeoff::Family& family : out.families) {
     std::sort(family.points.begin(), family.points.end(), before);
-    const auto reached =
-        std::find_if(family.points.begin(), family.points.end(),
-                     [&](std::size_t p) { return out.points[p].fidelity >= threshold; });
-    if (reached == family.points.end()) continue;
-    family.critical = *reached;
-    out.points[*reached].critical = true;
+    for (const std::size_t p : family.points) {
+      Tradeoff::Point& point = out.points[p];
+      if (!family.least && point.most >= threshold) family.least = point.footprint;
+      if (point.fidelity < threshold) continue;
+      family.critical = p;
+      point.critical = true;
+      break;
+    }
   }
   for (std::size_t p = 0; p < out.points.size(); ++p) {
     const Tradeoff::Point& point = out.points[p];
@@ -131,13 +153,15 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
     bool any = false;
     std::erase_if(group.front, [&](std::size_t p) {
       const Tradeoff::Point& point = out.points[p];
-      // An equal point is not beaten.
-      const bool beaten = any && (point.fidelity < best ||
-                                  (point.fidelity == best && point.footprint > best_footprint));
+      // An equal point is not beaten, nor one that a score trace leaves open.
+      const bool beaten =
+          any && (point.most < best || (point.most == best && point.footprint > best_footprint));
       if (beaten) return true;
+      if (!any || point.fidelity > best) {
+        best = point.fidelity;
+        best_footprint = point.footprint;
+      }
       any = true;
-      best = point.fidelity;
-      best_footprint = point.footprint;
       return false;
     });
     for (const std::size_t p : group.front) out.points[p].front = true;
@@ -175,14 +199,16 @@ void CriticalTable::set(const Tradeoff& tradeoff, const std::vector<ShownRun>& r
       row.family += ": " + QString::fromStdString(tradeoff.groups[family.group].name);
     }
     row.colour = family.colour;
+    row.least = family.least;
     if (family.critical) {
       const Tradeoff::Point& point = tradeoff.points[*family.critical];
       const ShownRun& shown = runs[point.run];
       row.footprint = point.footprint;
       row.fidelity = point.fidelity;
+      row.most = point.most;
       row.run = static_cast<int>(point.run);
       row.spec = names[point.run];
-      if (shown.result->chunk > 0 && row.spec == QString::fromStdString(shown.run().label)) {
+      if (shown.result->chunk > 0 && row.spec == QString::fromStdString(label_of(shown.run()))) {
         row.spec += QString(", chunk %1").arg(shown.result->chunk);
       }
     }
@@ -201,9 +227,14 @@ QVariant CriticalTable::data(const QModelIndex& index, int role) const {
   if (!index.isValid()) return {};
   const Row& row = rows_[static_cast<std::size_t>(index.row())];
   const bool exact = role == Qt::EditRole;
-  const auto number = [&](std::optional<double> share) {
-    if (!exact) return QVariant(percent_text(share));
-    return share ? QVariant(*share) : QVariant();
+  // `from` to `to`, where a score trace leaves it open.
+  const auto number = [&](std::optional<double> share, std::optional<double> from,
+                          std::optional<double> to) {
+    if (exact) return share ? QVariant(*share) : QVariant();
+    const QString low = percent_text(from);
+    const QString high = percent_text(to);
+    if (!from || low == high) return QVariant(percent_text(share));
+    return QVariant(to ? QString("%1 to %2").arg(low.chopped(2), high) : "at least " + low);
   };
   switch (role) {
     case kRunRole:
@@ -215,8 +246,10 @@ QVariant CriticalTable::data(const QModelIndex& index, int role) const {
                           ? Qt::AlignRight | Qt::AlignVCenter
                           : Qt::AlignLeft | Qt::AlignVCenter);
     case Qt::ToolTipRole:
-      return tip_text(row.run < 0 ? QString("no run of %1 reaches the threshold").arg(row.family)
-                                  : row.spec);
+      return tip_text(row.run >= 0 ? row.spec
+                                   : QString(row.least ? "no run of %1 surely reaches the threshold"
+                                                       : "no run of %1 reaches the threshold")
+                                         .arg(row.family));
     case Qt::DisplayRole:
     case Qt::EditRole:
       break;
@@ -227,9 +260,9 @@ QVariant CriticalTable::data(const QModelIndex& index, int role) const {
     case 0:
       return row.family;
     case 1:
-      return number(row.footprint);
+      return number(row.footprint, row.least, row.footprint);
     case 2:
-      return number(row.fidelity);
+      return number(row.fidelity, row.fidelity, row.most);
     default:
       return exact || row.run >= 0 ? row.spec : QString(QChar(0x2013));
   }

@@ -19,13 +19,16 @@ namespace kvspan::gui {
 // decoded), or 1 - mean relative output error of the same rows.
 enum class FidelityFigure : std::uint8_t { mass_mean, mass_p5, output };
 [[nodiscard]] std::optional<double> fidelity_of(const Run& run, FidelityFigure figure);
+// Its upper end, where the result is of a score trace and fidelity_of() the lower one.
+[[nodiscard]] std::optional<double> fidelity_upper_of(const Run& run, FidelityFigure figure);
 
 // Runs that differ only in numbers are one family: their policies' texts without digits.
 struct Tradeoff {
   struct Point {
     std::size_t run = 0;     // in Document::runs()
     double footprint = 0;    // KV footprint, share of a full cache
-    double fidelity = 0;     // share
+    double fidelity = 0;     // share; of a score trace the least that it may be
+    double most = 0;         // the most; the same elsewhere
     std::size_t family = 0;  // in `families`
     bool bound = false;      // reads the future
     bool front = false;      // on the Pareto front
@@ -34,7 +37,8 @@ struct Tradeoff {
   struct Family {
     std::string name;                     // "chunked(snapkv)"
     std::vector<std::size_t> points;      // by footprint
-    std::optional<std::size_t> critical;  // point; nullopt: none reaches the threshold
+    std::optional<std::size_t> critical;  // point; nullopt: none surely reaches the threshold
+    std::optional<double> least;          // footprint from which on one may reach it
     bool bound = false;
     // Slot of the palette: of its run, or, where families have several runs, which then cannot be
     // told apart by their own colours, one for each family.
@@ -54,9 +58,9 @@ struct Tradeoff {
 };
 
 // Of the visible runs. The Pareto front: points of methods, not bounds, than which no other one of
-// the group has less footprint and as much fidelity, or as little and more. The critical footprint
-// of a family: the smallest of its points with fidelity >= threshold (arXiv 2506.17121, section
-// 2.1).
+// the group has surely less footprint and as much fidelity, or as little and more. The critical
+// footprint of a family: the smallest of its points with fidelity >= threshold (arXiv 2506.17121,
+// section 2.1).
 [[nodiscard]] Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure,
                                      double threshold);
 
@@ -83,7 +87,7 @@ class CriticalTable final : public QAbstractTableModel {
  private:
   struct Row {
     QString family, spec;
-    std::optional<double> footprint, fidelity;
+    std::optional<double> least, footprint, fidelity, most;
     int run = -1, colour = 0;
   };
   std::vector<Row> rows_;

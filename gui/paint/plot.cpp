@@ -214,9 +214,16 @@ void Plot::resample() {
 void Plot::set_axes() {
   const double typical = log_ ? std::sqrt(low_ * high_) : std::max(std::abs(low_), std::abs(high_));
   const Unit unit = unit_of(content_.quantity, typical);
-  const QString title = content_.difference
-                            ? "Difference: " + unit.title.left(1).toLower() + unit.title.mid(1)
-                            : unit.title;
+  QString title = content_.difference
+                      ? "Difference: " + unit.title.left(1).toLower() + unit.title.mid(1)
+                      : unit.title;
+  const auto is_lower_bound = [this](const ChartLine& line) {
+    return line.run >= 0 &&
+           retained_mass_upper(document_.runs()[static_cast<std::size_t>(line.run)].run());
+  };
+  if (content_.quantity == Quantity::mass && !content_.difference &&
+      std::any_of(content_.lines.begin(), content_.lines.end(), is_lower_bound))
+    title += ", at least (a score trace)";
   const auto most = std::clamp(static_cast<int>(area_.height() / 32), 2, 9);
   if (log_) {
     double low = low_ / unit.size;

@@ -106,7 +106,7 @@ void TradeoffPlot::set(const Tradeoff& tradeoff, double threshold, const QString
   for (const Tradeoff::Point& p : tradeoff_.points) {
     right = std::max(right, p.footprint);
     low = std::min(low, p.fidelity);
-    high = std::max(high, p.fidelity);
+    high = std::max(high, p.most);
   }
   const double pad = std::max(0.02, 0.06 * (high - low));
   set_range(x_, 0, 104 * std::max(right, 0.05));
@@ -267,8 +267,9 @@ void TradeoffPlot::draw_front(const std::vector<std::size_t>& front) {
   for (std::size_t i = 0; i < front.size(); ++i) {
     const Tradeoff::Point& p = tradeoff_.points[front[i]];
     if (i > 0) steps->append(100 * p.footprint, 100 * height);
-    steps->append(100 * p.footprint, 100 * p.fidelity);
-    height = p.fidelity;
+    // What a score trace leaves open may lie lower than a point before it.
+    height = std::max(height, p.fidelity);
+    steps->append(100 * p.footprint, 100 * height);
   }
 }
 
@@ -287,6 +288,11 @@ void TradeoffPlot::draw_point(const Tradeoff::Point& p) {
       QScatterSeries::MarkerShapeTriangle, QScatterSeries::MarkerShapeRotatedRectangle};
   const int slot = colour_of(p);
   const QColor colour = run_colour(slot);
+  if (p.most > p.fidelity) {  // an interval; the point is its lower end
+    auto* interval = add_line(QPen(colour, 1.4));
+    interval->append(100 * p.footprint, 100 * p.fidelity);
+    interval->append(100 * p.footprint, 100 * p.most);
+  }
   auto* series = new QScatterSeries;
   series->setMarkerSize(kMarker);
   series->setMarkerShape(kShapes[static_cast<std::size_t>(slot) / 8 % kShapes.size()]);
@@ -309,6 +315,9 @@ std::vector<QLineF> TradeoffPlot::lines(double threshold_y, const QRectF& area) 
     if (family.critical) {
       out.emplace_back(at(*family.critical), QPointF(at(*family.critical).x(), area.bottom()));
     }
+  }
+  for (const Tradeoff::Point& p : tradeoff_.points) {
+    if (p.most > p.fidelity) out.emplace_back(place(p), place(p.footprint, p.most));
   }
   for (const Tradeoff::Group& group : tradeoff_.groups) {
     for (std::size_t i = 1; i < group.front.size(); ++i) {

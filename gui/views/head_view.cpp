@@ -114,7 +114,10 @@ class HeadView final : public View {
                         ? "Needs the result itself: kvspan run ... --out FILE"
                         : "Retained attention was not measured: run without --fidelity none.");
     if (shown != nullptr) {
-      map_->caption = QString::fromStdString(shown->run().label) + ": " + figure_->currentText();
+      map_->caption =
+          QString::fromStdString(label_of(shown->run())) + ": " + figure_->currentText();
+      if (figure_wanted == HeadFigure::retained_mass && retained_mass_upper(shown->run()))
+        map_->caption += ", at least (a score trace)";
       map_->caption +=
           table_->is_difference()
               ? " less that of " + QString::fromStdString(baseline->run().label) + ", points"

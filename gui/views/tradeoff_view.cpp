@@ -139,7 +139,8 @@ class TradeoffView final : public View {
     return "Every visible run as a point: less memory to the left, more fidelity to the top; "
            "bounds are hollow, policies that differ only in numbers are joined, the grey steps are "
            "the Pareto front, and the table tells how little memory each policy needs for the "
-           "threshold. Arrows move, Enter opens a run.";
+           "threshold. Lines above points are what a score trace leaves open. Arrows move, Enter "
+           "opens a run.";
   }
 
   // In a picture the table is below the chart, as high as it has to be.
@@ -159,18 +160,19 @@ class TradeoffView final : public View {
     return {std::max(kPlot.width(), table.width()), kPlot.height() + below};
   }
   [[nodiscard]] std::string csv() const override {
-    std::string text = csv_line({"policy", "label", "chunk", "footprint", "fidelity", "bound",
-                                 "pareto", "critical", "family", "file"});
+    std::string text =
+        csv_line({"policy", "label", "chunk", "footprint", "fidelity", "fidelity_upper", "bound",
+                  "pareto", "critical", "family", "file"});
     const auto yes = [](bool is) { return csv_field(std::int64_t{is ? 1 : 0}); };
     for (const Tradeoff::Point& p : tradeoff_.points) {
       const ShownRun& shown = document().runs()[p.run];
-      text +=
-          csv_line({csv_field(std::string_view(shown.run().policy)),
-                    csv_field(std::string_view(shown.run().label)),
-                    csv_field(static_cast<std::int64_t>(shown.result->chunk)),
-                    csv_field(p.footprint), csv_field(p.fidelity), yes(p.bound), yes(p.front),
-                    yes(p.critical), csv_field(std::string_view(tradeoff_.families[p.family].name)),
-                    csv_field(std::string_view(shown.result->path.filename().string()))});
+      text += csv_line({csv_field(std::string_view(shown.run().policy)),
+                        csv_field(std::string_view(shown.run().label)),
+                        csv_field(static_cast<std::int64_t>(shown.result->chunk)),
+                        csv_field(p.footprint), csv_field(p.fidelity), csv_field(p.most),
+                        yes(p.bound), yes(p.front), yes(p.critical),
+                        csv_field(std::string_view(tradeoff_.families[p.family].name)),
+                        csv_field(std::string_view(shown.result->path.filename().string()))});
     }
     return text;
   }
@@ -214,7 +216,9 @@ class TradeoffView final : public View {
     if (at != tradeoff_.points.end()) {
       text = run_names(document())[at->run] + ": footprint " + percent_text(at->footprint) +
              ", fidelity " + percent_text(at->fidelity);
-      if (at->front) text += ", on the front";
+      const bool open = at->most > at->fidelity;
+      if (open) text += " to " + percent_text(at->most);
+      if (at->front) text += open ? ", on the front: not surely beaten" : ", on the front";
       if (at->bound) text += ", a bound: reads the future";
     }
     if (tradeoff_.groups.size() > 1) {

@@ -219,7 +219,9 @@ void WhatIfPage::show_result(const ResultPtr& result, bool coarse, qint64 ms) {
   QString text = line("KV footprint", figure(run, "footprint"), bound_->footprint);
   if (const auto peak = figure(run, "peak_bytes.total")) text += "peak " + bytes_text(*peak) + "\n";
   text += coarse ? QString("retained attention: when released")
-                 : line("retained attention", retained_mass(run), bound_->mass).trimmed();
+          : retained_mass_upper(run)
+              ? "retained attention " + retained_text(run)  // an interval has no one difference
+              : line("retained attention", retained_mass(run), bound_->mass).trimmed();
   text_->setText(text);
   message_->setText(QString(coarse ? "coarse, %1 ms" : "measured in %1 ms").arg(ms));
 }

@@ -22,6 +22,8 @@ constexpr std::int64_t kPieceTokens = 1024;  // tokens widened at a time; a mult
 
 // Rounding of a stored probability, relative to it.
 double rounding_of(Dtype dtype) { return dtype == Dtype::f16 ? 0x1p-11 : 0x1p-24; }
+// The same of one that is too small for that: half of the smallest number.
+double flush_of(Dtype dtype) { return dtype == Dtype::f16 ? 0x1p-25 : 0x1p-150; }
 
 }  // namespace
 
@@ -122,8 +124,10 @@ struct LayerScores::Impl {
     const auto r = static_cast<std::int64_t>(at - scores->rows.begin());
     const std::int64_t cell = r * meta().query_heads + query_head;
     std::fill(out.begin(), out.end(), 0.0F);
-    double captured = 0;
+    RowCut cut;
     double largest = 0;
+    double least = 1;
+    bool padded_row = false;  // all keys are stored
     const TensorView& stored = scores->dense != nullptr ? *scores->dense : *scores->prob;
     const std::int64_t width = stored.shape[2];
     std::vector<float> values_row(static_cast<std::size_t>(width));
@@ -138,12 +142,21 @@ struct LayerScores::Impl {
                     4);
         key = index;
       }
-      if (key < 0 || key > row) continue;  // padding
+      if (key < 0 || key > row) {
+        padded_row = true;
+        continue;
+      }
       const float p = values_row[static_cast<std::size_t>(i)];
       out[static_cast<std::size_t>(key)] = p;
-      captured += static_cast<double>(p);
+      cut.captured += static_cast<double>(p);
+      cut.keys += p != 0.0F ? 1 : 0;
       largest = std::max(largest, static_cast<double>(p));
+      least = std::min(least, static_cast<double>(p));
     }
+    cut.relative = rounding_of(stored.dtype);
+    cut.absolute = flush_of(stored.dtype);
+    const bool all = scores->dense != nullptr || padded_row;
+    cut.most = all ? cut.absolute : least * (1 + cut.relative) + cut.absolute;
     RowTerms info;
     info.terms = out.data();
     if (!sink_logits.empty() && scores->lse != nullptr) {
@@ -152,9 +165,11 @@ struct LayerScores::Impl {
       info.sink = std::exp(static_cast<double>(sink_logits[static_cast<std::size_t>(query_head)]) -
                            static_cast<double>(lse[0]));
     }
-    info.sum = scores->dense != nullptr ? captured : 1.0 - info.sink;
-    const double residual = std::max(0.0, 1.0 - info.sink - captured);
-    info.slack = residual + rounding_of(stored.dtype) * largest;
+    info.sum = scores->dense != nullptr ? cut.captured : 1.0 - info.sink;
+    cut.total = scores->dense != nullptr ? 0.0 : info.sum;
+    const double residual = std::max(0.0, 1.0 - info.sink - cut.captured);
+    info.slack = residual + cut.relative * largest;
+    info.cut = cut;
     return info;
   }
 };

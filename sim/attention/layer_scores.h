@@ -16,6 +16,15 @@
 
 namespace kvspan {
 
+// What a score trace leaves open of a row: keys without a term share what terms lack of `total`.
+struct RowCut {
+  double captured = 0;                // sum of the terms
+  std::int64_t keys = 0;              // with a term
+  double total = 0;                   // of all keys, without the sink; 0: not stored (dense rows)
+  double most = 0;                    // that a key without a term may have
+  double relative = 0, absolute = 0;  // how far a stored probability is rounded
+};
+
 // A row's softmax: shared by all policies.
 struct RowTerms {
   const float* terms = nullptr;  // [padded keys], zero at keys that the row cannot read
@@ -23,6 +32,7 @@ struct RowTerms {
   double sink = 0;               // term of the sink logit, 0 if there is none
   double max = 0;                // of the logits (qkv trace)
   double slack = 0;              // by how much a single p may be wrong (score trace)
+  RowCut cut;                    // score trace
 };
 
 // Keys of one layer in fp32 panels, and everything else that blocks of rows need. Keys and values

@@ -76,7 +76,9 @@ PolicyEntry baklava() {
           "baklava-like stand-in: {} calibrated on the {}{}", source.fitted() ? "budgets" : "power",
           source.other ? "prompt of " + source.fitted_on()
                        : "first half of this prompt" + truncation(base),
-          !source.fitted() || base->has_v() ? "" : " by self mass, for lack of values"));
+          !source.fitted() || base->has_v()
+              ? ""
+              : "; the trace holds no values, so heads count by how little a row reads itself"));
     } else {
       recipe.notes.emplace_back("baklava-like stand-in");
     }

@@ -70,18 +70,25 @@ TokenCount rounded_up(const Recipe& recipe, const Geometry& geometry, TokenCount
   return (std::max<TokenCount>(total, window) + step - 1) / step * step;
 }
 
+// Entries of one head that the size of a recipe stands for. REQUIRES: recipe.size.
+TokenCount total_of(const Recipe& recipe, const Geometry& geometry, int heads) {
+  const Amount& amount = recipe.size.value;
+  const std::int64_t held = recipe.store ? recipe.store.value.entry_bytes : 0;
+  TokenCount total = budget_tokens(
+      amount, geometry, heads, held > 0 ? held : geometry.entry_bytes(), recipe.name + ": budget");
+  if (amount.kind != Amount::Kind::bytes && recipe.size_factor != 1)
+    total = static_cast<TokenCount>(static_cast<double>(total) * recipe.size_factor);
+  if (recipe.capacity_step > 0 && !recipe.chunked) return rounded_up(recipe, geometry, total);
+  return total;
+}
+
 // The sizing of a rule: B of the prompt, or what a chunk (or all chunks so far) may keep.
 std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geometry& geometry,
                                                int heads) {
   const RowIndex prompt = geometry.evict_point - recipe.early;
   if (!recipe.size) return [prompt](const Pass&) { return Sizing{kAll, prompt}; };
   const Amount amount = recipe.size.value;
-  const std::int64_t held = recipe.store ? recipe.store.value.entry_bytes : 0;
-  TokenCount total = budget_tokens(
-      amount, geometry, heads, held > 0 ? held : geometry.entry_bytes(), recipe.name + ": budget");
-  if (amount.kind != Amount::Kind::bytes && recipe.size_factor != 1)
-    total = static_cast<TokenCount>(static_cast<double>(total) * recipe.size_factor);
-  if (recipe.capacity_step > 0 && !recipe.chunked) total = rounded_up(recipe, geometry, total);
+  const TokenCount total = total_of(recipe, geometry, heads);
   const Sizing whole = recipe.competing ? Sizing::of_competing(total) : Sizing(total, prompt);
   if (!recipe.chunked) return [whole](const Pass&) { return whole; };
   if (recipe.size_factor != 1) {
@@ -124,6 +131,25 @@ std::function<Sizing(const Pass&)> sizing_rule(const Recipe& recipe, const Geome
     if (patch) sizing.discount = window;
     return sizing;
   };
+}
+
+// What a size means that looks like a method and is none.
+void note_sizes(const Recipe& recipe, const Geometry& geometry, int heads, Policy& policy) {
+  if (!recipe.size.is_own() || recipe.chunked) return;
+  const TokenCount total = total_of(recipe, geometry, heads);
+  if (total > geometry.tokens) {
+    policy.notes.push_back(
+        fmt::format("its size of {} entries is beyond all {} tokens: nothing is evicted", total,
+                    geometry.tokens));
+    return;
+  }
+  const RowIndex window = recipe.scorer.value.window;
+  if (window == 0 || !recipe.protect || !recipe.protect.value || total >= geometry.evict_point)
+    return;
+  if (recipe.protect.value(total).recent < total) return;
+  policy.notes.push_back(fmt::format(
+      "its window of {} takes the whole budget of {} entries: the newest stay, whatever they score",
+      window, total));
 }
 
 // A closed form of bytes ends where other rules evict what it cannot follow.
@@ -238,6 +264,10 @@ void add_ranking(const Recipe& recipe, const Geometry& geometry, Policy& policy)
         "'{}' has no meaning: {} ranks one set for all heads of a layer, and {} gives every head a "
         "number of its own",
         recipe.name, recipe.scorer.owner, recipe.shape ? recipe.shape.owner : recipe.layers.owner));
+  }
+  if (recipe.size) {
+    note_sizes(recipe, geometry, geometry.shape(0, recipe.scorer.value.per_query_head).heads,
+               policy);
   }
   if (recipe.chunked) return add_chunked(recipe, std::move(rule), policy);
   policy.rules.push_back(std::move(rule));

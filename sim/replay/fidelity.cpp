@@ -14,22 +14,9 @@ double total(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
-PhaseFidelity summary(double mass, double error, bool has_error, Distribution masses,
-                      Distribution errors) {
-  PhaseFidelity out;
-  out.values = masses.count();
-  const auto count = static_cast<double>(out.values);
-  out.mass_mean = mass / count;
-  out.mass_p5 = masses.percentile(0.05);
-  out.mass_min = masses.min();
-  out.exact_percentiles = masses.exact() && errors.exact();
-  out.has_error = has_error;
-  if (has_error) {
-    out.error_mean = error / count;
-    out.error_p95 = errors.percentile(0.95);
-    out.error_max = errors.max();
-  }
-  return out;
+// `sum` of what `values` holds.
+MassUpper mass_figures(double sum, const Distribution& values) {
+  return {sum / static_cast<double>(values.count()), values.percentile(0.05), values.min()};
 }
 
 }  // namespace
@@ -64,20 +51,26 @@ LayerFidelity::LayerFidelity(const FidelityPlan& plan, int query_heads)
     : plan_(&plan),
       query_heads_(query_heads),
       row_mass_(plan.measured.size(), 0.0),
+      row_mass_upper_(plan.intervals ? plan.measured.size() : 0, 0.0),
       phases_(2),
-      span_lost_(plan.spans.size(), 0.0) {
+      span_lost_(plan.spans.size()) {
   for (Phase& p : phases_) {
-    p.mass.assign(static_cast<std::size_t>(query_heads), 0.0);
+    p.low.heads.assign(static_cast<std::size_t>(query_heads), 0.0);
+    p.high.heads = p.low.heads;
     p.error.assign(static_cast<std::size_t>(query_heads), 0.0);
     p.logit_error.assign(static_cast<std::size_t>(query_heads), 0.0);
   }
 }
 
-void LayerFidelity::add_mass(int query_head, RowIndex row, double mass) {
+void LayerFidelity::add_mass(int query_head, RowIndex row, MassInterval mass) {
+  const auto add = [&](Masses& masses, std::vector<double>& rows, double value) {
+    masses.heads[static_cast<std::size_t>(query_head)] += value;
+    masses.values.add(static_cast<float>(value));
+    rows[static_cast<std::size_t>(row)] += value;
+  };
   Phase& p = phase(row);
-  p.mass[static_cast<std::size_t>(query_head)] += mass;
-  p.masses.add(static_cast<float>(mass));
-  row_mass_[static_cast<std::size_t>(row)] += mass;
+  add(p.low, row_mass_, mass.low);
+  if (plan_->intervals) add(p.high, row_mass_upper_, mass.high);
 }
 
 void LayerFidelity::add_error(int query_head, RowIndex row, double error) {
@@ -93,11 +86,15 @@ void LayerFidelity::add_logit_error(int query_head, RowIndex row, double error) 
 }
 
 void LayerFidelity::add_unchanged(RowIndex row) {
+  const auto add = [&](Masses& masses, std::vector<double>& rows) {
+    for (double& mass : masses.heads) mass += 1.0;
+    masses.values.add_common(query_heads_);
+    rows[static_cast<std::size_t>(row)] += query_heads_;
+  };
   Phase& p = phase(row);
-  for (double& mass : p.mass) mass += 1.0;
-  p.masses.add_common(query_heads_);
+  add(p.low, row_mass_);
+  if (plan_->intervals) add(p.high, row_mass_upper_);
   if (plan_->output_error) p.errors.add_common(query_heads_);
-  row_mass_[static_cast<std::size_t>(row)] += query_heads_;
 }
 
 FidelityTotal::FidelityTotal(const FidelityPlan& plan, int layers, int query_heads)
@@ -105,20 +102,40 @@ FidelityTotal::FidelityTotal(const FidelityPlan& plan, int layers, int query_hea
       layers_(layers),
       query_heads_(query_heads),
       row_mass_(plan.measured.size(), 0.0),
-      span_lost_(plan.spans.size(), 0.0) {}
+      row_mass_upper_(plan.intervals ? plan.measured.size() : 0, 0.0),
+      span_lost_(plan.spans.size()) {}
+
+void FidelityTotal::Masses::add(std::size_t phase, LayerFidelity::Masses&& layer) {
+  sum[phase] += total(layer.heads);
+  values[phase].merge(std::move(layer.values));
+  heads[phase].push_back(std::move(layer.heads));
+}
+
+void FidelityTotal::Masses::by_head(std::size_t phase, double rows, std::vector<double>& layers,
+                                    std::vector<std::vector<double>>& of_heads) const {
+  for (std::vector<double> layer : heads[phase]) {
+    for (double& mass : layer) mass /= rows;
+    layers.push_back(total(layer) / static_cast<double>(layer.size()));
+    of_heads.push_back(std::move(layer));
+  }
+}
 
 void FidelityTotal::add(LayerFidelity&& layer) {
   for (std::size_t i = 0; i < row_mass_.size(); ++i) row_mass_[i] += layer.row_mass_[i];
-  for (std::size_t s = 0; s < span_lost_.size(); ++s) span_lost_[s] += layer.span_lost_[s];
+  for (std::size_t i = 0; i < row_mass_upper_.size(); ++i)
+    row_mass_upper_[i] += layer.row_mass_upper_[i];
+  for (std::size_t s = 0; s < span_lost_.size(); ++s) {
+    span_lost_[s].low += layer.span_lost_[s].low;
+    span_lost_[s].high += layer.span_lost_[s].high;
+  }
   for (std::size_t p = 0; p < 2; ++p) {
     LayerFidelity::Phase& phase = layer.phases_[p];
-    mass_[p] += total(phase.mass);
+    low_.add(p, std::move(phase.low));
+    high_.add(p, std::move(phase.high));
     error_[p] += total(phase.error);
     logit_error_[p] += total(phase.logit_error);
     logit_rows_[p] += phase.logit_rows;
-    masses_[p].merge(std::move(phase.masses));
     errors_[p].merge(std::move(phase.errors));
-    head_mass_[p].push_back(std::move(phase.mass));
   }
 }
 
@@ -128,59 +145,85 @@ std::int64_t FidelityTotal::rows(int phase) const {
                     : std::count(prompt, plan_->measured.end(), 1);
 }
 
+PhaseFidelity FidelityTotal::summary(std::size_t phase) {
+  PhaseFidelity out;
+  const Distribution& masses = low_.values[phase];
+  const Distribution& errors = errors_[phase];
+  out.values = masses.count();
+  const auto count = static_cast<double>(out.values);
+  const MassUpper lower = mass_figures(low_.sum[phase], masses);
+  out.mass_mean = lower.mean;
+  out.mass_p5 = lower.p5;
+  out.mass_min = lower.min;
+  if (plan_->intervals) out.mass_upper = mass_figures(high_.sum[phase], high_.values[phase]);
+  out.exact_percentiles = masses.exact() && errors.exact();
+  out.has_error = plan_->output_error;
+  if (out.has_error) {
+    out.error_mean = error_[phase] / count;
+    out.error_p95 = errors.percentile(0.95);
+    out.error_max = errors.max();
+  }
+  if (logit_rows_[phase] > 0) out.logit_error = logit_error_[phase] / count;
+  return out;
+}
+
+std::vector<float> FidelityTotal::row_means(const std::vector<double>& sums) const {
+  const double per_row = static_cast<double>(layers_) * query_heads_;
+  std::vector<float> out;
+  for (std::size_t row = 0; row < sums.size(); ++row) {
+    out.push_back(plan_->measured[row] != 0 ? static_cast<float>(sums[row] / per_row)
+                                            : std::numeric_limits<float>::quiet_NaN());
+  }
+  return out;
+}
+
+SpanResult FidelityTotal::span_result(std::size_t s, const Ledger& ledger) const {
+  const Span& span = plan_->spans[s];
+  std::int64_t resident = 0;
+  for (int l = 0; l < ledger.layers; ++l) {
+    for (int h = 0; h < ledger.heads; ++h) {
+      const auto deaths = ledger.deaths(l, h);
+      resident += std::count(deaths.begin() + span.begin, deaths.begin() + span.end,
+                             static_cast<std::uint32_t>(ledger.plan.tokens));
+    }
+  }
+  const double entries = static_cast<double>(ledger.layers) * ledger.heads *
+                         static_cast<double>(span.end - span.begin);
+  const auto after =
+      static_cast<double>(std::count(plan_->measured.begin() + span.end, plan_->measured.end(), 1));
+  const double cells = after * static_cast<double>(layers_) * query_heads_;
+  SpanResult out{span.name, entries > 0 ? static_cast<double>(resident) / entries : 0.0, 0.0, {}};
+  if (plan_->intervals) out.mass_lost_upper = 0.0;
+  if (cells == 0) return out;
+  out.mass_lost = span_lost_[s].low / cells;
+  if (plan_->intervals) out.mass_lost_upper = span_lost_[s].high / cells;
+  return out;
+}
+
 Fidelity FidelityTotal::finish(const Ledger& ledger) {
   Fidelity out;
   const std::int64_t measured[2] = {rows(0), rows(1)};
   out.rows_measured = measured[0] + measured[1];
-  const auto of = [&](int p) -> std::optional<PhaseFidelity> {
-    if (measured[p] == 0) return std::nullopt;
-    PhaseFidelity phase = summary(mass_[p], error_[p], plan_->output_error, masses_[p], errors_[p]);
-    if (logit_rows_[p] > 0) phase.logit_error = logit_error_[p] / static_cast<double>(phase.values);
-    return phase;
-  };
-  out.prefill = of(0);
-  out.decode = of(1);
+  if (measured[0] > 0) out.prefill = summary(0);
+  if (measured[1] > 0) out.decode = summary(1);
   const std::size_t judged = measured[1] > 0 ? 1 : 0;
-  for (int l = 0; l < layers_; ++l) {
-    std::vector<double> heads = head_mass_[judged][static_cast<std::size_t>(l)];
-    for (double& mass : heads) mass /= static_cast<double>(measured[judged]);
-    out.layer_mass.push_back(total(heads) / query_heads_);
-    out.head_mass.push_back(std::move(heads));
+  const auto judged_rows = static_cast<double>(measured[judged]);
+  low_.by_head(judged, judged_rows, out.layer_mass, out.head_mass);
+  out.row_mass = row_means(row_mass_);
+  if (plan_->intervals) {
+    high_.by_head(judged, judged_rows, out.layer_mass_upper, out.head_mass_upper);
+    out.row_mass_upper = row_means(row_mass_upper_);
   }
-  masses_[0].merge(std::move(masses_[1]));
+  for (Masses* masses : {&low_, &high_}) {
+    masses->sum[0] += masses->sum[1];
+    masses->values[0].merge(std::move(masses->values[1]));
+  }
+  error_[0] += error_[1];
   errors_[0].merge(std::move(errors_[1]));
-  out.all = summary(mass_[0] + mass_[1], error_[0] + error_[1], plan_->output_error,
-                    std::move(masses_[0]), std::move(errors_[0]));
-  if (logit_rows_[0] + logit_rows_[1] > 0) {
-    out.all->logit_error =
-        (logit_error_[0] + logit_error_[1]) / static_cast<double>(out.all->values);
-  }
-  const double per_row = static_cast<double>(layers_) * query_heads_;
-  for (std::size_t row = 0; row < row_mass_.size(); ++row) {
-    out.row_mass.push_back(plan_->measured[row] != 0 ? static_cast<float>(row_mass_[row] / per_row)
-                                                     : std::numeric_limits<float>::quiet_NaN());
-  }
-  for (std::size_t s = 0; s < plan_->spans.size(); ++s) {
-    const Span& span = plan_->spans[s];
-    std::int64_t resident = 0;
-    for (int l = 0; l < ledger.layers; ++l) {
-      for (int h = 0; h < ledger.heads; ++h) {
-        const auto deaths = ledger.deaths(l, h);
-        for (std::int64_t t = span.begin; t < span.end; ++t) {
-          resident +=
-              static_cast<std::int64_t>(deaths[static_cast<std::size_t>(t)]) == ledger.plan.tokens
-                  ? 1
-                  : 0;
-        }
-      }
-    }
-    const double entries = static_cast<double>(ledger.layers) * ledger.heads *
-                           static_cast<double>(span.end - span.begin);
-    const auto after = static_cast<double>(
-        std::count(plan_->measured.begin() + span.end, plan_->measured.end(), 1));
-    out.spans.push_back({span.name, entries > 0 ? static_cast<double>(resident) / entries : 0.0,
-                         after > 0 ? span_lost_[s] / (after * per_row) : 0.0});
-  }
+  logit_error_[0] += logit_error_[1];
+  logit_rows_[0] += logit_rows_[1];
+  out.all = summary(0);
+  for (std::size_t s = 0; s < plan_->spans.size(); ++s) out.spans.push_back(span_result(s, ledger));
   return out;
 }
 

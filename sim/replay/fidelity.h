@@ -16,21 +16,33 @@
 
 namespace kvspan {
 
+// From a score trace, which stores the largest probabilities of a row only, follows an interval.
+// Every figure is taken of the lower ends and of the upper ends: the true one lies between.
+struct MassInterval {
+  double low = 0, high = 0;
+};
+struct MassUpper {
+  double mean = 0, p5 = 0, min = 0;
+};
+
 // Fidelity of one phase. Every (layer, query head, row) weighs the same.
 struct PhaseFidelity {
   std::int64_t values = 0;
-  double mass_mean = 0, mass_p5 = 0, mass_min = 0;  // retained mass
+  double mass_mean = 0, mass_p5 = 0, mass_min = 0;  // retained mass; score traces: lower bounds
   bool has_error = false;
   double error_mean = 0, error_p95 = 0, error_max = 0;  // relative output error
   // Mean distance of logits in nats where keys are held altered or positions are renumbered.
   std::optional<double> logit_error;
-  bool exact_percentiles = true;  // false: from a histogram of 2^16 bins
+  bool exact_percentiles = true;                       // false: from a histogram of 2^16 bins
+  std::optional<MassUpper> mass_upper = std::nullopt;  // score traces
 };
 
 struct SpanResult {
   std::string name;
   double resident_share = 0;  // of its (layer, head, token) entries, at the end
   double mass_lost = 0;  // mean full-cache probability on its entries that were gone, rows after it
+  std::optional<double> mass_lost_upper =
+      std::nullopt;  // score traces, where mass_lost is a lower bound
 };
 
 struct Fidelity {
@@ -39,6 +51,10 @@ struct Fidelity {
   std::vector<float> row_mass;     // [tokens] mean over layers and query heads, NaN: not measured
   std::vector<double> layer_mass;  // [layers] decode rows, or all rows if there are none
   std::vector<std::vector<double>> head_mass;  // [layers][query_heads], likewise
+  // The same of the upper ends; score traces only.
+  std::vector<float> row_mass_upper;
+  std::vector<double> layer_mass_upper;
+  std::vector<std::vector<double>> head_mass_upper;
   std::vector<SpanResult> spans;
 };
 
@@ -52,6 +68,7 @@ struct FidelityPlan {
   std::vector<char> measured;  // [tokens]; empty: fidelity is off
   RowIndex prompt = 0;
   bool output_error = false;
+  bool intervals = false;  // a score trace: mass has an upper end of its own
   std::vector<Span> spans;
   [[nodiscard]] bool on() const { return !measured.empty(); }
   [[nodiscard]] bool measures(RowIndex row) const {
@@ -68,29 +85,38 @@ class LayerFidelity {
  public:
   LayerFidelity(const FidelityPlan& plan, int query_heads);
   // REQUIRES: plan.measures(row); rows ascending within a query head.
-  void add_mass(int query_head, RowIndex row, double mass);
+  void add_mass(int query_head, RowIndex row, MassInterval mass);
   void add_error(int query_head, RowIndex row, double error);
   // Mean distance of logits from the full cache's, nats, weighted by the full cache's
   // probabilities.
   void add_logit_error(int query_head, RowIndex row, double error);
   void add_unchanged(RowIndex row);  // every query head: mass 1, error 0
   // Probability lost on span `s` by one (query head, row).
-  void add_span_loss(std::size_t s, double lost) { span_lost_[s] += lost; }
+  void add_span_loss(std::size_t s, MassInterval lost) {
+    span_lost_[s].low += lost.low;
+    span_lost_[s].high += lost.high;
+  }
 
  private:
   friend class FidelityTotal;
+  // One end of the interval of retained mass.
+  struct Masses {
+    std::vector<double> heads;  // [query_heads] sums
+    Distribution values{1.0F};
+  };
   struct Phase {
-    std::vector<double> mass, error;  // [query_heads] sums
-    Distribution masses{1.0F}, errors{0.0F};
+    Masses low, high;           // high: where the plan has intervals
+    std::vector<double> error;  // [query_heads] sums
+    Distribution errors{0.0F};
     std::vector<double> logit_error;  // [query_heads] sums
     std::int64_t logit_rows = 0;
   };
   Phase& phase(RowIndex row) { return phases_[row < plan_->prompt ? 0 : 1]; }
   const FidelityPlan* plan_;
   int query_heads_;
-  std::vector<double> row_mass_;  // [tokens]
+  std::vector<double> row_mass_, row_mass_upper_;  // [tokens]
   std::vector<Phase> phases_;
-  std::vector<double> span_lost_;
+  std::vector<MassInterval> span_lost_;
 };
 
 // All layers of one policy; layers are added in order.
@@ -102,17 +128,29 @@ class FidelityTotal {
   [[nodiscard]] Fidelity finish(const Ledger& ledger);
 
  private:
+  // One end of the interval of retained mass, by phase.
+  struct Masses {
+    void add(std::size_t phase, LayerFidelity::Masses&& layer);
+    // Of the phase that is judged.
+    void by_head(std::size_t phase, double rows, std::vector<double>& layers,
+                 std::vector<std::vector<double>>& heads) const;
+    double sum[2] = {0, 0};
+    Distribution values[2] = {Distribution(1.0F), Distribution(1.0F)};
+    std::vector<std::vector<double>> heads[2];  // [layers][query_heads]
+  };
   [[nodiscard]] std::int64_t rows(int phase) const;
+  [[nodiscard]] PhaseFidelity summary(std::size_t phase);
+  [[nodiscard]] std::vector<float> row_means(const std::vector<double>& sums) const;
+  [[nodiscard]] SpanResult span_result(std::size_t s, const Ledger& ledger) const;
   const FidelityPlan* plan_;
   int layers_;
   int query_heads_;
-  std::vector<double> row_mass_;
-  double mass_[2] = {0, 0}, error_[2] = {0, 0}, logit_error_[2] = {0, 0};
+  std::vector<double> row_mass_, row_mass_upper_;
+  Masses low_, high_;
+  double error_[2] = {0, 0}, logit_error_[2] = {0, 0};
   std::int64_t logit_rows_[2] = {0, 0};
-  Distribution masses_[2] = {Distribution(1.0F), Distribution(1.0F)};
   Distribution errors_[2] = {Distribution(0.0F), Distribution(0.0F)};
-  std::vector<std::vector<double>> head_mass_[2];  // [layers][query_heads]
-  std::vector<double> span_lost_;
+  std::vector<MassInterval> span_lost_;
 };
 
 }  // namespace kvspan

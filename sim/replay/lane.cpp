@@ -8,6 +8,7 @@
 
 #include "sim/attention/kernels.h"
 #include "sim/base/error.h"
+#include "sim/replay/retained.h"
 
 namespace kvspan {
 
@@ -179,17 +180,24 @@ void Lane::show(RowIndex begin, RowIndex end) {
 void Lane::measure_mass(int query_head, RowIndex row, const AttendedRow& attended,
                         const float* mask) {
   const RowTerms& full = now_.block->full(query_head, row);
-  fidelity_.add_mass(query_head, row,
-                     full.sum > 0 ? attended.sum * attended.scale / full.sum : 1.0);
+  const RowIndex first = now_.block->scores->first_key(row);
+  MassInterval mass{1, 1};
+  if (full.sum > 0) {
+    mass.low = mass.high = attended.sum * attended.scale / full.sum;
+    if (now_.fidelity.intervals) mass = retained_interval(full, mask, first, row + 1);
+  }
+  fidelity_.add_mass(query_head, row, mass);
   if (full.sum <= 0) return;
   for (std::size_t s = 0; s < now_.fidelity.spans.size(); ++s) {
     const Span& span = now_.fidelity.spans[s];
     if (row < span.end) continue;
-    double lost = 0;
-    for (std::int64_t t = span.begin; t < span.end; ++t) {
-      if (mask[t] == 0.0F) lost += static_cast<double>(full.terms[t]);
+    const KeyGroup gone = group_of(full, mask, false, std::max(span.begin, first), span.end);
+    MassInterval lost{gone.sum, gone.sum};
+    if (now_.fidelity.intervals) {
+      lost = gone.mass(full.cut);
+      lost.high = std::min(lost.high, (1 - mass.low) * full.sum);
     }
-    if (lost > 0) fidelity_.add_span_loss(s, lost / full.sum);
+    fidelity_.add_span_loss(s, {lost.low / full.sum, lost.high / full.sum});
   }
 }
 

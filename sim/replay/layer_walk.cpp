@@ -19,6 +19,7 @@ FidelityPlan plan_measurement(const Trace& trace, const Geometry& geometry,
   FidelityPlan plan = plan_fidelity(geometry.tokens, geometry.prompt, options.fidelity_rows);
   plan.output_error = wants_values(trace, options);
   plan.spans = trace.meta().spans;
+  plan.intervals = !trace.is_qkv();
   if (trace.is_qkv()) return plan;
   // Only captured rows can be measured; all layers must have them.
   std::vector<int> captured(plan.measured.size(), 0);

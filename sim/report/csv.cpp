@@ -69,6 +69,7 @@ RunResult complete_run() {
   RunResult run;
   PhaseFidelity phase;
   phase.has_error = true;
+  phase.mass_upper.emplace();
   run.fidelity.emplace();
   run.fidelity->all = run.fidelity->prefill = run.fidelity->decode = phase;
   run.undecided = 0;

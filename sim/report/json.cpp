@@ -26,6 +26,10 @@ namespace {
 
 json number(double value) { return std::isfinite(value) ? json(value) : json(nullptr); }
 
+json number_or_null(const std::optional<double>& value) {
+  return value ? number(*value) : json(nullptr);
+}
+
 // The shortest decimal that is the same float: widened, 0.9f would become 0.8999999761581421.
 json number(float value) {
   if (!std::isfinite(value)) return nullptr;
@@ -54,7 +58,12 @@ json phase_json(const std::optional<PhaseFidelity>& phase) {
   json result;
   result["retained_mass"] = {{"mean", number(phase->mass_mean)},
                              {"p5", number(phase->mass_p5)},
-                             {"min", number(phase->mass_min)}};
+                             {"min", number(phase->mass_min)},
+                             {"upper", nullptr}};
+  if (const auto& upper = phase->mass_upper) {
+    result["retained_mass"]["upper"] = {
+        {"mean", number(upper->mean)}, {"p5", number(upper->p5)}, {"min", number(upper->min)}};
+  }
   result["output_error"] = nullptr;
   if (phase->has_error) {
     result["output_error"] = {{"mean", number(phase->error_mean)},
@@ -89,6 +98,12 @@ json timeline_json(const RunResult& run) {
     result["active_entries"].push_back(line.active_entries[row]);
     result["retained_mass"].push_back(number(retained_at(run, row)));
   }
+  result["retained_mass_upper"] = nullptr;
+  if (run.fidelity && !run.fidelity->row_mass_upper.empty()) {
+    json& upper = result["retained_mass_upper"] = json::array();
+    for (const json& row : result["row"])
+      upper.push_back(number(run.fidelity->row_mass_upper[row.get<std::size_t>()]));
+  }
   return result;
 }
 
@@ -96,13 +111,17 @@ json per_layer_json(const RunReport& report, const RunResult& run) {
   json result = json::array();
   for (std::size_t l = 0; l < run.metrics.per_layer.size(); ++l) {
     const LayerMetrics& layer = run.metrics.per_layer[l];
-    const bool has_mass = run.fidelity && l < run.fidelity->layer_mass.size();
+    const auto mass = [&](std::vector<double> Fidelity::*of) {
+      const bool known = run.fidelity && l < (*run.fidelity.*of).size();
+      return known ? number((*run.fidelity.*of)[l]) : json(nullptr);
+    };
     const auto& ids = report.trace.layer_ids;
     result.push_back({{"layer", l < ids.size() ? ids[l] : static_cast<int>(l)},
                       {"footprint", number(layer.footprint)},
                       {"peak_kv", number(layer.peak_kv)},
                       {"peak_bytes", layer.peak_bytes},
-                      {"retained_mass", has_mass ? number(run.fidelity->layer_mass[l]) : nullptr}});
+                      {"retained_mass", mass(&Fidelity::layer_mass)},
+                      {"retained_mass_upper", mass(&Fidelity::layer_mass_upper)}});
   }
   return result;
 }
@@ -129,8 +148,12 @@ json match_json(const RunResult::Match& match) {
           {"wanted", number(match.wanted)},
           {"reached", number(match.reached)},
           {"reachable", match.reachable},
-          {"lowest", match.reachable ? json(nullptr) : number(match.lowest)},
-          {"highest", match.reachable ? json(nullptr) : number(match.highest)}};
+          {"met", match.met},
+          {"lowest", number(match.lowest)},
+          {"highest", number(match.highest)},
+          {"next", number_or_null(match.next)},
+          {"upper", number_or_null(match.upper)},
+          {"least_footprint", number_or_null(match.least_footprint)}};
 }
 
 }  // namespace
@@ -147,6 +170,7 @@ json figures_json(const RunReport& report, const RunResult& run) {
                  {"method", valid_utf8(method_of(run.label))},
                  {"budget", text_or_null(budget_of(run.spec).value_or(""))},
                  {"parameters", parameters_json(run.spec)},
+                 {"amount", text_or_null(chunked_amount(run.spec))},
                  {"class", valid_utf8(run.klass)},
                  {"bound", run.bound},
                  {"footprint", number(metrics.footprint)},
@@ -167,7 +191,8 @@ json figures_json(const RunReport& report, const RunResult& run) {
     for (const SpanResult& span : run.fidelity->spans) {
       result["spans"].push_back({{"name", valid_utf8(span.name)},
                                  {"resident_share", number(span.resident_share)},
-                                 {"mass_lost", number(span.mass_lost)}});
+                                 {"mass_lost", number(span.mass_lost)},
+                                 {"mass_lost_upper", number_or_null(span.mass_lost_upper)}});
     }
   }
   for (const auto& [name, peak] : metrics.layouts) result["layouts"][name] = peak_json(peak);
@@ -216,7 +241,10 @@ json to_json(const RunReport& report, Timelines timelines) {
     result["per_head"] = {
         {"footprint", numbers(run.metrics.head_footprint)},
         {"peak_kv", numbers(run.metrics.head_peak_kv)},
-        {"retained_mass", run.fidelity ? numbers(run.fidelity->head_mass) : json(nullptr)}};
+        {"retained_mass", run.fidelity ? numbers(run.fidelity->head_mass) : json(nullptr)},
+        {"retained_mass_upper", run.fidelity && !run.fidelity->head_mass_upper.empty()
+                                    ? numbers(run.fidelity->head_mass_upper)
+                                    : json(nullptr)}};
     root["runs"].push_back(std::move(result));
   }
   return root;

@@ -12,7 +12,8 @@
 namespace kvspan {
 
 // Every field: README.md. Texts are made valid UTF-8, so that dump() cannot fail. `retained_mass`,
-// wherever it stands, is retained attention.
+// wherever it stands, is retained attention; of a score trace a lower bound, with `upper` or
+// `retained_mass_upper` beside it (null on qkv traces).
 //
 // timeline holds the rows of timeline_rows.h; entries and bytes hold until the next listed row;
 // retained_mass is null where it was not measured.

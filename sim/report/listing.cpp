@@ -3,16 +3,72 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <string_view>
 
 #include <fmt/format.h>
 
+#include "sim/base/error.h"
 #include "sim/base/text.h"
+#include "sim/policy/spec.h"
 
 namespace kvspan {
+namespace {
+
+const Term* find_term(const RecipeSpec& spec, std::string_view name) {
+  for (const Term& term : spec) {
+    if (term.name == name) return &term;
+    if (const Term* inner = find_term(term.inner, name)) return inner;
+  }
+  return nullptr;
+}
+
+// The value of the first argument of that name; empty: none.
+std::string value_of(const RecipeSpec& spec, std::string_view key) {
+  for (const Term& term : spec) {
+    for (const Argument& argument : term.arguments) {
+      if (argument.key == key) return argument.values.front();
+    }
+    if (std::string inner = value_of(term.inner, key); !inner.empty()) return inner;
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string chunked_amount(const std::string& spec) {
+  if (spec.find("chunked(") == spec.npos) return "";
+  try {
+    const RecipeSpec recipe = parse_spec(spec);
+    const Term* chunked = find_term(recipe, "chunked");
+    const std::string budget = chunked == nullptr ? "" : value_of(chunked->inner, "budget");
+    if (budget.empty() || budget == "auto") return "";
+    if (!budget.ends_with('%')) return budget + " in all";
+    const bool all = value_of({{chunked->name, {}, chunked->arguments}}, "compete") == "all";
+    return budget + (all ? " of all chunks so far" : " of each chunk");
+  } catch (const Error&) {
+    return "";  // of a file that writes its specs otherwise
+  }
+}
+
+std::string label_with_amount(const std::string& label, const std::string& amount) {
+  if (amount.empty()) return label;
+  const std::size_t begin = label.find("budget=");
+  if (begin == label.npos) return label + ": " + amount;
+  const std::size_t end = std::min(label.find_first_of(",)", begin), label.size());
+  return label.substr(0, begin) + amount + label.substr(end);
+}
+
+std::string brief_label(std::string label) {
+  constexpr std::string_view kChunk = " of each chunk";
+  const std::size_t at = label.find(kChunk);
+  if (at != label.npos) label.replace(at, kChunk.size(), " of each");
+  return label;
+}
 
 std::string label_of(const RunResult& run) {
-  return one_line(run.label.empty() ? run.spec : run.label);
+  return one_line(
+      label_with_amount(run.label.empty() ? run.spec : run.label, chunked_amount(run.spec)));
 }
 
 std::vector<std::size_t> display_order(const RunReport& report) {
@@ -34,6 +90,24 @@ const PhaseFidelity* judged_phase(const RunResult& run) {
   return run.fidelity->all ? &*run.fidelity->all : nullptr;
 }
 
+std::vector<std::pair<std::size_t, std::size_t>> not_ranked(const RunReport& report) {
+  std::vector<std::pair<std::size_t, std::size_t>> pairs;
+  const std::vector<std::size_t> order = display_order(report);
+  const auto interval = [&](std::size_t r) -> std::optional<MassInterval> {
+    const PhaseFidelity* phase = judged_phase(report.runs[r]);
+    if (phase == nullptr || !phase->mass_upper || report.runs[r].bound) return std::nullopt;
+    return MassInterval{phase->mass_mean, phase->mass_upper->mean};
+  };
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    const auto a = interval(order[i]);
+    for (std::size_t j = i + 1; a && j < order.size(); ++j) {
+      const auto b = interval(order[j]);
+      if (b && a->low < b->high && b->low < a->high) pairs.emplace_back(order[i], order[j]);
+    }
+  }
+  return pairs;
+}
+
 std::string layer_subset(const TraceMeta& trace) {
   if (trace.layers >= trace.model_layers) return "";
   return fmt::format("bytes of {} of {} layers", trace.layers, trace.model_layers);
@@ -50,7 +124,15 @@ std::vector<std::string> notes_of(const RunReport& report, const RunResult& run)
   if (run.bound && std::none_of(notes.begin(), notes.end(), is_bound)) {
     add("bound: reads the future");
   }
+  if (report.trace.kv_heads > 0 && run.ledger.heads > report.trace.kv_heads) {
+    add(fmt::format(
+        "keeps a set for each of {} query heads, where the full cache has {} KV heads: footprint "
+        "and peak KV are shares of the larger number, bytes are up to {:.3g} times theirs",
+        run.ledger.heads, report.trace.kv_heads,
+        static_cast<double>(run.ledger.heads) / report.trace.kv_heads));
+  }
   if (run.fidelity) {
+    if (run.fidelity->all && run.fidelity->all->mass_upper) add(std::string(kIntervalNote));
     for (const auto* phase : {&run.fidelity->all, &run.fidelity->prefill, &run.fidelity->decode}) {
       if (*phase && !(*phase)->exact_percentiles) add("percentiles from a histogram of 65536 bins");
     }

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "sim/run/result.h"
@@ -12,13 +14,26 @@ namespace kvspan {
 
 // Indices of the runs as every report lists them: `full` first, then as given, bounds last.
 [[nodiscard]] std::vector<std::size_t> display_order(const RunReport& report);
-// The label of a run, in one line.
+// The label of a run, in one line. Under chunked() it says what the budget is of, in place of it:
+// "chunked(snapkv(20% of each chunk))".
 [[nodiscard]] std::string label_of(const RunResult& run);
+[[nodiscard]] std::string label_with_amount(const std::string& label, const std::string& amount);
+// The same where there is little room: "chunked(snapkv(20% of each))".
+[[nodiscard]] std::string brief_label(std::string label);
+// What the budget of a canonical spec is of under chunked(), where a share and a number are
+// different methods: "20% of each chunk", "20% of all chunks so far", "204 in all"; else empty.
+[[nodiscard]] std::string chunked_amount(const std::string& spec);
 // Decode rows, or all rows where no decode row was measured; null without fidelity.
 [[nodiscard]] const PhaseFidelity* judged_phase(const RunResult& run);
 
+// Runs whose intervals of retained attention overlap, so that the trace, a score trace, cannot tell
+// which retains more: pairs of indices, in display order; bounds are left out.
+[[nodiscard]] std::vector<std::pair<std::size_t, std::size_t>> not_ranked(const RunReport& report);
+
 // The notes of a run with those that follow from the report itself: the layers that its bytes are
-// of, that it is a bound, that its percentiles are from a histogram.
+// of, that it is a bound, that its percentiles are from a histogram, that it has intervals.
+inline constexpr std::string_view kIntervalNote =
+    "score trace: retained attention is at least what stands there, at most its upper bound";
 [[nodiscard]] std::vector<std::string> notes_of(const RunReport& report, const RunResult& run);
 
 // "bytes of 3 of 30 layers", or empty when the trace stores all of them.

@@ -67,6 +67,8 @@ MeanRow mean_of(std::int64_t chunk, const std::vector<const RunResult*>& runs) {
     return run->label == runs.front()->label;
   });
   row.label = same ? runs.front()->label : method_of(runs.front()->label);
+  row.amount = chunked_amount(runs.front()->spec);
+  if (!same && !row.amount.empty()) row.amount.erase(0, row.amount.find(' ') + 1);
   row.chunk = chunk;
   row.traces = runs.size();
   row.bound = runs.front()->bound;
@@ -79,6 +81,16 @@ MeanRow mean_of(std::int64_t chunk, const std::vector<const RunResult*>& runs) {
     const PhaseFidelity* phase = judged_phase(r);
     return phase == nullptr ? Share() : phase->mass_mean;
   });
+  const bool intervals = std::any_of(runs.begin(), runs.end(), [](const RunResult* run) {
+    return judged_phase(*run) != nullptr && judged_phase(*run)->mass_upper;
+  });
+  if (intervals) {
+    row.retained_upper = spread(runs, [](const RunResult& r) -> Share {
+      const PhaseFidelity* phase = judged_phase(r);
+      if (phase == nullptr) return std::nullopt;
+      return phase->mass_upper ? phase->mass_upper->mean : phase->mass_mean;
+    });
+  }
   row.output_error = spread(runs, [](const RunResult& r) -> Share {
     const PhaseFidelity* phase = judged_phase(r);
     return phase == nullptr || !phase->has_error ? Share() : phase->error_mean;
@@ -92,15 +104,18 @@ json spread_json(const std::optional<Spread>& spread) {
 }
 
 json mean_json(const MeanRow& row) {
+  json retained = spread_json(row.retained);
+  if (row.retained) retained["upper"] = spread_json(row.retained_upper);
   return {{"label", valid_utf8(row.label)},
           {"method", valid_utf8(method_of(row.label))},
+          {"amount", row.amount.empty() ? json(nullptr) : json(valid_utf8(row.amount))},
           {"chunk", row.chunk},
           {"traces", row.traces},
           {"bound", row.bound},
           {"footprint", spread_json(row.footprint)},
           {"peak_kv", spread_json(row.peak_kv)},
           {"peak_bytes", spread_json(row.peak_bytes)},
-          {"retained_mass", spread_json(row.retained)},
+          {"retained_mass", std::move(retained)},
           {"output_error", spread_json(row.output_error)}};
 }
 
@@ -110,6 +125,14 @@ std::string percent(const std::optional<Spread>& spread, int digits, bool utf8) 
   if (spread->sd)
     text += fmt::format(" {} {:.{}f}", utf8 ? "\u00b1" : "+-", 100 * *spread->sd, digits);
   return text;
+}
+
+// ">= 81.33 ± 2.00, <= 86.27 ± 1.90" where score traces leave it open.
+std::string retained_text(const MeanRow& row, bool utf8) {
+  const std::string least = percent(row.retained, 2, utf8);
+  if (!row.retained_upper) return least;
+  const std::string most = percent(row.retained_upper, 2, utf8);
+  return least == most ? least : fmt::format(">= {}, <= {}", least, most);
 }
 
 std::string bytes(const Spread& spread, bool utf8) {
@@ -188,11 +211,12 @@ std::string format_means(std::span<const RunReport> reports, const TableOptions&
       {"", "", "", "KV", "peak", "peak", "retained", "output"},
       {"policy", "chunk", "traces", "footprint %", "KV %", "memory", "attention %", "error %"}};
   for (const MeanRow& row : means) {
-    rows.push_back({shorten_middle(one_line(row.label), std::max(20, options.width / 3)) +
+    rows.push_back({shorten_middle(one_line(brief_label(label_with_amount(row.label, row.amount))),
+                                   std::max(20, options.width / 3)) +
                         (row.bound ? " (bound)" : ""),
                     std::to_string(row.chunk), std::to_string(row.traces),
                     percent(row.footprint, 1, options.utf8), percent(row.peak_kv, 1, options.utf8),
-                    bytes(row.peak_bytes, options.utf8), percent(row.retained, 2, options.utf8),
+                    bytes(row.peak_bytes, options.utf8), retained_text(row, options.utf8),
                     percent(row.output_error, 2, options.utf8)});
   }
   return fmt::format("means over {} traces {} standard deviation of the traces (n - 1)\n\n{}",

@@ -26,12 +26,14 @@ struct Spread {
 
 // One policy at one chunk size, over the traces that it ran on.
 struct MeanRow {
-  std::string label;  // its method where --match gave it another budget on every trace
+  std::string label;   // its method where --match gave it another budget on every trace
+  std::string amount;  // what the budget is of under chunked(), then without the number; or empty
   std::int64_t chunk = 0;
   std::size_t traces = 0;
   bool bound = false;
   Spread footprint, peak_kv, peak_bytes;
   std::optional<Spread> retained, output_error;  // of decode rows, or all; nullopt: not measured
+  std::optional<Spread> retained_upper;          // where score traces leave an interval
 };
 // In the order of the first report's runs, chunk sizes in the order of the reports. The runs of
 // reports that have the same methods in the same order belong together, others by their labels.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/report/svg.h"
 
+#include <algorithm>
+#include <string>
 #include <vector>
 
 #include <fmt/format.h>
@@ -52,9 +54,13 @@ std::string memory_svg(const RunReport& report) {
     svg::draw_retained(canvas, series, retained);
     end = svg::draw_legend(canvas, series, kMargin, kWidth - kMargin, end);
   }
+  const bool intervals = std::any_of(series.begin(), series.end(), [](const svg::Series& s) {
+    return s.retained_most.has_value();
+  });
   canvas.text(kMargin, end + 30, "start", 11, svg::kFaint,
-              "dots on the left: peaks; hollow on the right: bounds, which read the future; "
-              "retained attention is a proxy, not accuracy");
+              std::string("dots on the left: peaks; hollow on the right: bounds, which read the "
+                          "future; retained attention is a proxy, not accuracy") +
+                  (intervals ? "; lines above dots: what a score trace leaves open" : ""));
   canvas.text(kWidth - kMargin, end + 30, "end", 11, svg::kFaint,
               fmt::format("kvspan {}", build_info().version));
 

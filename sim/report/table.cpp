@@ -39,6 +39,7 @@ class Table {
     rows();
     for (std::size_t i = 0; i < notes_.size(); ++i) wrapped(fmt::format("[{}] ", i + 1), notes_[i]);
     twins();
+    overlaps();
     legend();
     return std::move(text_);
   }
@@ -52,17 +53,16 @@ class Table {
     const std::string subset = layer_subset(report_.trace);
     for (std::size_t i = 0; i < order_.size(); ++i) {
       std::vector<std::string> notes = notes_of(report_, run(i));
-      std::erase(notes, subset);  // the title says it once
+      std::erase(notes, subset);         // the title says it once
+      std::erase(notes, kIntervalNote);  // the legend does
       if (run(i).undecided.value_or(0) > 0) {
         notes.push_back(
             fmt::format("{} decisions rest on probabilities that the trace cut off (undecided)",
                         *run(i).undecided));
       }
-      if (const auto& match = run(i).match; match && !match->reachable) {
-        notes.push_back(fmt::format("cannot reach {} {}: its range is {} to {}", match_word(*match),
-                                    match_value(*match, match->wanted),
-                                    match_value(*match, match->lowest),
-                                    match_value(*match, match->highest)));
+      if (run(i).match) {
+        if (std::string note = match_note(*run(i).match, run(i).metrics.footprint); !note.empty())
+          notes.push_back(std::move(note));
       }
       std::string marks;
       for (const std::string& note : notes) {
@@ -154,7 +154,12 @@ class Table {
     std::string tokens =
         fmt::format("{} = {} prompt + {} decoded; chunk {}", trace.tokens, trace.prompt_tokens,
                     trace.tokens - trace.prompt_tokens, report_.chunk);
-    tokens += report_.chunk == 0 ? " (one prefill pass)" : " tokens";
+    if (report_.chunk == 0)
+      tokens += " (one prefill pass)";
+    else if (report_.chunk >= trace.prompt_tokens)
+      tokens += " tokens (no less than the prompt: one prefill pass)";
+    else
+      tokens += " tokens";
     RowIndex evict_point = 0;  // some policies act a row early
     for (const RunResult& run : report_.runs)
       evict_point = std::max(evict_point, run.ledger.plan.evict_point);
@@ -178,7 +183,10 @@ class Table {
   }
 
   [[nodiscard]] std::string shortened(std::size_t i) const {
-    return shorten_middle(label_of(run(i)), label_width_ - display_width(marks_[i]));
+    const int room = label_width_ - display_width(marks_[i]);
+    std::string label = label_of(run(i));
+    if (display_width(label) > room) label = brief_label(std::move(label));
+    return shorten_middle(label, room);
   }
 
   // Labels that look the same once they are shortened, in full.
@@ -192,6 +200,25 @@ class Table {
       for (const std::size_t i : rows) names += (names.empty() ? "" : "; ") + label_of(run(i));
       wrapped("", fmt::format("{}, in this order: {}", text, names));
     }
+  }
+
+  // Runs that the trace cannot rank.
+  void overlaps() {
+    constexpr std::size_t kMost = 6;
+    const auto pairs = not_ranked(report_);
+    if (pairs.empty()) return;
+    const auto pair_text = [&](const auto& pair) {
+      return fmt::format("{} and {}", label_of(report_.runs[pair.first]),
+                         label_of(report_.runs[pair.second]));
+    };
+    std::string text = "not ranked, because their intervals overlap: ";
+    if (pairs.size() > kMost) {
+      text += fmt::format("{} pairs, such as {}", pairs.size(), pair_text(pairs.front()));
+    } else {
+      for (std::size_t i = 0; i < pairs.size(); ++i)
+        text += (i == 0 ? "" : "; ") + pair_text(pairs[i]);
+    }
+    wrapped("", text);
   }
 
   void rows() {

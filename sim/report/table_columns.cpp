@@ -85,12 +85,24 @@ class Columns {
     columns_.push_back(std::move(column));
   }
 
+  // In the last column, where the upper bound differs in what is printed.
+  void mark_lower_bounds(const Value& upper) {
+    if (columns_.empty()) return;
+    std::vector<std::string>& cells = columns_.back().cells;
+    for (std::size_t i = 0; i < cells.size(); ++i) {
+      const Share most = upper(run(i));
+      if (most && percent_cells({most}, 2)[0] != cells[i]) cells[i] = ">= " + cells[i];
+    }
+  }
+
   void add_match() {
     TableColumn reached;
     for (std::size_t i = 0; i < order_.size(); ++i) {
       const auto& match = run(i).match;
       reached.cells.push_back(match ? match_value(*match, match->reached) : "-");
       if (!match) continue;
+      if (match->upper && match_value(*match, *match->upper) != reached.cells.back())
+        reached.cells.back() = ">= " + reached.cells.back();
       reached.head = {"", "reached", match_word(*match)};
       if (is_retained(*match)) reached.head = {"reached", "retained", "attention"};
     }
@@ -124,13 +136,26 @@ class Columns {
         return phase->*field;
       };
     };
+    const auto upper_share = [](double MassUpper::*field) {
+      return [field](const RunResult& r) -> Share {
+        const PhaseFidelity* phase = judged_phase(r);
+        if (phase == nullptr || !phase->mass_upper) return std::nullopt;
+        return *phase->mass_upper.*field;
+      };
+    };
     add({{"retained", "attention", "mean %"},
          {},
          "retained attention: what " + rows +
              " still reach of the full cache's, a proxy and not accuracy"},
         phase_share(&PhaseFidelity::mass_mean, false), 2);
+    mark_lower_bounds(upper_share(&MassUpper::mean));
+    add({{"retained", "at most,", "mean %"},
+         {},
+         ">= and at most: a score trace stores the largest probabilities of a row only"},
+        upper_share(&MassUpper::mean), 2);
     add({{"retained", "attention", "p5 %"}, {}, "p5: 5 % of the rows reach less", 3},
         phase_share(&PhaseFidelity::mass_p5, false), 2);
+    mark_lower_bounds(upper_share(&MassUpper::p5));
     add({{"output", "error", "mean %"}, {}, "output error: relative", 4},
         phase_share(&PhaseFidelity::error_mean, true), 2);
   }
@@ -177,6 +202,29 @@ std::vector<TableColumn> table_columns(const RunReport& report,
 
 std::string match_word(const RunResult::Match& match) {
   return is_retained(match) ? "retained attention" : match.what;
+}
+
+std::string match_note(const RunResult::Match& match, double footprint) {
+  const auto value = [&](double of) { return match_value(match, of); };
+  const std::string wanted = match_word(match) + " " + value(match.wanted);
+  // Between what is sure and what is possible on a score trace.
+  if (match.least_footprint && *match.least_footprint < footprint) {
+    return fmt::format(
+        "{} may be reached with less on a score trace: its critical footprint lies between "
+        "{:.1f} % and {:.1f} %",
+        wanted, 100 * *match.least_footprint, 100 * footprint);
+  }
+  if (match.upper && match.reached < match.wanted && match.wanted <= *match.upper) {
+    return fmt::format("this score trace does not tell whether {} is reached: it is {} to {}",
+                       wanted, value(match.reached), value(*match.upper));
+  }
+  if (!match.reachable) {
+    return fmt::format("cannot reach {}: its range is {} to {}", wanted, value(match.lowest),
+                       value(match.highest));
+  }
+  if (match.met) return "";
+  return fmt::format("misses {}: this setting gives {}, the next one {}", wanted,
+                     value(match.reached), match.next ? value(*match.next) : "nothing else");
 }
 
 std::string match_value(const RunResult::Match& match, double value) {

@@ -23,6 +23,10 @@ struct TableColumn {
 [[nodiscard]] std::vector<TableColumn> table_columns(const RunReport& report,
                                                      const std::vector<std::size_t>& order);
 
+// What a reader has to know of a target that was not met, or that a score trace leaves open; else
+// empty.
+[[nodiscard]] std::string match_note(const RunResult::Match& match, double footprint);
+
 // A value of --match, and what it is of: "peak_bytes" and "12.0 MiB".
 [[nodiscard]] std::string match_word(const RunResult::Match& match);
 [[nodiscard]] std::string match_value(const RunResult::Match& match, double value);

@@ -35,28 +35,52 @@ const Term& knob_term(const RecipeSpec& spec, const std::string& parameter) {
   return term != nullptr ? *term : spec.front();
 }
 
+bool sizes(const Term& term, const Argument& argument) {
+  const auto& parameters = find_policy(term.name).parameters;
+  return std::any_of(parameters.begin(), parameters.end(),
+                     [&](const Parameter& p) { return p.name == argument.key && p.sizes; });
+}
+
 void drop_sizes(RecipeSpec& spec) {
   for (Term& term : spec) {
     drop_sizes(term.inner);
-    const auto& parameters = find_policy(term.name).parameters;
-    std::erase_if(term.arguments, [&](const Argument& arg) {
-      return std::any_of(parameters.begin(), parameters.end(),
-                         [&](const Parameter& p) { return p.name == arg.key && p.sizes; });
-    });
+    std::erase_if(term.arguments, [&](const Argument& arg) { return sizes(term, arg); });
   }
 }
 
-double value_of(const RunResult& run, MatchTarget::What what) {
-  switch (what) {
-    case MatchTarget::What::footprint:
-      return run.metrics.footprint;
-    case MatchTarget::What::peak_bytes:
-      return static_cast<double>(run.metrics.peak_bytes.total);
-    case MatchTarget::What::mass:
-      break;
+// What the user gave that a tuned knob would throw away: sizes beside a budget, and the knob itself
+// where it is no budget, whose kind is kept.
+std::string given_in_place(const RecipeSpec& spec, const Tunable& tunable) {
+  std::string out;
+  for (const Term& term : spec) {
+    out = given_in_place(term.inner, tunable);
+    if (!out.empty()) return out;
+    for (const Argument& arg : term.arguments) {
+      const bool knob = term.name == tunable.term && arg.key == tunable.knob.parameter;
+      if (!sizes(term, arg) && (!knob || tunable.turns_amount())) continue;
+      out += fmt::format("{}{}={}", out.empty() ? "" : ",", arg.key, arg.values.front());
+    }
+    if (!out.empty()) return out;
+  }
+  return out;
+}
+
+// What the search looks at. On a score trace `value` of retained attention is a lower bound.
+struct Tried {
+  double value = 0, upper = 0, footprint = 0;
+};
+
+Tried tried(const RunResult& run, MatchTarget::What what) {
+  const double footprint = run.metrics.footprint;
+  if (what == MatchTarget::What::footprint) return {footprint, footprint, footprint};
+  if (what == MatchTarget::What::peak_bytes) {
+    const auto bytes = static_cast<double>(run.metrics.peak_bytes.total);
+    return {bytes, bytes, footprint};
   }
   const Fidelity& f = *run.fidelity;
-  return f.decode ? f.decode->mass_mean : f.all->mass_mean;
+  const PhaseFidelity& judged = f.decode ? *f.decode : *f.all;
+  const double mass = judged.mass_mean;
+  return {mass, judged.mass_upper ? judged.mass_upper->mean : mass, footprint};
 }
 
 std::string what_name(MatchTarget::What what) {
@@ -73,11 +97,16 @@ std::string what_name(MatchTarget::What what) {
 
 constexpr int kScan = 32;  // positions tried of a knob that is not monotone
 
+// Nearer than this a target counts as met: a point, or 1 % of bytes.
+double tolerance(const MatchTarget& target) {
+  return target.what == MatchTarget::What::peak_bytes ? 0.01 * target.value : 0.01;
+}
+
 // One policy's search over its knob.
 struct Search {
   Tunable tunable;
   TokenCount low = 0, high = 0;  // positions still possible
-  std::map<TokenCount, double> values;
+  std::map<TokenCount, Tried> values;
 };
 
 // The knobs of several policies, turned together: one replay a step.
@@ -102,6 +131,11 @@ class Matching {
     if (!tunable) {
       throw ConfigError(
           fmt::format("--match: {} has no parameter to tune; leave it out", to_text(spec)));
+    }
+    if (const std::string given = given_in_place(spec, *tunable); !given.empty()) {
+      throw ConfigError(
+          fmt::format("--match turns {} of {}, and '{}' gives {} in its place; leave that out",
+                      tunable->knob.parameter, tunable->term, to_text(spec), given));
     }
     const Knob& knob = tunable->knob;
     const TokenCount lowest = knob.lowest;
@@ -137,36 +171,30 @@ class Matching {
   // at_most: the largest position with value <= X, knowing that `low` has it; mass: the smallest
   // position with value >= X, knowing that `high` has it.
   void bisect() {
-    for (;;) {
-      std::vector<Position> middle;
-      for (Search& s : searches_) {
-        TokenCount& anchor = at_most_ ? s.low : s.high;
-        TokenCount& other = at_most_ ? s.high : s.low;
-        if (!fits(s.values.at(anchor))) continue;  // out of reach
-        if (fits(s.values.at(other))) anchor = other;
-        if (s.high - s.low > 1) middle.emplace_back(&s, s.low + (s.high - s.low) / 2);
-      }
-      if (middle.empty()) return;
-      evaluate(middle);
-      for (const auto& [s, position] : middle)
-        (fits(s->values.at(position)) == at_most_ ? s->low : s->high) = position;
-    }
+    bisect([this](const Tried& t) { return fits(t.value); });
+    for (const Search& s : searches_) found_.push_back(at_most_ ? s.low : s.high);
   }
 
-  // Everything is measured at the positions that were found.
-  std::vector<RunResult> results(const EngineOptions& options) {
-    std::vector<Position> tuned;
-    for (Search& s : searches_) tuned.emplace_back(&s, at_most_ ? s.low : s.high);
-    std::vector<RunResult> runs = run_at(tuned, options);
-    for (std::size_t i = 0; i < runs.size(); ++i) {
-      const std::map<TokenCount, double>& values = searches_[i].values;
-      const auto [lowest, highest] =
-          std::minmax_element(values.begin(), values.end(),
-                              [](const auto& a, const auto& b) { return a.second < b.second; });
-      const double reached = value_of(runs[i], target_.what);
-      runs[i].match = {what_name(target_.what), target_.value,  reached,
-                       fits(reached),           lowest->second, highest->second};
+  // Score traces: the smallest footprint whose upper bound reaches the target, too.
+  void bisect_upper() {
+    if (at_most_ || trace_.is_qkv()) return;
+    for (Search& s : searches_) {
+      if (s.tunable.knob.monotone) s.low = s.tunable.knob.lowest;
     }
+    bisect([this](const Tried& t) { return fits(t.upper); });
+  }
+
+  // Everything is measured at the positions that were found; `others` run along.
+  std::vector<RunResult> results(const EngineOptions& options,
+                                 const std::vector<RecipeSpec>& others) {
+    std::vector<RecipeSpec> specs;
+    for (std::size_t i = 0; i < searches_.size(); ++i)
+      specs.push_back(searches_[i].tunable.at(found_[i]));
+    specs.insert(specs.end(), others.begin(), others.end());
+    std::vector<RunResult> runs =
+        run_policies(trace_, enter(trace_, geometry_, specs), options, accounting_);
+    for (std::size_t i = 0; i < searches_.size(); ++i)
+      runs[i].match = outcome(searches_[i], runs[i]);
     return runs;
   }
 
@@ -177,17 +205,56 @@ class Matching {
     return at_most_ ? value <= target_.value : value >= target_.value;
   }
 
-  std::vector<RunResult> run_at(const std::vector<Position>& positions,
-                                const EngineOptions& options) const {
-    std::vector<RecipeSpec> specs;
-    for (const auto& [search, position] : positions) specs.push_back(search->tunable.at(position));
-    return run_policies(trace_, enter(trace_, geometry_, specs), options, accounting_);
+  template <class Fits>
+  void bisect(const Fits& reaches) {
+    for (;;) {
+      std::vector<Position> middle;
+      for (Search& s : searches_) {
+        TokenCount& anchor = at_most_ ? s.low : s.high;
+        TokenCount& other = at_most_ ? s.high : s.low;
+        if (!reaches(s.values.at(anchor))) continue;  // out of reach
+        if (reaches(s.values.at(other))) anchor = other;
+        if (s.high - s.low > 1) middle.emplace_back(&s, s.low + (s.high - s.low) / 2);
+      }
+      if (middle.empty()) return;
+      evaluate(middle);
+      for (const auto& [s, position] : middle)
+        (reaches(s->values.at(position)) == at_most_ ? s->low : s->high) = position;
+    }
+  }
+
+  [[nodiscard]] RunResult::Match outcome(const Search& search, const RunResult& run) const {
+    const Tried reached = tried(run, target_.what);
+    RunResult::Match out;
+    out.what = what_name(target_.what);
+    out.wanted = target_.value;
+    out.reached = reached.value;
+    out.lowest = out.highest = reached.value;
+    for (const auto& [position, t] : search.values) {
+      out.lowest = std::min(out.lowest, t.value);
+      out.highest = std::max(out.highest, t.value);
+      const double nearest = out.next.value_or(t.value);
+      if (!fits(t.value))
+        out.next = at_most_ ? std::min(nearest, t.value) : std::max(nearest, t.value);
+    }
+    out.reachable = out.lowest <= target_.value && target_.value <= out.highest;
+    out.met = std::abs(reached.value - target_.value) <= tolerance(target_);
+    if (at_most_ || trace_.is_qkv()) return out;
+    out.upper = reached.upper;
+    for (const auto& [position, t] : search.values) {
+      if (fits(t.upper))
+        out.least_footprint = std::min(out.least_footprint.value_or(t.footprint), t.footprint);
+    }
+    return out;
   }
 
   void evaluate(const std::vector<Position>& positions) {
-    const std::vector<RunResult> runs = run_at(positions, quick_);
+    std::vector<RecipeSpec> specs;
+    for (const auto& [search, position] : positions) specs.push_back(search->tunable.at(position));
+    const std::vector<RunResult> runs =
+        run_policies(trace_, enter(trace_, geometry_, specs), quick_, accounting_);
     for (std::size_t i = 0; i < positions.size(); ++i)
-      positions[i].first->values[positions[i].second] = value_of(runs[i], target_.what);
+      positions[i].first->values[positions[i].second] = tried(runs[i], target_.what);
   }
 
   static std::vector<TokenCount> ratios(TokenCount low, TokenCount high) {
@@ -208,7 +275,7 @@ class Matching {
     };
     return std::min_element(s.values.begin(), s.values.end(),
                             [&](const auto& a, const auto& b) {
-                              return distance(a.second) < distance(b.second);
+                              return distance(a.second.value) < distance(b.second.value);
                             })
         ->first;
   }
@@ -220,6 +287,7 @@ class Matching {
   EngineOptions quick_;  // of the search, which looks at one figure
   Accounting accounting_;
   std::vector<Search> searches_;
+  std::vector<TokenCount> found_;  // [searches]
 };
 
 }  // namespace
@@ -243,6 +311,15 @@ std::optional<Tunable> make_tunable(const RecipeSpec& spec, const Geometry& geom
     if (argument.key == out.knob.parameter) out.value = argument.values.front();
   }
   return out;
+}
+
+bool is_baseline(const RecipeSpec& spec) { return spec.size() == 1 && spec.front().name == "full"; }
+
+bool Tunable::turns_amount() const {
+  const auto& parameters = find_policy(term).parameters;
+  return std::any_of(parameters.begin(), parameters.end(), [&](const Parameter& p) {
+    return p.name == knob.parameter && p.kind == Parameter::Kind::amount;
+  });
 }
 
 MatchTarget parse_match(const std::string& text) {
@@ -282,11 +359,27 @@ std::vector<RunResult> run_matched(const Trace& trace, const std::vector<RecipeS
                                    const MatchTarget& target, const EngineOptions& options,
                                    const Accounting& accounting) {
   Matching matching(trace, target, options, accounting);
-  for (const RecipeSpec& spec : specs) matching.add(spec);
+  std::vector<RecipeSpec> baselines;
+  for (const RecipeSpec& spec : specs) {
+    if (is_baseline(spec))
+      baselines.push_back(spec);
+    else
+      matching.add(spec);
+  }
+  if (baselines.size() == specs.size())
+    throw ConfigError("--match: the full cache has no parameter to tune; name policies beside it");
   matching.try_ends();
   matching.scan();
   matching.bisect();
-  return matching.results(options);
+  matching.bisect_upper();
+  std::vector<RunResult> runs = matching.results(options, baselines);
+  // In the order given.
+  auto baseline = runs.begin() + static_cast<std::ptrdiff_t>(specs.size() - baselines.size());
+  auto tuned = runs.begin();
+  std::vector<RunResult> out;
+  for (const RecipeSpec& spec : specs)
+    out.push_back(std::move(*(is_baseline(spec) ? baseline : tuned)++));
+  return out;
 }
 
 }  // namespace kvspan

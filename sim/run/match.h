@@ -21,8 +21,11 @@ struct Tunable {
   std::string term;   // whose parameter the knob is
   std::string value;  // of the parameter, as the spec has it
   [[nodiscard]] RecipeSpec at(TokenCount position) const;
+  // The knob is a budget: entries, or a share.
+  [[nodiscard]] bool turns_amount() const;
 };
-// nullopt: nothing to turn. Errors: as of make_policy().
+// Of a budget only its kind is kept: a share where it means something else than tokens, under
+// chunked(). nullopt: nothing to turn. Errors: as of make_policy().
 [[nodiscard]] std::optional<Tunable> make_tunable(const RecipeSpec& spec, const Geometry& geometry);
 
 struct MatchTarget {
@@ -34,10 +37,13 @@ struct MatchTarget {
 // "footprint=0.4", "peak_bytes=12MiB", "mass=0.95". Errors: ConfigError.
 [[nodiscard]] MatchTarget parse_match(const std::string& text);
 
+// The full cache is what others are compared with: it runs along as it is.
+[[nodiscard]] bool is_baseline(const RecipeSpec& spec);
+
 // run_policies() with every knob tuned: the largest position whose value is at most the target
-// (mass: the smallest with at least it; where a knob is not monotone, the closest of 32 positions).
-// All policies are searched together, one replay a step.
-// Errors: ConfigError for a policy without a knob.
+// (mass: the smallest with at least it, that is, the critical footprint; where a knob is not
+// monotone, the closest of 32 positions). All policies are searched together, one replay a step.
+// Errors: ConfigError for a policy without a knob, or with arguments that stand in its place.
 [[nodiscard]] std::vector<RunResult> run_matched(const Trace& trace,
                                                  const std::vector<RecipeSpec>& specs,
                                                  const MatchTarget& target,

@@ -97,7 +97,8 @@ std::vector<std::filesystem::path> files_of_policies(const std::vector<std::stri
 }
 
 std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
-                                        const std::vector<std::string>& budgets) {
+                                        const std::vector<std::string>& budgets,
+                                        std::vector<std::string>* repeated) {
   std::vector<RecipeSpec> given;
   for (const std::string& text : texts) {
     if (text == "all") {
@@ -117,8 +118,14 @@ std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
     seen.push_back(text);
     out.push_back(spec);
   };
+  std::vector<std::string> named;  // before budgets, which may make one run of several
   for (const RecipeSpec& spec : given) {
     for (const RecipeSpec& single : expand_sets(spec)) {
+      const std::string name = to_text(single);
+      if (std::find(named.begin(), named.end(), name) == named.end())
+        named.push_back(name);
+      else if (repeated != nullptr)
+        repeated->push_back(name);
       if (budgets.empty()) add(single);
       for (const std::string& budget : budgets) {
         RecipeSpec sized = single;

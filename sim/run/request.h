@@ -61,8 +61,10 @@ struct RunWatch {
 // Every text of the user as specs without sets: "all" is every policy that runs alone without
 // files, "@file.json" a JSON list of specs; `budgets` multiply every spec that takes one.
 // Errors: ConfigError.
+//   repeated  receives specs that the texts give more than once, which run once; may be null
 [[nodiscard]] std::vector<RecipeSpec> expand_policies(const std::vector<std::string>& texts,
-                                                      const std::vector<std::string>& budgets);
+                                                      const std::vector<std::string>& budgets,
+                                                      std::vector<std::string>* repeated = nullptr);
 
 // The spec as reports show it: to_text(), but that a method of the user goes by its own name, as in
 // "mine(budget=20%)" for scores(file=mine.safetensors,budget=20%,name=mine).

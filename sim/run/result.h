@@ -15,8 +15,8 @@
 namespace kvspan {
 
 struct RunResult {
-  std::string spec;   // canonical
-  std::string label;  // short: as the user wrote it
+  std::string spec;    // canonical
+  std::string label;   // short: as the user wrote it
   std::string klass;
   bool bound = false;
   std::vector<std::string> notes;
@@ -28,10 +28,15 @@ struct RunResult {
   struct Match {
     std::string what;
     double wanted = 0, reached = 0;
-    bool reachable = true;
-    double lowest = 0, highest = 0;  // range, when it cannot be reached
+    bool reachable = true;           // wanted lies in the range of what was tried
+    bool met = true;                 // within one point of it, or 1 % of bytes
+    double lowest = 0, highest = 0;  // the range
+    std::optional<double> next;      // of the nearest setting on the other side of wanted
+    // Of retained attention on a score trace, where `reached` is a lower bound: the upper one; and
+    // the footprint of the smallest setting whose upper bound reaches what is wanted.
+    std::optional<double> upper, least_footprint;
   };
-  std::optional<Match> match;
+  std::optional<Match> match;  // absent: not tuned
 };
 
 struct RunReport {

@@ -56,7 +56,7 @@ Entrants enter(const Trace& trace, const Geometry& geometry, const RunRequest& r
     if (why_not_enter(trace, spec, out)) outline.unserved.push_back(to_text(spec));
   }
   for (std::size_t p = 0; p < out.specs.size() && request.match;) {
-    if (out.lineup.policies[p].knob) {
+    if (out.lineup.policies[p].knob || is_baseline(out.specs[p])) {
       ++p;
       continue;
     }
@@ -96,7 +96,9 @@ RunResult result_of(const Trace& trace, const RecipeSpec& spec, const Policy& po
       std::any_of(policy.rules.begin(), policy.rules.end(),
                   [](const Rule& rule) { return rule.budget && !rule.budget->content_free(); });
   if (!trace.is_qkv() && budgets_follow_content)
-    run.notes.emplace_back("budgets rest on truncated attention: undecided counts rankings");
+    run.notes.emplace_back(
+        "how many entries a head keeps rests on truncated attention (a score trace); 'undecided' "
+        "counts only which ones");
   run.ledger = std::move(replay.ledger);
   run.metrics = compute_metrics(run.ledger, accounting);
   run.fidelity = std::move(replay.fidelity);

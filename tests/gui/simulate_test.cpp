@@ -285,9 +285,18 @@ void SimulateTest::knobs_are_found_where_specs_have_them() {
   const Geometry geometry = geometry_of(trace, small_request().options());
   const auto tunable = make_tunable(parse_spec("chunked(snapkv(budget=20%))"), geometry);
   QVERIFY(tunable.has_value());
-  QCOMPARE(knob_position(*tunable, 512), TokenCount{102});
-  QCOMPARE(to_text(tunable->at(64)), std::string("chunked(snapkv(budget=64))"));
-  QCOMPARE(knob_text(*tunable, 128, 512), QString("budget 128 (25 % of the prompt)"));
+  // A share of each chunk, in steps of 0.01 %, is another method than so many entries in all.
+  QCOMPARE(knob_position(*tunable, 512), TokenCount{2000});
+  QCOMPARE(to_text(tunable->at(1250)), std::string("chunked(snapkv(budget=12.5%))"));
+  QCOMPARE(knob_text(*tunable, 1250, 512), QString("budget 12.5%"));
+  const auto finer = make_tunable(parse_spec("chunked(snapkv(budget=12.50%))"), geometry);
+  QCOMPARE(knob_position(*finer, 512), TokenCount{1250});
+  const auto total = make_tunable(parse_spec("chunked(snapkv(budget=102))"), geometry);
+  QCOMPARE(knob_position(*total, 512), TokenCount{102});
+  QCOMPARE(to_text(total->at(64)), std::string("chunked(snapkv(budget=64))"));
+  QCOMPARE(knob_text(*total, 128, 512), QString("budget 128 (25 % of the prompt)"));
+  const auto plain = make_tunable(parse_spec("snapkv(budget=20%)"), geometry);
+  QCOMPARE(knob_position(*plain, 512), TokenCount{102});
   QVERIFY(!make_tunable(parse_spec("full"), geometry).has_value());
   for (const RecipeSpec& spec : all_policies()) {
     const auto any = make_tunable(spec, geometry);

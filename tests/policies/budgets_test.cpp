@@ -140,7 +140,7 @@ TEST_CASE("baklava counts a head as important that changes the values it reads",
   const Trace blind = test::make_trace(spec);
   CHECK(kept_sizes(blind, "baklava(budget=10,power=1)") == std::vector<std::size_t>{8, 12});
   CHECK_THAT(make_policy("baklava", geometry_of(blind, {})).notes.front(),
-             Contains("baklava-like stand-in") && Contains("by self mass"));
+             Contains("baklava-like stand-in") && Contains("how little a row reads itself"));
 }
 
 TEST_CASE("baklava's grid lengthens the windows that lose mass", "[policy][baklava]") {

@@ -96,7 +96,9 @@ HeadScores read_head_scores(const std::string& policy, const std::string& file,
 }
 
 std::string truncation(const Trace* trace) {
-  return trace == nullptr || trace->is_qkv() ? "" : ", truncated attention, not in undecided";
+  return trace == nullptr || trace->is_qkv() ? ""
+                                             : " (a score trace: its truncated attention decides "
+                                               "here, and 'undecided' does not count that)";
 }
 
 std::string HeadSource::fitted_on() const {

@@ -13,6 +13,15 @@
 #include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
+namespace {
+
+// A budget that is a share, in steps of 0.01 %.
+Knob share_knob() {
+  return {"budget", 1, 10000, true,
+          [](TokenCount steps) { return fmt::format("{}%", static_cast<double>(steps) / 100); }};
+}
+
+}  // namespace
 
 PolicyEntry chunked() {
   using Kind = Parameter::Kind;
@@ -24,7 +33,11 @@ PolicyEntry chunked() {
   entry.evidence = "code read";
   entry.differs =
       "the paper's metric keeps the window on top of every chunk's share, its evaluation "
-      "code inside it (count=metric|implementation)";
+      "code inside it (count=metric|implementation). A budget that is a share (20%) is of each "
+      "chunk, whose survivors stay (compete=frozen); tokens or bytes (204) are a total that all "
+      "chunks compete for (compete=all): two methods, of different footprint and retained "
+      "attention at what looks like one budget. Runs say \"20% of each chunk\" or \"204 in all\", "
+      "and --match turns the kind that the policy was given with (a share, where nothing was)";
   entry.needs =
       "what the inner policy needs, for the last rows of every chunk; patched: q, k and rope_*";
   entry.wrapper = true;
@@ -71,6 +84,7 @@ PolicyEntry chunked() {
     chunked.patched = arguments.is("variant", "patched");
     chunked.small_window = arguments.is("small", "window");
     chunked.compete_all = !share || inner.scorer.value.evicts_in_decode;
+    if (share && inner.knob && inner.knob->parameter == "budget") inner.knob = share_knob();
     if (!arguments.is("compete", "auto")) chunked.compete_all = arguments.is("compete", "all");
     arguments.set("compete", chunked.compete_all ? "all" : "frozen");
     if (!chunked.compete_all && !share) {

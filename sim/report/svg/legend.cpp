@@ -15,6 +15,14 @@ namespace {
 constexpr double kLine = 18;
 constexpr double kSize = 11;
 
+// A value, or what a score trace leaves open.
+std::string retained_text(const Series& s) {
+  if (!s.retained) return "-";
+  const std::string least = fmt::format("{:.2f}", 100 * *s.retained);
+  const std::string most = fmt::format("{:.2f}", 100 * s.retained_most.value_or(*s.retained));
+  return most == least ? least : fmt::format("{}\u2013{}", least, most);
+}
+
 // One run in the columns [begin, end), on the line of text at y.
 void draw_line(Canvas& canvas, const Series& s, double begin, double end, double y,
                double text_left, bool numbered) {
@@ -29,8 +37,7 @@ void draw_line(Canvas& canvas, const Series& s, double begin, double end, double
   canvas.text(end - 156, y, "end", kSize, kInk, human_bytes(s.run->metrics.peak_bytes.total));
   canvas.text(end - 82, y, "end", kSize, kInk,
               fmt::format("{:.1f}", 100 * s.run->metrics.footprint));
-  canvas.text(end, y, "end", kSize, kInk,
-              s.retained ? fmt::format("{:.2f}", 100 * *s.retained) : "-");
+  canvas.text(end, y, "end", kSize, kInk, retained_text(s));
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include "sim/report/axes.h"
+#include "sim/report/listing.h"
 
 namespace kvspan::svg {
 namespace {
@@ -45,6 +46,7 @@ class RetainedPanel {
     draw_axes(canvas_, plot_);
     sweeps();
     merge();
+    intervals();
     labels();  // leaders below the dots
     dots();
   }
@@ -139,6 +141,21 @@ class RetainedPanel {
     dots_ = std::move(merged);
   }
 
+  // What a score trace leaves open, above the dots, which are lower bounds.
+  void intervals() {
+    constexpr double kCap = 3;
+    for (const Dot& dot : dots_) {
+      const Series& s = *dot.of.front();
+      const double at = x(dot.footprint);
+      const double low = y(dot.retained);
+      const double high = y(100 * s.retained_most.value_or(*s.retained));
+      if (low - high < 1) continue;
+      canvas_.line(at, low, at, high, s.colour, 1.2);
+      canvas_.line(at - kCap, high, at + kCap, high, s.colour, 1.2);
+      for (double on = high; on < low; on += 4) lines_.push_back(around(at, on, 2));
+    }
+  }
+
   void dots() {
     for (const Dot& dot : dots_) {
       const Series& s = *dot.of.front();
@@ -175,8 +192,8 @@ class RetainedPanel {
     for (const Dot* dot : order) {
       std::string text;
       for (const Series* s : dot->of) {
-        const std::string& name = series_.size() > kDirectLabels ? s->number : s->label;
-        text += (text.empty() ? "" : ", ") + name;
+        const bool many = series_.size() > kDirectLabels;
+        text += (text.empty() ? "" : ", ") + (many ? s->number : brief_label(s->label));
       }
       text = fitted(text, size, 200);
       const double at_x = x(dot->footprint);

@@ -54,6 +54,7 @@ std::vector<Series> make_series(const RunReport& report) {
     series.dash = kDashes[many ? members[colour]++ % kDashes.size() : 0];
     const PhaseFidelity* phase = judged_phase(*series.run);
     if (phase != nullptr && std::isfinite(phase->mass_mean)) series.retained = phase->mass_mean;
+    if (series.retained && phase->mass_upper) series.retained_most = phase->mass_upper->mean;
     all.push_back(std::move(series));
   }
   return all;

@@ -22,7 +22,8 @@ struct Series {
   std::size_t family = 0;
   std::string_view colour;
   std::string_view dash;
-  std::optional<double> retained;  // attention, of decode rows (or all), as a share
+  std::optional<double> retained;       // attention, of decode rows (or all), as a share
+  std::optional<double> retained_most;  // score traces: `retained` is the least, this the most
 };
 
 // In display order. Runs whose specs differ only in numbers are a family.

@@ -17,6 +17,7 @@
 #include "sim/base/text.h"
 #include "sim/report/csv.h"
 #include "sim/report/json.h"
+#include "sim/report/listing.h"
 #include "sim/report/placement.h"
 #include "sim/report/svg.h"
 #include "sim/report/table.h"
@@ -154,9 +155,30 @@ TEST_CASE("the SVG is well-formed and holds every run", "[report][svg]") {
   for (const char* bad : {"nan", "inf\"", "-0.0\"", "-0<", "x & y"})
     CHECK(svg.find(bad) == std::string::npos);
   for (std::size_t r = 1; r < report.runs.size(); ++r)
-    CHECK(svg.find(report.runs[r].label) != std::string::npos);
+    CHECK(svg.find(kvspan::label_of(report.runs[r])) != std::string::npos);
   CHECK(svg.find("a&lt;b&gt;&amp;&quot;c&quot;") != std::string::npos);
   CHECK((svg.find("no fidelity was measured") == std::string::npos) == fidelity);
+}
+
+TEST_CASE("the SVG draws what a score trace leaves open", "[report][svg]") {
+  RunReport report = small_report();
+  const std::string exact = kvspan::memory_svg(report);
+  CHECK(exact.find("what a score trace leaves open") == std::string::npos);
+  auto& decode = *report.runs[0].fidelity->decode;
+  decode.mass_mean = 0.8133;
+  decode.mass_upper = kvspan::MassUpper{0.8627, 0.8627, 0.8627};
+  const std::string svg = kvspan::memory_svg(report);
+  CHECK(xml_defect(svg) == "");
+  CHECK(svg.find(">81.33\u201386.27<") != std::string::npos);
+  CHECK(svg.find("what a score trace leaves open") != std::string::npos);
+  // A line above the dot, and a cap on it.
+  const auto lines_in = [](const std::string& text) {
+    std::size_t count = 0;
+    for (std::size_t at = 0; (at = text.find("<line", at)) != text.npos; ++at) ++count;
+    return count;
+  };
+  decode.mass_upper->mean = decode.mass_mean;
+  CHECK(lines_in(svg) == lines_in(kvspan::memory_svg(report)) + 2);
 }
 
 TEST_CASE("a curve of the SVG has at most two points in a pixel column", "[report][svg]") {

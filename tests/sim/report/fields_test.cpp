@@ -9,6 +9,7 @@
 #include <string>
 
 #include <catch2/catch.hpp>
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "sim/ledger/layouts.h"
@@ -105,8 +106,16 @@ TEST_CASE("the page of fields names every field of the JSON, and no other", "[re
                               {"snapkv(budget=5,window=2)", "kivi(group=2,residual=2)"}, "")),
              "", written);
   add_fields(to_json(replayed("tiny-picture.safetensors", {"knorm"}, "footprint=1%")), "", written);
-  add_fields(to_json(replayed("tiny-scores.safetensors", {"tova(budget=4)"}, "")), "", written);
-  const std::vector<RunReport> several(2, test::small_report());
+  add_fields(to_json(replayed("tiny-scores.safetensors",
+                              {"tova(budget=4)", "chunked(snapkv(budget=50%,window=1))"}, "")),
+             "", written);
+  add_fields(to_json(replayed("tiny-scores.safetensors", {"streaming_llm"}, "retained=50%")), "",
+             written);
+  std::vector<RunReport> several(2, test::small_report());
+  for (RunReport& report : several) {
+    report.runs[0].fidelity->decode->mass_upper = MassUpper{1, 1, 1};
+    report.runs[0].spec = "chunked(snapkv(budget=20%),compete=frozen)";
+  }
   json file = to_json(several);
   for (json& result : file["results"]) result = "a document";
   add_fields(file, "", written);
@@ -196,6 +205,7 @@ TEST_CASE("means and spreads over traces are those of pen and paper", "[report]"
   CHECK(rows.front().traces == 2);
   CHECK(rows.front().label == reports.front().runs.front().label);
   CHECK(rows.front().footprint.mean == Approx(0.55));
+  CHECK_FALSE(rows.front().retained_upper);
   CHECK(*rows.front().footprint.sd == Approx(0.1 / std::sqrt(2.0)));
   CHECK(rows.back().chunk == 512);
   CHECK(rows.back().footprint.mean == Approx(0.75));
@@ -207,4 +217,25 @@ TEST_CASE("means and spreads over traces are those of pen and paper", "[report]"
   CHECK(means_of(reports).front().label == "snapkv");
   CHECK(means_of(reports).front().traces == 2);
   CHECK(to_json(reports)["results"].size() == 4);
+}
+
+TEST_CASE("means over score traces are intervals, and name what a budget is of", "[report]") {
+  std::vector<RunReport> reports(2, test::small_report());
+  for (std::size_t i = 0; i < 2; ++i) {
+    RunResult& run = reports[i].runs.front();
+    run.spec = fmt::format("chunked(snapkv(budget={}%),compete=frozen)", 20 + i);
+    run.label = fmt::format("chunked(snapkv(budget={}%))", 20 + i);
+    run.fidelity->decode->mass_mean = i == 0 ? 0.8 : 0.7;
+    run.fidelity->decode->mass_upper = MassUpper{i == 0 ? 0.9 : 0.8, 1, 1};
+  }
+  const MeanRow row = means_of(reports).front();
+  CHECK(row.retained->mean == Approx(0.75));
+  CHECK(row.retained_upper->mean == Approx(0.85));
+  CHECK(row.label == "chunked(snapkv)");
+  CHECK(row.amount == "of each chunk");
+  const json mean = to_json(reports)["means"][0];
+  CHECK(mean["retained_mass"]["upper"]["mean"].get<double>() == Approx(0.85));
+  CHECK(to_json(reports)["means"][1]["retained_mass"]["upper"].is_null());
+  CHECK_THAT(format_means(reports, {}), Contains(">= 75.00 +- 7.07, <= 85.00 +- 7.07") &&
+                                            Contains("chunked(snapkv): of each"));
 }

@@ -15,6 +15,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/report/csv.h"
+#include "sim/report/listing.h"
 #include "sim/report/table.h"
 #include "tests/support/fake_report.h"
 
@@ -93,14 +94,13 @@ TEST_CASE("the result JSON has the documented keys and no others", "[report][jso
   REQUIRE(root["runs"].size() == 4);
   const json& run = root["runs"][3];
   const RunResult& result = report.runs[3];
-  CHECK(keys(run) == std::set<std::string>{"policy",     "label",           "class",
-                                           "bound",      "footprint",       "peak_kv",
-                                           "entry_rows", "full_entry_rows", "host_footprint",
-                                           "peak_bytes", "byte_rows",       "host_peak_bytes",
-                                           "fidelity",   "spans",           "undecided",
-                                           "traffic",    "timeline",        "per_layer",
-                                           "per_head",   "layouts",         "notes",
-                                           "method",     "budget",          "parameters"});
+  CHECK(keys(run) ==
+        std::set<std::string>{
+            "policy",    "label",           "class",           "bound",          "footprint",
+            "peak_kv",   "entry_rows",      "full_entry_rows", "host_footprint", "peak_bytes",
+            "byte_rows", "host_peak_bytes", "fidelity",        "spans",          "undecided",
+            "traffic",   "timeline",        "per_layer",       "per_head",       "layouts",
+            "notes",     "method",          "budget",          "parameters",     "amount"});
   CHECK(run["policy"] == "h2o(budget=16)");
   CHECK(run["bound"] == false);
   CHECK(run["footprint"] == result.metrics.footprint);
@@ -113,20 +113,24 @@ TEST_CASE("the result JSON has the documented keys and no others", "[report][jso
         std::set<std::string>{"all", "prefill", "decode", "rows_measured"});
   for (const char* phase : {"all", "prefill", "decode"}) {
     CHECK(keys(run["fidelity"][phase]["retained_mass"]) ==
-          std::set<std::string>{"mean", "p5", "min"});
+          std::set<std::string>{"mean", "p5", "min", "upper"});
+    CHECK(run["fidelity"][phase]["retained_mass"]["upper"].is_null());
     CHECK(keys(run["fidelity"][phase]["output_error"]) ==
           std::set<std::string>{"mean", "p95", "max"});
   }
-  CHECK(keys(run["spans"][0]) == std::set<std::string>{"name", "resident_share", "mass_lost"});
+  CHECK(keys(run["spans"][0]) ==
+        std::set<std::string>{"name", "resident_share", "mass_lost", "mass_lost_upper"});
   CHECK(run["undecided"].is_null());
   CHECK(keys(run["traffic"]) == std::set<std::string>{"entries_read", "bytes_read"});
   CHECK(keys(run["timeline"]) == std::set<std::string>{"row", "resident_entries", "resident_bytes",
                                                        "overhead_bytes", "active_entries",
-                                                       "retained_mass"});
+                                                       "retained_mass", "retained_mass_upper"});
   CHECK(run["per_layer"].size() == 2);
-  CHECK(keys(run["per_layer"][0]) ==
-        std::set<std::string>{"layer", "footprint", "peak_kv", "peak_bytes", "retained_mass"});
-  CHECK(keys(run["per_head"]) == std::set<std::string>{"footprint", "peak_kv", "retained_mass"});
+  CHECK(keys(run["per_layer"][0]) == std::set<std::string>{"layer", "footprint", "peak_kv",
+                                                           "peak_bytes", "retained_mass",
+                                                           "retained_mass_upper"});
+  CHECK(keys(run["per_head"]) ==
+        std::set<std::string>{"footprint", "peak_kv", "retained_mass", "retained_mass_upper"});
   CHECK(run["per_head"]["footprint"][1].size() == 2);
   CHECK(run["per_head"]["retained_mass"][1].size() == 4);
   CHECK(keys(run["layouts"]) == std::set<std::string>{"padded", "query_head"});
@@ -160,6 +164,31 @@ TEST_CASE("what was not measured is null in the JSON", "[report][json]") {
   }
 }
 
+TEST_CASE("retained attention of a score trace has its upper bound beside it", "[report][json]") {
+  RunReport report = fake_report({}, {{.spec = "tova(budget=16)"}});
+  kvspan::Fidelity& fidelity = *report.runs[0].fidelity;
+  const json without = kvspan::to_json(report)["runs"][0];
+  for (const char* part : {"per_layer/0", "per_head", "timeline"})
+    CHECK(without[json::json_pointer("/" + std::string(part))]["retained_mass_upper"].is_null());
+  for (auto* phase : {&fidelity.all, &fidelity.prefill, &fidelity.decode})
+    (*phase)->mass_upper = kvspan::MassUpper{0.75, 0.5, 0.25};
+  fidelity.layer_mass_upper.assign(2, 0.75);
+  fidelity.head_mass_upper.assign(2, std::vector<double>(4, 0.75));
+  fidelity.row_mass_upper.assign(fidelity.row_mass.size(), 1.0F);
+  fidelity.spans.at(0).mass_lost_upper = 0.125;
+  const json run = kvspan::to_json(report)["runs"][0];
+  CHECK(run["fidelity"]["decode"]["retained_mass"]["upper"] ==
+        json({{"mean", 0.75}, {"p5", 0.5}, {"min", 0.25}}));
+  CHECK(run["per_layer"][1]["retained_mass_upper"] == 0.75);
+  CHECK(run["per_head"]["retained_mass_upper"][1][3] == 0.75);
+  CHECK(run["timeline"]["retained_mass_upper"].size() == run["timeline"]["row"].size());
+  CHECK(run["timeline"]["retained_mass_upper"][0] == 1.0);
+  CHECK(run["spans"][0]["mass_lost_upper"] == 0.125);
+  CHECK(run["notes"] == json({kvspan::kIntervalNote}));
+  CHECK(kvspan::to_csv(report).find("fidelity.decode.retained_mass.upper.mean") !=
+        std::string::npos);
+}
+
 TEST_CASE("the JSON names a subset of layers by the model's numbers", "[report][json]") {
   RunReport report = small_report();
   report.trace.model_layers = 30;
@@ -174,8 +203,22 @@ TEST_CASE("a histogram's percentiles, a match and undecided decisions are report
   RunReport report = small_report();
   report.runs[0].fidelity->decode->exact_percentiles = false;
   report.runs[0].undecided = 7;
-  report.runs[0].match = RunResult::Match{"footprint", 0.25, 0.31, false, 0.31, 1.0};
-  report.runs[1].match = RunResult::Match{"footprint", 0.25, 0.24, true, 0, 0};
+  const auto match = [](double reached, bool reachable) {
+    RunResult::Match out;
+    out.what = "footprint";
+    out.wanted = 0.25;
+    out.reached = reached;
+    out.reachable = out.met = reachable;
+    out.lowest = reachable ? 0.1 : reached;
+    out.highest = 1;
+    return out;
+  };
+  report.runs[0].match = match(0.31, false);
+  report.runs[1].match = match(0.245, true);
+  report.runs[1].match->next = 0.26;
+  report.runs[2].match = match(0.2, true);
+  report.runs[2].match->met = false;
+  report.runs[2].match->next = 0.3;
   const json root = kvspan::to_json(report);
   CHECK(root["runs"][0]["notes"] == json({"percentiles from a histogram of 65536 bins"}));
   CHECK(root["runs"][0]["undecided"] == 7);
@@ -183,13 +226,21 @@ TEST_CASE("a histogram's percentiles, a match and undecided decisions are report
                                           {"wanted", 0.25},
                                           {"reached", 0.31},
                                           {"reachable", false},
+                                          {"met", false},
                                           {"lowest", 0.31},
-                                          {"highest", 1.0}}));
-  CHECK(root["runs"][1]["match"]["lowest"].is_null());
+                                          {"highest", 1.0},
+                                          {"next", nullptr},
+                                          {"upper", nullptr},
+                                          {"least_footprint", nullptr}}));
+  CHECK(root["runs"][1]["match"]["lowest"] == 0.1);
+  CHECK(root["runs"][1]["match"]["next"] == 0.26);
   const std::string table = kvspan::format_table(report, {.width = 160});
   CHECK(table.find("footprint 25.00 % wanted") != std::string::npos);
   CHECK(table.find("cannot reach footprint 25.00 %: its range is 31.00 % to 100.00 %") !=
         std::string::npos);
+  CHECK(table.find("misses footprint 25.00 %: this setting gives 20.00 %, the next one 30.00 %") !=
+        std::string::npos);
+  CHECK(table.find("24.50 %, the next") == std::string::npos);  // near enough
   CHECK(table.find("7 decisions rest on") != std::string::npos);
 }
 
@@ -254,7 +305,7 @@ TEST_CASE("CSV parses back to the values of the JSON", "[report][csv]") {
   report.runs[0].spec = R"(chunked(scores(FILE="a, ""b"".st"),count=metric))";
   report.runs[0].notes = {"one, two", "a \"quoted\" note"};
   report.runs[1].fidelity.reset();
-  report.runs[2].match = RunResult::Match{"mass", 0.9, 0.91, true, 0, 0};
+  report.runs[2].match.emplace().what = "mass";
   const json root = kvspan::to_json(report);
   const auto table = parse_csv(kvspan::to_csv(report));
   REQUIRE(table.size() == 5);

@@ -10,6 +10,7 @@
 #include <catch2/catch.hpp>
 
 #include "sim/base/text.h"
+#include "sim/report/listing.h"
 #include "tests/support/fake_report.h"
 
 using kvspan::RunReport;
@@ -99,6 +100,35 @@ TEST_CASE("a table without fidelity or decode rows has no columns for them", "[r
   CHECK(prefill.find("what all rows still reach") != std::string::npos);
 }
 
+TEST_CASE("a table of a score trace prints intervals and does not rank what overlaps",
+          "[report][table]") {
+  // The lower bounds stood there as values, and tova fell below streaming_llm.
+  RunReport report = fake_report({}, {{.spec = "full"},
+                                      {.spec = "streaming_llm(budget=16)"},
+                                      {.spec = "tova(budget=16)"},
+                                      {.spec = "snapkv(budget=16)"}});
+  const auto set = [&](std::size_t r, double low, double high) {
+    for (auto* phase : {&report.runs[r].fidelity->all, &report.runs[r].fidelity->decode}) {
+      (*phase)->mass_mean = low;
+      (*phase)->mass_upper = kvspan::MassUpper{high, high, high};
+    }
+  };
+  set(0, 1, 1);
+  set(1, 0.8155, 0.8483);
+  set(2, 0.8133, 0.8627);
+  set(3, 0.8700, 0.87004);
+  const std::string table = kvspan::format_table(report, {.width = 140});
+  const std::vector<std::string> grid = grid_of(table);
+  CHECK(grid[1].find("attention  at most,") != std::string::npos);
+  CHECK(grid[4].find(">= 1") == std::string::npos);  // nothing is open
+  CHECK(grid[5].find(">= 81.55     84.83") != std::string::npos);
+  CHECK(grid[6].find(">= 81.33     86.27") != std::string::npos);
+  CHECK(grid[7].find(">= 87.00") == std::string::npos);  // the same as printed
+  CHECK(table.find("not ranked, because their intervals overlap: streaming_llm(budget=16) and "
+                   "tova(budget=16)\n") != std::string::npos);
+  CHECK(table.find(std::string(kvspan::kIntervalNote)) == std::string::npos);  // the legend says it
+}
+
 TEST_CASE("columns without room are named, and labels that look the same are given in full",
           "[report][table]") {
   RunReport report = small_report();
@@ -110,6 +140,19 @@ TEST_CASE("columns without room are named, and labels that look the same are giv
   std::string unwrapped = table;
   std::replace(unwrapped.begin(), unwrapped.end(), '\n', ' ');
   CHECK(unwrapped.find(report.runs[0].label + "; " + report.runs[3].label) != std::string::npos);
+}
+
+TEST_CASE("the label of a budget of each chunk gives up a word before it is cut",
+          "[report][table]") {
+  RunReport report = small_report();
+  report.runs[0].label = "chunked(snapkv(budget=20%))";
+  report.runs[0].spec = "chunked(snapkv(budget=20%,window=32),compete=frozen)";
+  const auto has = [&](int width, const char* text) {
+    return kvspan::format_table(report, {.width = width}).find(text) != std::string::npos;
+  };
+  CHECK(has(140, "chunked(snapkv(20% of each chunk)) "));
+  CHECK(has(96, "chunked(snapkv(20% of each)) "));
+  CHECK_FALSE(has(96, "each chunk"));
 }
 
 TEST_CASE("a short label with a note takes no more room than it needs", "[report][table]") {
