@@ -55,7 +55,9 @@ PolicyEntry foresightkv() {
       "the decayed sum from the wrong tensor, here it decays as in training; its count of tokens "
       "runs on over the samples of a run, so that from the second one on the prompt is cut only by "
       "chance: here each starts anew; its first sums are over the queries that it holds (2,048 in "
-      "its example), here over all";
+      "its example), here over all; its prompts are shorter than the budget: after a longer one "
+      "the "
+      "first sums are larger than any that the stand-ins were fitted on";
   entry.needs = "q, k and v; golden: probabilities of all decode rows";
   entry.parameters = {
       budget_parameter(),
