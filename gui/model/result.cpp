@@ -117,7 +117,7 @@ ResultPtr open_result(const std::filesystem::path& path) {
   result->path = path;
   switch (kind_of(path)) {
     case FileKind::result:
-      read_json(path, *result);
+      read_json(path, parse_json(path), *result);
       attach("timeline", *result, [&](const auto& file) { attach_timeline(file, *result); });
       attach("lifetimes", *result, [&](const auto& file) { attach_lifetimes(file, *result); });
       break;

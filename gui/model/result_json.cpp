@@ -20,22 +20,6 @@ namespace {
 constexpr int kSchemaVersion = 1;
 constexpr std::int64_t kMostTokens = std::numeric_limits<std::int32_t>::max();
 
-// The path in a message that already names it is one too many.
-json parse_json(const std::filesystem::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) fail(path, "cannot be read");
-  try {
-    return json::parse(in);
-  } catch (const json::parse_error& error) {
-    std::error_code ignored;
-    const auto size = std::filesystem::file_size(path, ignored);
-    if (error.byte > size) fail(path, fmt::format("breaks off after {} bytes", size));
-    fail(path, fmt::format("is not JSON: at byte {} of {}", error.byte, size));
-  } catch (const json::out_of_range&) {
-    fail(path, "holds a number that is out of range");
-  }
-}
-
 SeriesPtr json_series(const Node& timeline, const char* name, const std::vector<RowIndex>& rows,
                       RowIndex tokens) {
   const Node values = timeline[name];
@@ -90,14 +74,30 @@ Run read_run(const Node& node, const TraceInfo& trace) {
                               heads.item(0).size()));
     }
   }
-  read_timeline(node["timeline"], trace.tokens, run);
+  if (node.value().contains("timeline")) read_timeline(node["timeline"], trace.tokens, run);
   return run;
 }
 
 }  // namespace
 
-void read_json(const std::filesystem::path& path, Result& result) {
-  const auto whole = std::make_shared<json>(parse_json(path));
+// The path in a message that already names it is one too many.
+json parse_json(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) fail(path, "cannot be read");
+  try {
+    return json::parse(in);
+  } catch (const json::parse_error& error) {
+    std::error_code ignored;
+    const auto size = std::filesystem::file_size(path, ignored);
+    if (error.byte > size) fail(path, fmt::format("breaks off after {} bytes", size));
+    fail(path, fmt::format("is not JSON: at byte {} of {}", error.byte, size));
+  } catch (const json::out_of_range&) {
+    fail(path, "holds a number that is out of range");
+  }
+}
+
+void read_json(const std::filesystem::path& path, json document, Result& result) {
+  const auto whole = std::make_shared<json>(std::move(document));
   result.json = whole;
   const Node root(path, *whole, "");
   if (!result.json->is_object() || !result.json->contains("schema_version")) {

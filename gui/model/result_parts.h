@@ -12,8 +12,9 @@ namespace kvspan::gui {
 
 // Errors of all: TraceError, one line that begins with the path.
 
+[[nodiscard]] nlohmann::json parse_json(const std::filesystem::path& path);
 // All that a result JSON says.
-void read_json(const std::filesystem::path& path, Result& result);
+void read_json(const std::filesystem::path& path, nlohmann::json whole, Result& result);
 
 // What a timeline file says of its trace and runs, without the series.
 void read_head(const TensorSet& file, const std::filesystem::path& path, Result& result);

@@ -170,7 +170,7 @@ void Simulation::start(const SimulationRequest& request) {
     watch.grown = [&](const RunReport& report, const RunBatch& batch) {
       write_timeline(report, report.timeline_path);
       write_lifetimes(report, report.lifetimes_path);
-      write_file_atomically(path, to_json(report).dump(1) + "\n");
+      write_file_atomically(path, file_text(to_json(report)));
       result = open_result(path);
       post([this, result, batch] {
         emit progressed(share_of(batch, 1), text_of(batch));

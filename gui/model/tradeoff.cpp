@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -11,24 +12,28 @@
 
 #include "gui/model/columns.h"
 #include "gui/model/numbers.h"
-#include "sim/base/error.h"
-#include "sim/policy/spec.h"
 #include "sim/report/listing.h"
+#include "sim/report/run_names.h"
 
 namespace kvspan::gui {
 namespace {
 
-bool is_number(const std::string& value) {
-  return !value.empty() && value.find_first_of("0123456789") != std::string::npos &&
-         value.find_first_not_of("0123456789.%eE+-KMGiB ") == std::string::npos;
-}
-
-void drop_numbers(RecipeSpec& spec) {
-  for (Term& term : spec) {
-    drop_numbers(term.inner);
-    std::erase_if(term.arguments, [](const Argument& argument) {
-      return std::all_of(argument.values.begin(), argument.values.end(), is_number);
-    });
+// Colours and marks: see Family. Names say the chunk size where a trace has several.
+void tell_apart(Tradeoff& out) {
+  std::map<std::string, int> policies;
+  std::map<std::pair<std::size_t, RowIndex>, int> places;
+  std::map<std::size_t, std::set<RowIndex>> chunks;
+  for (const Tradeoff::Family& family : out.families) {
+    policies.try_emplace(family.method, static_cast<int>(policies.size()));
+    places.try_emplace({family.group, family.chunk}, static_cast<int>(places.size()));
+    chunks[family.group].insert(family.chunk);
+  }
+  out.marks = places.size();
+  const bool by_policy = out.families.size() < out.points.size() || places.size() > 1;
+  for (Tradeoff::Family& family : out.families) {
+    if (by_policy) family.colour = policies.at(family.method);
+    family.mark = places.size() > 1 ? places.at({family.group, family.chunk}) : family.colour / 8;
+    if (chunks.at(family.group).size() > 1) family.name += fmt::format(", chunk {}", family.chunk);
   }
 }
 
@@ -65,27 +70,11 @@ std::optional<double> fidelity_upper_of(const Run& run, FidelityFigure figure_wa
                                  figure_wanted == FidelityFigure::mass_mean ? "mean" : "p5"));
 }
 
-std::string family_key(std::string_view policy) {
-  std::string key(policy);
-  std::erase_if(key, [](char c) { return (c >= '0' && c <= '9') || c == '.' || c == '%'; });
-  return key;
-}
-
-std::string family_name(const std::string& label) {
-  try {
-    RecipeSpec spec = parse_spec(label);
-    drop_numbers(spec);
-    return to_text(spec);
-  } catch (const Error&) {
-    return label;  // of a file that names its runs otherwise
-  }
-}
-
 Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_wanted,
                        double threshold) {
   Tradeoff out;
   std::map<std::pair<std::string, RowIndex>, std::size_t> groups;
-  std::map<std::pair<std::size_t, std::string>, std::size_t> known;
+  std::map<std::tuple<std::size_t, RowIndex, std::string>, std::size_t> known;
   for (std::size_t r = 0; r < runs.size(); ++r) {
     const ShownRun& shown = runs[r];
     if (!shown.visible) continue;
@@ -103,28 +92,28 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
                        trace.prompt),
            {}});
     }
+    const std::string amount = chunked_amount(shown.run().policy);  // "20% of each chunk"
+    const std::string method =
+        method_of(shown.run().label) + amount.substr(std::min(amount.find(' '), amount.size()));
     const auto [at, fresh] =
-        known.try_emplace({group->second, family_key(shown.run().policy)}, out.families.size());
+        known.try_emplace({group->second, shown.result->chunk, method}, out.families.size());
     if (fresh) {
-      const std::string amount = chunked_amount(shown.run().policy);  // "20% of each chunk"
-      const std::string kind = amount.substr(std::min(amount.find(' '), amount.size()));
-      out.families.push_back({family_name(shown.run().label) + kind,
+      out.families.push_back({method,
+                              method,
                               {},
                               {},
                               {},
                               shown.run().bound,
                               shown.colour,
-                              group->second});
+                              0,
+                              group->second,
+                              shown.result->chunk});
     }
     out.families[at->second].points.push_back(out.points.size());
     const double most = fidelity_upper_of(shown.run(), figure_wanted).value_or(*fidelity);
     out.points.push_back({r, *footprint, *fidelity, most, at->second, shown.run().bound});
   }
-  if (out.families.size() < out.points.size()) {
-    for (std::size_t f = 0; f < out.families.size(); ++f) {
-      out.families[f].colour = static_cast<int>(f);
-    }
-  }
+  tell_apart(out);
   // Least footprint first; of equal ones the most fidelity.
   const auto before = [&](std::size_t a, std::size_t b) {
     const Tradeoff::Point& x = out.points[a];
@@ -200,6 +189,7 @@ void CriticalTable::set(const Tradeoff& tradeoff, const std::vector<ShownRun>& r
     }
     row.colour = family.colour;
     row.least = family.least;
+    row.mark = family.mark;
     if (family.critical) {
       const Tradeoff::Point& point = tradeoff.points[*family.critical];
       const ShownRun& shown = runs[point.run];
@@ -241,6 +231,8 @@ QVariant CriticalTable::data(const QModelIndex& index, int role) const {
       return row.run;
     case kColourRole:
       return row.colour;
+    case kMarkRole:
+      return row.mark;
     case Qt::TextAlignmentRole:
       return QVariant(index.column() == 1 || index.column() == 2
                           ? Qt::AlignRight | Qt::AlignVCenter

@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "gui/model/document.h"
@@ -22,7 +21,7 @@ enum class FidelityFigure : std::uint8_t { mass_mean, mass_p5, output };
 // Its upper end, where the result is of a score trace and fidelity_of() the lower one.
 [[nodiscard]] std::optional<double> fidelity_upper_of(const Run& run, FidelityFigure figure);
 
-// Runs that differ only in numbers are one family: their policies' texts without digits.
+// Runs of one trace, prompt, chunk size and method (method_of() their labels) are one family.
 struct Tradeoff {
   struct Point {
     std::size_t run = 0;     // in Document::runs()
@@ -35,15 +34,18 @@ struct Tradeoff {
     bool critical = false;   // the critical footprint of its family
   };
   struct Family {
-    std::string name;                     // "chunked(snapkv)"
+    std::string name;                     // its method, "h2o, chunk 512" where there are others
+    std::string method;                   // "chunked(snapkv)"
     std::vector<std::size_t> points;      // by footprint
     std::optional<std::size_t> critical;  // point; nullopt: none surely reaches the threshold
     std::optional<double> least;          // footprint from which on one may reach it
     bool bound = false;
-    // Slot of the palette: of its run, or, where families have several runs, which then cannot be
-    // told apart by their own colours, one for each family.
+    // Slot of the palette: of its run where every family is one run, else of its policy, which has
+    // the same colour on every trace and at every chunk size.
     int colour = 0;
+    int mark = 0;           // of its points: one for each trace, prompt and chunk size
     std::size_t group = 0;  // in `groups`
+    RowIndex chunk = 0;
   };
   // Runs of one trace and prompt: only these compare.
   struct Group {
@@ -55,6 +57,7 @@ struct Tradeoff {
   std::vector<Family> families;
   std::vector<Group> groups;
   std::size_t unmeasured = 0;  // visible runs without this figure
+  std::size_t marks = 0;       // traces, prompts and chunk sizes
 };
 
 // Of the visible runs. The Pareto front: points of methods, not bounds, than which no other one of
@@ -64,11 +67,6 @@ struct Tradeoff {
 [[nodiscard]] Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure,
                                      double threshold);
 
-// "h2o(heavy=64,recent=64)" -> "ho(heavy=,recent=)": equal for runs that differ only in numbers.
-[[nodiscard]] std::string family_key(std::string_view policy);
-// "chunked(snapkv(budget=20%),variant=patched)" -> "chunked(snapkv,variant=patched)".
-[[nodiscard]] std::string family_name(const std::string& label);
-
 // Critical footprints, one family a row. Qt::EditRole: shares, invalid where there is none;
 // kRunRole: the run in Document::runs(), or -1.
 class CriticalTable final : public QAbstractTableModel {
@@ -76,6 +74,7 @@ class CriticalTable final : public QAbstractTableModel {
  public:
   static constexpr int kRunRole = Qt::UserRole;
   static constexpr int kColourRole = Qt::UserRole + 1;  // slot of the family
+  static constexpr int kMarkRole = Qt::UserRole + 2;
   using QAbstractTableModel::QAbstractTableModel;
   void set(const Tradeoff& tradeoff, const std::vector<ShownRun>& runs);
   [[nodiscard]] int rowCount(const QModelIndex& parent = {}) const override;
@@ -88,7 +87,7 @@ class CriticalTable final : public QAbstractTableModel {
   struct Row {
     QString family, spec;
     std::optional<double> least, footprint, fidelity, most;
-    int run = -1, colour = 0;
+    int run = -1, colour = 0, mark = 0;
   };
   std::vector<Row> rows_;
 };

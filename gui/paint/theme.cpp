@@ -88,8 +88,10 @@ QPalette palette_of(const Theme& theme) {
 
 QColor run_colour(int slot) {
   const auto i = static_cast<std::size_t>(slot) % (kColours.size() + 1);
-  if (i == 0) return theme().ink;
-  return QColor(theme().dark ? kDarkColours[i - 1] : kColours[i - 1]);
+  const auto round = static_cast<std::size_t>(slot) / (kColours.size() + 1) % 3;
+  if (i == 0) return round == 0 ? theme().ink : QColor(round == 1 ? "#7b3fa0" : "#9a9a00");
+  const QColor colour(theme().dark ? kDarkColours[i - 1] : kColours[i - 1]);
+  return round == 0 ? colour : mix(colour, QColor(round == 1 ? "#000000" : "#ffffff"), 0.45);
 }
 
 Qt::PenStyle run_dash(int slot) {

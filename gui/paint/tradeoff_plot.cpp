@@ -7,11 +7,13 @@
 #include <QKeyEvent>
 #include <QLineSeries>
 #include <QMouseEvent>
+#include <QPolygonF>
 #include <QScatterSeries>
 #include <QValueAxis>
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <set>
 
 #include "gui/paint/labels.h"
 #include "gui/paint/theme.h"
@@ -25,6 +27,13 @@ constexpr double kFar = 26;    // pixels from a point to its label, where there 
 constexpr double kMarker = 9;  // pixels across
 constexpr double kGap = kMarker / 2 + 4;  // from the middle of a point to a label beside it
 constexpr double kBetween = 2;            // between labels
+
+QScatterSeries::MarkerShape shape_of(int mark) {
+  static constexpr std::array kShapes{
+      QScatterSeries::MarkerShapeCircle, QScatterSeries::MarkerShapeRectangle,
+      QScatterSeries::MarkerShapeTriangle, QScatterSeries::MarkerShapeRotatedRectangle};
+  return kShapes[static_cast<std::size_t>(mark) % kShapes.size()];
+}
 
 // The axis of shares in percent: 1, 2 or 5 times a power of ten apart.
 void set_range(QValueAxis* axis, double low, double high) {
@@ -79,6 +88,24 @@ void lead_to(QPainter& painter, const QPointF& point, const QRectF& label) {
 }
 
 }  // namespace
+
+void draw_mark(QPainter& painter, const QPointF& centre, double size, int mark) {
+  const double r = size / 2;
+  const auto at = [&](double x, double y) { return centre + QPointF(x * r, y * r); };
+  switch (shape_of(mark)) {
+    case QScatterSeries::MarkerShapeRectangle:
+      painter.drawPolygon(QPolygonF{at(-1, -1), at(1, -1), at(1, 1), at(-1, 1)});
+      break;
+    case QScatterSeries::MarkerShapeTriangle:
+      painter.drawPolygon(QPolygonF{at(0, -1), at(1, 1), at(-1, 1)});
+      break;
+    case QScatterSeries::MarkerShapeRotatedRectangle:
+      painter.drawPolygon(QPolygonF{at(0, -1), at(1, 0), at(0, 1), at(-1, 0)});
+      break;
+    default:
+      painter.drawEllipse(centre, r, r);
+  }
+}
 
 TradeoffPlot::TradeoffPlot(Document& document, QWidget* parent)
     : QChartView(new QChart, parent), document_(document), x_(new QValueAxis), y_(new QValueAxis) {
@@ -276,18 +303,14 @@ void TradeoffPlot::draw_front(const std::vector<std::size_t>& front) {
 void TradeoffPlot::draw_family(const Tradeoff::Family& family) {
   if (family.points.size() < 2) return;
   QColor colour = run_colour(colour_of(tradeoff_.points[family.points.front()]));
-  auto* line = add_line(QPen(colour, 1));
+  auto* line = add_line(QPen(colour, 1, run_dash(8 * family.mark)));
   for (const std::size_t i : family.points) {
     line->append(100 * tradeoff_.points[i].footprint, 100 * tradeoff_.points[i].fidelity);
   }
 }
 
 void TradeoffPlot::draw_point(const Tradeoff::Point& p) {
-  static constexpr std::array kShapes{
-      QScatterSeries::MarkerShapeCircle, QScatterSeries::MarkerShapeRectangle,
-      QScatterSeries::MarkerShapeTriangle, QScatterSeries::MarkerShapeRotatedRectangle};
-  const int slot = colour_of(p);
-  const QColor colour = run_colour(slot);
+  const QColor colour = run_colour(colour_of(p));
   if (p.most > p.fidelity) {  // an interval; the point is its lower end
     auto* interval = add_line(QPen(colour, 1.4));
     interval->append(100 * p.footprint, 100 * p.fidelity);
@@ -295,7 +318,7 @@ void TradeoffPlot::draw_point(const Tradeoff::Point& p) {
   }
   auto* series = new QScatterSeries;
   series->setMarkerSize(kMarker);
-  series->setMarkerShape(kShapes[static_cast<std::size_t>(slot) / 8 % kShapes.size()]);
+  series->setMarkerShape(shape_of(tradeoff_.families[p.family].mark));
   series->setColor(p.bound ? theme().paper : colour);
   series->setBorderColor(p.bound ? colour : theme().paper);
   series->setPen(QPen(p.bound ? colour : theme().paper, p.bound ? 1.8 : 0.8));
@@ -339,8 +362,11 @@ void TradeoffPlot::draw_labels(QPainter& painter, const QRectF& area, std::vecto
                                      [&](const QLineF& line) { return crosses(line, letters); });
     return on_line ? kNoPlace : std::size_t{0};
   };
+  // Where marks tell traces and chunk sizes, which the table names, a policy is named once.
+  std::set<int> named;
   for (const Tradeoff::Family& family : tradeoff_.families) {
-    const QString text = QString::fromStdString(family.name);
+    if (tradeoff_.marks > 1 && !named.insert(family.colour).second) continue;
+    const QString text = QString::fromStdString(tradeoff_.marks > 1 ? family.method : family.name);
     const QSizeF size(fontMetrics().horizontalAdvance(text), high);
     // The last point is where a family's line ends; it is the clearest place.
     for (auto i = family.points.rbegin(); i != family.points.rend(); ++i) {

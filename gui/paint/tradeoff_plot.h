@@ -18,6 +18,9 @@ class QValueAxis;
 
 namespace kvspan::gui {
 
+// The mark of a family's points, around a place.
+void draw_mark(QPainter& painter, const QPointF& centre, double size, int mark);
+
 class TradeoffPlot final : public QChartView {
  public:
   TradeoffPlot(Document& document, QWidget* parent);

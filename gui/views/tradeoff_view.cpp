@@ -42,7 +42,7 @@ class FamilyDelegate final : public QStyledItemDelegate {
     painter->setRenderHint(QPainter::Antialiasing);
     painter->setPen(Qt::NoPen);
     painter->setBrush(run_colour(index.data(CriticalTable::kColourRole).toInt()));
-    painter->drawEllipse(place.center(), 4, 4);
+    draw_mark(*painter, place.center(), 8, index.data(CriticalTable::kMarkRole).toInt());
     painter->restore();
   }
 
@@ -137,18 +137,24 @@ class TradeoffView final : public View {
   [[nodiscard]] QString title() const override { return "Footprint and fidelity"; }
   [[nodiscard]] QString help() const override {
     return "Every visible run as a point: less memory to the left, more fidelity to the top; "
-           "bounds are hollow, policies that differ only in numbers are joined, the grey steps are "
-           "the Pareto front, and the table tells how little memory each policy needs for the "
-           "threshold. Lines above points are what a score trace leaves open. Arrows move, Enter "
-           "opens a run.";
+           "bounds are hollow, policies that differ only in numbers are joined on each trace and "
+           "at each chunk size, the grey steps are the Pareto front, and the table tells how "
+           "little memory each policy needs for the threshold. Lines above points are what a score "
+           "trace leaves open. Arrows move, Enter opens a run.";
   }
 
   // In a picture the table is below the chart, as high as it has to be.
   void draw(QPainter& painter, const QSize& size) override {
     row_->setDirection(QBoxLayout::TopToBottom);
     table_->setMaximumWidth(QWIDGETSIZE_MAX);
-    table_->setFixedHeight(std::min(whole_size(*table_).height(), size.height() * 2 / 5));
+    const int whole = whole_size(*table_).height();
+    const bool fits = size.height() >= picture_size().height();
+    table_->setFixedHeight(fits ? whole : std::min(whole, size.height() * 2 / 5));
+    table_->setHorizontalScrollBarPolicy(Qt::ScrollBarAlwaysOff);
+    table_->setVerticalScrollBarPolicy(Qt::ScrollBarAlwaysOff);
     draw_without(*controls_, painter, size);
+    table_->setHorizontalScrollBarPolicy(Qt::ScrollBarAsNeeded);
+    table_->setVerticalScrollBarPolicy(Qt::ScrollBarAsNeeded);
     table_->setMinimumHeight(0);
     table_->setMaximumSize(kWidestTable, QWIDGETSIZE_MAX);
     row_->setDirection(QBoxLayout::LeftToRight);
@@ -156,13 +162,14 @@ class TradeoffView final : public View {
   [[nodiscard]] QSize picture_size() const override {
     if (tradeoff_.points.empty()) return kNoteSize;
     const QSize table = whole_size(*table_);
-    const int below = std::min(table.height() + row_->spacing(), kPlot.height() * 2 / 3);
-    return {std::max(kPlot.width(), table.width()), kPlot.height() + below};
+    const QMargins margins = layout()->contentsMargins();
+    return {std::max(kPlot.width(), table.width() + margins.left() + margins.right()),
+            kPlot.height() + table.height() + row_->spacing()};
   }
   [[nodiscard]] std::string csv() const override {
-    std::string text =
-        csv_line({"policy", "label", "chunk", "footprint", "fidelity", "fidelity_upper", "bound",
-                  "pareto", "critical", "family", "file"});
+    std::string text = csv_line({"policy", "label", "chunk", "footprint", "fidelity",
+                                 "fidelity_upper", "bound", "pareto", "critical", "family", "file",
+                                 "trace", "prompt", "fidelity_figure", "threshold"});
     const auto yes = [](bool is) { return csv_field(std::int64_t{is ? 1 : 0}); };
     for (const Tradeoff::Point& p : tradeoff_.points) {
       const ShownRun& shown = document().runs()[p.run];
@@ -172,7 +179,11 @@ class TradeoffView final : public View {
                         csv_field(p.footprint), csv_field(p.fidelity), csv_field(p.most),
                         yes(p.bound), yes(p.front), yes(p.critical),
                         csv_field(std::string_view(tradeoff_.families[p.family].name)),
-                        csv_field(std::string_view(shown.result->path.filename().string()))});
+                        csv_field(std::string_view(shown.result->path.filename().string())),
+                        csv_field(std::string_view(shown.result->trace.path)),
+                        csv_field(static_cast<std::int64_t>(shown.result->trace.prompt)),
+                        csv_field(std::string_view(figure_->currentText().toStdString())),
+                        csv_field(threshold_->value() / 100)});
     }
     return text;
   }

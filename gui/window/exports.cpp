@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 
 #include "gui/model/kept_sets.h"
+#include "gui/model/several.h"
 #include "gui/views/view.h"
 #include "sim/base/error.h"
 #include "sim/policy/spec.h"
@@ -87,16 +88,18 @@ void choose_the_rest(const Settings& s, Document& document) {
 void run_exports(const Settings& s) {
   Document document;
   for (const std::string& file : s.files) {
-    ResultPtr result = open_result(file);
-    for (const std::string& warning : result->warnings) {
-      fmt::print(stderr, "kvspan-viewer: {}\n", warning);
+    for (ResultPtr& result : open_results(file)) {
+      for (const std::string& warning : result->warnings) {
+        fmt::print(stderr, "kvspan-viewer: {}\n", warning);
+      }
+      document.add(std::move(result));
     }
-    document.add(std::move(result));
   }
   const std::optional<QSize> size = size_of(s.size);
   QWidget owner;
   const std::vector<View*> views = make_views(document, &owner);
   apply(s, document);
+  for (View* view : views) set_threshold(s, *view);
   choose_the_rest(s, document);
   if (s.views.size() > s.exports.size()) {
     throw ConfigError("--view belongs to an --export: there are more views than exports");

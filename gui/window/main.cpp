@@ -31,6 +31,7 @@ int run_window(const Settings& s) {
   const auto look = [&s, &window] {
     try {
       apply(s, window.document());
+      set_threshold(s, window);
     } catch (const Error& error) {
       window.show_message(error.what());
     }
@@ -79,6 +80,10 @@ void add_options(CLI::App& app, Settings& s) {
                  "--baseline differ most)")
       ->type_name("ROW|BEGIN:END");
   app.add_option("--zoom", s.zoom, "Rows that charts over time show")->type_name("BEGIN:END");
+  app.add_option("--threshold", s.threshold,
+                 "Percent of fidelity that critical footprints of the tradeoff reach; default: 90")
+      ->check(CLI::Range(0.0, 100.0))
+      ->type_name("F");
   app.add_option("--quantity", s.quantity, "entries, bytes, percent or mass")->type_name("NAME");
   app.add_flag("--log", s.log, "Logarithmic scale");
   app.add_option("--stack", s.stack, "none, layer, head_class or state: memory of --run, stacked")

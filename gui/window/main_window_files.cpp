@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "gui/model/session.h"
+#include "gui/model/several.h"
 #include "gui/model/simulation.h"
 #include "gui/paint/theme.h"
 #include "gui/window/main_window.h"
@@ -31,7 +32,8 @@ constexpr int kMostRecent = 12;
 
 // A result's file and those that it names.
 QStringList files_of(const Result& result) {
-  QStringList files{QString::fromStdString(result.path.string())};
+  const auto part = part_of(result.path);
+  QStringList files{QString::fromStdString((part ? part->first : result.path).string())};
   if (result.json == nullptr) return files;
   const nlohmann::json named = result.json->value("files", nlohmann::json::object());
   for (const char* which : {"timeline", "lifetimes"}) {
@@ -63,12 +65,13 @@ void MainWindow::open_next() {
   const QString path = to_open_.takeFirst();
   statusBar()->showMessage(QString("reading %1 ...").arg(path));
   opener_.run(
-      [file = path.toStdString()](const Background::Cancelled&) -> ResultPtr {
-        return kind_of(file) == FileKind::trace ? nullptr : open_result(file);
+      [file = path.toStdString()](const Background::Cancelled&) -> std::vector<ResultPtr> {
+        const bool is_trace = !part_of(file) && kind_of(file) == FileKind::trace;
+        return is_trace ? std::vector<ResultPtr>{nullptr} : open_results(file);
       },
-      [this, path](ResultPtr result) {
+      [this, path](const std::vector<ResultPtr>& results) {
         statusBar()->clearMessage();
-        accept(path, std::move(result));
+        for (const ResultPtr& result : results) accept(path, result);
         emit opened(path);
         open_next();
       },

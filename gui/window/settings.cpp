@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gui/window/settings.h"
 
+#include <QDoubleSpinBox>
 #include <algorithm>
 #include <charconv>
 #include <string_view>
@@ -71,6 +72,11 @@ int find_run(const Document& document, const std::string& text) {
 }
 
 }  // namespace
+
+void set_threshold(const Settings& s, const QWidget& parent) {
+  auto* box = parent.findChild<QDoubleSpinBox*>("threshold");
+  if (s.threshold && box != nullptr) box->setValue(*s.threshold);
+}
 
 void apply(const Settings& s, Document& document) {
   Display display = document.display();

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "gui/model/document.h"
+
+class QWidget;
 
 namespace kvspan::gui {
 
@@ -20,6 +23,7 @@ struct Settings {
   std::string rows, zoom;
   std::string run, baseline;
   std::vector<std::string> only;
+  std::optional<double> threshold;  // percent
   std::string quantity, stack, head_figure;
   bool log = false, attention = false, dark = false, new_session = false;
   int layer = -1, head = -1;
@@ -35,5 +39,8 @@ struct Settings {
                                                                const std::string& example);
 // Shows what was asked for. Errors: ConfigError where the open results do not have it.
 void apply(const Settings& settings, Document& document);
+
+// Sets the threshold of the trade-off in `parent`, if one was given and the view is there.
+void set_threshold(const Settings& settings, const QWidget& parent);
 
 }  // namespace kvspan::gui

@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "gui/model/several.h"
 #include "sim/base/error.h"
 #include "sim/report/lifetimes_reader.h"
 #include "tests/gui/gui_test.h"
@@ -24,6 +25,7 @@ class ResultTest : public QObject {
   void a_bad_companion_is_a_warning_and_the_rest_is_shown();
   void bad_lifetimes_are_one_line_data();
   void bad_lifetimes_are_one_line();
+  void a_file_of_several_results_opens_whole_or_by_number();
 };
 
 namespace {
@@ -43,6 +45,15 @@ QString written(const QString& name, const QByteArray& bytes) {
 QString error_of(const QString& path) {
   try {
     (void)open_result(path.toStdString());
+  } catch (const Error& error) {
+    return QString::fromUtf8(error.what());
+  }
+  return {};
+}
+
+QString errors_of_all(const QString& path) {
+  try {
+    (void)open_results(path.toStdString());
   } catch (const Error& error) {
     return QString::fromUtf8(error.what());
   }
@@ -238,6 +249,33 @@ void ResultTest::bad_lifetimes_are_one_line() {
   const QString error = error_of(path);
   QVERIFY2(error.contains(message), qPrintable(error));
   QVERIFY2(!error.contains('\n'), qPrintable(error));
+}
+
+void ResultTest::a_file_of_several_results_opens_whole_or_by_number() {
+  json one = json::parse(content(small_result()).toStdString());
+  one["files"] = {{"timeline", nullptr}, {"lifetimes", nullptr}};
+  json two = one;
+  two["chunk"] = 4;
+  for (json& run : two["runs"]) run.erase("timeline");  // --no-timeline
+  const json several = {{"schema_version", 1}, {"results", {one, two}}};
+  const QString path = written("several.json", QByteArray::fromStdString(several.dump()));
+  const std::vector<ResultPtr> all = open_results(path.toStdString());
+  QCOMPARE(all.size(), std::size_t{2});
+  QCOMPARE(QString::fromStdString(all[1]->path.string()), path + "[1]");
+  QCOMPARE(all[0]->chunk, RowIndex{0});
+  QCOMPARE(all[1]->chunk, RowIndex{4});
+  QVERIFY(all[0]->runs[0].bytes != nullptr);
+  QVERIFY(all[1]->runs[0].bytes == nullptr);
+  QCOMPARE(figure(all[1]->runs[1], "footprint"), figure(all[0]->runs[1], "footprint"));
+  Document document;
+  for (const ResultPtr& result : all) document.add(result);
+  QCOMPARE(document.results().size(), std::size_t{2});  // none replaces the other
+  const std::vector<ResultPtr> second = open_results(path.toStdString() + "[1]");
+  QCOMPARE(second.size(), std::size_t{1});
+  QCOMPARE(second[0]->chunk, RowIndex{4});
+  QVERIFY(errors_of_all(path + "[2]").contains("holds the results 0 to 1, and no result 2"));
+  QVERIFY(errors_of_all(small_result() + "[0]").contains("one result, which has no number"));
+  QCOMPARE(open_results(small_result().toStdString()).size(), std::size_t{1});
 }
 
 KVSPAN_GUI_TEST(ResultTest, "result");
