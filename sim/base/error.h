@@ -52,7 +52,7 @@ class PolicyError : public Error {
 // The run was interrupted (SIGINT); whatever was finished before has been kept.
 class Interrupted : public Error {
  public:
-  Interrupted() : Error("interrupted", 1) {}
+  Interrupted() : Error("interrupted", 130) {}
 };
 
 }  // namespace kvspan

@@ -32,7 +32,9 @@ void release_pages(std::span<const std::byte> mapped);
 [[nodiscard]] std::string sha256_of_files(const std::vector<std::filesystem::path>& files);
 
 // A file that appears under its name only when it is complete: a temporary file beside it, which
-// commit() renames and a destructor without commit() removes. Errors: Error when the disk refuses.
+// commit() renames and a destructor without commit() removes. What no file can replace (standard
+// output, a pipe, a device) is written at once, from front to back. Errors: Error when the disk
+// refuses.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
