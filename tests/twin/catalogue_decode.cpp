@@ -116,19 +116,6 @@ void measure(World& w, Policy& policy) {
   }
 }
 
-// Passes end at every row from `first` on.
-std::vector<Pass> one_by_one(const std::vector<Pass>& passes, int first) {
-  std::vector<Pass> out;
-  for (Pass pass : passes) {
-    for (int row = std::max(first, pass.begin + 1); row < pass.end; ++row) {
-      out.push_back({pass.begin, row});
-      pass.begin = row;
-    }
-    out.push_back(pass);
-  }
-  return out;
-}
-
 std::unique_ptr<Policy> make(World& w, const std::string& name) {
   if (const auto plus = name.find('+'); plus != std::string::npos) {
     auto other =
@@ -174,7 +161,6 @@ Outcome simulate(const Trace& t, const std::string& name, const Parameters& para
   for (int a = 0; a < w.point; a += step) w.passes.push_back({a, std::min(a + step, w.point)});
   if (w.point < w.n) w.passes.push_back({w.point, w.n});
   for (int a = w.n; a < w.N; ++a) w.passes.push_back({a, a + 1});
-  if (w.word("mode", "") == "eval_code") w.passes = one_by_one(w.passes, 100);
 
   w.out.heads = w.Hk;
   w.out.death.assign(at(w.L) * at(w.Hk) * at(w.N), w.N);

@@ -16,9 +16,13 @@ void plain(const World& u, const Choice& c, const Moment& m, int budget, Verdict
   for (int h = 0; h < u.heads; ++h) {
     bool near = false;
     const auto score = [&](const Tokens& entries) { return score_by(u, c, m, h, entries); };
-    out.kept[at(h)] = c.name == "lagkv"
-                          ? lagkv(u, c, m, h, budget, near)
-                          : best(m.resident[at(h)], safe_of(c), m.end(), budget, score, near);
+    if (c.name == "lagkv") {
+      Tokens& kept = out.kept[at(h)];
+      kept = lagkv(u, c, m.l, h, m.resident[at(h)], budget, near);
+      std::sort(kept.begin(), kept.end());
+    } else {
+      out.kept[at(h)] = best(m.resident[at(h)], safe_of(c), m.end(), budget, score, near);
+    }
     out.near[at(h)] = near ? 1 : 0;
   }
 }
@@ -39,7 +43,9 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
   const Choice whose = c.has("inner") ? c.inner() : c;
   const int skip = c.name == "adakv" ? 0 : whose.count("skip", c.name == "dbudgetkv" ? 2 : 0);
   if (model_layer < skip) return out;
-  if (c.name == "simlayerkv") {
+  if (of_prulong(c)) {
+    prulong(u, m, model_layer, out);
+  } else if (c.name == "simlayerkv") {
     simlayerkv(u, m, memory, out);
   } else if (c.name == "prulong") {
     const std::vector<std::vector<int>> full = full_heads(u);
@@ -61,21 +67,25 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
     for (int h = 0; h < u.heads; ++h) {
       Tokens gone;
       for (const int j : m.resident[at(h)]) {
-        if (j <= b - c.count("window", 256) && u.admitted[u.flat(m.l, h, j)] == 0)
+        // The oldest of the window is written over before a row attends.
+        if (j <= b - c.count("window", 256) && u.admitted[u.flat(m.l, h, j)] == 0) {
           gone.push_back(j);
+        }
       }
       out.kept[at(h)] = without(m.resident[at(h)], gone);
     }
   } else if (c.name == "locret") {
     locret(u, m, out);
   } else if (c.name == "decoding") {
-    if (due(c.count("every", 512))) {
-      plain(u, c.inner(), m, c.count("target", 2048), out);
-    }
+    decoding(u, m, due(c.count("every", 512)), memory, out);
   } else if (c.name == "foresightkv") {
-    const int every = c.count("interval", 128);  // a row after lengths that it divides
-    if (at_point || (b > u.point && (b - 1) / every > (m.pass.begin - 1) / every)) {
-      plain(u, c, m, budget_of(u, c), out);
+    // A call leaves a flag, whether its total length is a multiple; the next one uses it.
+    if (at_point || (b > u.point && m.pass.begin % c.count("interval", 128) == 0)) {
+      if (c.has("feature")) {
+        foresightkv(u, m, memory, out);
+      } else {
+        plain(u, c, m, budget_of(u, c), out);
+      }
     }
   } else if (!at_point) {
     return out;
@@ -112,22 +122,17 @@ Tokens residents(const World& u, const Outcome& r, int l, int h, int row) {
   return out;
 }
 
-bool masks_the_prompt(const Choice& c) {
-  return c.name == "dms" ? c.is("variant", "code", "code")
-                         : c.name == "write_gate" && c.is("masks_prefill", "true", "true");
-}
-
 // What a row reads of a stored head.
 Tokens reads(const World& u, const Outcome& r, int l, int h, int row) {
-  Tokens out = residents(u, r, l, h, row);
-  const Choice& c = u.policy;
-  if (row >= u.point || !masks_the_prompt(c)) return out;
+  const Tokens held = residents(u, r, l, h, row);
+  const std::string& name = u.policy.name;
   Tokens hidden;
-  if (c.name == "dms") return without(out, failing(u, l, h, out, row));
-  for (const int j : out) {
-    if (j <= row - c.count("window", 256) && u.admitted[u.flat(l, h, j)] == 0) hidden.push_back(j);
+  for (const int j : held) {
+    if (name == "dms" && !dms_reads(u, l, h, row, j)) hidden.push_back(j);
+    if (name == "write_gate" && !write_gate_reads(u, l, h, row, j)) hidden.push_back(j);
   }
-  return without(out, hidden);
+  const Tokens out = without(held, hidden);
+  return u.policy.has("quest.page") ? admitted_pages(u, l, h, row, out) : out;
 }
 
 void replay(const World& u, Outcome& r) {
@@ -243,7 +248,8 @@ int stored_heads(const Trace& t, const Choice& c) {
   const Choice whose = c.has("inner") ? c.inner() : c;
   const bool voted = whose.name == "snapkv" || whose.name == "adakv" || whose.name == "headkv" ||
                      whose.name == "pyramidkv";
-  return voted && whose.is("group", "none", "mean") ? t.query_heads : t.kv_heads;
+  const char* const usual = whose.is("preset", "prulong", "none") ? "none" : "mean";
+  return voted && whose.is("group", "none", usual) ? t.query_heads : t.kv_heads;
 }
 
 // Prefill passes are cut at `row`, too.
@@ -261,7 +267,7 @@ void cut_at(std::vector<Pass>& passes, int row) {
 
 Outcome simulate(const Trace& trace, const std::string& policy, const Parameters& parameters,
                  const Plan& plan, const Tables& tables) {
-  World u{trace, {policy, parameters, ""}, tables, 0, 0, 0, 0, {}, {}};
+  World u{trace, {policy, parameters, ""}, tables, 0, 0, 0, 0, 0, {}, {}};
   u.layers = static_cast<int>(trace.layers.size());
   u.prompt = plan.prompt >= 0 ? plan.prompt : trace.prompt_tokens;
   u.point = plan.evict_point >= 0 ? plan.evict_point : u.prompt;
@@ -269,7 +275,11 @@ Outcome simulate(const Trace& trace, const std::string& policy, const Parameters
           "wrong plan");
   u.heads = stored_heads(trace, u.policy);
   u.passes = make_passes(plan.chunk, u.point, u.prompt, trace.tokens);
-  if (policy == "locret") cut_at(u.passes, u.point - u.policy.count("local", 100));
+  u.prefilled = plan.evict_point >= 0 ? u.point : u.prompt - 1;
+  if (of_prulong(u.policy)) u.passes = make_passes(plan.chunk, u.prefilled, u.prompt, trace.tokens);
+  if (policy == "locret") {
+    cut_at(u.passes, (of_prulong(u.policy) ? u.prefilled : u.point) - u.policy.count("local", 100));
+  }
   if (policy == "write_gate") u.admitted = write_gate(u);
 
   Outcome r;
@@ -279,7 +289,7 @@ Outcome simulate(const Trace& trace, const std::string& policy, const Parameters
   replay(u, r);
   measure_bytes(u, r);
   measure_fidelity(u, r);
-  if (masks_the_prompt(u.policy)) {
+  if (policy == "dms" || policy == "write_gate") {
     for (int row = 0; row < trace.tokens; ++row) {
       r.read.push_back(0);
       for (int l = 0; l < u.layers; ++l) {

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <numeric>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -95,24 +95,50 @@ struct Scissorhands : Policy {
   bool near = false;
 };
 
-// The rule of Scissorhands' released evaluation code.
+// The loop of Scissorhands' released evaluation code: one pass over all T tokens, masked row by row.
 struct ScissorhandsCode : Policy {
   using Policy::Policy;
-  void begin(int /*l*/) override {
-    high.assign(at(w.Hq), {});
-    near = false;
+  static constexpr int kStart = 100, kWindow = 100, kRecent = 10;
+  void begin(int /*l*/) override { high.assign(at(w.Hq), {}); }
+  // The value at floor(.9 T) of the row's T probabilities, of which those to come are 0.
+  [[nodiscard]] double line(int l, int g, int row) const {
+    std::vector<int> seen(at(row + 1));
+    std::iota(seen.begin(), seen.end(), 0);
+    std::vector<double> p = w.attention(l, g, row, seen);
+    p.resize(at(w.N), 0.0);
+    std::sort(p.begin(), p.end());
+    return p[static_cast<std::size_t>(0.9 * w.N)];
   }
-  void watch(int l, Pass pass) override {
-    for (int g = 0; g < w.Hq; ++g) {
-      for (int row = pass.begin; row < pass.end; ++row) {
-        const std::vector<int>& keys = w.out.active[w.reader(l, g, row)];
+  // Kills what no head of the group has voted for in the rows before, the newest apart.
+  bool mask(int l, int row) {
+    bool any = false;
+    for (int h = 0; h < w.Hk; ++h) {
+      for (const int j : w.residents(l, h, row)) {
+        if (j >= row - kRecent) continue;
+        int votes = 0;
+        for (int g = h * w.G; g < (h + 1) * w.G; ++g) {
+          for (int r = std::max(0, row - kWindow); r < row; ++r) {
+            votes += static_cast<int>(high[at(g)][at(r)].count(j));
+          }
+        }
+        if (votes > 0) continue;
+        w.kill(l, h, j, row);
+        any = true;
+      }
+    }
+    return any;
+  }
+  void select(int l, Pass pass) override {
+    const int layer = w.t.layers[at(l)].model_layer;
+    const bool compresses = layer >= 5 && layer <= 35;
+    bool near = false, any = false;
+    for (int row = pass.begin; row < pass.end && compresses; ++row) {
+      if (row >= kStart) any = mask(l, row) || any;
+      for (int g = 0; g < w.Hq; ++g) {
+        const std::vector<int> keys = w.residents(l, g / w.G, row);
+        w.out.active[w.reader(l, g, row)] = keys;
         const std::vector<double> p = w.attention(l, g, row, keys);
-        std::vector<int> all(at(row + 1));
-        std::iota(all.begin(), all.end(), 0);
-        std::vector<double> sorted = w.attention(l, g, row, all);
-        sorted.resize(at(w.N), 0.0);  // rows to come
-        std::sort(sorted.begin(), sorted.end());
-        const double bar = sorted[at(static_cast<int>(0.9 * w.N))];
+        const double bar = line(l, g, row);
         std::set<int> votes;
         for (std::size_t e = 0; e < keys.size(); ++e) {
           if (p[e] > bar) votes.insert(keys[e]);
@@ -121,28 +147,10 @@ struct ScissorhandsCode : Policy {
         high[at(g)].push_back(votes);
       }
     }
-  }
-  void end(int l, Pass pass) override {
-    const int layer = w.t.layers[at(l)].model_layer;
-    const int b = pass.end;
-    if (layer < 5 || layer > 35 || b < 100) return;
-    for (int h = 0; h < w.Hk; ++h) {
-      bool any = false;
-      for (const int j : w.residents(l, h, b - 1)) {
-        bool stays = j >= b - 10;
-        for (int g = h * w.G; g < (h + 1) * w.G; ++g) {
-          for (int row = b - 100; row < b; ++row) stays = stays || high[at(g)][at(row)].count(j);
-        }
-        if (stays) continue;
-        w.kill(l, h, j, b);
-        any = true;
-      }
-      if (any) w.decide(l, near);
-    }
+    if (near || any) w.decide(l, near);
   }
   long long overhead(int /*row*/, long long entries) override { return 2 * entries; }
   std::vector<std::vector<std::set<int>>> high;  // [query heads][rows]
-  bool near = false;
 };
 
 // Accumulated noisy softmax that warms up.
@@ -176,10 +184,10 @@ struct Keyformer : Policy {
     if (b > w.point && (b - w.point) / every == (pass.begin - w.point) / every) return;
     const int budget = w.amount("budget");
     const int recent = static_cast<int>(std::floor(w.real("recent", 30) / 100 * budget + 1e-9));
-    if (w.word("variant", "paper") == "code") return freeze(l, b, budget, recent);
+    const bool masks = w.word("variant", "paper") == "code";
     for (int h = 0; h < w.Hk; ++h) {
       const std::vector<int> held = w.residents(l, h, b - 1);
-      if (static_cast<int>(held.size()) <= budget) continue;
+      if (static_cast<int>(masks ? b : held.size()) <= budget) continue;
       std::vector<double> scores;
       for (const int j : held) {
         double s = 0;
@@ -187,32 +195,11 @@ struct Keyformer : Policy {
         scores.push_back(s);
       }
       evict(l, h, b, held, b - recent, scores, true, budget - recent);
+      // The authors' mask has one column more than there are tokens: of its newest `recent` columns
+      // one is of the token to come, and the token before them is neither recent nor a candidate.
+      if (masks) w.kill(l, h, b - recent, b);
     }
   }
-  // Masks that are one column too long: keys are chosen once, among all but the newest `recent`.
-  void freeze(int l, int b, int budget, int recent) {
-    if (b <= budget) return;
-    for (int h = 0; h < w.Hk; ++h) {
-      std::vector<int> older;
-      std::vector<double> scores;
-      for (const int j : w.residents(l, h, b - 1)) {
-        if (j >= b - recent) continue;
-        older.push_back(j);
-        scores.push_back(0);
-        for (int g = h * w.G; g < (h + 1) * w.G; ++g) scores.back() += sum[at(g)][at(j)];
-      }
-      bool near = false;
-      if (!frozen.count({l, h}))
-        frozen[{l, h}] = w.best(older, scores, true, budget - recent, near);
-      const std::vector<int>& keys = frozen[{l, h}];
-      for (const int j : w.residents(l, h, b - 1)) {
-        if (j <= b - recent && std::find(keys.begin(), keys.end(), j) == keys.end())
-          w.kill(l, h, j, b);
-      }
-      w.decide(l, near);
-    }
-  }
-  std::map<std::pair<int, int>, std::vector<int>> frozen;  // [layer, head] keys
   long long overhead(int /*row*/, long long entries) override { return 4 * entries; }
   std::vector<std::vector<double>> sum;  // [query heads][tokens]
 };
@@ -221,6 +208,17 @@ struct Keyformer : Policy {
 struct H2o : Policy {
   using Policy::Policy;
   void begin(int /*l*/) override { sum.assign(at(w.Hq), std::vector<double>(at(w.N), 0.0)); }
+  // variant=ratio masks, and its mask has one column more than there are tokens: the newest `recent`
+  // columns hold the token to come, so that the oldest of the newest is not read. Its score is kept.
+  void select(int l, Pass pass) override {
+    const auto [heavy, recent] = shares();
+    const int row = pass.begin;
+    if (w.word("variant", "real_drop") != "ratio" || row < w.n || row <= heavy + recent) return;
+    for (int g = 0; g < w.Hq; ++g) {
+      std::vector<int>& keys = w.out.active[w.reader(l, g, row)];
+      keys.erase(std::remove(keys.begin(), keys.end(), row - recent), keys.end());
+    }
+  }
   void watch(int l, Pass pass) override {
     for (int g = 0; g < w.Hq; ++g) {
       for (int row = pass.begin; row < pass.end; ++row) {
@@ -235,9 +233,7 @@ struct H2o : Policy {
     int heavy = 0, recent = 0;
     const std::string variant = w.word("variant", "real_drop");
     if (variant == "ratio") {
-      heavy = share("heavy_share");
-      recent = share("recent_share");
-      if (heavy + recent == 0) recent = 1;
+      std::tie(heavy, recent) = shares();
     } else if (variant == "flexgen") {
       const int half = w.amount("budget") / 2;
       heavy = b == w.point ? half : half - 1;
@@ -258,19 +254,13 @@ struct H2o : Policy {
       evict(l, h, b, held, b - recent, scores, true, heavy);
     }
   }
-  // variant=ratio: a generated token does not read the one that leaves the window with it.
-  void select(int l, Pass pass) override {
-    if (w.word("variant", "real_drop") != "ratio" || pass.begin < w.n) return;
-    const int heavy = share("heavy_share");
-    const int recent = heavy + share("recent_share") == 0 ? 1 : share("recent_share");
-    if (pass.begin <= heavy + recent) return;
-    for (int g = 0; g < w.Hq; ++g) {
-      std::vector<int>& keys = w.out.active[w.reader(l, g, pass.begin)];
-      keys.erase(std::remove(keys.begin(), keys.end(), pass.begin - recent), keys.end());
-    }
-  }
-  [[nodiscard]] int share(const std::string& name) const {
-    return static_cast<int>(std::floor(w.real(name, 10) / 100 * w.point + 1e-9));
+  // Heavy and recent ones of variant=ratio.
+  [[nodiscard]] std::pair<int, int> shares() const {
+    const auto share = [&](const std::string& name) {
+      return static_cast<int>(std::floor(w.real(name, 10) / 100 * w.point + 1e-9));
+    };
+    const int heavy = share("heavy_share"), recent = share("recent_share");
+    return {heavy, heavy + recent == 0 ? 1 : recent};
   }
   long long overhead(int /*row*/, long long entries) override { return 4 * entries; }
   std::vector<std::vector<double>> sum;  // [query heads][tokens]

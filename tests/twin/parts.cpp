@@ -71,13 +71,11 @@ std::vector<double> query(const Trace& t, const Layer& layer, int head, int row,
   return x;
 }
 
-std::vector<double> softmax(const Trace& t, const Layer& layer, int head,
-                            const std::vector<double>& q, int position,
-                            const std::vector<int>& keys) {
-  const bool sink = !layer.sink_logits.empty();
+std::vector<double> raw_logits(const Trace& t, const Layer& layer, int head,
+                               const std::vector<double>& q, int position,
+                               const std::vector<int>& keys) {
   const int kv_head = head / (t.query_heads / t.kv_heads);
-  double top = sink ? layer.sink_logits[at(head)] : -kInfinity;
-  std::vector<double> p(keys.size(), -kInfinity);
+  std::vector<double> out(keys.size(), -kInfinity);
   for (std::size_t e = 0; e < keys.size(); ++e) {
     const int j = keys[e];
     if (j > position) continue;
@@ -86,15 +84,26 @@ std::vector<double> softmax(const Trace& t, const Layer& layer, int head,
     double z = 0;
     for (int i = 0; i < t.head_dim; ++i) z += q[at(i)] * k[i];
     z *= t.score_scale;
-    if (t.softcap > 0) z = t.softcap * std::tanh(z / t.softcap);
-    p[e] = z;
-    top = std::max(top, z);
+    out[e] = t.softcap > 0 ? t.softcap * std::tanh(z / t.softcap) : z;
   }
-  if (top == -kInfinity) return std::vector<double>(keys.size(), 0.0);
+  return out;
+}
+
+std::vector<double> softmax_of(const Layer& layer, int head, std::vector<double> z) {
+  const bool sink = !layer.sink_logits.empty();
+  double top = sink ? layer.sink_logits[at(head)] : -kInfinity;
+  for (const double x : z) top = std::max(top, x);
+  if (top == -kInfinity) return std::vector<double>(z.size(), 0.0);
   double sum = sink ? std::exp(layer.sink_logits[at(head)] - top) : 0.0;
-  for (double& x : p) sum += (x = std::exp(x - top));
-  for (double& x : p) x /= sum;
-  return p;
+  for (double& x : z) sum += (x = std::exp(x - top));
+  for (double& x : z) x /= sum;
+  return z;
+}
+
+std::vector<double> softmax(const Trace& t, const Layer& layer, int head,
+                            const std::vector<double>& q, int position,
+                            const std::vector<int>& keys) {
+  return softmax_of(layer, head, raw_logits(t, layer, head, q, position, keys));
 }
 
 std::uint64_t mix(std::uint64_t x) {

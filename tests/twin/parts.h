@@ -54,6 +54,14 @@ void turn(const Rope& rope, int head_dim, double positions, std::vector<double>&
 [[nodiscard]] std::vector<double> query(const Trace& t, const Layer& layer, int head, int row,
                                         int shift);
 
+// Logits of one query at `position`: -infinity for a key that it may not read.
+[[nodiscard]] std::vector<double> raw_logits(const Trace& t, const Layer& layer, int head,
+                                             const std::vector<double>& q, int position,
+                                             const std::vector<int>& keys);
+
+// Softmax of logits; a sink logit stays in the sum.
+[[nodiscard]] std::vector<double> softmax_of(const Layer& layer, int head, std::vector<double> z);
+
 // Softmax of one query at `position` over `keys`; 0 for a key that it may not read (the future,
 // or outside the model's window). Scaled, soft-capped, masked; a sink logit stays in the sum.
 [[nodiscard]] std::vector<double> softmax(const Trace& t, const Layer& layer, int head,

@@ -41,23 +41,47 @@ bool near_cut(const std::vector<Place>& list, int cut) {
 
 }  // namespace
 
-void simlayerkv(const World& u, const Moment& m, Memory& memory, Verdict& out) {
-  const Choice& c = u.policy;
-  const int sinks = c.count("sinks", 4), recent = c.count("recent", 1024);
-  const bool code = c.is("variant", "code", "code");
-  const int last = code ? 1 : c.count("last", 1), b = m.end();
-  const int judged = code ? u.prompt + 1 : u.point;  // the first decode row, or the prompt
-  const int end = code ? b : b - last;               // of what is recent
-  if (b == judged && end > sinks + recent) {
-    double sum = 0;
-    for (int g = 0; g < u.t.query_heads; ++g) {
-      for (int row = b - last; row < b; ++row) {
-        const Values p = full_attention(u, m.l, g, row);
-        for (int j = 0; j < end; ++j) {
-          if (j < sinks || j >= end - recent) sum += p[at(j)] / (last * u.t.query_heads);
-        }
+namespace {
+
+// The layer's row `row`: how much of it lies on the sinks and the newest columns, its own among
+// them. Where they overlap there is nothing to cut.
+double streamed(const World& u, int l, int row, int sinks, int recent) {
+  double sum = 0;
+  for (int g = 0; g < u.t.query_heads; ++g) {
+    const Values p = full_attention(u, l, g, row);
+    for (int j = 0; j <= row; ++j) {
+      if (j < sinks) sum += p[at(j)] / u.t.query_heads;
+      if (j > row - recent) sum += p[at(j)] / u.t.query_heads;
+    }
+  }
+  return sum;
+}
+
+// kvpress: the last rows of the prompt, without their own columns.
+double streamed_before(const World& u, int l, int b, int sinks, int recent, int last) {
+  double sum = 0;
+  for (int g = 0; g < u.t.query_heads; ++g) {
+    for (int row = b - last; row < b; ++row) {
+      const Values p = full_attention(u, l, g, row);
+      for (int j = 0; j < b - last; ++j) {
+        if (j < sinks || j >= b - last - recent) sum += p[at(j)] / (last * u.t.query_heads);
       }
     }
+  }
+  return sum;
+}
+
+}  // namespace
+
+void simlayerkv(const World& u, const Moment& m, Memory& memory, Verdict& out) {
+  const Choice& c = u.policy;
+  const bool code = c.is("variant", "code", "code");
+  const int sinks = c.count("sinks", 4), recent = c.count("recent", 1024);
+  const int last = c.count("last", 1), b = m.end();
+  const int judged = code ? u.prompt + 1 : u.point;
+  if (b == judged && b > sinks + recent + (code ? 0 : last)) {
+    const double sum = code ? streamed(u, m.l, b - 1, sinks, recent)
+                            : streamed_before(u, m.l, b, sinks, recent, last);
     const double threshold = c.real("threshold", 0.9);
     memory.lazy[at(m.l)] = sum > threshold ? 1 : 0;
     if (near_tie(sum, threshold)) std::fill(out.near.begin(), out.near.end(), 1);
@@ -92,13 +116,32 @@ void keep_newest(const Moment& m, int count, Verdict& out) {
   }
 }
 
+namespace {
+
+// Ada-PyramidKV's entries of a layer ahead of the window, for `base` on average and n candidates.
+int pyramid_base(int base, int beta, int n, const World& u, int model_layer) {
+  const auto floored = [](int a, int b) { return static_cast<int>(std::floor(1.0 * a / b)); };
+  int low = floored(base, beta), high = 2 * base - low;
+  if (high >= n) {
+    high = n;
+    low = 2 * base - high;
+  }
+  return high - model_layer * floored(high - low, u.t.model_layers - 1);
+}
+
+}  // namespace
+
 void adakv(const World& u, const Moment& m, int model_layer, Verdict& out) {
   const Choice& c = u.policy;
   const int n = m.end(), budget = budget_of(u, c);
-  if (n <= budget) return;
+  const bool code = c.is("form", "code", "code");
   const int window = std::min(c.count("window", 32), n);
-  if (budget <= window) return keep_newest(m, budget, out);
-  const int base = budget - window;
+  if (budget <= window) return keep_newest(m, std::min(budget, n), out);
+  int base = budget - window;
+  if (c.has("pyramid"))
+    base = pyramid_base(base, c.count("pyramid", 20), n - window, u, model_layer);
+  // The authors' program also acts where all would fit.
+  if (code ? base > n - window : n <= budget) return;
   const double alpha = c.real("alpha", 0.2);
   Ballot x = ballot(u, c, m, window);
   if (c.count("skip", 0) > model_layer) {
@@ -218,9 +261,10 @@ void headkv(const World& u, const Moment& m, int model_layer, Verdict& out) {
     p.push_back(x);
   }
   const int base = budget - window;
-  const int shared = static_cast<int>(std::floor(base / beta));
+  // Python's x // beta: the quotient of what is left when the remainder is taken away.
+  const int shared = static_cast<int>(std::round((base - std::fmod(base, beta)) / beta));
   const double all_heads = static_cast<double>(u.tables.gates.size()) * u.heads;
-  if (n <= budget) return;
+  if (n < budget) return;  // at the budget, too, heads give and take
   if (budget > window) {
     const Ballot x = ballot(u, c, m, window);
     for (int h = 0; h < u.heads; ++h) {
@@ -243,8 +287,14 @@ std::vector<std::vector<int>> full_heads(const World& u) {
   }
   std::stable_sort(gates.begin(), gates.end(),
                    [](const Place& a, const Place& b) { return a.score > b.score; });
-  const double share = 1 - u.policy.real("sparsity", 0.7);
-  const auto full = static_cast<std::size_t>(static_cast<double>(gates.size()) * share);
+  const double sparsity = u.policy.real("sparsity", 0.7);
+  auto full = static_cast<std::size_t>(static_cast<double>(gates.size()) * (1 - sparsity));
+  if (u.policy.is("full", "quantile", "mask")) {
+    // Those that lie at or above numpy's quantile of the mask: place s (count - 1), between two of
+    // them unless whole. Noise of 1e-6 tells the mask's equal heads apart: here, their gates.
+    const double place = sparsity * static_cast<double>(gates.size() - 1);
+    full = gates.size() - static_cast<std::size_t>(std::ceil(place));
+  }
   std::vector<std::vector<int>> out(at(u.layers), std::vector<int>(at(u.heads), 0));
   for (std::size_t i = 0; i < full; ++i) {
     for (int l = 0; l < u.layers; ++l) {

@@ -8,13 +8,28 @@
 
 namespace kvspan::twin::postfill {
 
+// A cut by one statistic, parameters feature and feature_head.
+void foresightkv(const World& u, const Moment& m, Memory& memory, Verdict& out);
+
 // SnapKV's votes of the last rows before the end of the pass.
 [[nodiscard]] Values votes(const World& u, const Choice& c, const Moment& m, int h,
                            const Tokens& entries, int window);
 
-// What stays of one sequence; ranks inside a partition may hang on near ties.
-[[nodiscard]] Tokens lagkv(const World& u, const Choice& c, const Moment& m, int h, int budget,
-                           bool& near);
+// What stays of the entries in their places, laid anew; ranks inside a partition may hang on near
+// ties.
+[[nodiscard]] Tokens lagkv(const World& u, const Choice& c, int l, int h, const Tokens& all,
+                           int budget, bool& near);
+
+// Scores from here on are of entries that a policy protects.
+inline constexpr double kSafe = 1e3;
+
+// What stays, by falling score, what is protected first; ties keep their places. `near`: two places
+// hang on a near tie.
+[[nodiscard]] Tokens laid(const Tokens& places, Values score, const std::vector<char>& stays,
+                          bool& near);
+
+// A cut of the cache as kvpress makes it: what it keeps lies by falling score from then on.
+void decoding(const World& u, const Moment& m, bool due, Memory& memory, Verdict& out);
 
 // Scores of one head by the policy's own rule, over the given candidates.
 [[nodiscard]] Values score_by(const World& u, const Choice& c, const Moment& m, int h,
@@ -61,12 +76,24 @@ void wrapped(const World& u, const Moment& m, Verdict& out);
 // Entries that leave the window are judged.
 void dms(const World& u, const Moment& m, Verdict& out);
 
-// Of these entries of a head, those that `row` reads no more in dms: out of its window, and marked.
-[[nodiscard]] Tokens failing(const World& u, int l, int h, const Tokens& entries, int row);
+// Whether a row reads an entry that is held: what masks rows before it evicts.
+[[nodiscard]] bool dms_reads(const World& u, int l, int h, int row, int token);
+[[nodiscard]] bool write_gate_reads(const World& u, int l, int h, int row, int token);
+
+// What a decode row reads of the admitted entries by pages, and the entries of its window.
+[[nodiscard]] Tokens admitted_pages(const World& u, int l, int h, int row, const Tokens& held);
 
 // Which entries the gate lets in.
 [[nodiscard]] std::vector<char> write_gate(const World& u);
 
 void locret(const World& u, const Moment& m, Verdict& out);
+
+// The best of a head by the table of scores; the `newest` stay.
+[[nodiscard]] Tokens by_table(const World& u, const Moment& m, int h, int newest, int budget,
+                              Verdict& out);
+
+// The baselines of arXiv 2506.17121: whether it is one, and what a cut after a pass keeps.
+[[nodiscard]] bool of_prulong(const Choice& c);
+void prulong(const World& u, const Moment& m, int model_layer, Verdict& out);
 
 }  // namespace kvspan::twin::postfill

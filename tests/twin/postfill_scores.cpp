@@ -207,11 +207,13 @@ Values judgeq(const World& u, const Choice& c, const Moment& m, int h, const Tok
 Values golden(const World& u, int interval, const Moment& m, int h, const Tokens& entries) {
   const auto [first, last] = readers(u.t, u.heads, h);
   Values out(entries.size(), 0.0);
-  // Blocks begin a row after those that the interval divides; of one begun, the rest counts.
-  for (int end = 0, begin = m.end(); begin < u.t.tokens; begin = end) {
-    end = (begin - 1) / interval * interval + interval + 1;
+  // A block is the rows between two cuts, the next of which is due by absolute length; it counts as
+  // a whole interval though it begins or ends early.
+  int next = 0;
+  for (int begin = m.end(); begin < u.t.tokens; begin = next) {
+    next = (begin - 1) / interval * interval + interval + 1;
     Values sum(entries.size(), 0.0);
-    for (int row = begin; row < std::min(end, u.t.tokens); ++row) {
+    for (int row = begin; row < std::min(next, u.t.tokens); ++row) {
       for (int g = first; g < last; ++g) {
         const Values p = full_attention(u, m.l, g, row);
         for (std::size_t e = 0; e < entries.size(); ++e) sum[e] += p[at(entries[e])];
@@ -249,23 +251,26 @@ Values votes(const World& u, const Choice& c, const Moment& m, int h, const Toke
   return late ? out : pool(out, kernel, max);
 }
 
-Tokens lagkv(const World& u, const Choice& c, const Moment& m, int h, int budget, bool& near) {
-  const Tokens& all = m.resident[at(h)];
+Tokens lagkv(const World& u, const Choice& c, int l, int h, const Tokens& all, int budget,
+             bool& near) {
   const int n = static_cast<int>(all.size());
   if (n <= budget) return all;
   const int sinks = c.count("sinks", 4), lag = c.count("lag", 128);
   const bool cross = c.is("cross", "true", "false");
   Values score(at(n), 0.0);
   std::vector<std::pair<Tokens, Values>> partitions;  // places, and what their ranks rest on
-  for (int i = 0; i < n; ++i) score[at(i)] = i < sinks ? 1e6 : 1e3 + i;  // sinks, then the newest
-  if (n >= sinks + 2 * lag) {
+  const bool partitioned = n >= sinks + 2 * lag;
+  for (int i = 0; i < n; ++i) {  // sinks, then the newest
+    score[at(i)] = i < sinks ? 1e6 : (partitioned ? kSafe : 0) + i;
+  }
+  if (partitioned) {
     const int parts = (n - sinks) / lag;
     for (int p = 0; p + 1 < parts; ++p) {
       const int first = sinks + p * lag;
       std::vector<const double*> k, v;
       for (int i = first; i < first + 2 * lag; ++i) {
-        k.push_back(key_of(u, m.l, u.kv_head(h), all[at(i)]));
-        v.push_back(value_of(u, m.l, u.kv_head(h), all[at(i)]));
+        k.push_back(key_of(u, l, u.kv_head(h), all[at(i)]));
+        v.push_back(value_of(u, l, u.kv_head(h), all[at(i)]));
       }
       const Values from_k = lag_half(k, lag, u.t.head_dim);
       const Values from_v = lag_half(v, lag, u.t.v_head_dim);
@@ -284,18 +289,34 @@ Tokens lagkv(const World& u, const Choice& c, const Moment& m, int h, int budget
     }
   }
   const std::vector<std::size_t> gone = drop(score, budget, near);
-  Tokens kept = all;
-  for (const std::size_t e : gone) kept[e] = -1;
+  std::vector<char> stays(all.size(), 1);
+  for (const std::size_t e : gone) stays[e] = 0;
   for (const auto& [places, both] : partitions) {
     for (std::size_t a = 0; a < places.size(); ++a) {
       for (std::size_t b = 0; b < places.size(); ++b) {
-        const bool split = kept[at(places[a])] >= 0 && kept[at(places[b])] < 0;
+        const bool split = stays[at(places[a])] != 0 && stays[at(places[b])] == 0;
         near = near || (split && near_tie(both[a], both[b]));
       }
     }
   }
-  kept.erase(std::remove(kept.begin(), kept.end(), -1), kept.end());
-  return kept;
+  return laid(all, score, stays, near);
+}
+
+Tokens laid(const Tokens& places, Values score, const std::vector<char>& stays, bool& near) {
+  std::vector<std::size_t> order;
+  for (std::size_t e = 0; e < places.size(); ++e) {
+    if (stays[e] != 0) order.push_back(e);
+    score[e] = std::min(score[e], kSafe);
+  }
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return static_cast<float>(score[a]) > static_cast<float>(score[b]);
+  });
+  Tokens out;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    out.push_back(places[order[i]]);
+    near = near || (i > 0 && near_tie(score[order[i - 1]], score[order[i]]));
+  }
+  return out;
 }
 
 Values score_by(const World& u, const Choice& c, const Moment& m, int h, const Tokens& entries) {

@@ -5,7 +5,9 @@
 
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "tests/twin/catalogue_postfill.h"
@@ -43,10 +45,11 @@ struct World {
   const Trace& t;
   Choice policy;
   const Tables& tables;
-  int layers = 0;  // stored layers
-  int prompt = 0;  // n
-  int point = 0;   // n': the prompt-end rules act after the pass that ends here
-  int heads = 0;   // stored heads of a layer
+  int layers = 0;     // stored layers
+  int prompt = 0;     // n
+  int point = 0;      // n': the prompt-end rules act after the pass that ends here
+  int prefilled = 0;  // of arXiv 2506.17121's programs: the prompt without its last token
+  int heads = 0;      // stored heads of a layer
   std::vector<Pass> passes;
   std::vector<char> admitted{};  // [layers, heads, tokens] write_gate
 
@@ -70,10 +73,19 @@ struct Moment {
   [[nodiscard]] int end() const { return pass.end; }
 };
 
+// What foresightkv adds up from cut to cut.
+struct Sums {
+  double acc = 0, decayed = 0;
+};
+
 // State that outlives a pass.
 struct Memory {
   std::vector<char> lazy;            // [layers] simlayerkv
   std::map<int, Tokens> leader_set;  // chunkkv: what a block of layers keeps
+  std::map<int, Tokens> places;      // decoding: the cache of a head of a layer, in its order
+  std::map<int, char> near_places;   // decoding: two places hung on a near tie
+  std::set<int> begun;               // foresightkv: heads of layers that have had a cut
+  std::map<std::tuple<int, int, int>, Sums> sums;  // of a layer, query head, token
 };
 
 // What stays in every head, and which heads hung on a near tie.

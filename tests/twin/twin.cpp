@@ -149,7 +149,8 @@ struct Rule {
   int protect_from = 0;              // entries from this token on stay
   int top = 0;                       // best older entries that stay besides them
   int rows_begin = 0, rows_end = 0;  // observing queries (snapkv, pyramidkv)
-  int shift = 0;                     // and how far they are moved (patched)
+  bool patched = false;              // the rows are the prompt's last ones,
+  int shift = 0;                     // moved so far
 };
 
 // The rule at the end of `pass` with `resident` entries in the head; `resident` counts newborns.
@@ -195,6 +196,7 @@ Rule make_rule(const Setup& u, int model_layer, Pass pass, int resident) {
     r.rows_begin = r.rows_end - w;
     if (patched) {  // the window is made of borrowed queries, whose entries are not kept
       r.shift = b - r.rows_begin;
+      r.patched = true;
       r.top = pyramid ? pyramid_top(s, u.trace.model_layers, model_layer, count + w, domain + w, w)
                       : count;
       r.count = r.top;
@@ -268,7 +270,14 @@ std::vector<double> score(const Setup& u, const State& state, int l, int h, Pass
     } else {
       for (int row = rule.rows_begin; row < rule.rows_end; ++row) {
         const std::vector<double> q = query(t, layer, g, row, rule.shift);
-        const std::vector<double> p = softmax(t, layer, g, q, row + rule.shift, domain);
+        std::vector<double> z = raw_logits(t, layer, g, q, row + rule.shift, domain);
+        if (rule.patched) {  // patch rows stand behind the chunk with their own keys
+          std::vector<int> own;
+          for (int j = rule.rows_begin; j <= row; ++j) own.push_back(j);
+          const auto more = raw_logits(t, layer, g, query(t, layer, g, row, 0), row, own);
+          z.insert(z.end(), more.begin(), more.end());
+        }
+        const std::vector<double> p = softmax_of(layer, g, z);
         for (std::size_t e = 0; e < older; ++e) x[e] += p[e];
       }
       if (s.pool_then_group) x = pool(x, s.kernel, s.max_pool);

@@ -164,3 +164,20 @@ TEST_CASE("the engine agrees with the brute-force twin exactly where keys tie", 
   CHECK(tally.excused * 5000 <= tally.decisions);
   CHECK(tally.decisions > 5000);
 }
+
+TEST_CASE("patched chunks agree with the twin: the patch rows' own keys are in their softmax",
+          "[twin]") {
+  const Folder folder;
+  test::Random random(20261130);
+  Tally tally;
+  while (tally.cases < 250) {
+    const test::Case c = test::random_case(random, false, folder.path.string());
+    // The program has no pyramid over chunks that compete.
+    const bool frozen = c.policy.compete != 2 && c.policy.budget.kind == twin::Amount::share;
+    if (c.policy.patched && (frozen || c.policy.name == "snapkv")) compare(c, tally);
+  }
+  std::cout << fmt::format("patched: {} cases, {} decisions, {} near ties, {} heads excused\n",
+                           tally.cases, tally.decisions, tally.near_ties, tally.excused);
+  CHECK(tally.excused * 1000 <= tally.decisions);
+  CHECK(tally.decisions > 1000);
+}
