@@ -15,8 +15,8 @@
 namespace kvspan {
 
 struct RunResult {
-  std::string spec;    // canonical
-  std::string label;   // short: as the user wrote it
+  std::string spec;   // canonical
+  std::string label;  // short: as the user wrote it
   std::string klass;
   bool bound = false;
   std::vector<std::string> notes;
