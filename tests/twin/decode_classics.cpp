@@ -95,7 +95,8 @@ struct Scissorhands : Policy {
   bool near = false;
 };
 
-// The loop of Scissorhands' released evaluation code: one pass over all T tokens, masked row by row.
+// The loop of Scissorhands' released evaluation code: one pass over all T tokens, masked row by
+// row.
 struct ScissorhandsCode : Policy {
   using Policy::Policy;
   static constexpr int kStart = 100, kWindow = 100, kRecent = 10;
@@ -208,8 +209,9 @@ struct Keyformer : Policy {
 struct H2o : Policy {
   using Policy::Policy;
   void begin(int /*l*/) override { sum.assign(at(w.Hq), std::vector<double>(at(w.N), 0.0)); }
-  // variant=ratio masks, and its mask has one column more than there are tokens: the newest `recent`
-  // columns hold the token to come, so that the oldest of the newest is not read. Its score is kept.
+  // variant=ratio masks, and its mask has one column more than there are tokens: the newest
+  // `recent` columns hold the token to come, so that the oldest of the newest is not read. Its
+  // score is kept.
   void select(int l, Pass pass) override {
     const auto [heavy, recent] = shares();
     const int row = pass.begin;

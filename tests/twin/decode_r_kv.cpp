@@ -13,8 +13,8 @@
 namespace kvspan::twin::decode {
 namespace {
 
-// Important and not said twice. The authors' cache holds what a cut keeps in the order of its score,
-// then the window; the next cut pools over places in the cache, and looks there for the last
+// Important and not said twice. The authors' cache holds what a cut keeps in the order of its
+// score, then the window; the next cut pools over places in the cache, and looks there for the last
 // duplicate.
 struct Rkv : Policy {
   using Policy::Policy;

@@ -487,8 +487,8 @@ const std::vector<std::pair<std::string, Draw>>& draws() {
   return all;
 }
 
-// What needs traces of 100 to 300 tokens: the baselines of arXiv 2506.17121, whose programs round to
-// 64 tokens, and foresightkv's longest sums.
+// What needs traces of 100 to 300 tokens: the baselines of arXiv 2506.17121, whose programs round
+// to 64 tokens, and foresightkv's longest sums.
 const std::vector<std::pair<std::string, Draw>>& long_draws() {
   static const auto preset = [](Random& r, Drawn& d, bool inside) {
     const auto set = [&](const std::string& key, const std::string& value) {
