@@ -226,7 +226,7 @@ void ColumnsTest::csv_reads_back_as_the_series_and_the_json() {
       if (r == 2) continue;
       ++column;
       const Run& run = result->runs[r];
-      QCOMPARE(lines[0][column], run.label);
+      QCOMPARE(lines[0][column], label_of(run));
       const nlohmann::json& json = timelines[r];
       const char* name = quantity == Quantity::bytes  ? "resident_bytes"
                          : quantity == Quantity::mass ? "retained_mass"
