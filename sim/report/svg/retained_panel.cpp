@@ -233,8 +233,22 @@ class RetainedPanel {
     return boxes;
   }
 
+  // Whether a leader of the dot at (at_x, at_y) would run through a label or another dot, which it
+  // would then seem to name.
+  [[nodiscard]] bool misleads(double at_x, double at_y, const std::vector<Box>& leader) const {
+    constexpr double kRadius = 5;
+    return std::any_of(leader.begin(), leader.end(), [&](const Box& step) {
+      return meets(labels_, step) || std::any_of(dots_.begin(), dots_.end(), [&](const Dot& dot) {
+               const double dot_x = x(dot.footprint);
+               const double dot_y = y(dot.retained);
+               return (dot_x != at_x || dot_y != at_y) &&
+                      around(dot_x, dot_y, kRadius).overlaps(step);
+             });
+    });
+  }
+
   // The nearest place that is free; one on a line counts as somewhat farther away, and none has a
-  // leader across another label.
+  // leader across another label or dot.
   [[nodiscard]] std::optional<Box> nearest_place(double at_x, double at_y, double width) const {
     constexpr double kHalf = 7;  // of the height
     constexpr double kOnLine = 20;
@@ -250,11 +264,7 @@ class RetainedPanel {
       }
     }
     const auto cost = [&](std::size_t i) -> std::optional<double> {
-      const std::vector<Box> leader = leader_to(at_x, at_y, places[i]);
-      if (std::any_of(leader.begin(), leader.end(),
-                      [&](const Box& step) { return meets(labels_, step); })) {
-        return std::nullopt;
-      }
+      if (misleads(at_x, at_y, leader_to(at_x, at_y, places[i]))) return std::nullopt;
       return kRadii[i / kDirections.size()] + (meets(lines_, places[i]) ? kOnLine : 0);
     };
     const std::optional<std::size_t> best = cheapest_place(plot_, places, taken_, cost);
