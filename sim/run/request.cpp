@@ -18,9 +18,9 @@ std::vector<std::string> read_spec_file(const std::string& path) {
   std::ifstream in(path);
   if (!in) throw ConfigError(fmt::format("cannot read policy file '{}'", path));
   try {
-    const nlohmann::json json = nlohmann::json::parse(in);
-    if (json.is_string()) return {json.get<std::string>()};
-    return json.get<std::vector<std::string>>();
+    const nlohmann::json found = nlohmann::json::parse(in);
+    if (found.is_string()) return {found.get<std::string>()};
+    return found.get<std::vector<std::string>>();
   } catch (const nlohmann::json::exception&) {
     throw ConfigError(fmt::format(
         "'{}' is not a JSON list of policy specifications such as [\"snapkv(budget=512)\"]", path));
