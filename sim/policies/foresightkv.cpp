@@ -18,10 +18,11 @@
 // scorer=golden is Golden Eviction, the label of the training: a bound that reads the future. It
 // drops the smallest  max over future blocks of `interval` rows of the mean over the block's rows
 // and the group's query heads of the full cache's probability.
-// scorer=ridge, logit, mlp: stand-ins, fitted on the golden trajectory over the first half of the
-// prompt, or loaded from a file of `kvspan fit`: ridge of -log(label + 1e-6), logistic regression
-// of "golden drops it", the published network with its pairwise hinge loss. attn: ridge without k,
-// v.
+// scorer=logit, ridge, mlp: stand-ins, fitted on the golden trajectory over the first half of the
+// prompt and on first decisions at six lengths of it, or loaded from a file of `kvspan fit`:
+// logistic regression of "golden drops it", ridge of -log(label + 1e-6), the published network with
+// its pairwise hinge loss. attn: ridge without k, v. The default is the one that holds up after a
+// prompt longer than those of its fit, where ridge does not.
 #include <algorithm>
 
 #include "sim/base/error.h"
@@ -55,17 +56,16 @@ PolicyEntry foresightkv() {
       "the decayed sum from the wrong tensor, here it decays as in training; its count of tokens "
       "runs on over the samples of a run, so that from the second one on the prompt is cut only by "
       "chance: here each starts anew; its first sums are over the queries that it holds (2,048 in "
-      "its example), here over all; its prompts are shorter than the budget: after a longer one "
-      "the "
-      "first sums are larger than any that the stand-ins were fitted on";
+      "its example), here over all; its prompts are shorter than the budget, those of the "
+      "stand-ins' fits have several lengths, since the first sums grow with them";
   entry.needs = "q, k and v; golden: probabilities of all decode rows";
   entry.parameters = {
       budget_parameter(),
       {.name = "scorer",
        .kind = Kind::word,
-       .fallback = "ridge",
+       .fallback = "logit",
        .help = "golden: the label itself, a bound; file: whatever `weights` holds",
-       .choices = {"ridge", "logit", "mlp", "attn", "golden", "file"}},
+       .choices = {"logit", "ridge", "mlp", "attn", "golden", "file"}},
       weights_parameter(),
       {.name = "interval",
        .fallback = "auto",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Golden Eviction, the label of ForesightKV's training, and the features of an entry.
+// The features of an entry that ForesightKV's score looks at.
 #pragma once
 
 #include <algorithm>
@@ -44,13 +44,5 @@ struct RunningSums {
     decayed[token] = 0.9F * decayed[token] + sum;
   }
 };
-
-// [blocks][kv_heads][end]
-using Blocks = std::vector<std::vector<std::vector<float>>>;
-// The label: of blocks of `interval` rows from `origin` on, the largest mean probability that a key
-// has in one block or a later one; the mean is over the rows of the block (the last one padded with
-// zeros) and the query heads of the group.
-[[nodiscard]] Blocks largest_block_means(const Trace& trace, int layer, RowIndex origin,
-                                         RowIndex end, RowIndex interval);
 
 }  // namespace kvspan::policies

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sim/policies/foresightkv_fit.h"
+#include "sim/policies/shared/golden_eviction.h"
 
 namespace kvspan::policies {
 

@@ -11,7 +11,7 @@
 // entry stays in the bounds of its page.
 // With write_gate, as in WG-KV: a page is `page` admitted entries of a head in a row, older than
 // the local window. Local entries are always read and count in the budget, then the page that is
-// being filled, then the best full ones. (There per=kv, skip=0; and there is no least.)
+// being filled, then the best full ones. There, auto means per=kv, skip=0, least=0.
 #include <algorithm>
 #include <limits>
 #include <memory>
@@ -130,6 +130,25 @@ std::int64_t bound_bytes_of_entry(const PageRule& rule, const Geometry& geometry
   return (2 * geometry.k_dim * geometry.kv_bytes + rule.page - 1) / rule.page;
 }
 
+// What is left to us is chosen as in Quest's own code, and behind a write gate as in WG-KV's.
+std::vector<Parameter> parameters() {
+  std::vector<Parameter> out = page_parameters("20%", {"query", "kv"});
+  for (Parameter& p : out) {
+    const bool of_both = p.name == "skip" || p.name == "least" || p.name == "per";
+    if (!of_both) continue;
+    p.help += "; auto: " + p.fallback + ", with write_gate " + (p.name == "per" ? "kv" : "0");
+    p.fallback = "auto";
+  }
+  return out;
+}
+
+PageRule behind_gate(PageRule rule, const Arguments& arguments) {
+  if (!arguments.has("skip")) rule.skip = 0;
+  if (!arguments.has("least")) rule.least = 0;
+  if (!arguments.has("per")) rule.per_kv_head = true;
+  return rule;
+}
+
 }  // namespace
 
 PolicyEntry quest() {
@@ -141,21 +160,22 @@ PolicyEntry quest() {
   entry.evidence = "code read";
   entry.differs =
       "the kernel always reads the last page (last_page=true); at least 3 pages (least=) is the "
-      "evaluation code's alone; both select per query head, WG-KV's port per KV head (per=kv)";
+      "evaluation code's alone; both select per query head, WG-KV's port per KV head (its choice "
+      "with write_gate)";
   entry.needs = "q and k";
-  entry.parameters = page_parameters("20%", {"query", "kv"});
+  entry.parameters = parameters();
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const PageRule rule = page_rule(arguments, geometry);
     Recipe recipe;
     recipe.selector = own(SelectorFactory(
         [rule](const LayerShape& shape) { return std::make_unique<TopPages>(rule, shape); }));
-    recipe.paged = [rule, all = recipe.selector.value,
+    recipe.paged = [rule, gated = behind_gate(rule, arguments), all = recipe.selector.value,
                     geometry](std::optional<TokenCount> local) -> Recipe::Paged {
       if (!local) return {all, {0, 0, page_bytes(rule, geometry)}};
-      return {[rule, local](const LayerShape& shape) {
-                return std::make_unique<AdmittedPages>(rule, *local, shape);
+      return {[gated, local](const LayerShape& shape) {
+                return std::make_unique<AdmittedPages>(gated, *local, shape);
               },
-              {bound_bytes_of_entry(rule, geometry)}};
+              {bound_bytes_of_entry(gated, geometry)}};
     };
     recipe.knob = budget_knob(geometry);
     return recipe;

@@ -26,8 +26,8 @@
 // The oldest local entry is promoted or written over before a row attends: it reads `window` local
 // ones with itself. mask=kernel: rows of the prompt share the local range of the first row of their
 // block of 64, which gives the others up to 63 keys more.
-// +quest: pages are 16 admitted entries of a head (shared/pages.h); the code's own choice is
-// quest(per=kv,skip=0), and it has no cap then.
+// +quest: pages are 16 admitted entries of a head, chosen as the code does (quest.cpp); there is no
+// cap in it then.
 #include <cmath>
 #include <limits>
 
@@ -58,8 +58,8 @@ PolicyEntry write_gate() {
       "stand in for it; their cap is over all layers, here per layer; their prefill kernel lets a "
       "row read up to 63 keys more (mask=kernel), here each row's window is its own, as in their "
       "training; their AdaEA++ admits the first 4 positions of every call, so every generated "
-      "token (a slip: call_sinks=true); under +quest pages hold admitted entries, as "
-      "theirs do, and their choice is quest(per=kv,skip=0,least=0)";
+      "token (a slip: call_sinks=true); +quest is theirs: pages of admitted "
+      "entries, one choice per KV head, in every layer";
   entry.needs =
       "q and k (oracle_out: v, too; oracle: probabilities of all rows; random, file: "
       "nothing); rope_* tell k before rotary from k";

@@ -108,11 +108,36 @@ TEST_CASE("under a write gate quest reads pages of admitted entries", "[policy][
   CHECK(read("quest(budget=17,least=0)") == tokens({{160, 180}}));
   CHECK(read("quest(budget=32,least=0)") == tokens({{160, 180}}));
   CHECK(read("quest(budget=33)") == tokens({{80, 155}, {160, 180}}));
-  CHECK(read("quest(budget=1)") == tokens({{80, 155}, {160, 180}}));  // at least 3 pages
+  CHECK(read("quest(budget=1,least=3)") == tokens({{80, 155}, {160, 180}}));
+  CHECK(read("quest(budget=1)") == tokens({}));
   CHECK(read("quest(budget=64)") == tokens({{0, 75}, {80, 155}, {160, 180}}));
   CHECK(read("quest(budget=32,least=0,last_page=false)") == tokens({{80, 155}}));
   keys[100] = -9;
   CHECK(read("quest(budget=48)") == tokens({{0, 75}, {160, 180}}));
+}
+
+TEST_CASE("under a write gate quest chooses as WG-KV does: per KV head, in every layer",
+          "[policy][write_gate]") {
+  // One head of the group wants page 0, where key 50 is -20, the other page 1, where key 100 is 9.
+  std::vector<float> keys(201, 0.0F);
+  keys[50] = -20;
+  keys[100] = 9;
+  const auto read = [&](const std::string& quest) {
+    test::HeadVectors vectors{{test::numbers(std::vector<float>(201, -1.0F)),
+                               test::numbers(std::vector<float>(201, 1.0F))},
+                              {test::numbers(keys)},
+                              200};
+    vectors.layer = 0;
+    test::SelectorBench bench(std::move(vectors), "write_gate(gate=random,window=16)+" + quest);
+    for (int t = 0; t < 185; ++t) {
+      if (t % 5 != 0) bench.evict(0, t);
+    }
+    const std::vector<test::Tokens> both = bench.next();
+    return std::pair{both[0].front(), both[1].front()};  // the page's first token
+  };
+  CHECK(read("quest(budget=33)") == std::pair{0, 0});
+  CHECK(read("quest(budget=33,per=query)") == std::pair{0, 80});
+  CHECK(read("quest(budget=33,per=query,skip=1)") == std::pair{0, 0});  // everything
 }
 
 TEST_CASE("quest under a write gate packs what a cap leaves, and charges what is held",

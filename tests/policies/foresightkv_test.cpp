@@ -204,6 +204,36 @@ TEST_CASE("a fit of foresightkv sees the sums that a replay sees", "[policy][for
   CHECK(samples.x[index(at + 7)] == Approx(.9 * 13 + 4));
 }
 
+TEST_CASE("a fit of foresightkv sees first decisions after prompts of several lengths",
+          "[policy][foresightkv]") {
+  // Bug: the first sums that it was fitted on were all of one length, and those after a longer
+  // prompt were larger than any of them.
+  policies::FitOptions options;
+  options.interval = 8;
+  options.budget = 16;
+  options.attention_only = true;
+  options.method = "logit";
+  const auto samples =
+      policies::foresightkv_fit().gather(halves(64, 64, 64), 0, 0, 64, options).front();
+  // Golden decisions at 24, 32, 40, 48, 56; then prompts of 16, 24, ... 56.
+  const auto of = [&](int decision) {
+    const auto first = std::find(samples.decision.begin(), samples.decision.end(), decision);
+    const auto last = std::find(first, samples.decision.end(), decision + 1);
+    return std::pair{first - samples.decision.begin(), last - samples.decision.begin()};
+  };
+  for (int i = 0; i < 6; ++i) {
+    const int row = 16 + 8 * i;
+    const auto [first, last] = of(5 + i);
+    REQUIRE(last - first == row - 8);
+    const std::vector<float> x(samples.x.begin() + 8 * first, samples.x.begin() + 8 * first + 8);
+    const float sum = 1 + static_cast<float>(row) / 2;  // two rows of 1, then .5
+    CHECK(x == std::vector<float>{.5, .5, sum, 4, 4, 4, sum, sum});
+    // A seventh of the candidates stays, as 8 of 16 do of the 56 at the end.
+    CHECK(std::count(samples.y.begin() + first, samples.y.begin() + last, 0) == (row - 8) / 7);
+  }
+  CHECK(of(11).first == std::ssize(samples.decision));
+}
+
 TEST_CASE("three decisions of foresightkv in a row add up under its own cache",
           "[policy][foresightkv]") {
   // Interval 1, the smallest decayed sum leaves; head_dim 1, so that key j weighs w_j in every row.
@@ -271,6 +301,7 @@ TEST_CASE("weights=self is the fit of the first half, and a file of it gives the
   std::filesystem::create_directories(folder);
   const std::string file = (folder / "weights.safetensors").string();
   policies::FitOptions options;
+  options.method = "logit";
   options.interval = 5;
   options.budget = 16;
   policies::fit_models(policies::fitted_scorer("foresightkv"), {trace}, {}, options, nullptr,
@@ -284,7 +315,7 @@ TEST_CASE("weights=self is the fit of the first half, and a file of it gives the
   CHECK(self.ledger.death == test::run_one(trace, text(file, ""), {}).ledger.death);
   CHECK(self.ledger.death == test::run_one(trace, text(file, ",scorer=file"), {}).ledger.death);
   CHECK_THROWS_WITH(test::run_one(trace, text(file, ",scorer=mlp"), {}),
-                    Contains("holds ridge, expected mlp"));
+                    Contains("holds logit, expected mlp"));
   CHECK_THROWS_WITH(test::run_one(trace, fmt::format("locret(weights=\"{}\")", file), {}),
                     Contains("was fitted for foresightkv"));
   std::filesystem::remove_all(folder);

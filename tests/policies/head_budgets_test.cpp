@@ -188,6 +188,12 @@ TEST_CASE("pyramid+adakv is Ada-PyramidKV: the layer's base, then the heads", "[
         std::vector<std::size_t>{80, 68, 56, 44});
   CHECK(sums(small, "pyramid(window=4)+snapkv(budget=30,window=4,kernel=3)") ==
         std::vector<std::size_t>(4, 60));
+  // A prompt below the budget: layer 0's base is all 18 candidates of a head, and it keeps
+  // round(18 x .8 + floor(.2 x 18)) = 17 and the window; no other layer compresses.
+  const Trace shorter = random_heads(30, 22, 4, 2, 4);
+  const std::string all = "pyramid+adakv(budget=30,window=4,kernel=3,alpha=0.2";
+  CHECK(sums(shorter, all + ")") == std::vector<std::size_t>{42, 44, 44, 44});
+  CHECK(sums(shorter, all + ",form=kvpress)") == std::vector<std::size_t>(4, 44));
 }
 
 TEST_CASE("adakv refuses what leaves it no choice between heads", "[policy][adakv]") {

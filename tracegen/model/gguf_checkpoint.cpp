@@ -122,11 +122,6 @@ json scaling_of(const Gguf& file, const GgufKeys& keys, const ModelSpec& spec) {
 }
 
 // What a key may say that the forward pass does not compute, and the value that says "no".
-struct Neutral {
-  const char* key;
-  double none;
-  const char* what;
-};
 constexpr std::array<Neutral, 18> kNeutral{{
     {"expert_count", 0, "experts: a dense model"},
     {"attention.causal", 1, "attention to later tokens: a causal model"},

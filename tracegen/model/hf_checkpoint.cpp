@@ -45,11 +45,6 @@ constexpr std::array<Family, 4> kFamilies{
 
 // What a file may say of its attention that the forward pass does not compute, and the value that
 // says "no"; null says it, too.
-struct Neutral {
-  const char* key;
-  int none;
-  const char* what;
-};
 constexpr std::array<Neutral, 11> kNeutral{{
     {"use_bidirectional_attention", 0, "attention to later tokens: a causal model"},
     {"bidirectional", 0, "attention to later tokens: a causal model"},

@@ -37,6 +37,13 @@ struct Stored {
   std::span<const std::byte> bytes;
 };
 
+// A setting that the forward pass does without: its value where the model does, too.
+struct Neutral {
+  const char* key;
+  double none;
+  const char* what;  // the model would have otherwise, and what is expected
+};
+
 // What the tensors of a model are called.
 struct Names {
   std::string embedding, head, final_norm, layer;  // the number of a layer follows

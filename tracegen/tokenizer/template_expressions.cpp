@@ -278,13 +278,17 @@ Expression Words::postfix(Expression value) {
     } else if (skip_sign("[")) {
       value = subscript(std::move(value));
     } else if (skip_sign("(")) {
-      Expression out = made(Kind::call, {std::move(value)});
-      arguments(out);
-      value = std::move(out);
+      value = call(std::move(value));
     } else {
       return value;
     }
   }
+}
+
+Expression Words::call(Expression value) {
+  Expression out = made(Kind::call, {std::move(value)});
+  arguments(out);
+  return out;
 }
 
 Expression Words::subscript(Expression value) {
@@ -312,9 +316,7 @@ Expression Words::filtered(Expression value) {
     } else if (skip_name("is")) {
       value = test(std::move(value));
     } else if (skip_sign("(")) {
-      Expression out = made(Kind::call, {std::move(value)});
-      arguments(out);
-      value = std::move(out);
+      value = call(std::move(value));
     } else {
       return value;
     }

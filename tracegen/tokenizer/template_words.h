@@ -58,6 +58,7 @@ class Words {
   Expression dict();
   void arguments(Expression& out);
   Expression postfix(Expression value);
+  Expression call(Expression value);
   Expression subscript(Expression value);
   Expression filtered(Expression value);
   Expression test(Expression value);

@@ -87,9 +87,9 @@ std::vector<Parameter> page_parameters(const std::string& budget,
 PageRule page_rule(const Arguments& arguments, const Geometry& geometry) {
   PageRule rule;
   rule.page = static_cast<int>(arguments.count("page"));
-  rule.skip = static_cast<int>(arguments.count("skip"));
+  if (arguments.has("skip")) rule.skip = static_cast<int>(arguments.count("skip"));
   rule.last_page = arguments.flag("last_page");
-  rule.least = arguments.count("least");
+  if (arguments.has("least")) rule.least = arguments.count("least");
   rule.per_kv_head = arguments.is("per", "kv");
   rule.budget = entries_of(arguments, "budget", geometry);
   rule.tokens = geometry.tokens;

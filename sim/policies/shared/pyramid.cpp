@@ -27,8 +27,9 @@ class Pyramid final : public Budget {
         sizing.window_rows);
     if (settings_.rounding == Rounding::kvpress) return kvpress_layer(shape, sizing, window);
     const TokenCount base = sizing.tokens - window;
-    if (base <= 0) return sizing.tokens;           // the newest `budget` entries
-    if (sizing.rows < sizing.tokens) return kAll;  // nothing to compress
+    if (base <= 0) return sizing.tokens;  // the newest `budget` entries
+    // Nothing to compress; in AdaKV's program layer 0 may still lose entries to the rounding.
+    if (sizing.rows < sizing.tokens && !(shared_out && shape.model_layer == 0)) return kAll;
     // PyramidKV's program gives up the pyramid for large budgets, AdaKV's does not.
     if ((sizing.rows < 2 * base && !shared_out) || shape.model_layers < 2) return sizing.tokens;
     const RowIndex most = sizing.rows - window;
