@@ -21,6 +21,8 @@ void add_policies(CLI::App& app);
 void add_trace(CLI::App& app);
 void add_fit(CLI::App& app);
 void add_synth(CLI::App& app);
+void add_sweep(CLI::App& app);
+void add_report(CLI::App& app);
 void add_capture(CLI::App& app, const Context& context);
 void add_tokenize(CLI::App& app);
 
@@ -36,7 +38,8 @@ class Progress {
  public:
   Progress(std::string what, bool quiet);
   ~Progress();
-  void operator()(double done);
+  void operator()(double done) { (*this)(done, what_); }
+  void operator()(double done, const std::string& what);
 
  private:
   std::string what_;
@@ -48,6 +51,8 @@ class Progress {
 
 // True once SIGINT has arrived; the first call installs the handler.
 [[nodiscard]] bool interrupted();
+// From now on SIGTERM counts as well: what can be resumed stops in order.
+void terminated_too();
 inline constexpr int kInterrupted = 130;  // the exit code then
 
 }  // namespace kvspan::cli

@@ -27,6 +27,7 @@ constexpr const char* kFooter = R"help(
 Examples:
   kvspan run traces/smollm2-passkey.safetensors --policy all --budget 20%
   kvspan run TRACE --policy full --policy "snapkv(budget={128,512})" --policy "chunked(snapkv(budget=10%))" --chunk 512
+  kvspan sweep TRACE TRACE --policy all --budget 5%,10%,20% --out results && kvspan report results
   kvspan predict --model Llama-3.1-8B --prompt 131072 --gen 128 --chunk 32768 --policy full --policy "duoattention(sparsity=0.7)"
   kvspan policies snapkv
   kvspan capture --model FOLDER_OR_GGUF --text prompt.txt --generate 64 --out trace.safetensors
@@ -38,8 +39,8 @@ Examples:
 
 Environment: KVSPAN_SIMD=avx512|avx2|sse4 caps the instructions used (default: the best of the machine).
 Exit codes: 0 ok, 1 internal, or an output failed while it was written, 2 wrong arguments, 3 wrong input
-data, 4 a policy broke its contract, 5 no usable device, 6 predict was asked what fits, and nothing does,
-130 stopped by Ctrl-C.
+data, or cells of a sweep failed, 4 a policy broke its contract, 5 no usable device, 6 predict was asked
+what fits, and nothing does, 7 two sweeps differ, 75 a sweep was stopped and can go on, 130 stopped by Ctrl-C.
 Files: - is standard input or output; tables go to standard error where a file goes to standard output.)help";
 
 // The command that the user meant, for hints: the chosen subcommand, as deep as it goes.
@@ -106,6 +107,8 @@ int main(int argc, char** argv) {
     app.require_subcommand(1);
     kvspan::cli::add_run(app, context);
     kvspan::cli::add_predict(app, context);
+    kvspan::cli::add_sweep(app);
+    kvspan::cli::add_report(app);
     kvspan::cli::add_policies(app);
     kvspan::cli::add_trace(app);
     kvspan::cli::add_fit(app);

@@ -44,21 +44,6 @@ struct RunSettings {
   [[nodiscard]] std::size_t cells() const { return traces.size() * chunks.size(); }
 };
 
-void apply_fidelity(const std::string& text, EngineOptions& engine) {
-  if (text == "all") return;
-  if (text == "none") {
-    engine.fidelity = false;
-    return;
-  }
-  const std::string digits = text.starts_with("rows=") ? text.substr(5) : "";
-  if (digits.empty() || digits.size() > 12 ||
-      digits.find_first_not_of("0123456789") != std::string::npos || std::stoll(digits) == 0) {
-    throw ConfigError(
-        fmt::format("--fidelity: found '{}', expected all, none or rows=K with K >= 1", text));
-  }
-  engine.fidelity_rows = std::stoll(digits);
-}
-
 RunRequest request_of(const RunSettings& s, const Context& context) {
   RunRequest request;
   request.engine = s.engine;

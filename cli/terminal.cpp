@@ -22,9 +22,9 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-void on_interrupt(int /*signal*/) {
+void on_interrupt(int signal) {
   g_interrupted = true;
-  std::signal(SIGINT, SIG_DFL);  // a second one ends the program at once
+  std::signal(signal, SIG_DFL);  // a second one ends the program at once
 }
 
 }  // namespace
@@ -76,7 +76,7 @@ Progress::~Progress() {
   if (!quiet_ && terminal_ && shown_ >= 0) fmt::print(stderr, "\r\033[K");
 }
 
-void Progress::operator()(double done) {
+void Progress::operator()(double done, const std::string& what) {
   if (quiet_) return;
   const std::lock_guard lock(g_mutex);
   const int percent = std::clamp(static_cast<int>(done * 100), 0, 100);
@@ -88,17 +88,22 @@ void Progress::operator()(double done) {
   if (terminal_) {
     constexpr int kWidth = 30;
     const int filled = percent * kWidth / 100;
-    fmt::print(stderr, "\r{} [{}{}] {:3d} %, {:.0f} s left\033[K", what_,
+    fmt::print(stderr, "\r{} [{}{}] {:3d} %, {:.0f} s left\033[K", what,
                std::string(static_cast<std::size_t>(filled), '#'),
                std::string(static_cast<std::size_t>(kWidth - filled), ' '), percent, left);
   } else {
-    fmt::print(stderr, "{}: {} %, {:.0f} s left\n", what_, percent / 10 * 10, left);
+    fmt::print(stderr, "{}: {} %, {:.0f} s left\n", what, percent / 10 * 10, left);
   }
 }
 
 bool interrupted() {
   static const bool installed = [] { return std::signal(SIGINT, on_interrupt) != SIG_ERR; }();
   return installed && g_interrupted;
+}
+
+void terminated_too() {
+  (void)interrupted();
+  std::signal(SIGTERM, on_interrupt);
 }
 
 }  // namespace kvspan::cli

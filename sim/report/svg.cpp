@@ -64,15 +64,8 @@ std::string memory_svg(const RunReport& report) {
   canvas.text(kWidth - kMargin, end + 30, "end", 11, svg::kFaint,
               fmt::format("kvspan {}", build_info().version));
 
-  const double height = end + 46;
-  return fmt::format(
-      "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0f}\" height=\"{1:.0f}\" "
-      "viewBox=\"0 0 {0:.0f} {1:.0f}\" font-family=\"DejaVu Sans, Verdana, Arial, sans-serif\">\n"
-      "<title>{2}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"#FFFFFF\"/>\n{3}</svg>\n",
-      kWidth, height,
-      svg::escaped("kvspan: memory over time, and footprint against retained attention"),
-      canvas.str());
+  return svg::document(canvas, kWidth, end + 46,
+                       "kvspan: memory over time, and footprint against retained attention");
 }
 
 }  // namespace kvspan

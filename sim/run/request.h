@@ -58,6 +58,9 @@ struct RunWatch {
   std::function<void(const RunReport&, const RunBatch&)> grown;
 };
 
+// --fidelity: "all", "none" or "rows=K". Errors: ConfigError.
+void apply_fidelity(const std::string& text, EngineOptions& engine);
+
 // Every text of the user as specs without sets: "all" is every policy that runs alone without
 // files, "@file.json" a JSON list of specs; `budgets` multiply every spec that takes one.
 // Errors: ConfigError.

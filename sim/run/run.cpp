@@ -14,38 +14,6 @@
 namespace kvspan {
 namespace {
 
-// The row of a span's begin, or a row number.
-RowIndex evict_row(const Trace& trace, const std::string& text) {
-  std::vector<std::string> names;
-  for (const Span& span : trace.meta().spans) {
-    if (span.name == text) return span.begin;
-    names.push_back(span.name);
-  }
-  if (!text.empty() && text.find_first_not_of("0123456789") == std::string::npos)
-    return std::stoll(text);
-  throw ConfigError(fmt::format(
-      "--evict-at: the trace has no span '{}'; {}", text,
-      names.empty() ? "it names no spans; a row number works, too" : nearest_hint(text, names)));
-}
-
-// Binds one policy more; or says why the trace cannot serve it.
-std::optional<std::string> why_not_enter(const Trace& trace, const RecipeSpec& spec,
-                                         Entrants& entrants) {
-  Lineup& lineup = entrants.lineup;
-  try {
-    Policy policy = make_policy(spec, lineup.geometry);
-    Requirements asked = requirements_of(policy, lineup.geometry);
-    if (auto reason = why_not(trace, policy, asked)) return reason;
-    entrants.specs.push_back(spec);
-    lineup.policies.push_back(std::move(policy));
-    lineup.requirements.push_back(std::move(asked));
-    return std::nullopt;
-  } catch (const TraceError& error) {
-    // What is fitted on the trace finds out in the middle of its walk which row is missing.
-    return error.what();
-  }
-}
-
 // Leaves out what cannot run, if the request allows that.
 Entrants enter(const Trace& trace, const Geometry& geometry, const RunRequest& request,
                RunOutline& outline) {
@@ -107,6 +75,39 @@ RunResult result_of(const Trace& trace, const RecipeSpec& spec, const Policy& po
 }
 
 }  // namespace
+
+RowIndex evict_row(const Trace& trace, const std::string& text) {
+  std::vector<std::string> names;
+  for (const Span& span : trace.meta().spans) {
+    if (span.name == text) return span.begin;
+    names.push_back(span.name);
+  }
+  constexpr std::size_t kDigits = 18;  // that 64 bits hold
+  if (!text.empty() && text.size() <= kDigits &&
+      text.find_first_not_of("0123456789") == std::string::npos) {
+    return std::stoll(text);
+  }
+  throw ConfigError(fmt::format(
+      "--evict-at: the trace has no span '{}'; {}", text,
+      names.empty() ? "it names no spans; a row number works, too" : nearest_hint(text, names)));
+}
+
+std::optional<std::string> why_not_enter(const Trace& trace, const RecipeSpec& spec,
+                                         Entrants& entrants) {
+  Lineup& lineup = entrants.lineup;
+  try {
+    Policy policy = make_policy(spec, lineup.geometry);
+    Requirements asked = requirements_of(policy, lineup.geometry);
+    if (auto reason = why_not(trace, policy, asked)) return reason;
+    entrants.specs.push_back(spec);
+    lineup.policies.push_back(std::move(policy));
+    lineup.requirements.push_back(std::move(asked));
+    return std::nullopt;
+  } catch (const TraceError& error) {
+    // What is fitted on the trace finds out in the middle of its walk which row is missing.
+    return error.what();
+  }
+}
 
 Entrants Entrants::slice(std::size_t begin, std::size_t end) const {
   return {{specs.begin() + static_cast<std::ptrdiff_t>(begin),

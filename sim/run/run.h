@@ -2,6 +2,8 @@
 // A whole run: a request in, a report out. What `kvspan run` and the viewer do, as one function.
 #pragma once
 
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "sim/replay/engine.h"
@@ -26,9 +28,16 @@ struct Entrants {
   // Policies [begin, end).
   [[nodiscard]] Entrants slice(std::size_t begin, std::size_t end) const;
 };
+// Binds one policy more; or says why the trace cannot serve it. Errors: ConfigError.
+//   entrants  REQUIRES: of `trace`, with the geometry in its lineup
+[[nodiscard]] std::optional<std::string> why_not_enter(const Trace& trace, const RecipeSpec& spec,
+                                                       Entrants& entrants);
 // Errors: ConfigError; TraceError when the trace cannot serve one of them.
 [[nodiscard]] Entrants enter(const Trace& trace, const Geometry& geometry,
                              const std::vector<RecipeSpec>& specs);
+
+// The row of --evict-at: of a span's begin, or a row number. Errors: ConfigError.
+[[nodiscard]] RowIndex evict_row(const Trace& trace, const std::string& text);
 
 // Replays them in one pass over the scores.
 [[nodiscard]] std::vector<RunResult> run_policies(const Trace& trace, const Entrants& entrants,

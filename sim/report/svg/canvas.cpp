@@ -100,6 +100,15 @@ void Canvas::text(double x, double y, std::string_view anchor, double size, std:
                  x, y, anchor, size, colour, more, escaped(content));
 }
 
+std::string document(const Canvas& canvas, double width, double height, std::string_view title) {
+  return fmt::format(
+      "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0f}\" height=\"{1:.0f}\" "
+      "viewBox=\"0 0 {0:.0f} {1:.0f}\" font-family=\"DejaVu Sans, Verdana, Arial, sans-serif\">\n"
+      "<title>{2}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"#FFFFFF\"/>\n{3}</svg>\n",
+      width, height, escaped(title), canvas.str());
+}
+
 void draw_titles(Canvas& canvas, const Box& plot, const std::string& title,
                  const std::string& x_title, const std::string& y_title) {
   canvas.text(plot.left, plot.top - 30, "start", 14, kInk, title, Canvas::kBold);

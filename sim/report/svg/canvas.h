@@ -44,6 +44,10 @@ class Canvas {
   std::string out_;
 };
 
+// The whole file, on white paper.
+[[nodiscard]] std::string document(const Canvas& canvas, double width, double height,
+                                   std::string_view title);
+
 // Title above a plot, titles of its axes; the axes themselves.
 void draw_titles(Canvas& canvas, const Box& plot, const std::string& title,
                  const std::string& x_title, const std::string& y_title);

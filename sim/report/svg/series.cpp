@@ -13,10 +13,6 @@
 namespace kvspan::svg {
 namespace {
 
-// Okabe and Ito's colours, which the colour-blind can tell apart; grey instead of their yellow,
-// which nobody can see on white.
-constexpr std::array<std::string_view, kColours> kPalette{
-    "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8A8A8A"};
 constexpr std::array<std::string_view, 6> kDashes{"",           "7 3",   "2.5 2.5",
                                                   "11 3 2.5 3", "4 1.5", "14 4"};
 

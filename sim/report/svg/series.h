@@ -2,6 +2,7 @@
 // The runs of a report as an SVG shows them: names, numbers, colours.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <optional>
 #include <string>
@@ -12,7 +13,11 @@
 
 namespace kvspan::svg {
 
-inline constexpr std::size_t kColours = 8;        // more runs: one colour a family
+inline constexpr std::size_t kColours = 8;  // more runs: one colour a family
+// Okabe and Ito's, which the colour-blind can tell apart; grey instead of their yellow, which
+// nobody can see on white.
+inline constexpr std::array<std::string_view, kColours> kPalette{
+    "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8A8A8A"};
 inline constexpr std::size_t kDirectLabels = 12;  // more runs are labelled by their number
 
 struct Series {

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/outputs.h"
+#include "cli/validators.h"
+#include "sim/base/error.h"
+#include "sim/policy/spec.h"
+#include "sim/report/json.h"
+#include "sim/sweep/report_forms.h"
+
+namespace kvspan::cli {
+namespace {
+
+constexpr int kChanged = 7;
+
+struct ReportSettings {
+  std::string folder, against, least = "90%";
+  std::string json, csv, svg, markdown;
+  sweep::ReportOptions options;
+  double tolerance = 1e-6;
+  bool quiet = false;
+};
+
+// "90%" or "0.9".
+double parse_least(const std::string& text) {
+  double value = 0;
+  const bool percent = text.ends_with('%');
+  const std::string number = percent ? text.substr(0, text.size() - 1) : text;
+  if (!CLI::detail::lexical_cast(number, value)) value = 0;
+  if (percent) value /= 100;
+  if (!(value > 0 && value <= 1))
+    throw ConfigError(fmt::format("--at: found '{}', expected a share such as 90%", text));
+  return value;
+}
+
+// A schema lies beside a table that is a file.
+void write_schema(const std::string& csv, Outputs& outputs) {
+  if (!csv.empty() && !csv.starts_with("/dev/"))
+    outputs.write_text("--csv schema", [] { return sweep::critical_schema().dump(1) + "\n"; });
+}
+
+void compare(const ReportSettings& s) {
+  constexpr std::size_t kShown = 30;
+  const sweep::SweepFolder before = sweep::open_sweep(s.against);
+  const sweep::SweepFolder after = sweep::open_sweep(s.folder);
+  const sweep::Comparison comparison = sweep::compare(before, after, s.tolerance);
+  fmt::print("{}", to_markdown(comparison, kShown));
+  if (comparison.changed())
+    throw Error(fmt::format("'{}' differs from '{}'", s.folder, s.against), kChanged);
+}
+
+void report(const ReportSettings& s) {
+  if (!s.against.empty()) return compare(s);
+  const std::string schema =
+      s.csv.empty() || s.csv.starts_with("/dev/") ? "" : s.csv + ".schema.json";
+  Outputs outputs({{"--out", s.json},
+                   {"--csv", s.csv},
+                   {"--csv schema", schema},
+                   {"--svg", s.svg},
+                   {"--markdown", s.markdown}},
+                  {});
+  sweep::ReportOptions options = s.options;
+  options.least = parse_least(s.least);
+  const sweep::SweepFolder folder = sweep::open_sweep(s.folder);
+  const sweep::SweepReport made = make_report(folder, options);
+  outputs.write_text("--out", [&] { return file_text(to_json(made, folder.plan)); });
+  outputs.write_text("--csv", [&] { return to_csv(made, folder.plan); });
+  write_schema(s.csv, outputs);
+  outputs.write_text("--svg", [&] { return to_svg(made, folder.plan); });
+  outputs.write_text("--markdown", [&] { return to_markdown(made, folder.plan); });
+  if (s.markdown.empty()) fmt::print("{}", to_markdown(made, folder.plan));
+  outputs.finish(s.quiet);
+}
+
+}  // namespace
+
+void add_report(CLI::App& app) {
+  auto s = std::make_shared<ReportSettings>();
+  CLI::App* sub = app.add_subcommand(
+      "report", "Critical footprints, Pareto fronts and rankings of a sweep; two sweeps compared");
+  sub->add_option("folder", s->folder, "Folder of a sweep")->required();
+  sub->add_option("--at", s->least, "Share of attention that has to be left")->type_name("F");
+  sub->add_option("--out", s->json, "Everything, as JSON")
+      ->transform(output_file())
+      ->type_name("FILE");
+  sub->add_option("--csv", s->csv, "A line a trace, setting and method; its schema beside it")
+      ->transform(output_file())
+      ->type_name("FILE");
+  sub->add_option("--svg", s->svg, "Picture: footprint against retained attention")
+      ->transform(output_file())
+      ->type_name("FILE");
+  sub->add_option("--markdown", s->markdown, "The tables into a file, not to standard output")
+      ->transform(output_file())
+      ->type_name("FILE");
+  sub->add_option("--draws", s->options.draws, "Bootstrap samples of the traces")
+      ->check(CLI::Range(1, 1'000'000))
+      ->type_name("N");
+  sub->add_option("--seed", s->options.seed, "Seed of the bootstrap")
+      ->check(a_seed())
+      ->type_name("S");
+  sub->add_option("--against", s->against, "Say what changed since another sweep")
+      ->type_name("DIR");
+  sub->add_option("--tolerance", s->tolerance, "Relative change that --against lets pass")
+      ->check(at_least(0))
+      ->type_name("X");
+  sub->add_flag("--quiet", s->quiet, "Nothing about files on stderr");
+  sub->footer(R"help(
+Examples:
+  kvspan report results
+  kvspan report results --at 95% --csv critical.csv --svg curves.svg --out report.json
+  kvspan report new --against old          exit code 7 if anything changed
+
+The cells themselves are in results/cells.csv, a line each, with their columns in cells.schema.json.)help");
+  sub->callback([s] { report(*s); });
+}
+
+}  // namespace kvspan::cli

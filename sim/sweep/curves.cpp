@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/sweep/curves.h"
+
+#include <algorithm>
+#include <iterator>
+#include <limits>
+#include <map>
+#include <set>
+#include <tuple>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+namespace kvspan::sweep {
+namespace {
+
+using nlohmann::json;
+using Kind = Critical::Kind;
+
+std::optional<double> number(const json& figures, const char* key) {
+  const json value = figures.value(key, json());
+  return value.is_number() ? std::optional(value.get<double>()) : std::nullopt;
+}
+
+Group group_of(const Grid& grid, const Cell& cell) {
+  const Setting& s = grid.settings[cell.setting];
+  const Counting& c = grid.countings[cell.counting];
+  return {s.prompt, s.evict_at, s.chunk, s.kv_bytes, s.seed, c.prefill, c.layout};
+}
+
+template <class X>
+std::vector<Point> points_of(const Curve& curve, X x, bool upper = false) {
+  std::vector<Point> points;
+  for (const CurvePoint& p : curve.points)
+    points.push_back(
+        {static_cast<double>(x(p)), upper ? p.retained_upper.value_or(p.retained) : p.retained});
+  return points;
+}
+
+void find_criticals(Curve& curve, double least) {
+  std::stable_sort(curve.points.begin(), curve.points.end(),
+                   [](const CurvePoint& a, const CurvePoint& b) {
+                     return std::tie(a.footprint, a.cell) < std::tie(b.footprint, b.cell);
+                   });
+  const auto footprint = [](const CurvePoint& p) { return p.footprint; };
+  curve.footprint = critical_point(points_of(curve, footprint), least);
+  curve.peak_kv =
+      critical_point(points_of(curve, [](const CurvePoint& p) { return p.peak_kv; }), least);
+  curve.peak_bytes =
+      critical_point(points_of(curve, [](const CurvePoint& p) { return p.peak_bytes; }), least);
+  const bool interval = std::any_of(curve.points.begin(), curve.points.end(),
+                                    [](const CurvePoint& p) { return p.retained_upper; });
+  if (interval) curve.footprint_low = critical_point(points_of(curve, footprint, true), least);
+}
+
+// For sorting: what is below x comes as x, what has no crossing comes last.
+double order_of(const Critical& critical) {
+  if (critical.kind == Kind::exact || critical.kind == Kind::below) return critical.x;
+  return std::numeric_limits<double>::infinity();
+}
+
+class Builder {
+ public:
+  Builder(const SweepFolder& sweep, const ReportOptions& options) : sweep_(sweep) {
+    report_.options = options;
+  }
+
+  SweepReport build() {
+    report_.counts = count_cells(sweep_.grid, sweep_.records);
+    for (const Cell& cell : sweep_.grid.cells) add(cell);
+    for (Curve& curve : report_.curves) find_criticals(curve, report_.options.least);
+    std::stable_sort(report_.curves.begin(), report_.curves.end(),
+                     [](const Curve& a, const Curve& b) {
+                       return std::tuple(a.trace, a.group, order_of(a.footprint), a.footprint.x) <
+                              std::tuple(b.trace, b.group, order_of(b.footprint), b.footprint.x);
+                     });
+    fronts();
+    for (std::size_t group = 0; group < report_.groups.size(); ++group) rank(group);
+    return std::move(report_);
+  }
+
+ private:
+  void add(const Cell& cell) {
+    const auto found = sweep_.records.cells.find(cell.id);
+    if (found == sweep_.records.cells.end() || found->second.status != CellRecord::Status::done) {
+      return;
+    }
+    const json figures = json::parse(found->second.text);
+    const auto retained = number(figures, "retained_attention_mean_share");
+    const auto footprint = number(figures, "footprint_share");
+    if (!retained || !footprint) return;
+    Curve& curve = curve_of(cell, figures);
+    CurvePoint& point = curve.points.emplace_back();
+    point.cell = cell.id;
+    if (figures.at("budget").is_string()) point.budget = figures.at("budget").get<std::string>();
+    point.footprint = *footprint;
+    point.peak_kv = number(figures, "peak_kv_share").value_or(0);
+    point.peak_bytes = figures.at("peak_bytes").get<std::int64_t>();
+    point.retained = *retained;
+    point.retained_upper = number(figures, "retained_attention_upper_mean_share");
+  }
+
+  Curve& curve_of(const Cell& cell, const json& figures) {
+    const Group group = group_of(sweep_.grid, cell);
+    const auto at = std::find(report_.groups.begin(), report_.groups.end(), group);
+    const auto g = static_cast<std::size_t>(at - report_.groups.begin());
+    if (at == report_.groups.end()) report_.groups.push_back(group);
+    const std::size_t trace = sweep_.grid.settings[cell.setting].trace;
+    const auto method = figures.at("method").get<std::string>();
+    const auto [known, fresh] = places_.try_emplace({trace, g, method}, report_.curves.size());
+    if (fresh) {
+      Curve& curve = report_.curves.emplace_back();
+      curve.trace = trace;
+      curve.group = g;
+      curve.method = method;
+      curve.bound = figures.at("bound").get<bool>();
+    }
+    return report_.curves[known->second];
+  }
+
+  void fronts() {
+    for (std::size_t begin = 0; begin < report_.curves.size();) {
+      const Curve& first = report_.curves[begin];
+      std::size_t end = begin;
+      std::vector<Point> points;
+      std::vector<std::uint64_t> cells;
+      for (; end < report_.curves.size() && report_.curves[end].trace == first.trace &&
+             report_.curves[end].group == first.group;
+           ++end) {
+        if (report_.curves[end].bound) continue;
+        for (const CurvePoint& point : report_.curves[end].points) {
+          points.push_back({point.footprint, point.retained});
+          cells.push_back(point.cell);
+        }
+      }
+      Front front{first.trace, first.group, {}};
+      for (const std::size_t i : pareto_front(points)) front.cells.push_back(cells[i]);
+      report_.fronts.push_back(std::move(front));
+      begin = end;
+    }
+  }
+
+  // Ranks are among the methods that ran on every trace of the group.
+  void rank(std::size_t group) {
+    std::map<std::string, std::vector<double>> criticals;  // a value a trace
+    std::set<std::size_t> traces;
+    for (const Curve& curve : report_.curves) {
+      if (curve.group != group || curve.bound) continue;
+      traces.insert(curve.trace);
+      criticals[curve.method].push_back(order_of(curve.footprint));
+    }
+    std::erase_if(criticals, [&](const auto& one) { return one.second.size() < traces.size(); });
+    std::map<std::string, std::vector<double>> ranks;
+    for (std::size_t trace = 0; trace < traces.size(); ++trace) {
+      std::vector<double> values;
+      for (const auto& [method, of_traces] : criticals) values.push_back(of_traces[trace]);
+      const std::vector<double> places = ranks_of(values);
+      std::size_t i = 0;
+      for (const auto& [method, of_traces] : criticals) ranks[method].push_back(places[i++]);
+    }
+    std::vector<Ranked> ranked_here;
+    for (const auto& [method, values] : criticals)
+      ranked_here.push_back(ranked(group, method, ranks[method], values));
+    std::stable_sort(ranked_here.begin(), ranked_here.end(),
+                     [](const Ranked& a, const Ranked& b) { return a.mean_rank < b.mean_rank; });
+    std::move(ranked_here.begin(), ranked_here.end(), std::back_inserter(report_.ranking));
+  }
+
+  Ranked ranked(std::size_t group, const std::string& method, const std::vector<double>& ranks,
+                const std::vector<double>& criticals) const {
+    const auto mean = [](const std::vector<double>& values) {
+      double sum = 0;
+      for (const double value : values) sum += value;
+      return sum / static_cast<double>(values.size());
+    };
+    const ReportOptions& options = report_.options;
+    Ranked out;
+    out.group = group;
+    out.method = method;
+    out.traces = ranks.size();
+    out.mean_rank = mean(ranks);
+    const bool several = ranks.size() > 1;
+    if (several) out.rank_interval = bootstrap_mean(ranks, options.seed, options.draws);
+    const bool crossed = std::all_of(criticals.begin(), criticals.end(), [](double x) {
+      return x < std::numeric_limits<double>::max();
+    });
+    if (crossed) {
+      out.mean_critical = mean(criticals);
+      if (several) out.critical_interval = bootstrap_mean(criticals, options.seed, options.draws);
+    }
+    return out;
+  }
+
+  const SweepFolder& sweep_;
+  SweepReport report_;
+  std::map<std::tuple<std::size_t, std::size_t, std::string>, std::size_t> places_;
+};
+
+}  // namespace
+
+std::string text_of(const Group& group) {
+  std::string text =
+      group.chunk == 0 ? "one prefill pass" : fmt::format("chunks of {}", group.chunk);
+  if (group.prompt != 0) text += fmt::format(", prompt {}", group.prompt);
+  if (!group.evict_at.empty()) text += ", evict at " + group.evict_at;
+  if (group.kv_bytes != 2) text += fmt::format(", {} bytes an element", group.kv_bytes);
+  if (group.prefill != "whole") text += ", prefill " + group.prefill;
+  if (group.layout != "ideal") text += ", layout " + group.layout;
+  if (group.seed != 0) text += fmt::format(", seed {}", group.seed);
+  return text;
+}
+
+SweepReport make_report(const SweepFolder& sweep, const ReportOptions& options) {
+  return Builder(sweep, options).build();
+}
+
+}  // namespace kvspan::sweep

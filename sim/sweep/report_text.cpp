@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+// A sweep's report as Markdown, CSV and JSON.
+#include <algorithm>
+#include <set>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "sim/base/build_info.h"
+#include "sim/base/text.h"
+#include "sim/report/csv.h"
+#include "sim/sweep/figures.h"
+#include "sim/sweep/report_forms.h"
+
+namespace kvspan::sweep {
+namespace {
+
+using nlohmann::json;
+using Kind = Critical::Kind;
+
+const char* sign_of(Kind kind) {
+  return kind == Kind::below ? "< " : kind == Kind::above ? "> " : "";
+}
+
+// In a cell of a Markdown table.
+std::string cell_text(const std::string& text) {
+  std::string out;
+  for (const char c : one_line(text)) {
+    if (c == '|') out += '\\';
+    out += c;
+  }
+  return out;
+}
+
+std::string interval_text(const std::optional<Interval>& interval, double scale, int digits) {
+  if (!interval) return "-";
+  return fmt::format("{:.{}f} to {:.{}f}", scale * interval->low, digits, scale * interval->high,
+                     digits);
+}
+
+std::string heading(const SweepReport& report, const Plan& plan, std::size_t trace,
+                    std::size_t group) {
+  const SweepTrace& t = plan.traces[trace];
+  return fmt::format("## {}: {}\n\n{} tokens{}\n\n", one_line(t.path),
+                     text_of(report.groups[group]), t.tokens,
+                     t.layers < t.model_layers
+                         ? fmt::format("; bytes of {} of {} layers", t.layers, t.model_layers)
+                         : "");
+}
+
+std::string curve_line(const Curve& curve, const std::set<std::uint64_t>& front) {
+  const auto on_front = std::count_if(curve.points.begin(), curve.points.end(),
+                                      [&](const CurvePoint& p) { return front.contains(p.cell); });
+  const CurvePoint& least = curve.points.front();
+  const CurvePoint& most = curve.points.back();
+  std::string critical = share_text(curve.footprint);
+  if (curve.footprint_low) critical += " (from " + share_text(*curve.footprint_low) + ")";
+  return fmt::format("| {}{} | {} | {} | {} | {:.1f} to {:.1f} | {:.1f} to {:.1f} | {} | {} |\n",
+                     cell_text(curve.method), curve.bound ? " (bound)" : "", critical,
+                     share_text(curve.peak_kv), bytes_text(curve.peak_bytes), 100 * least.footprint,
+                     100 * most.footprint, 100 * least.retained, 100 * most.retained,
+                     curve.points.size(), on_front == 0 ? "" : std::to_string(on_front));
+}
+
+std::string ranking_text(const SweepReport& report) {
+  const bool several = std::any_of(report.ranking.begin(), report.ranking.end(),
+                                   [](const Ranked& r) { return r.traces > 1; });
+  if (!several) return "";
+  std::string text = fmt::format(
+      "## Ranking over traces\n\nBy critical footprint; 95 % intervals by bootstrap over traces "
+      "({} draws, seed {}).\n",
+      report.options.draws, report.options.seed);
+  std::optional<std::size_t> group;
+  for (const Ranked& ranked : report.ranking) {
+    if (ranked.traces < 2) continue;
+    if (group != ranked.group) {
+      group = ranked.group;
+      text += fmt::format(
+          "\n{}, {} traces\n\n| method | mean rank | interval | mean critical footprint % | "
+          "interval |\n|---|---|---|---|---|\n",
+          text_of(report.groups[ranked.group]), ranked.traces);
+    }
+    text +=
+        fmt::format("| {} | {:.1f} | {} | {} | {} |\n", cell_text(ranked.method), ranked.mean_rank,
+                    interval_text(ranked.rank_interval, 1, 1),
+                    ranked.mean_critical ? fmt::format("{:.1f}", 100 * *ranked.mean_critical) : "-",
+                    interval_text(ranked.critical_interval, 100, 1));
+  }
+  return text;
+}
+
+json critical_json(const Critical& critical) {
+  static const char* const names[] = {"unknown", "exact", "below", "above"};
+  return {{"kind", names[static_cast<int>(critical.kind)]},
+          {"value", critical.kind == Kind::unknown ? json(nullptr) : json(critical.x)}};
+}
+
+json interval_json(const std::optional<Interval>& interval) {
+  return interval ? json{{"low", interval->low}, {"high", interval->high}} : json(nullptr);
+}
+
+json group_json(const Group& group) {
+  return {{"prompt", group.prompt},     {"evict_at", group.evict_at}, {"chunk", group.chunk},
+          {"kv_bytes", group.kv_bytes}, {"seed", group.seed},         {"prefill", group.prefill},
+          {"layout", group.layout}};
+}
+
+json curve_json(const Curve& curve, const Plan& plan) {
+  json points = json::array();
+  for (const CurvePoint& p : curve.points) {
+    points.push_back(
+        {{"cell", id_text(p.cell)},
+         {"budget", p.budget.empty() ? json(nullptr) : json(p.budget)},
+         {"footprint", p.footprint},
+         {"peak_kv", p.peak_kv},
+         {"peak_bytes", p.peak_bytes},
+         {"retained_mass", p.retained},
+         {"retained_mass_upper", p.retained_upper ? json(*p.retained_upper) : json(nullptr)}});
+  }
+  return {{"trace", plan.traces[curve.trace].path},
+          {"trace_sha256", plan.traces[curve.trace].sha256},
+          {"group", curve.group},
+          {"method", curve.method},
+          {"bound", curve.bound},
+          {"critical_footprint", critical_json(curve.footprint)},
+          {"critical_footprint_low",
+           curve.footprint_low ? critical_json(*curve.footprint_low) : json(nullptr)},
+          {"critical_peak_kv", critical_json(curve.peak_kv)},
+          {"critical_peak_bytes", critical_json(curve.peak_bytes)},
+          {"points", std::move(points)}};
+}
+
+const std::vector<Column>& columns() {
+  static const std::vector<Column> known{
+      {"trace", "string", "", "path as found"},
+      {"trace_sha256", "string", "", "of the trace's files"},
+      {"prompt_option_tokens", "integer", "tokens", "as asked for; 0: as the trace says"},
+      {"evict_at", "string", "", "span or row where prompt-end rules act"},
+      {"chunk_tokens", "integer", "tokens", "prefill chunk; 0: one pass"},
+      {"kv_element_bytes", "integer", "bytes", "of one stored element"},
+      {"prefill", "string", "", "whole or layerwise"},
+      {"layout", "string", "", "storage layout that bytes are counted in"},
+      {"seed", "integer", "", "of policies that draw random numbers"},
+      {"method", "string", "", "the specification without its budget or other knob"},
+      {"bound", "boolean", "", "reads the future"},
+      {"retained_attention_least_share", "number", "1", "F: what has to be left"},
+      {"critical_footprint_kind", "string", "", "exact, below or above the value"},
+      {"critical_footprint_share", "number", "1", "smallest footprint that keeps F"},
+      {"critical_peak_kind", "string", "", "exact, below or above the value"},
+      {"critical_peak_share", "number", "1", "smallest peak KV that keeps F"},
+      {"critical_peak_bytes", "number", "bytes", "the same of peak memory, of stored layers"},
+      {"points", "integer", "", "measured"}};
+  return known;
+}
+
+}  // namespace
+
+std::string share_text(const Critical& critical) {
+  if (critical.kind == Kind::unknown) return "-";
+  return fmt::format("{}{:.1f} %", sign_of(critical.kind), 100 * critical.x);
+}
+
+std::string bytes_text(const Critical& critical) {
+  if (critical.kind == Kind::unknown) return "-";
+  return sign_of(critical.kind) + human_bytes(static_cast<std::int64_t>(critical.x));
+}
+
+std::string to_markdown(const SweepReport& report, const Plan& plan) {
+  const Counts& counts = report.counts;
+  std::string text = fmt::format(
+      "# Critical footprint at {:g} % of attention\n\n"
+      "The smallest KV footprint, and the smallest peak, that keep {:g} % of the full cache's "
+      "attention in decode rows\n(a proxy, not accuracy), interpolated between measured budgets; "
+      "<: the smallest one measured still does; >: the\nlargest one measured does not. {} of {} "
+      "cells are done, {} left out, {} failed, {} left.\n",
+      100 * report.options.least, 100 * report.options.least, counts.done, counts.all(),
+      counts.left_out, counts.failed, counts.left);
+  for (const Front& front : report.fronts) {
+    const std::set<std::uint64_t> cells(front.cells.begin(), front.cells.end());
+    text += "\n" + heading(report, plan, front.trace, front.group);
+    text +=
+        "| method | critical footprint | critical peak | peak memory there | footprints % | "
+        "retained % | points | on the front |\n|---|---|---|---|---|---|---|---|\n";
+    for (const Curve& curve : report.curves) {
+      if (curve.trace == front.trace && curve.group == front.group)
+        text += curve_line(curve, cells);
+    }
+  }
+  const std::string ranking = ranking_text(report);
+  return text + (ranking.empty() ? "" : "\n" + ranking);
+}
+
+std::string to_csv(const SweepReport& report, const Plan& plan) {
+  std::string text;
+  for (const Column& column : columns()) text += std::string(column.name) + ",";
+  text.back() = '\n';
+  const auto kind = [](const Critical& critical) {
+    return critical_json(critical)["kind"].get<std::string>();
+  };
+  for (const Curve& curve : report.curves) {
+    const Group& g = report.groups[curve.group];
+    text +=
+        fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
+                    csv_field(plan.traces[curve.trace].path), plan.traces[curve.trace].sha256,
+                    g.prompt, csv_field(g.evict_at), g.chunk, g.kv_bytes, g.prefill,
+                    csv_field(g.layout), g.seed, csv_field(curve.method), curve.bound,
+                    report.options.least, kind(curve.footprint), curve.footprint.x,
+                    kind(curve.peak_kv), curve.peak_kv.x, curve.peak_bytes.x, curve.points.size());
+  }
+  return text;
+}
+
+json critical_schema() {
+  json fields = json::array();
+  for (const Column& column : columns()) {
+    fields.push_back({{"name", column.name},
+                      {"type", column.type},
+                      {"unit", *column.unit == '\0' ? json(nullptr) : json(column.unit)},
+                      {"description", column.help}});
+  }
+  return {{"schema_version", 1}, {"fields", std::move(fields)}, {"missingValues", {""}}};
+}
+
+json to_json(const SweepReport& report, const Plan& plan) {
+  json out{{"schema_version", 1},
+           {"kvspan", {{"version", build_info().version}, {"sweep", plan.version}}},
+           {"retained_least", report.options.least},
+           {"bootstrap", {{"draws", report.options.draws}, {"seed", report.options.seed}}},
+           {"cells",
+            {{"done", report.counts.done},
+             {"left_out", report.counts.left_out},
+             {"failed", report.counts.failed},
+             {"left", report.counts.left}}}};
+  for (const char* list : {"groups", "curves", "fronts", "ranking"}) out[list] = json::array();
+  for (const Group& group : report.groups) out["groups"].push_back(group_json(group));
+  for (const Curve& curve : report.curves) out["curves"].push_back(curve_json(curve, plan));
+  for (const Front& front : report.fronts) {
+    json cells = json::array();
+    for (const std::uint64_t cell : front.cells) cells.push_back(id_text(cell));
+    out["fronts"].push_back(
+        {{"trace", plan.traces[front.trace].path}, {"group", front.group}, {"cells", cells}});
+  }
+  for (const Ranked& r : report.ranking) {
+    out["ranking"].push_back(
+        {{"group", r.group},
+         {"method", r.method},
+         {"traces", r.traces},
+         {"mean_rank", r.mean_rank},
+         {"rank_interval", interval_json(r.rank_interval)},
+         {"mean_critical_footprint", r.mean_critical ? json(*r.mean_critical) : json(nullptr)},
+         {"critical_interval", interval_json(r.critical_interval)}});
+  }
+  return out;
+}
+
+}  // namespace kvspan::sweep

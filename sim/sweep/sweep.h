@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// A sweep: the units of a grid, many at a time in bounded memory, each journalled when it is done.
+// Killed at any moment, it loses the units in flight; started again, it does what is left.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+
+#include "sim/sweep/records.h"
+
+namespace kvspan::sweep {
+
+struct SweepOptions {
+  int threads = 0;  // 0: all cores
+  std::int64_t memory_bytes =
+      0;  // anonymous memory of all replays together; 0: half of the machine
+  std::size_t most_cells = kMostCells;
+  Shard shard;
+};
+
+// Of the cells of this process's shard.
+struct SweepProgress {
+  Counts cells;
+  double done = 0;  // share of the work that was left at the start
+};
+
+struct SweepWatch {
+  std::function<void(const SweepProgress&)> progress;  // from any thread, one at a time
+  std::function<bool()> cancelled;  // polled; true drops the units in flight, with Interrupted
+};
+
+// Makes the folder and its plan, runs what is left of the shard and merges what is there.
+// Failures of cells are recorded with their reason, and tried again by the next call.
+// Errors: ConfigError, TraceError of the configuration; Error of the disk; Interrupted.
+[[nodiscard]] Counts run_sweep(const Config& config, const std::filesystem::path& folder,
+                               const SweepOptions& options, const SweepWatch& watch = {});
+
+// What run_sweep() would do. Sums of files are taken from the folder's journals, if it has any.
+struct SweepOutline {
+  Plan plan;
+  Grid grid;
+  Counts cells;                   // of the shard
+  std::size_t replays = 0;        // left
+  std::int64_t memory_bytes = 0;  // of the largest replay of the sample
+  std::int64_t memory_limit = 0;  // of all together
+  double cost = 0;                // left
+  // From replays of a sample: seconds on this machine, and how many were sampled.
+  std::optional<double> seconds;
+  std::size_t sampled = 0;
+};
+//   sample_seconds  what sampling may take; 0: no estimate
+[[nodiscard]] SweepOutline outline_sweep(const Config& config, const std::filesystem::path& folder,
+                                         const SweepOptions& options, double sample_seconds,
+                                         const SweepWatch& watch = {});
+
+}  // namespace kvspan::sweep

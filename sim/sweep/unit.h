@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// One unit of a sweep: a replay, from its cells to their records.
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "sim/sweep/grid.h"
+
+namespace kvspan::sweep {
+
+// Memory that replays share: who needs more than is free waits, unless nobody else has any.
+class MemoryGate {
+ public:
+  explicit MemoryGate(std::int64_t bytes) : bytes_(bytes) {}
+  [[nodiscard]] std::int64_t bytes() const { return bytes_; }
+  // Runs `work` while `bytes` are held.
+  void with(std::int64_t bytes, const std::function<void()>& work);
+
+ private:
+  void give_back(std::int64_t bytes);
+  std::int64_t bytes_, held_ = 0;
+  std::mutex mutex_;
+  std::condition_variable freed_;
+};
+
+struct UnitRun {
+  const Plan& plan;
+  const Grid& grid;
+  const Unit& unit;
+  std::vector<std::size_t> cells;  // those of the unit that are wanted
+  int threads = 1;
+  std::function<void(double)> progress;  // of the unit, in [0, 1], from any thread
+  std::function<bool()> cancelled;
+};
+
+// A record of every wanted cell. What cannot run alone, or breaks down, fails by itself; what does
+// not fit the gate at once is replayed in parts. Errors: Interrupted.
+//   largest  receives the most memory that a replay of it was planned with; may be null
+[[nodiscard]] std::vector<nlohmann::json> run_unit(const UnitRun& run, MemoryGate& gate,
+                                                   std::int64_t* largest = nullptr);
+
+}  // namespace kvspan::sweep
