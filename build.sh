@@ -362,6 +362,7 @@ run_test() {
   [ "$deep" = no ] || install_packages "${deep_packages[@]}"
   check_tools
   if [ "$deep" = yes ]; then
+    export KVSPAN_DEEP=1  # all random cases
     check dev -D KVSPAN_GUI=ON
   else  # each test once: those that read or decide under the sanitizers, below
     targets=(kvspan kvspan-viewer kvspan_tests kvspan_input_tests kvspan_capture_tests

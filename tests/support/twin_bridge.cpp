@@ -67,7 +67,10 @@ void random_votes(Random& random, Case& c) {
 
 }  // namespace
 
-int share_of_cases(int all) { return std::getenv("KVSPAN_SIMD") == nullptr ? all : (all + 3) / 4; }
+int share_of_cases(int all) {
+  if (std::getenv("KVSPAN_SIMD") != nullptr) return (all + 3) / 4;
+  return std::getenv("KVSPAN_DEEP") != nullptr ? all : (all + 1) / 2;
+}
 
 int pick(Random& random, int lowest, int highest) {
   // Not std::uniform_int_distribution: its results differ between standard libraries.

@@ -25,8 +25,9 @@ struct Case {
 };
 
 using Random = std::mt19937_64;
-// How many of a twin's random cases run: all, or a quarter where KVSPAN_SIMD chooses lesser
-// instructions, which share everything with the best ones but last bits.
+// How many of the random cases of a twin or a property run: half; all with KVSPAN_DEEP, which
+// `./build.sh test all` sets; a quarter where KVSPAN_SIMD chooses lesser instructions, which share
+// everything with the best ones but last bits.
 [[nodiscard]] int share_of_cases(int all);
 [[nodiscard]] int pick(Random& random, int lowest, int highest);  // both included
 template <class T>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine against the brute-force twin (tests/twin): plain double-precision loops, written from
 // the documents alone, sharing no code with the engine.
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <iostream>
@@ -135,7 +136,7 @@ TEST_CASE("the engine agrees with the brute-force twin on random traces", "[twin
   const std::uint64_t seed = 20261122;
   test::Random random(seed);
   Tally tally;
-  for (int i = 0; i < 1500; ++i) {
+  for (int i = 0; i < test::share_of_cases(1500); ++i) {
     INFO("seed " << seed << ", case " << i);
     compare(test::random_case(random, false, folder.path.string()), tally);
   }
@@ -143,8 +144,8 @@ TEST_CASE("the engine agrees with the brute-force twin on random traces", "[twin
       "twin: {} cases, {} refused by both, {} decisions, {} near ties, {} of {} heads excused\n",
       tally.cases, tally.refused, tally.decisions, tally.near_ties, tally.excused, tally.heads);
   // A decision may differ only on a near tie, and in at most 1 of 1,000.
-  CHECK(tally.excused * 1000 <= tally.decisions);
-  CHECK(tally.decisions > 10000);
+  CHECK(tally.excused * 1000 <= std::max(1000LL, tally.decisions));
+  CHECK(tally.decisions > 6 * tally.cases);
 }
 
 TEST_CASE("the engine agrees with the brute-force twin exactly where keys tie", "[twin]") {
@@ -152,7 +153,7 @@ TEST_CASE("the engine agrees with the brute-force twin exactly where keys tie", 
   const std::uint64_t seed = 4711;
   test::Random random(seed);
   Tally tally;
-  for (int i = 0; i < 1000; ++i) {
+  for (int i = 0; i < test::share_of_cases(1000); ++i) {
     INFO("seed " << seed << ", case " << i);
     compare(test::random_case(random, true, folder.path.string()), tally);
   }
@@ -161,8 +162,8 @@ TEST_CASE("the engine agrees with the brute-force twin exactly where keys tie", 
                            tally.heads);
   // What is left are sums that tie on paper (3a + b in two orders) and differ by one rounding in
   // the twin's doubles, which breaks the tie there; the engine compares sums in fp32.
-  CHECK(tally.excused * 5000 <= tally.decisions);
-  CHECK(tally.decisions > 5000);
+  CHECK(tally.excused * 5000 <= std::max(5000LL, tally.decisions));
+  CHECK(tally.decisions > 5 * tally.cases);
 }
 
 TEST_CASE("patched chunks agree with the twin: the patch rows' own keys are in their softmax",
@@ -170,7 +171,7 @@ TEST_CASE("patched chunks agree with the twin: the patch rows' own keys are in t
   const Folder folder;
   test::Random random(20261130);
   Tally tally;
-  while (tally.cases < 250) {
+  while (tally.cases < test::share_of_cases(250)) {
     const test::Case c = test::random_case(random, false, folder.path.string());
     // The program has no pyramid over chunks that compete.
     const bool frozen = c.policy.compete != 2 && c.policy.budget.kind == twin::Amount::share;
@@ -178,6 +179,6 @@ TEST_CASE("patched chunks agree with the twin: the patch rows' own keys are in t
   }
   std::cout << fmt::format("patched: {} cases, {} decisions, {} near ties, {} heads excused\n",
                            tally.cases, tally.decisions, tally.near_ties, tally.excused);
-  CHECK(tally.excused * 1000 <= tally.decisions);
-  CHECK(tally.decisions > 1000);
+  CHECK(tally.excused * 1000 <= std::max(1000LL, tally.decisions));
+  CHECK(tally.decisions > 4 * tally.cases);
 }
