@@ -21,6 +21,8 @@ namespace {
 // Larger blocks are a slip of the keyboard, and byte counts must stay far from overflow.
 constexpr std::int64_t kLargestBlock = std::int64_t{1} << 20;
 
+constexpr std::int64_t kOpenvinoBlock = 32;  // on a CPU; 16 on a GPU
+
 // ceil(n / size). A shift for powers of two: this runs once for every (layer, head, row).
 class BlockCount {
  public:
@@ -198,6 +200,50 @@ class CompactLayout final : public LayerLayout {
   std::vector<std::int64_t> during_;  // [tokens] blocks of all heads
 };
 
+// Blocks that all heads share and that leave whole, as OpenVINO's cache eviction has them: with
+// blocks of 4 and a policy that holds 12 entries after every row,
+//
+//   row      12 13 14 15 16 17      a block can leave when 16 tokens are there: 4 beyond the limit
+//   tokens   13 14 15 16 13 14      of 12
+//
+// Which blocks these are does not matter for bytes.
+class OpenvinoLayout final : public LayerLayout {
+ public:
+  OpenvinoLayout(const LayerGeometry& geometry, const Layout& layout)
+      : LayerLayout(geometry),
+        size_(layout.block_size),
+        blocks_of_(layout.block_size),
+        longest_(static_cast<std::size_t>(geometry.tokens) + 1, 0) {}
+
+  void add_head(const HeadRows& head) override {
+    for (std::size_t x = 0; x < head.entries.size(); ++x) {
+      longest_[x] = std::max(longest_[x], head.entries[x]);
+    }
+  }
+
+  void finish(LayerRows& out) override {
+    const std::int64_t block_bytes = geometry_.heads * size_ * geometry_.entry_bytes;
+    std::int64_t held = 0;
+    auto end = geometry_.ends.begin();
+    for (std::size_t x = 0; x < out.before.size(); ++x) {
+      out.before[x] = block_bytes * blocks_of_(held);
+      held += geometry_.newborn;
+      out.during[x] = block_bytes * blocks_of_(held);
+      // What comes back from the host needs a place, too.
+      held = std::max(held, longest_[x + 1]);
+      if (static_cast<RowIndex>(x) + 1 != *end) continue;
+      ++end;
+      held = openvino_held(held, longest_[x + 1], size_);
+    }
+    std::fill(longest_.begin(), longest_.end(), 0);
+  }
+
+ private:
+  std::int64_t size_;
+  BlockCount blocks_of_;
+  std::vector<std::int64_t> longest_;  // [tokens + 1] entries
+};
+
 // An evicted entry is only masked out, whatever representation it had: nothing is ever freed.
 class MaskedLayout final : public LayerLayout {
  public:
@@ -214,14 +260,20 @@ class MaskedLayout final : public LayerLayout {
   }
 };
 
-// "16_per_head_compact": what follows "paged". False if it is none.
-bool parse_paged(std::string_view text, Layout& out) {
+// "16", of a block size. Names are keys of a result, so "016" must not be another name of 16. False
+// if it begins with none; `text` becomes what follows.
+bool parse_block(std::string_view& text, std::int64_t& block_size) {
   const char* const end = text.data() + text.size();
-  // Names are keys of a result, so "016" must not be another name of 16.
   if (text.empty() || text[0] < '1' || text[0] > '9') return false;
-  const auto [rest, error] = std::from_chars(text.data(), end, out.block_size);
-  if (error != std::errc() || out.block_size > kLargestBlock) return false;
-  std::string_view suffix(rest, static_cast<std::size_t>(end - rest));
+  const auto [rest, error] = std::from_chars(text.data(), end, block_size);
+  if (error != std::errc() || block_size > kLargestBlock) return false;
+  text = std::string_view(rest, static_cast<std::size_t>(end - rest));
+  return true;
+}
+
+// "16_per_head_compact": what follows "paged". False if it is none.
+bool parse_paged(std::string_view suffix, Layout& out) {
+  if (!parse_block(suffix, out.block_size)) return false;
   constexpr std::string_view compact = "_compact";
   if (suffix.ends_with(compact)) {
     out.compact = true;
@@ -229,6 +281,13 @@ bool parse_paged(std::string_view text, Layout& out) {
   }
   out.per_layer = suffix == "_per_layer";
   return out.per_layer || suffix == "_per_head";
+}
+
+// "" or "16": what follows "openvino".
+bool parse_openvino(std::string_view suffix, Layout& out) {
+  out.block_size = kOpenvinoBlock;
+  if (suffix.empty()) return true;
+  return parse_block(suffix, out.block_size) && suffix.empty() && out.block_size != kOpenvinoBlock;
 }
 
 }  // namespace
@@ -241,6 +300,7 @@ const std::vector<std::string>& standard_layouts() {
                                                  "paged16_per_layer",
                                                  "paged16_per_head_compact",
                                                  "paged16_per_layer_compact",
+                                                 "openvino",
                                                  "masked"};
   return names;
 }
@@ -260,14 +320,28 @@ Layout parse_layout(const std::string& name) {
     layout.kind = Layout::Kind::masked;
     return layout;
   }
+  constexpr std::string_view openvino = "openvino";
+  layout.kind = Layout::Kind::openvino;
+  if (name.starts_with(openvino) &&
+      parse_openvino(std::string_view(name).substr(openvino.size()), layout)) {
+    return layout;
+  }
   constexpr std::string_view paged = "paged";
   layout.kind = Layout::Kind::paged;
   if (name.starts_with(paged) && parse_paged(std::string_view(name).substr(paged.size()), layout)) {
     return layout;
   }
   throw ConfigError(
-      fmt::format("layout: found '{}'; {} (paged<block>: 1 to {} tokens, _per_head or _per_layer)",
+      fmt::format("layout: found '{}'; {} (paged<block>: 1 to {} tokens, _per_head or _per_layer; "
+                  "openvino<block>)",
                   name, nearest_hint(name, standard_layouts()), kLargestBlock));
+}
+
+std::int64_t openvino_held(std::int64_t held, std::int64_t longest, std::int64_t block_size) {
+  constexpr std::int64_t kAreas = 3;  // none of them is empty
+  const std::int64_t blocks = std::max(kAreas, (longest + block_size - 1) / block_size);
+  const std::int64_t beyond = held - blocks * block_size;
+  return beyond < block_size ? held : held - beyond / block_size * block_size;
 }
 
 std::unique_ptr<LayerLayout> make_layer_layout(const Layout& layout,
@@ -283,6 +357,8 @@ std::unique_ptr<LayerLayout> make_layer_layout(const Layout& layout,
     case Layout::Kind::paged:
       if (layout.compact) return std::make_unique<CompactLayout>(geometry, layout);
       return std::make_unique<PagedLayout>(geometry, layout);
+    case Layout::Kind::openvino:
+      return std::make_unique<OpenvinoLayout>(geometry, layout);
     case Layout::Kind::masked:
       return std::make_unique<MaskedLayout>(geometry);
   }
@@ -290,7 +366,7 @@ std::unique_ptr<LayerLayout> make_layer_layout(const Layout& layout,
 }
 
 bool copies_survivors(const Layout& layout) {
-  return layout.kind != Layout::Kind::masked &&
+  return layout.kind != Layout::Kind::masked && layout.kind != Layout::Kind::openvino &&
          (layout.kind != Layout::Kind::paged || layout.compact);
 }
 

@@ -122,8 +122,8 @@ Metrics compute_metrics(const Ledger& ledger, const Accounting& accounting) {
   assert(!ledger.plan.ends.empty() && ledger.plan.ends.back() == tokens);
 
   const Held newborn = on_device(ledger.representations[0]);
-  const LayerGeometry geometry{tokens, ledger.heads, ledger.query_heads, newborn.bytes,
-                               newborn.entries};
+  const LayerGeometry geometry{tokens,        ledger.heads,    ledger.query_heads,
+                               newborn.bytes, newborn.entries, ledger.plan.ends};
   std::vector<LayoutRun> runs = make_runs(ledger, accounting, geometry);
   const std::int64_t stored_heads = std::int64_t{ledger.layers} * ledger.heads;
 

@@ -53,6 +53,12 @@ class CountLayout {
  public:
   CountLayout(const std::string& name, std::int64_t entry_bytes, std::int64_t replication)
       : layout_(parse_layout(name)), entry_(entry_bytes), replication_(replication) {
+    if (layout_.kind == Layout::Kind::openvino) {
+      throw ConfigError(fmt::format(
+          "layout '{}' depends on when its blocks left: replay a trace (kvspan run), or "
+          "predict 'paged{}_per_layer_compact'",
+          name, layout_.block_size));
+    }
     if (layout_.kind == Layout::Kind::paged && !layout_.compact) {
       throw ConfigError(
           fmt::format("layout '{}' depends on which entries leave: replay a trace (kvspan run), or "
@@ -72,6 +78,7 @@ class CountLayout {
         return counts.rowwise().maxCoeff() * (heads * entry_);
       case Layout::Kind::masked:
         return PerLayer::Constant(counts.rows(), born * heads * entry_);
+      case Layout::Kind::openvino:
       case Layout::Kind::paged:
         break;
     }
@@ -167,6 +174,7 @@ std::vector<std::string> count_layouts(bool by_entries) {
     const bool any_units =
         layout.kind == Layout::Kind::ideal || layout.kind == Layout::Kind::query_head;
     if (!by_entries && !any_units) continue;
+    if (layout.kind == Layout::Kind::openvino) continue;
     if (layout.kind != Layout::Kind::paged || layout.compact) out.push_back(name);
   }
   return out;

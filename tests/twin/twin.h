@@ -129,7 +129,7 @@ struct Closed {
 // included (a constant overhead is the caller's to add).  Definitions: sim/ledger/metrics.h.
 //   death [layers, heads, tokens]
 // Names: ideal query_head padded paged16_per_head paged16_per_layer paged16_per_head_compact
-// paged16_per_layer_compact masked.
+// paged16_per_layer_compact openvino masked.
 // Errors: std::invalid_argument for an unknown name.
 [[nodiscard]] long long layout_peak(const std::string& layout, const Trace& trace, const Plan& plan,
                                     const std::vector<int>& death, int heads, int kv_bytes,

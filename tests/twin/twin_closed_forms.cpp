@@ -44,7 +44,7 @@ Closed evicting_head(int n, int m, int chunk, double s, int w) {
 
 // Every token is born in every head, in order, so token j fills slot j % 16 of block j / 16. A
 // partly filled tail block always holds the row's own newborn, so it is never free at a row.
-long long layout_peak(const std::string& layout, const Trace& trace, const Plan& /*plan*/,
+long long layout_peak(const std::string& layout, const Trace& trace, const Plan& plan,
                       const std::vector<int>& death, int heads, int kv_bytes,
                       long long overhead_per_entry) {
   constexpr int kBlock = 16;
@@ -52,6 +52,11 @@ long long layout_peak(const std::string& layout, const Trace& trace, const Plan&
   const long long entry_bytes =
       static_cast<long long>(trace.head_dim + trace.v_head_dim) * kv_bytes;
   const int layers = static_cast<int>(trace.layers.size());
+  const int point = plan.evict_point < 0 ? trace.prompt_tokens : plan.evict_point;
+  std::vector<char> ends_pass(at(trace.tokens), 0);
+  for (const Pass& pass : make_passes(plan.chunk, point, trace.prompt_tokens, trace.tokens))
+    ends_pass[at(pass.end - 1)] = 1;
+  std::vector<long long> whole_blocks(at(layers), 0);  // tokens of OpenVINO's cache
   long long peak = 0;
   for (int i = 0; i < trace.tokens; ++i) {
     long long resident = 0;  // entries of the ideal ledger
@@ -87,6 +92,18 @@ long long layout_peak(const std::string& layout, const Trace& trace, const Plan&
         stored += compact_blocks * kBlock;
       } else if (layout == "paged16_per_layer_compact") {
         stored += blocks(longest) * kBlock * heads;
+      } else if (layout == "openvino") {
+        // Blocks of 32; three at least; the pass's own eviction comes after the row.
+        long long& held = whole_blocks[at(l)];
+        stored += (++held + 31) / 32 * 32 * heads;
+        long long stay = 0;
+        for (int h = 0; h < heads; ++h) {
+          long long n = 0;
+          for (int j = 0; j <= i; ++j) n += death[flat(trace, heads, l, h, j)] > i + 1 ? 1 : 0;
+          stay = std::max(stay, n);
+        }
+        while (ends_pass[at(i)] != 0 && held >= std::max(96LL, (stay + 31) / 32 * 32) + 32)
+          held -= 32;
       } else {
         require(layout == "masked", "unknown layout");
         stored += static_cast<long long>(i + 1) * heads;

@@ -33,6 +33,7 @@ TEST_CASE("layouts that move nothing copy no survivors", "[metrics][layouts]") {
   CHECK(prefill("padded") == 40 + 30);
   CHECK(prefill("paged2_per_head_compact") == 40 + 40);
   CHECK(prefill("paged2_per_head") == 40);
+  CHECK(prefill("openvino2") == 40);
   CHECK(prefill("masked") == 40);
 }
 
@@ -74,6 +75,41 @@ TEST_CASE("layouts are views on one ledger", "[metrics][layouts]") {
   CHECK(kv("masked") == Counts{2, 4, 6, 8, 10, 12, 14, 16});
 }
 
+TEST_CASE("whole blocks leave OpenVINO's cache, one token before a block beyond its limit",
+          "[metrics][layouts]") {
+  // Every entry is there for six rows.
+  const Ledger ledger = drawn(6, 0,
+                              {{{"000000......",  //
+                                 ".000000.....",  //
+                                 "..000000....",  //
+                                 "...000000...",  //
+                                 "....000000..",  //
+                                 ".....000000.",  //
+                                 "......000000",  //
+                                 ".......00000",  //
+                                 "........0000",  //
+                                 ".........000",  //
+                                 "..........00",  //
+                                 "...........0"}}});
+  const auto kv = [&](const std::string& layout) {
+    Counts slots = compute_metrics(ledger, accounting(layout)).timeline.resident_bytes;
+    for (std::int64_t& bytes : slots) bytes /= 10;
+    return slots;
+  };
+  // Five stay after a row, and the least limit that takes them is three blocks, six tokens: with
+  // an eighth token a block is beyond it and leaves.
+  // row                       0  1  2  3  4  5  6  7  8  9 10 11
+  CHECK(kv("openvino2") == Counts{2, 2, 4, 4, 6, 6, 8, 8, 8, 8, 8, 8});
+  // Two blocks of three would take the five, but a start, a middle and a recent area are three.
+  CHECK(kv("openvino3") == Counts{3, 3, 3, 6, 6, 6, 9, 9, 9, 12, 12, 12});
+  CHECK(kv("openvino16") == Counts(12, 16));
+  CHECK(openvino_held(79, 60, 16) == 79);  // a limit of 64, and 15 more
+  CHECK(openvino_held(80, 60, 16) == 64);
+  CHECK(openvino_held(200, 60, 16) == 72);  // eight blocks leave, and the tail is half full
+  CHECK(openvino_held(31, 0, 8) == 31);
+  CHECK(openvino_held(32, 0, 8) == 24);
+}
+
 TEST_CASE("a block that fills without eviction peaks at the end of its pass",
           "[metrics][layouts]") {
   const Ledger ledger = drawn(4, 0, {{full_head(6)}});
@@ -113,12 +149,15 @@ TEST_CASE("layout names are parsed and a wrong one names the nearest", "[metrics
   CHECK(layout.per_layer);
   CHECK(layout.compact);
   CHECK_FALSE(parse_layout("paged1_per_head").per_layer);
+  CHECK(parse_layout("openvino").block_size == 32);
+  CHECK(parse_layout("openvino16").block_size == 16);
 
   CHECK_THROWS_WITH(parse_layout("paded"), Catch::Contains("did you mean 'padded'?"));
   const std::string wrong = GENERATE(
       as<std::string>{}, "", "Ideal", "paged", "paged_per_head", "paged0_per_head",
       "paged016_per_head", "paged-4_per_head", "paged16", "paged16_per_head_", "paged16_compact",
-      "paged16_per_heads", "paged1048577_per_head", "paged99999999999999999999_per_head");
+      "paged16_per_heads", "paged1048577_per_head", "paged99999999999999999999_per_head",
+      "openvino0", "openvino32", "openvino016", "openvino16_per_head");
   INFO(wrong);
   CHECK_THROWS_AS(parse_layout(wrong), kvspan::ConfigError);
   const Ledger ledger = drawn(2, 0, {{full_head(4)}});

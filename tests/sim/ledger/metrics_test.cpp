@@ -92,6 +92,26 @@ class Plain {
     return alive;
   }
 
+  // Tokens come one by one; at the end of a pass blocks leave until less than one is beyond the
+  // limit, which takes the longest head and is three blocks at least.
+  std::int64_t openvino_blocks(int layer, std::int64_t size, RowIndex born, RowIndex at_row) const {
+    std::int64_t held = 0;
+    for (RowIndex row = 0; row < born; ++row) {
+      held += on_device(layer, 0, row, row + 1, row) ? 1 : 0;
+      const RowIndex next = row + 1;
+      const auto& ends = ledger_->plan.ends;
+      if (next > at_row || std::find(ends.begin(), ends.end(), next) == ends.end()) continue;
+      std::int64_t longest = 0;
+      for (int h = 0; h < ledger_->heads; ++h)
+        longest = std::max(longest, entries(layer, h, next, next));
+      held = std::max(held, longest);
+      std::int64_t limit = 3 * size;
+      while (limit < longest) limit += size;
+      while (held >= limit + size) held -= size;
+    }
+    return (held + size - 1) / size;
+  }
+
   std::int64_t kv(const std::string& name, int layer, RowIndex born, RowIndex at_row) const {
     const Layout layout = parse_layout(name);
     const std::int64_t entry = ledger_->representations[0].device_bytes;
@@ -117,6 +137,8 @@ class Plain {
         return heads * longest;
       case Layout::Kind::masked:
         return born * heads * entry;
+      case Layout::Kind::openvino:
+        return heads * entry * size * openvino_blocks(layer, size, born, at_row);
       case Layout::Kind::paged:
         break;
     }
@@ -180,6 +202,7 @@ class Plain {
       }
       const Layout parsed = parse_layout(layout);
       const bool moves = parsed.kind != Layout::Kind::masked &&
+                         parsed.kind != Layout::Kind::openvino &&
                          (parsed.kind != Layout::Kind::paged || parsed.compact);
       if (moves && !last && evicts(l, pass)) here.kv += kv(layout, l, pass.end, pass.end);
       here.total = here.kv + here.overhead;
@@ -436,6 +459,7 @@ TEST_CASE("metrics equal plain loops over all entries of every row", "[metrics][
       layouts.push_back(std::string(block) + rest);
     }
   }
+  for (const char* name : {"openvino1", "openvino2", "openvino3"}) layouts.emplace_back(name);
   const std::string layout =
       layouts[at(random.between(0, static_cast<std::int64_t>(layouts.size()) - 1))];
   const bool layerwise = random.chance(50);
