@@ -17,6 +17,7 @@ struct Context {
 
 void add_run(CLI::App& app, const Context& context);
 void add_predict(CLI::App& app, const Context& context);
+void add_replay(CLI::App& app, const Context& context);
 void add_policies(CLI::App& app);
 void add_trace(CLI::App& app);
 void add_fit(CLI::App& app);

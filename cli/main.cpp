@@ -29,6 +29,7 @@ Examples:
   kvspan run TRACE --policy full --policy "snapkv(budget={128,512})" --policy "chunked(snapkv(budget=10%))" --chunk 512
   kvspan sweep TRACE TRACE --policy all --budget 5%,10%,20% --out results && kvspan report results
   kvspan predict --model Llama-3.1-8B --prompt 131072 --gen 128 --chunk 32768 --policy full --policy "duoattention(sparsity=0.7)"
+  kvspan replay TRACE --policy full --policy snapkv --budget 20% --limit 64MiB --fill
   kvspan policies snapkv
   kvspan capture --model FOLDER_OR_GGUF --text prompt.txt --generate 64 --out trace.safetensors
   kvspan trace info|stats TRACE
@@ -109,6 +110,7 @@ int main(int argc, char** argv) {
     kvspan::cli::add_predict(app, context);
     kvspan::cli::add_sweep(app);
     kvspan::cli::add_report(app);
+    kvspan::cli::add_replay(app, context);
     kvspan::cli::add_policies(app);
     kvspan::cli::add_trace(app);
     kvspan::cli::add_fit(app);

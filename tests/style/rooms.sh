@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # The map cannot rot: an include that follows no arrow of the rooms' tables (sim/README.md,
-# tracegen/README.md, gui/README.md) or of the top level fails.
+# tracegen/README.md, gui/README.md, gpu_replay/README.md) or of the top level fails.
 #   usage: rooms.sh REPOSITORY
 set -euo pipefail
 cd "$1"
@@ -18,7 +18,7 @@ tests: cli sim tracegen gpu_replay gui'
 rooms_of() {
   sed -nE "s#^\| \[\`([a-z_]+)/\`\]\([a-z_]+\) \|[^|]*\| *([a-z_ ]*)\|\$#$1/\1: \2#p" "$1/README.md"
 }
-rooms=$(for folder in sim tracegen gui; do rooms_of "$folder"; done)
+rooms=$(for folder in sim tracegen gui gpu_replay; do rooms_of "$folder"; done)
 
 failed=0
 complain() { echo "$*" >&2; failed=1; }
@@ -30,7 +30,7 @@ while read -r file included; do
     allowed "$top" "$from" "$to" || complain "$file includes $included: $from may not include $to"
     continue
   fi
-  case $from in sim | tracegen | gui) ;; *) continue ;; esac
+  case $from in sim | tracegen | gui | gpu_replay) ;; *) continue ;; esac
   room=$(cut -d / -f 2 <<<"$file") other=$(cut -d / -f 2 <<<"$included")
   grep -q "^$from/$room:" <<<"$rooms" || complain "$file: $from/README.md knows no room '$room'"
   [ "$room" = "$other" ] || allowed "$rooms" "$from/$room" "$other" ||

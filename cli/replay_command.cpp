@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/outputs.h"
+#include "cli/replay_output.h"
+#include "cli/validators.h"
+#include "gpu_replay/pool/host_memory.h"
+#include "sim/base/error.h"
+#include "sim/base/text.h"
+#include "sim/policy/spec.h"
+#include "sim/report/json.h"
+#include "sim/run/run.h"
+
+namespace kvspan::cli {
+namespace {
+
+struct ReplaySettings {
+  std::string trace;
+  std::vector<std::string> policies, budgets, layouts;
+  std::string evict_point, prefill = "whole", granule, limit, out;
+  EngineOptions engine;
+  bool fill = false, quiet = false, no_timeline = false;
+};
+
+RunRequest request_of(const ReplaySettings& s, const Context& context) {
+  RunRequest request;
+  request.engine = s.engine;
+  request.engine.fidelity = false;
+  request.layerwise = s.prefill == "layerwise";
+  request.specs = expand_policies(
+      s.policies.empty() ? std::vector<std::string>{"full", "streaming_llm", "h2o", "snapkv"}
+                         : s.policies,
+      s.budgets);
+  request.skips = std::all_of(s.policies.begin(), s.policies.end(),
+                              [](const std::string& text) { return text == "all"; });
+  request.evict_point = s.evict_point;
+  request.command = context.command;
+  return request;
+}
+
+RunReport decide(const Trace& trace, RunRequest request, const ReplaySettings& s) {
+  Progress progress("deciding", s.quiet);
+  RunWatch watch;
+  watch.cancelled = [] { return interrupted(); };
+  watch.progress = [&](const RunBatch& /*all*/, double done) { progress(done); };
+  watch.begins = [](const RunOutline& outline) {
+    if (!outline.unserved.empty()) {
+      fmt::print(stderr, "kvspan: the trace does not hold what they need: {}: left out\n",
+                 fmt::join(outline.unserved, ", "));
+    }
+    (void)interrupted();
+  };
+  if (!s.out.empty()) request.checksum = [&] { return trace.sha256(); };
+  return kvspan::run(trace, request, watch);
+}
+
+// Every run in every layout, one after another: each has the device to itself.
+void replay_all(const ReplaySettings& s, ReplayFound& found) {
+  const std::vector<std::string>& layouts = s.layouts.empty() ? standard_layouts() : s.layouts;
+  Progress progress("replaying", s.quiet);
+  const double jobs = static_cast<double>(found.report->runs.size() * layouts.size());
+  double done = 0;
+  gpu_replay::MemoryReplaySettings settings;
+  settings.layerwise = found.report->accounting.layerwise;
+  settings.cancelled = [] { return interrupted(); };
+  settings.progress = [&](double share) { progress((done + share) / jobs); };
+  for (const RunResult& run : found.report->runs) {
+    auto& of = found.runs.emplace_back();
+    for (const std::string& layout : layouts) {
+      gpu_replay::HostMemory memory(found.granule, found.limit);
+      found.device = memory.name();
+      of.push_back({gpu_replay::replay_memory(run.ledger, layout, memory, settings), {}});
+      if (s.fill) of.back().fill = gpu_replay::fill_memory(run.ledger, layout, memory, settings);
+      ++done;
+    }
+  }
+}
+
+void run(const ReplaySettings& s, const Context& context) {
+  for (const std::string& layout : s.layouts) (void)parse_layout(layout);
+  ReplayFound found;
+  found.granule =
+      s.granule.empty() ? gpu_replay::HostMemory::page() : parse_bytes(s.granule, "--granule");
+  if (!s.limit.empty()) found.limit = parse_bytes(s.limit, "--limit");
+  if (s.fill && found.limit == 0)
+    throw ConfigError("--fill: expected --limit SIZE, the memory that is to be filled");
+  if (found.limit > 0 && found.limit < found.granule) {
+    throw ConfigError(fmt::format("--limit {}: expected at least {}, which are backed together",
+                                  s.limit, human_bytes(found.granule)));
+  }
+  const RunRequest request = request_of(s, context);
+  std::vector<std::filesystem::path> inputs = files_of_policies(s.policies, request.specs);
+  const Trace trace = Trace::open(s.trace);
+  inputs.insert(inputs.end(), trace.tensors().files().begin(), trace.tensors().files().end());
+  Outputs outputs({{"--out", s.out}}, inputs);
+  const RunReport report = decide(trace, request, s);
+  found.report = &report;
+  replay_all(s, found);
+  outputs.write_text("--out", [&] { return file_text(replay_json(found, !s.no_timeline)); });
+  print_replay(found);
+  outputs.finish(s.quiet);
+  if (const std::string differs = differences(found); !differs.empty()) throw Error(differs, 1);
+}
+
+}  // namespace
+
+void add_replay(CLI::App& app, const Context& context) {
+  auto s = std::make_shared<ReplaySettings>();
+  CLI::App* sub = app.add_subcommand(
+      "replay", "Decisions replayed on real memory: what an allocator adds, and what fits");
+  sub->add_option("trace", s->trace, "A trace (.safetensors, or its .index.json)")
+      ->transform(input_file())
+      ->required();
+  sub->add_option("--policy", s->policies,
+                  "Policy specification, 'all', or @file.json; may be repeated")
+      ->transform(input_file())
+      ->type_name("SPEC")
+      ->allow_extra_args(false);
+  sub->add_option("--budget", s->budgets, "Budgets for policies that have one")
+      ->type_name("B[,B]")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  sub->add_option("--chunk", s->engine.chunk, "Prefill chunk, tokens; 0: the prompt is one pass")
+      ->check(whole_number())
+      ->type_name("C");
+  sub->add_option("--prompt", s->engine.prompt,
+                  "Where the prompt ends; the rest is treated as decoding")
+      ->type_name("N")
+      ->check(at_least(1));
+  sub->add_option("--evict-at", s->evict_point, "As of kvspan run")->type_name("SPAN");
+  sub->add_option("--prefill", s->prefill,
+                  "When a runtime compresses: after all layers, or layer by layer")
+      ->check(CLI::IsMember({"whole", "layerwise"}))
+      ->type_name("whole|layerwise");
+  sub->add_option("--layout", s->layouts,
+                  fmt::format("Storage layout, may be repeated; default: {}",
+                              fmt::join(standard_layouts(), ", ")))
+      ->type_name("NAME")
+      ->allow_extra_args(false);
+  sub->add_option("--granule", s->granule,
+                  "Bytes that are backed together: a page, or 2MiB as a GPU maps memory")
+      ->type_name("SIZE");
+  sub->add_option("--limit", s->limit, "A small device: no more than this is backed")
+      ->type_name("SIZE");
+  sub->add_flag("--fill", s->fill,
+                "How many such sequences fit into --limit, by putting them there");
+  sub->add_option("--kv-bytes", s->engine.kv_bytes, "Bytes of one stored element")
+      ->check(CLI::Range(1, 16))
+      ->type_name("B");
+  sub->add_option("--threads", s->engine.threads, "Threads of the decisions; 0: all cores")
+      ->check(CLI::Range(0, 4096))
+      ->type_name("T");
+  sub->add_option("--seed", s->engine.seed, "Seed of policies that draw random numbers")
+      ->check(a_seed())
+      ->type_name("S");
+  sub->add_option("--out", s->out, "Result as JSON")->transform(output_file())->type_name("FILE");
+  sub->add_flag("--no-timeline", s->no_timeline, "Without memory over time in that JSON");
+  sub->add_flag("--quiet", s->quiet, "No progress on stderr");
+  sub->footer(R"help(
+Examples:
+  kvspan replay TRACE --policy full --policy "snapkv(budget=20%)" --out replay.json
+  kvspan replay TRACE --policy h2o --budget 20% --layout paged16_per_head --granule 2MiB
+  kvspan replay TRACE --policy all --budget 20% --layout openvino --prefill layerwise
+  kvspan replay TRACE --policy full --policy "chunked(snapkv(budget=20%))" --chunk 512 --limit 64MiB --fill)help");
+  sub->callback([s, &context] { run(*s, context); });
+}
+
+}  // namespace kvspan::cli

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/replay_output.h"
+
+#include <algorithm>
+#include <array>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "sim/base/text.h"
+#include "sim/report/json.h"
+
+namespace kvspan::cli {
+namespace {
+
+using gpu_replay::Fill;
+using gpu_replay::MemoryReplay;
+using gpu_replay::Moment;
+using gpu_replay::Shortage;
+
+std::string size_or_dash(std::int64_t bytes) { return bytes == 0 ? "-" : human_bytes(bytes); }
+
+// Sums over rows of a pool's bytes above those of entries and state alone.
+std::string above_ideal(const MemoryReplay& replay, const LayoutFound& ideal) {
+  const auto part = replay.byte_rows, whole = ideal.memory.byte_rows;
+  if (!part || !whole || *whole == 0 || replay.shortage || ideal.memory.shortage) return "";
+  return fmt::format("{:.1f}",
+                     100.0 * static_cast<double>(*part - *whole) / static_cast<double>(*whole));
+}
+
+std::vector<std::string> line_of(const LayoutFound& found, const LayoutFound* ideal) {
+  const MemoryReplay& r = found.memory;
+  const Moment& at = r.at_peak;
+  return {"  " + r.layout,
+          human_bytes(r.predicted.total),
+          human_bytes(r.peak.total),
+          human_bytes(at.kv.payload + at.state),
+          size_or_dash(at.kv.copies + at.kv.narrow),
+          size_or_dash(at.kv.tail),
+          size_or_dash(at.kv.dead),
+          human_bytes(r.most_backed.backed),
+          human_bytes(r.most_backed.measured),
+          ideal == nullptr ? "" : above_ideal(r, *ideal)};
+}
+
+void print_shortage(const std::string& label, const MemoryReplay& replay) {
+  const Shortage& s = *replay.shortage;
+  fmt::print("out of memory: {}, {}: row {}, layer {}: {} asked for, {} free\n", label,
+             replay.layout, s.row, s.layer, human_bytes(s.asked), human_bytes(s.free));
+}
+
+void print_fill(const ReplayFound& found) {
+  std::vector<std::vector<std::string>> rows = {
+      {"how many such sequences fit", "layout", "filled", "predicted", "backed"}};
+  for (std::size_t run = 0; run < found.runs.size(); ++run) {
+    for (const LayoutFound& of : found.runs[run]) {
+      if (!of.fill) continue;
+      const Fill& fill = *of.fill;
+      rows.push_back({found.report->runs[run].label, fill.layout,
+                      fmt::format("{}{}", fill.stopped ? ">= " : "", fill.sequences),
+                      fmt::format("{}{}", fill.stopped ? ">= " : "", fill.predicted),
+                      human_bytes(fill.backed)});
+    }
+  }
+  if (rows.size() > 1) fmt::print("\n{}", align(rows));
+}
+
+nlohmann::json moment_json(const Moment& now) {
+  return {{"row", now.row},
+          {"payload", now.kv.payload},
+          {"copies", now.kv.copies},
+          {"narrow", now.kv.narrow},
+          {"tail", now.kv.tail},
+          {"dead", now.kv.dead},
+          {"overhead", now.state},
+          {"backed", now.backed},
+          {"measured", now.measured < 0 ? nlohmann::json() : nlohmann::json(now.measured)},
+          {"table_entries", now.table_entries}};
+}
+
+// Rows in which something changes, at most as many as in a result of `run`; of each piece of a
+// longer list the rows of its largest figures.
+std::vector<std::size_t> listed_rows(const std::vector<Moment>& rows) {
+  constexpr std::size_t kMost = 4096;
+  std::vector<std::size_t> changes;
+  const auto there = [&](std::size_t row) { return rows[row].row == static_cast<RowIndex>(row); };
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    if (!there(row) || (row > 0 && rows[row].backed == 0 && rows[row].total() == 0)) continue;
+    if (changes.empty() || rows[row].total() != rows[changes.back()].total() ||
+        rows[row].backed != rows[changes.back()].backed || row + 1 == rows.size())
+      changes.push_back(row);
+  }
+  if (changes.size() <= kMost) return changes;
+  std::vector<std::size_t> out;
+  const std::size_t pieces = kMost / 2;
+  for (std::size_t piece = 0; piece < pieces; ++piece) {
+    const auto begin =
+        changes.begin() + static_cast<std::ptrdiff_t>(piece * changes.size() / pieces);
+    const auto end =
+        changes.begin() + static_cast<std::ptrdiff_t>((piece + 1) * changes.size() / pieces);
+    std::array<std::size_t, 2> most = {
+        *std::max_element(begin, end,
+                          [&](auto a, auto b) { return rows[a].total() < rows[b].total(); }),
+        *std::max_element(begin, end,
+                          [&](auto a, auto b) { return rows[a].backed < rows[b].backed; })};
+    std::sort(most.begin(), most.end());
+    out.insert(out.end(), most.begin(), most[0] == most[1] ? most.begin() + 1 : most.end());
+  }
+  return out;
+}
+
+nlohmann::json timeline_json(const std::vector<Moment>& rows) {
+  nlohmann::json out = {{"row", nlohmann::json::array()},
+                        {"used", nlohmann::json::array()},
+                        {"backed", nlohmann::json::array()}};
+  for (const std::size_t row : listed_rows(rows)) {
+    out["row"].push_back(row);
+    out["used"].push_back(rows[row].total());
+    out["backed"].push_back(rows[row].backed);
+  }
+  return out;
+}
+
+nlohmann::json number_or_null(const std::optional<std::int64_t>& value) {
+  return value ? nlohmann::json(*value) : nlohmann::json();
+}
+
+nlohmann::json layout_json(const LayoutFound& found, bool timelines) {
+  const MemoryReplay& r = found.memory;
+  nlohmann::json out = {{"predicted", peak_json(r.predicted)},
+                        {"measured", peak_json(r.peak)},
+                        {"byte_rows",
+                         {{"predicted", r.predicted_byte_rows},
+                          {"measured", number_or_null(r.byte_rows)},
+                          {"backed", number_or_null(r.backed_byte_rows)},
+                          {"payload", number_or_null(r.payload_byte_rows)}}},
+                        {"at_peak", moment_json(r.at_peak)},
+                        {"most_backed", moment_json(r.most_backed)},
+                        {"moved_bytes", r.moved},
+                        {"out_of_memory", nullptr},
+                        {"fill", nullptr}};
+  if (r.shortage) {
+    out["out_of_memory"] = {{"row", r.shortage->row},
+                            {"layer", r.shortage->layer},
+                            {"asked", r.shortage->asked},
+                            {"free", r.shortage->free}};
+  }
+  if (found.fill) {
+    out["fill"] = {{"sequences", found.fill->sequences},
+                   {"predicted", found.fill->predicted},
+                   {"backed", found.fill->backed},
+                   {"used", found.fill->used},
+                   {"stopped", found.fill->stopped}};
+  }
+  if (timelines) out["timeline"] = timeline_json(r.rows);
+  return out;
+}
+
+}  // namespace
+
+void print_replay(const ReplayFound& found) {
+  const RunReport& report = *found.report;
+  fmt::print("trace   {}\n", one_line(report.trace_path));
+  fmt::print("device  {}; {} backed together{}; prefill {}\n", found.device,
+             human_bytes(found.granule),
+             found.limit == 0 ? "" : fmt::format(", {} at most", human_bytes(found.limit)),
+             report.accounting.layerwise ? "layerwise" : "whole");
+  fmt::print("peaks\n");
+  std::vector<std::vector<std::string>> rows = {
+      {"", "predicted", "pool", "entries", "copies,", "tail", "dead,", "backed", "device", "above"},
+      {"", "", "", "+ state", "narrow", "", "padding", "", "says", "ideal %"}};
+  for (std::size_t run = 0; run < found.runs.size(); ++run) {
+    rows.push_back({report.runs[run].label});
+    const auto& of = found.runs[run];
+    const auto ideal = std::find_if(
+        of.begin(), of.end(), [](const LayoutFound& f) { return f.memory.layout == "ideal"; });
+    for (const LayoutFound& layout : of)
+      rows.push_back(line_of(layout, ideal == of.end() ? nullptr : &*ideal));
+  }
+  fmt::print("{}", align(rows));
+  fmt::print(
+      "predicted: by the simulator; pool: what blocks and slots took; of it entries and the "
+      "policy's "
+      "state,\ncopies for query heads and slots wider than what lies in them, slots not filled "
+      "yet, and "
+      "slots of what\nhas left or that pad to the longest head. backed: the most memory behind it, "
+      "and "
+      "what the device says\nof that; above ideal: bytes summed over all rows\n");
+  for (std::size_t run = 0; run < found.runs.size(); ++run) {
+    for (const LayoutFound& layout : found.runs[run]) {
+      if (layout.memory.shortage) print_shortage(report.runs[run].label, layout.memory);
+    }
+  }
+  print_fill(found);
+}
+
+nlohmann::json replay_json(const ReplayFound& found, bool timelines) {
+  nlohmann::json out = root_json(*found.report);
+  out["device"] = {{"name", found.device},
+                   {"granule", found.granule},
+                   {"limit", found.limit == 0 ? nlohmann::json() : nlohmann::json(found.limit)}};
+  out["runs"] = nlohmann::json::array();
+  for (std::size_t run = 0; run < found.runs.size(); ++run) {
+    const RunResult& of = found.report->runs[run];
+    nlohmann::json layouts = nlohmann::json::object();
+    for (const LayoutFound& layout : found.runs[run])
+      layouts[layout.memory.layout] = layout_json(layout, timelines);
+    out["runs"].push_back({{"policy", of.spec},
+                           {"label", of.label},
+                           {"footprint", of.metrics.footprint},
+                           {"layouts", layouts}});
+  }
+  return out;
+}
+
+std::string differences(const ReplayFound& found) {
+  for (std::size_t run = 0; run < found.runs.size(); ++run) {
+    for (const LayoutFound& layout : found.runs[run]) {
+      const MemoryReplay& r = layout.memory;
+      const std::string where =
+          fmt::format("{} in layout {}", found.report->runs[run].label, r.layout);
+      if (r.wrong_bytes > 0)
+        return fmt::format("{}: {} entries do not hold what was written", where, r.wrong_bytes);
+      if (r.wrong_deaths > 0)
+        return fmt::format("{}: the pool differs from the ledger in {} entries", where,
+                           r.wrong_deaths);
+      if (!r.shortage && !(r.peak == r.predicted))
+        return fmt::format("{}: a peak of {} bytes was predicted, and the pool used {}", where,
+                           r.predicted.total, r.peak.total);
+    }
+  }
+  return "";
+}
+
+}  // namespace kvspan::cli

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the command `replay` finds, and how it is shown: a table, and JSON.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "gpu_replay/replay/fill.h"
+#include "gpu_replay/replay/memory_replay.h"
+#include "sim/run/result.h"
+
+namespace kvspan::cli {
+
+// One run in one layout.
+struct LayoutFound {
+  gpu_replay::MemoryReplay memory;
+  std::optional<gpu_replay::Fill> fill;
+};
+
+struct ReplayFound {
+  const RunReport* report = nullptr;
+  std::string device;
+  std::int64_t granule = 0, limit = 0;         // bytes; limit 0: none
+  std::vector<std::vector<LayoutFound>> runs;  // [runs][layouts]
+};
+
+void print_replay(const ReplayFound& found);
+[[nodiscard]] nlohmann::json replay_json(const ReplayFound& found, bool timelines);
+// Where pool and simulator differ, in one line; empty: nowhere.
+[[nodiscard]] std::string differences(const ReplayFound& found);
+
+}  // namespace kvspan::cli

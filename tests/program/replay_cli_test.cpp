@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command `replay`, as a user runs it: what it prints, writes and refuses.
+#include "tests/support/program.h"
+
+using namespace kvspan::test;
+using Catch::Matchers::Contains;
+
+namespace {
+
+const std::string kTrace = std::string(KVSPAN_TRACES_DIR) + "/smollm2-passkey.safetensors";
+
+}  // namespace
+
+TEST_CASE("replay measures what run predicts, in every layout", "[cli]") {
+  const Folder folder;
+  const std::string asked = kTrace + " --policy \"h2o(budget=20%)\" --policy kivi --chunk 512 ";
+  REQUIRE(program("run " + asked + "--fidelity none --no-timeline --out " + (folder / "run.json"))
+              .code == 0);
+  const Outcome out = program("replay " + asked + "--out " + (folder / "replay.json"));
+  INFO(out.text);
+  REQUIRE(out.code == 0);
+  CHECK_THAT(out.text, Contains("openvino") && Contains("above"));
+  const nlohmann::json run = read_json(folder / "run.json");
+  const nlohmann::json replay = read_json(folder / "replay.json");
+  for (std::size_t i = 0; i < 2; ++i) {
+    const nlohmann::json& of = replay["runs"][i];
+    CHECK(of["policy"] == run["runs"][i]["policy"]);
+    CHECK(of["layouts"]["ideal"]["measured"] == run["runs"][i]["peak_bytes"]);
+    CHECK(of["layouts"]["ideal"]["byte_rows"]["measured"] == run["runs"][i]["byte_rows"]);
+    for (const auto& [name, peak] : run["runs"][i]["layouts"].items()) {
+      INFO(name);
+      const nlohmann::json& layout = of["layouts"][name];
+      CHECK(layout["measured"] == peak);
+      CHECK(layout["most_backed"]["measured"] == layout["most_backed"]["backed"]);
+      CHECK(layout["out_of_memory"].is_null());
+    }
+  }
+}
+
+TEST_CASE("replay runs out of memory, and fills a device", "[cli]") {
+  const Folder folder;
+  // 30 layers' 3 of 64 + 64 elements in 3 heads: 2,304 bytes a token, 1,365.3 tokens in 3 MiB.
+  const Outcome out =
+      program("replay " + kTrace + " --policy full --layout ideal --limit 3MiB --quiet --out " +
+              (folder / "short.json"));
+  INFO(out.text);
+  REQUIRE(out.code == 0);
+  CHECK_THAT(out.text, Contains("out of memory: full, ideal: row 1365, layer 1: 4.00 KiB asked"));
+  CHECK(read_json(folder / "short.json")["runs"][0]["layouts"]["ideal"]["out_of_memory"]["row"] ==
+        1365);
+  // 4,331,520 bytes each.
+  const Outcome fill = program("replay " + kTrace +
+                               " --policy full --layout ideal --limit 13MiB --fill --quiet --out " +
+                               (folder / "fill.json"));
+  REQUIRE(fill.code == 0);
+  const nlohmann::json found = read_json(folder / "fill.json")["runs"][0]["layouts"]["ideal"];
+  CHECK(found["fill"]["sequences"] == 3);
+  CHECK(found["fill"]["predicted"] == 3);
+  CHECK(found["fill"]["used"] == 3 * 4331520);
+}
+
+TEST_CASE("replay refuses what it cannot do", "[cli]") {
+  fails("replay " + kTrace + " --layout paged", 2, "layout: found 'paged'");
+  fails("replay " + kTrace + " --fill", 2, "--limit SIZE");
+  fails("replay " + kTrace + " --granule 1000B", 2, "multiple of a page");
+  fails("replay " + kTrace + " --limit 1KiB", 2, "expected at least 4.00 KiB");
+  fails("replay " + kTrace + " --out " + kTrace, 2, "is");
+  fails("replay nowhere.safetensors", 3, "nowhere.safetensors");
+}
