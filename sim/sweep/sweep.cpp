@@ -174,7 +174,8 @@ class Work {
                       todo.cells,
                       threads,
                       [&, i](double share) { show(i, share); },
-                      [this] { return stopped(); }};
+                      [this] { return stopped(); },
+                      {}};
     std::vector<json> records = run_unit(run, gate_);
     records.push_back(
         work_record({seconds_since_1970(), steady_seconds() - begin, todo.unit->cost}));
@@ -225,6 +226,29 @@ class Work {
   std::exception_ptr failure_;
 };
 
+// Seconds that a unit takes; after `most` of them, what its progress lets expect.
+double time_unit(const Todo& todo, int threads, double most, const SweepWatch& watch,
+                 SweepOutline& out) {
+  const double begin = steady_seconds();
+  std::atomic<double> share{0}, bound_at{begin};
+  const auto stopped = [&] { return watch.cancelled && watch.cancelled(); };
+  UnitRun run{out.plan, out.grid, *todo.unit, todo.cells, threads, {}, {}, {}};
+  run.progress = [&](double done) { share = done; };
+  run.cancelled = [&] { return stopped() || (share > 0 && steady_seconds() > begin + most); };
+  run.planned = [&](std::int64_t bytes) {
+    if (share == 0) bound_at = steady_seconds();
+    out.memory_bytes = std::max(out.memory_bytes, bytes);
+  };
+  MemoryGate gate(out.memory_limit);
+  try {
+    (void)run_unit(run, gate);
+    share = 1;
+  } catch (const Interrupted&) {
+    if (stopped()) throw;
+  }
+  return bound_at - begin + (steady_seconds() - bound_at) / share;
+}
+
 void make_folder(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(journal_folder(folder), error);
@@ -269,40 +293,20 @@ SweepOutline outline_sweep(const Config& config, const fs::path& folder,
   out.plan = make_plan(config, std::ref(sums));
   out.grid = make_grid(out.plan, options.most_cells);
   out.cells = count_cells(out.grid, records, options.shard);
+  out.memory_limit = memory_of(options);
   const std::vector<Todo> todo = todo_of(out.grid, records, options.shard);
   out.replays = todo.size();
-  for (const Todo& one : todo) out.cost += one.unit->cost;
   const Crew crew = crew_of(options, todo.size());
-  out.memory_limit = memory_of(options);
-  MemoryGate gate(out.memory_limit);
-  double seconds = 0, cost = 0;
-  const std::size_t samples = sample_seconds > 0 ? std::min(kSampled, todo.size()) : 0;
-  for (std::size_t s = 0; s < samples; ++s) {
-    const Todo& one = todo[(2 * s + 1) * todo.size() / (2 * samples)];
-    const double begin = steady_seconds();
-    const double end = begin + sample_seconds / static_cast<double>(samples);
-    std::atomic<double> share{0};
-    const UnitRun run{out.plan,
-                      out.grid,
-                      *one.unit,
-                      one.cells,
-                      crew.threads,
-                      [&](double done) { share = done; },
-                      [&] {
-                        if (watch.cancelled && watch.cancelled()) return true;
-                        return share > 0 && steady_seconds() > end;
-                      }};
-    try {
-      (void)run_unit(run, gate, &out.memory_bytes);
-      share = 1;
-    } catch (const Interrupted&) {
-      if (watch.cancelled && watch.cancelled()) throw;
-    }
-    ++out.sampled;
-    seconds += steady_seconds() - begin;
-    cost += share * one.unit->cost;
+  out.sampled = sample_seconds > 0 ? std::min(kSampled, todo.size()) : 0;
+  double seconds = 0, cost = 0, left = 0;
+  for (const Todo& one : todo) left += one.unit->cost;
+  for (std::size_t s = 0; s < out.sampled; ++s) {
+    const Todo& one = todo[(2 * s + 1) * todo.size() / (2 * out.sampled)];
+    seconds +=
+        time_unit(one, crew.threads, sample_seconds / static_cast<double>(out.sampled), watch, out);
+    cost += one.unit->cost;
   }
-  if (cost > 0) out.seconds = seconds / cost * out.cost / static_cast<double>(crew.jobs);
+  if (cost > 0) out.seconds = seconds / cost * left / static_cast<double>(crew.jobs);
   return out;
 }
 

@@ -46,7 +46,6 @@ struct SweepOutline {
   std::size_t replays = 0;        // left
   std::int64_t memory_bytes = 0;  // of the largest replay of the sample
   std::int64_t memory_limit = 0;  // of all together
-  double cost = 0;                // left
   // From replays of a sample: seconds on this machine, and how many were sampled.
   std::optional<double> seconds;
   std::size_t sampled = 0;

@@ -42,7 +42,6 @@ class UnitReplay {
     if (!entered_.empty()) replay(0, entered_.size());
     return std::move(records_);
   }
-  [[nodiscard]] std::int64_t largest() const { return largest_; }
 
  private:
   [[nodiscard]] const Cell& cell_at(std::size_t cell) const { return run_.grid.cells[cell]; }
@@ -86,7 +85,7 @@ class UnitReplay {
       replay(middle, end);
       return;
     }
-    largest_ = std::max(largest_, bytes);
+    if (run_.planned) run_.planned(bytes);
     try {
       gate_.with(bytes, [&] { finish(part, begin); });
     } catch (const Interrupted&) {
@@ -158,7 +157,6 @@ class UnitReplay {
   Entrants entrants_;
   std::vector<json> records_;
   double replayed_ = 0;
-  std::int64_t largest_ = 0;
 };
 
 }  // namespace
@@ -184,11 +182,8 @@ void MemoryGate::give_back(std::int64_t bytes) {
   freed_.notify_all();
 }
 
-std::vector<json> run_unit(const UnitRun& run, MemoryGate& gate, std::int64_t* largest) {
-  UnitReplay replay(run, gate);
-  std::vector<json> records = replay.records();
-  if (largest != nullptr) *largest = std::max(*largest, replay.largest());
-  return records;
+std::vector<json> run_unit(const UnitRun& run, MemoryGate& gate) {
+  return UnitReplay(run, gate).records();
 }
 
 }  // namespace kvspan::sweep

@@ -38,12 +38,11 @@ struct UnitRun {
   int threads = 1;
   std::function<void(double)> progress;  // of the unit, in [0, 1], from any thread
   std::function<bool()> cancelled;
+  std::function<void(std::int64_t bytes)> planned;  // before each replay: its memory at most
 };
 
 // A record of every wanted cell. What cannot run alone, or breaks down, fails by itself; what does
 // not fit the gate at once is replayed in parts. Errors: Interrupted.
-//   largest  receives the most memory that a replay of it was planned with; may be null
-[[nodiscard]] std::vector<nlohmann::json> run_unit(const UnitRun& run, MemoryGate& gate,
-                                                   std::int64_t* largest = nullptr);
+[[nodiscard]] std::vector<nlohmann::json> run_unit(const UnitRun& run, MemoryGate& gate);
 
 }  // namespace kvspan::sweep

@@ -37,8 +37,8 @@ TEST_CASE("a sweep is listed, run, told of and reported", "[cli]") {
   CHECK(status.code == 0);
   CHECK_THAT(status.text, Contains("0 failed, 0 left") && Contains("0 damaged lines"));
   const Outcome report =
-      program(fmt::format("report {} --out {} --csv {} --svg {} --quiet", out, folder / "r.json",
-                          folder / "r.csv", folder / "r.svg"));
+      program(fmt::format("report {} --draws 50 --out {} --csv {} --svg {} --quiet", out,
+                          folder / "r.json", folder / "r.csv", folder / "r.svg"));
   CHECK(report.code == 0);
   CHECK_THAT(report.text, Contains("tiny-paper.safetensors: chunks of 4, prompt 5"));
   CHECK_THAT(report.text, Contains("## Ranking over traces"));
@@ -70,6 +70,19 @@ TEST_CASE("a sweep that is killed again and again ends with the same bytes", "[c
   }
   CHECK(program(tiny_sweep() + "--out " + (folder / "killed")).code == 0);
   CHECK(read_text(folder / "killed/cells.csv") == read_text(folder / "whole/cells.csv"));
+}
+
+TEST_CASE("a disk that is full ends a sweep, which goes on when there is room", "[cli]") {
+  const Folder folder;
+  REQUIRE(program(tiny_sweep() + "--out " + (folder / "whole")).code == 0);
+  // A limit on the size of files stands for the disk: 64 KiB hold some of the journal.
+  const Outcome full = shell(fmt::format("ulimit -f 64; {} {} --out {} 2>&1", KVSPAN_PROGRAM,
+                                         tiny_sweep(), folder / "full"));
+  CHECK(full.code == 1);
+  CHECK_THAT(full.text, Contains("cannot be written (File too large)"));
+  CHECK(program("sweep status " + (folder / "full")).code == 75);
+  CHECK(program(tiny_sweep() + "--out " + (folder / "full")).code == 0);
+  CHECK(read_text(folder / "full/cells.csv") == read_text(folder / "whole/cells.csv"));
 }
 
 TEST_CASE("four processes share a sweep as an MPI launcher would start them", "[cli]") {

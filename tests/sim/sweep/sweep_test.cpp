@@ -166,8 +166,7 @@ TEST_CASE("a sweep goes on where its journal ends, and ends with the same bytes"
   CHECK(std::count(whole.begin(), whole.end(), '\n') == 21);
   const fs::path journal = journals_in(journal_folder(folder / "whole")).front();
   const std::string text = text_of(journal);
-  // A step that is no divisor of a line's length, so that lines are cut anywhere; tests/studies/
-  // sweep/kill.sh cuts at every byte.
+  // Lines are cut anywhere; by hand, tests/studies/sweep/kill.py cuts at every byte.
   const fs::path cut = folder / "cut";
   for (std::size_t size = 0; size <= text.size(); size += 1997) {
     fs::remove_all(cut);
