@@ -140,8 +140,7 @@ void print_reasons(const SweepFolder& folder, sweep::CellRecord::Status status, 
 
 void finish(const SweepSettings& s, const Counts& counts) {
   if (!s.quiet) {
-    fmt::print(stderr, "kvspan: {}; results in {}\n", counts_text(counts),
-               path_text(std::filesystem::path(s.out) / "cells.csv"));
+    fmt::print(stderr, "kvspan: {}; in {}\n", counts_text(counts), path_text(s.out));
   }
   if (counts.failed == 0) return;
   print_reasons(sweep::open_sweep(s.out), sweep::CellRecord::Status::failed, stderr);

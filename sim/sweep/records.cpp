@@ -40,8 +40,11 @@ void add_record(const json& record, Records& records) {
     const auto status = status_of(record.at("status").get<std::string>());
     const std::uint64_t id = std::stoull(record.at("cell").get<std::string>(), nullptr, 16);
     if (!status) throw std::invalid_argument("status");
-    CellRecord found{*status, *status == Status::done ? record.at("figures").dump()
-                                                      : record.at("reason").get<std::string>()};
+    CellRecord found{*status, {}};
+    if (*status != Status::done)
+      found.text = record.at("reason").get<std::string>();
+    else if (const json& figures = record.at("figures"); records.keep == Keep::all)
+      found.text = figures.dump();
     const auto [at, fresh] = records.cells.try_emplace(id, found);
     if (!fresh) keep_better(at->second, std::move(found));
   } else if (record.contains("file")) {
@@ -81,8 +84,9 @@ void add_records(std::string_view text, Records& records) {
   });
 }
 
-Records read_records(const fs::path& folder) {
+Records read_records(const fs::path& folder, Keep keep) {
   Records records;
+  records.keep = keep;
   for (const fs::path& path : journals_in(folder)) {
     const MappedFile file = map_file(path);
     add_records({reinterpret_cast<const char*>(file.bytes.data()), file.bytes.size()}, records);

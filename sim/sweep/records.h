@@ -38,14 +38,17 @@ struct FileState {
   bool operator==(const FileState&) const = default;
 };
 
+enum class Keep : std::uint8_t { all, statuses };  // statuses: of what is done no figures
+
 struct Records {
+  Keep keep = Keep::all;
   std::unordered_map<std::uint64_t, CellRecord> cells;
   std::vector<WorkRecord> work;
   std::map<std::string, std::pair<FileState, std::string>> checksums;  // by path
   std::size_t journals = 0, damaged = 0;  // files; lines that are not sound
 };
 // All journals of a folder. Errors: TraceError when one cannot be read.
-[[nodiscard]] Records read_records(const std::filesystem::path& folder);
+[[nodiscard]] Records read_records(const std::filesystem::path& folder, Keep keep = Keep::all);
 // One journal's text more.
 void add_records(std::string_view text, Records& records);
 

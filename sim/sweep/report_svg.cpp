@@ -23,7 +23,7 @@ constexpr std::size_t kMostPanels = 12;
 constexpr std::size_t kFeatured = svg::kColours - 1;  // its last colour is the grey of the others
 constexpr double kPanelWidth = 560, kPanelHeight = 300;
 constexpr double kLeft = 84, kTop = 110, kGapX = 96, kGapY = 118;
-constexpr std::string_view kOthers = "#D3D3D3";
+constexpr std::string_view kOthers = "#C6C6C6";
 
 using Line = std::vector<std::pair<double, double>>;
 

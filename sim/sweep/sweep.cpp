@@ -18,6 +18,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "sim/base/digest.h"
 #include "sim/base/error.h"
 #include "sim/base/file.h"
 #include "sim/replay/memory_plan.h"
@@ -258,11 +259,28 @@ void make_folder(const fs::path& folder) {
   }
 }
 
+// Whether this process is to merge. Of a sweep in parts only the last one that ends is, because
+// reading all journals a thousand times would take longer than the work: a part that is done leaves
+// a file, named by the plan, and who finds those of all others is the last.
+bool is_last(const fs::path& folder, const std::string& plan, const Shard& shard, bool done) {
+  if (shard.count == 1) return true;
+  const auto mark = [&](std::size_t part) {
+    return journal_folder(folder) / fmt::format("{}-{}-of-{}.done",
+                                                sha256_of_text(plan).substr(0, 16), part + 1,
+                                                shard.count);
+  };
+  if (done) write_file_atomically(mark(shard.index), "");
+  for (std::size_t part = 0; part < shard.count; ++part) {
+    if (!fs::exists(mark(part))) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 Counts run_sweep(const Config& config, const fs::path& folder, const SweepOptions& options,
                  const SweepWatch& watch) {
-  Records records = read_records(journal_folder(folder));
+  Records records = read_records(journal_folder(folder), Keep::statuses);
   Checksums sums(records);
   const Plan plan = make_plan(config, std::ref(sums));
   const Grid grid = make_grid(plan, options.most_cells);
@@ -278,7 +296,7 @@ Counts run_sweep(const Config& config, const fs::path& folder, const SweepOption
   } catch (const Interrupted&) {
     stopped = std::current_exception();
   }
-  merge(folder);
+  if (is_last(folder, text, options.shard, !stopped)) merge(folder);
   if (stopped) std::rethrow_exception(stopped);
   return count_cells(grid, records, options.shard);
 }
@@ -287,7 +305,7 @@ SweepOutline outline_sweep(const Config& config, const fs::path& folder,
                            const SweepOptions& options, double sample_seconds,
                            const SweepWatch& watch) {
   constexpr std::size_t kSampled = 4;
-  Records records = read_records(journal_folder(folder));
+  Records records = read_records(journal_folder(folder), Keep::statuses);
   Checksums sums(records);
   SweepOutline out;
   out.plan = make_plan(config, std::ref(sums));

@@ -32,7 +32,8 @@ struct SweepWatch {
   std::function<bool()> cancelled;  // polled; true drops the units in flight, with Interrupted
 };
 
-// Makes the folder and its plan, runs what is left of the shard and merges what is there.
+// Makes the folder and its plan, runs what is left of the shard, and merges what is there: of a
+// sweep in parts the last one to end does.
 // Failures of cells are recorded with their reason, and tried again by the next call.
 // Errors: ConfigError, TraceError of the configuration; Error of the disk; Interrupted.
 [[nodiscard]] Counts run_sweep(const Config& config, const std::filesystem::path& folder,

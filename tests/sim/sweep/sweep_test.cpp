@@ -210,6 +210,7 @@ TEST_CASE("threads, memory and shards change no byte of the results", "[sweep]")
   for (std::size_t i = 0; i < 3; ++i) {
     options.shard = {i, 3, "test"};
     (void)run_sweep(config, folder / "shards", options);
+    CHECK(fs::exists(folder / "shards" / "cells.csv") == (i == 2));
   }
   CHECK(results(folder / "shards") == whole);
   CHECK(results(folder / "shards").find(",left,") == std::string::npos);
