@@ -17,7 +17,9 @@
 #include "gpu_replay/pool/host_memory.h"
 #include "sim/base/error.h"
 #include "sim/base/text.h"
+#include "sim/policy/registry.h"
 #include "sim/policy/spec.h"
+#include "sim/replay/requirements.h"
 #include "sim/report/json.h"
 #include "sim/run/run.h"
 
@@ -27,15 +29,26 @@ namespace {
 struct ReplaySettings {
   std::string trace;
   std::vector<std::string> policies, budgets, layouts;
-  std::string evict_point, prefill = "whole", granule, limit, out;
+  std::string evict_point, prefill = "whole", granule, limit, out, attention;
   EngineOptions engine;
   bool fill = false, quiet = false, no_timeline = false;
 };
 
+// Decode rows whose attention is replayed; 0: all of them.
+RowIndex rows_of(const std::string& text) {
+  if (text == "all") return 0;
+  RowIndex rows = 0;
+  if (!CLI::detail::lexical_cast(text, rows) || rows < 1)
+    throw ConfigError(
+        fmt::format("--attention: found '{}', expected all or a number of rows", text));
+  return rows;
+}
+
 RunRequest request_of(const ReplaySettings& s, const Context& context) {
   RunRequest request;
   request.engine = s.engine;
-  request.engine.fidelity = false;
+  request.engine.fidelity = !s.attention.empty();
+  if (request.engine.fidelity) request.engine.fidelity_rows = rows_of(s.attention);
   request.layerwise = s.prefill == "layerwise";
   request.specs = expand_policies(
       s.policies.empty() ? std::vector<std::string>{"full", "streaming_llm", "h2o", "snapkv"}
@@ -62,6 +75,63 @@ RunReport decide(const Trace& trace, RunRequest request, const ReplaySettings& s
   };
   if (!s.out.empty()) request.checksum = [&] { return trace.sha256(); };
   return kvspan::run(trace, request, watch);
+}
+
+// Why the attention of a run cannot be taken from its entries alone; empty: it can.
+std::string why_no_attention(const RunResult& run, const Trace& trace,
+                             const EngineOptions& engine) {
+  const Policy policy = make_policy(run.spec, geometry_of(trace, engine));
+  if (policy.selector || policy.prefill_reads)
+    return "its query heads choose what they read, which the ledger does not hold";
+  if (policy.alters_vectors) return "it holds other vectors than the trace's";
+  if (policy.renumbers) return "its positions are places in the cache";
+  if (std::any_of(run.ledger.representations.begin(), run.ledger.representations.end(),
+                  [](const Representation& r) { return r.host_bytes > 0; }))
+    return "a part of what it reads lies on the host";
+  return "";
+}
+
+void replay_attention(const ReplaySettings& s, const Trace& trace, const RunRequest& request,
+                      ReplayFound& found) {
+  Progress progress("attending", s.quiet);
+  gpu_replay::AttentionReplaySettings settings;
+  if (!s.layouts.empty()) settings.layout = s.layouts.front();
+  settings.element = gpu_replay::element_of(s.engine.kv_bytes);
+  settings.rows = request.engine.fidelity_rows;
+  settings.cancelled = [] { return interrupted(); };
+  EngineOptions engine = request.engine;
+  engine.prompt = found.report->runs.front().ledger.plan.prompt;
+  engine.evict_point = found.report->runs.front().ledger.plan.evict_point;
+  for (const RunResult& run : found.report->runs) {
+    AttentionFound& of = found.attention.emplace_back();
+    settings.progress = [&](double share) {
+      progress((static_cast<double>(found.attention.size()) - 1 + share) /
+               static_cast<double>(found.report->runs.size()));
+    };
+    of.why_not = why_no_attention(run, trace, engine);
+    if (!of.why_not.empty()) continue;
+    gpu_replay::HostMemory memory(found.granule);
+    of.pool = gpu_replay::replay_attention(trace, run.ledger, memory, settings);
+    of.retained = run.fidelity->decode->mass_mean;
+    of.error = run.fidelity->decode->error_mean;
+  }
+}
+
+// What attention is replayed of. Errors: ConfigError, TraceError.
+void check_attention(const ReplaySettings& s, const Trace& trace) {
+  if (s.attention.empty()) return;
+  (void)gpu_replay::element_of(s.engine.kv_bytes);
+  if (!trace.is_qkv() || !trace.has_v())
+    throw TraceError(
+        fmt::format("'{}': --attention needs q, k and v, expected a trace that holds "
+                    "them",
+                    trace.name()));
+  const RowIndex prompt = s.engine.prompt == 0 ? trace.meta().prompt_tokens : s.engine.prompt;
+  if (prompt >= trace.meta().tokens)
+    throw ConfigError(
+        fmt::format("--attention: found {} prompt tokens of {}, expected decode rows; "
+                    "--prompt N sets where they begin",
+                    prompt, trace.meta().tokens));
 }
 
 // Every run in every layout, one after another: each has the device to itself.
@@ -103,9 +173,11 @@ void run(const ReplaySettings& s, const Context& context) {
   const Trace trace = Trace::open(s.trace);
   inputs.insert(inputs.end(), trace.tensors().files().begin(), trace.tensors().files().end());
   Outputs outputs({{"--out", s.out}}, inputs);
+  check_attention(s, trace);
   const RunReport report = decide(trace, request, s);
   found.report = &report;
   replay_all(s, found);
+  if (!s.attention.empty()) replay_attention(s, trace, request, found);
   outputs.write_text("--out", [&] { return file_text(replay_json(found, !s.no_timeline)); });
   print_replay(found);
   outputs.finish(s.quiet);
@@ -154,6 +226,9 @@ void add_replay(CLI::App& app, const Context& context) {
       ->type_name("SIZE");
   sub->add_flag("--fill", s->fill,
                 "How many such sequences fit into --limit, by putting them there");
+  sub->add_option("--attention", s->attention,
+                  "Attention of so many decode rows, from the pool, beside the simulator's")
+      ->type_name("all|ROWS");
   sub->add_option("--kv-bytes", s->engine.kv_bytes, "Bytes of one stored element")
       ->check(CLI::Range(1, 16))
       ->type_name("B");
@@ -170,6 +245,7 @@ void add_replay(CLI::App& app, const Context& context) {
 Examples:
   kvspan replay TRACE --policy full --policy "snapkv(budget=20%)" --out replay.json
   kvspan replay TRACE --policy h2o --budget 20% --layout paged16_per_head --granule 2MiB
+  kvspan replay TRACE --policy full --policy tova --prompt 512 --attention 100 --kv-bytes 1
   kvspan replay TRACE --policy all --budget 20% --layout openvino --prefill layerwise
   kvspan replay TRACE --policy full --policy "chunked(snapkv(budget=20%))" --chunk 512 --limit 64MiB --fill)help");
   sub->callback([s, &context] { run(*s, context); });

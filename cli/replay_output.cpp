@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -64,6 +66,61 @@ void print_fill(const ReplayFound& found) {
     }
   }
   if (rows.size() > 1) fmt::print("\n{}", align(rows));
+}
+
+// Against a run of `full`, if there is one: time of a row, and what its traffic alone would give.
+void print_attention(const ReplayFound& found) {
+  const gpu_replay::AttentionReplay* first = nullptr;
+  const gpu_replay::AttentionReplay* full = nullptr;
+  std::vector<std::vector<std::string>> rows = {{"attention of decode rows, from the pool",
+                                                 "retained %", "run", "error %", "run", "read",
+                                                 "time", "GiB/s", "speed-up", "ideal"}};
+  for (std::size_t run = 0; run < found.attention.size(); ++run) {
+    const AttentionFound& of = found.attention[run];
+    if (!of.why_not.empty()) continue;
+    if (first == nullptr) first = &of.pool;
+    if (found.report->runs[run].spec == "full") full = &of.pool;
+  }
+  if (first == nullptr) return;
+  for (std::size_t run = 0; run < found.attention.size(); ++run) {
+    const AttentionFound& of = found.attention[run];
+    std::vector<std::string> line = {"  " + found.report->runs[run].label};
+    if (!of.why_not.empty()) {
+      line.push_back("-");
+    } else {
+      const gpu_replay::AttentionReplay& a = of.pool;
+      line.insert(
+          line.end(),
+          {fmt::format("{:.3f}", 100 * a.retained), fmt::format("{:.3f}", 100 * of.retained),
+           fmt::format("{:.3f}", 100 * a.error), fmt::format("{:.3f}", 100 * of.error),
+           human_bytes(std::llround(a.bytes_read)), fmt::format("{:.3f} ms", 1e3 * a.seconds),
+           fmt::format("{:.2f}", a.bytes_read / a.seconds / (1 << 30)),
+           full == nullptr ? "" : fmt::format("{:.2f}", full->seconds / a.seconds),
+           full == nullptr ? "" : fmt::format("{:.2f}", full->bytes_read / a.bytes_read)});
+    }
+    rows.push_back(std::move(line));
+  }
+  fmt::print("\n{}", align(rows));
+  fmt::print(
+      "{} rows of {} in layout {}; run: the simulator's figures of the same rows; read, time: "
+      "of a row,\nall stored layers; ideal: the speed-up if traffic were all\n",
+      first->rows, gpu_replay::name_of(first->element), first->layout);
+  for (std::size_t run = 0; run < found.attention.size(); ++run) {
+    if (!found.attention[run].why_not.empty())
+      fmt::print("{}: {}\n", found.report->runs[run].label, found.attention[run].why_not);
+  }
+}
+
+nlohmann::json attention_json(const AttentionFound& of) {
+  if (!of.why_not.empty()) return {{"why_not", of.why_not}};
+  return {{"why_not", nullptr},
+          {"layout", of.pool.layout},
+          {"element", gpu_replay::name_of(of.pool.element)},
+          {"rows", of.pool.rows},
+          {"retained_mass", {{"predicted", of.retained}, {"measured", of.pool.retained}}},
+          {"output_error", {{"predicted", of.error}, {"measured", of.pool.error}}},
+          {"bytes_read", of.pool.bytes_read},
+          {"seconds", of.pool.seconds}};
 }
 
 nlohmann::json moment_json(const Moment& now) {
@@ -193,6 +250,7 @@ void print_replay(const ReplayFound& found) {
     }
   }
   print_fill(found);
+  print_attention(found);
 }
 
 nlohmann::json replay_json(const ReplayFound& found, bool timelines) {
@@ -210,6 +268,8 @@ nlohmann::json replay_json(const ReplayFound& found, bool timelines) {
                            {"label", of.label},
                            {"footprint", of.metrics.footprint},
                            {"layouts", layouts}});
+    out["runs"].back()["attention"] =
+        found.attention.empty() ? nlohmann::json() : attention_json(found.attention[run]);
   }
   return out;
 }

@@ -8,6 +8,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "gpu_replay/replay/attention_replay.h"
 #include "gpu_replay/replay/fill.h"
 #include "gpu_replay/replay/memory_replay.h"
 #include "sim/run/result.h"
@@ -20,11 +21,19 @@ struct LayoutFound {
   std::optional<gpu_replay::Fill> fill;
 };
 
+// Attention of one run's decode rows, from the pool.
+struct AttentionFound {
+  std::string why_not;  // empty: it was replayed
+  gpu_replay::AttentionReplay pool;
+  double retained = 0, error = 0;  // the simulator's, of the same rows
+};
+
 struct ReplayFound {
   const RunReport* report = nullptr;
   std::string device;
   std::int64_t granule = 0, limit = 0;         // bytes; limit 0: none
   std::vector<std::vector<LayoutFound>> runs;  // [runs][layouts]
+  std::vector<AttentionFound> attention;       // [runs], or empty: not asked
 };
 
 void print_replay(const ReplayFound& found);

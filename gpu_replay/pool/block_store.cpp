@@ -95,6 +95,24 @@ std::int64_t BlockStore::table_entries() const {
   return entries;
 }
 
+HeadTable BlockStore::table_of(int head) const {
+  HeadTable out;
+  out.block_size = size_;
+  out.slot_bytes = slot_bytes_;
+  const Head& of = heads_[index(head)];
+  const auto& blocks = tables_[per_layer_ ? 0 : index(head)];
+  for (std::size_t block = 0; block < blocks.size(); ++block) {
+    const auto first = static_cast<std::int32_t>(static_cast<std::int64_t>(block) * size_);
+    out.blocks.push_back(blocks[block] == kNone ? 0 : slot_address(head, first));
+  }
+  for (std::size_t t = 0; t < of.slot_of.size(); ++t) {
+    if (of.slot_of[t] == kNone) continue;
+    out.slots.push_back(of.slot_of[t]);
+    out.tokens.push_back(static_cast<TokenIndex>(t));
+  }
+  return out;
+}
+
 Usage BlockStore::usage_of(std::int64_t tail_slots) const {
   Usage out;
   std::int64_t live = 0;

@@ -18,6 +18,7 @@ class BlockStore : public LayerStore {
   void change(int head, TokenIndex token, int representation) override;
   [[nodiscard]] std::optional<Address> find(int head, TokenIndex token, int copy) const override;
   [[nodiscard]] std::int64_t table_entries() const override;
+  [[nodiscard]] HeadTable table_of(int head) const override;
 
  protected:
   BlockStore(const PoolShape& shape, ArenaSet& arenas, std::int64_t size, bool per_layer);

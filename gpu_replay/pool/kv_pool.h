@@ -67,6 +67,10 @@ class KvPool {
                                             int copy = 0) const {
     return layers_[index(layer)]->find(head, token, copy);
   }
+  [[nodiscard]] HeadTable table_of(int layer, int head) const {
+    return layers_[index(layer)]->table_of(head);
+  }
+  [[nodiscard]] DeviceMemory& memory() const { return arenas_->memory(); }
   // The bytes of an entry, in all its copies. REQUIRES: as many as its representation has.
   // False: it does not lie on the device.
   bool write(int layer, int head, TokenIndex token, std::span<const std::byte> bytes);

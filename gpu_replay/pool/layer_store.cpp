@@ -48,6 +48,19 @@ void LayerStore::move(Address from, Address to, std::int64_t bytes) {
   moved_ += bytes;
 }
 
+HeadTable LayerStore::table_of(int head) const {
+  HeadTable out;
+  for (RowIndex t = 0; t < shape_->tokens; ++t) {
+    const auto token = static_cast<TokenIndex>(t);
+    const std::optional<Address> at = find(head, token);
+    if (!at) continue;
+    out.slots.push_back(static_cast<std::int32_t>(out.blocks.size()));
+    out.blocks.push_back(*at);
+    out.tokens.push_back(token);
+  }
+  return out;
+}
+
 std::unique_ptr<LayerStore> make_layer_store(const PoolShape& shape, ArenaSet& arenas) {
   switch (shape.layout.kind) {
     case Layout::Kind::ideal:

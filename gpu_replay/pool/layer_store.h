@@ -44,6 +44,16 @@ struct Usage {
   bool operator==(const Usage&) const = default;
 };
 
+// The entries of one head as an attention kernel takes them: slot s is place s % block_size of
+// block s / block_size.
+struct HeadTable {
+  std::int64_t block_size = 1;      // slots
+  std::int64_t slot_bytes = 0;      // from one slot to the next
+  std::vector<Address> blocks;      // of the head's part of each; 0: there is none
+  std::vector<std::int32_t> slots;  // that hold an entry
+  std::vector<TokenIndex> tokens;   // in them
+};
+
 // Arenas by the size of their blocks.
 class ArenaSet {
  public:
@@ -81,6 +91,8 @@ class LayerStore {
   [[nodiscard]] virtual std::optional<Address> find(int head, TokenIndex token,
                                                     int copy = 0) const = 0;
   [[nodiscard]] virtual Usage usage() const = 0;
+  // By token. Blocks of one slot, unless a layout has larger ones.
+  [[nodiscard]] virtual HeadTable table_of(int head) const;
   // Blocks, regions or slots that a runtime would have to list.
   [[nodiscard]] virtual std::int64_t table_entries() const = 0;
   // Bytes that were copied from one place of the device to another so far.

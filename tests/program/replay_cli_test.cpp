@@ -59,11 +59,40 @@ TEST_CASE("replay runs out of memory, and fills a device", "[cli]") {
   CHECK(found["fill"]["used"] == 3 * 4331520);
 }
 
+TEST_CASE("replay takes attention from the pool, beside the run's", "[cli]") {
+  const Folder folder;
+  const std::string asked =
+      kTrace + " --policy full --policy \"tova(budget=20%)\" --policy quest --prompt 1840 ";
+  REQUIRE(program("run " + asked + "--fidelity rows=4 --no-timeline --out " + (folder / "run.json"))
+              .code == 0);
+  const Outcome out = program("replay " + asked + "--attention 4 --layout paged16_per_head --out " +
+                              (folder / "replay.json"));
+  INFO(out.text);
+  REQUIRE(out.code == 0);
+  CHECK_THAT(out.text, Contains("speed-up") && Contains("its query heads choose what they read"));
+  const nlohmann::json run = read_json(folder / "run.json");
+  const nlohmann::json replay = read_json(folder / "replay.json");
+  for (std::size_t i = 0; i < 2; ++i) {
+    const nlohmann::json& found = replay["runs"][i]["attention"];
+    const nlohmann::json& decode = run["runs"][i]["fidelity"]["decode"];
+    CHECK(found["rows"] == 4);
+    CHECK(found["retained_mass"]["predicted"] == decode["retained_mass"]["mean"]);
+    CHECK(found["retained_mass"]["measured"].get<double>() ==
+          Approx(decode["retained_mass"]["mean"].get<double>()).margin(1e-5));
+    CHECK(found["output_error"]["measured"].get<double>() ==
+          Approx(decode["output_error"]["mean"].get<double>()).margin(1e-3));
+  }
+  CHECK(replay["runs"][2]["attention"]["why_not"].is_string());
+}
+
 TEST_CASE("replay refuses what it cannot do", "[cli]") {
   fails("replay " + kTrace + " --layout paged", 2, "layout: found 'paged'");
   fails("replay " + kTrace + " --fill", 2, "--limit SIZE");
   fails("replay " + kTrace + " --granule 1000B", 2, "multiple of a page");
   fails("replay " + kTrace + " --limit 1KiB", 2, "expected at least 4.00 KiB");
   fails("replay " + kTrace + " --out " + kTrace, 2, "is");
+  fails("replay " + kTrace + " --attention some", 2, "expected all or a number of rows");
+  fails("replay " + kTrace + " --attention 3 --kv-bytes 3", 2, "expected 1 (fp8), 2 (fp16)");
+  fails("replay " + kTrace + " --attention 3 --prompt 1880", 2, "expected decode rows");
   fails("replay nowhere.safetensors", 3, "nowhere.safetensors");
 }
