@@ -22,6 +22,7 @@ void add_policies(CLI::App& app);
 void add_trace(CLI::App& app);
 void add_fit(CLI::App& app);
 void add_synth(CLI::App& app);
+void add_plan(CLI::App& app, const Context& context);
 void add_sweep(CLI::App& app);
 void add_report(CLI::App& app);
 void add_capture(CLI::App& app, const Context& context);
@@ -54,6 +55,7 @@ class Progress {
 [[nodiscard]] bool interrupted();
 // From now on SIGTERM counts as well: what can be resumed stops in order.
 void terminated_too();
+inline constexpr int kNothingFits = 6;  // what fits was asked, and nothing does
 inline constexpr int kInterrupted = 130;  // the exit code then
 
 }  // namespace kvspan::cli

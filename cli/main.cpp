@@ -108,6 +108,7 @@ int main(int argc, char** argv) {
     app.require_subcommand(1);
     kvspan::cli::add_run(app, context);
     kvspan::cli::add_predict(app, context);
+    kvspan::cli::add_plan(app, context);
     kvspan::cli::add_sweep(app);
     kvspan::cli::add_report(app);
     kvspan::cli::add_replay(app, context);

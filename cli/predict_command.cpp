@@ -14,15 +14,11 @@
 #include "cli/validators.h"
 #include "sim/base/error.h"
 #include "sim/predict/calibration.h"
-#include "sim/predict/gpu_memory.h"
 #include "sim/run/run.h"
 #include "sim/trace/safetensors.h"
 
 namespace kvspan::cli {
 namespace {
-
-// What fits was asked, and nothing does.
-constexpr int kNothingFits = 6;
 
 // Shown when no policy is named: the rest by --policy all.
 const std::vector<std::string> kDefaultPolicies = {
@@ -47,8 +43,6 @@ std::vector<RecipeSpec> specs_of(const PredictSettings& s, const ModelGeometry& 
   return specs;
 }
 
-bool asks_what_fits(const PredictSettings& s) { return !s.gpu.empty() || !s.gpu_memory.empty(); }
-
 PredictAnswer answer(const PredictSettings& s, const std::vector<RecipeSpec>& specs,
                      const ModelGeometry& model) {
   const Workload workload{s.prompt, s.generated, s.chunk};
@@ -61,7 +55,7 @@ PredictAnswer answer(const PredictSettings& s, const std::vector<RecipeSpec>& sp
   const Calibration* measured = calibration ? &*calibration : nullptr;
   PredictAnswer out;
   if (calibration) out.calibrated_on = calibration->where();
-  if (asks_what_fits(s)) {
+  if (s.asks_what_fits()) {
     out.memory = fixed_memory(model, workload, s.deployment);
     if (out.memory->left > 0)
       out.vllm = vllm_figures(model, workload, s.kv_bytes, out.memory->left, s.deployment.tp);
@@ -82,13 +76,8 @@ void list_models() {
   for (const std::string& name : known_models()) fmt::print("{}\n", name);
 }
 
-void read_deployment(PredictSettings& s, const CLI::App& sub) {
-  if (!s.kv_dtype.empty()) s.kv_bytes = kv_dtype_bytes(s.kv_dtype);
-  if (!s.gpu.empty()) s.deployment.gpu_memory = gpu_memory(s.gpu);
-  if (!s.gpu_memory.empty())
-    s.deployment.gpu_memory = parse_gpu_memory(s.gpu_memory, "--gpu-memory");
-  if (!s.reserve.empty()) s.deployment.reserve = parse_gpu_memory(s.reserve, "--reserve");
-  if (asks_what_fits(s)) return;
+void refuse_half_a_question(const PredictSettings& s, const CLI::App& sub) {
+  if (s.asks_what_fits()) return;
   for (const char* name : {"--gpu-utilization", "--reserve", "--tp", "--batch", "--weight-dtype"}) {
     if (sub.count(name) > 0)
       throw ConfigError(fmt::format("predict: {} requires --gpu-memory or --gpu", name));
@@ -99,7 +88,8 @@ void run(const PredictSettings& given, const CLI::App& sub, const Context& conte
   PredictSettings s = given;
   if (s.model == "?") return list_models();
   if (s.prompt == 0) throw ConfigError("predict: --prompt is required (see kvspan predict --help)");
-  read_deployment(s, sub);
+  read_deployment(s);
+  refuse_half_a_question(s, sub);
   const ModelGeometry model = load_model(s.model);
   if (model.latent && s.layout == "query_head") {
     throw ConfigError(
@@ -157,39 +147,17 @@ void add_predict(CLI::App& app, const Context& context) {
                   "Result of kvspan run: measured shares for policies that depend on content")
       ->transform(input_file())
       ->type_name("RESULT.json");
-  CLI::Option* kv_bytes = sub->add_option("--kv-bytes", s->kv_bytes, "Bytes of one stored element")
-                              ->check(CLI::Range(1, 16))
-                              ->type_name("B");
-  sub->add_option("--kv-dtype", s->kv_dtype, "The same by the name of a format (fp16, fp8, ...)")
-      ->excludes(kv_bytes)
-      ->type_name("NAME");
+  add_kv_options(*sub, *s);
   sub->add_option("--prefill", s->prefill, "When a runtime compresses")
       ->check(CLI::IsMember({"whole", "layerwise"}))
       ->type_name("whole|layerwise");
   sub->add_option("--layout", s->layout, "Storage layout that bytes are counted in")
       ->type_name("NAME");
   sub->add_option("--out", s->out, "Result as JSON")->transform(output_file())->type_name("FILE");
-  CLI::Option* memory =
-      sub->add_option("--gpu-memory", s->gpu_memory, "What fits into a GPU of this much memory?")
-          ->type_name("SIZE");
-  sub->add_option("--gpu", s->gpu,
-                  "The same by its name (H100, A100-80GB, ...): what it really has")
-      ->excludes(memory)
-      ->type_name("NAME");
-  sub->add_option("--gpu-utilization", s->deployment.utilization, "Share of it that may be used")
-      ->capture_default_str()
-      ->type_name("SHARE");
-  sub->add_option("--reserve", s->reserve, "Of that share, what the runtime itself takes")
-      ->type_name("SIZE");
-  sub->add_option("--tp", s->deployment.tp, "GPUs that share every layer (tensor parallelism)")
-      ->check(at_least(1))
-      ->type_name("K");
+  add_gpu_options(*sub, *s);
   sub->add_option("--batch", s->deployment.batch, "Requests at a time")
       ->check(CLI::Range(1, 1000000))
       ->type_name("B");
-  sub->add_option("--weight-dtype", s->deployment.weight_dtype,
-                  "Format of the weights; default: the checkpoint's")
-      ->type_name("NAME");
   sub->footer(R"help(
 Examples:
   kvspan predict --model Llama-3.1-8B --prompt 131072 --gen 128 --chunk 32768

@@ -9,19 +9,18 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "cli/deployment_options.h"
 #include "sim/models/model_geometry.h"
 #include "sim/predict/analytic.h"
 #include "sim/predict/capacity.h"
 
 namespace kvspan::cli {
 
-struct PredictSettings {
+struct PredictSettings : DeploymentSettings {
   std::string model;
-  std::int64_t prompt = 0, generated = 0, chunk = 0, kv_bytes = 2;
+  std::int64_t prompt = 0, generated = 0, chunk = 0;
   std::vector<std::string> policies, budgets;
-  std::string prefill = "whole", layout = "ideal", out, kv_dtype, calibrate;
-  std::string gpu_memory, gpu, reserve;  // the first two empty: what fits is not asked
-  Deployment deployment;
+  std::string prefill = "whole", layout = "ideal", out, calibrate;
 };
 
 // One prediction a policy, and what fits if that was asked.

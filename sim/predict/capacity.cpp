@@ -278,6 +278,13 @@ VllmFigures vllm_figures(const ModelGeometry& model, const Workload& workload, C
   return out;
 }
 
+RequestBytes request_bytes(const RecipeSpec& spec, const ModelGeometry& model,
+                           const Workload& workload, const Accounting& accounting, Count tp,
+                           const Calibration* calibration) {
+  const Request r = Sizer(spec, model, accounting, tp, calibration).request(workload);
+  return {r.peak, r.waiting, r.prediction.basis};
+}
+
 Capacity capacity_of(const RecipeSpec& spec, const ModelGeometry& model, const Workload& workload,
                      const Accounting& accounting, const Deployment& deployment,
                      const Calibration* calibration) {

@@ -78,6 +78,17 @@ struct VllmFigures {
 [[nodiscard]] VllmFigures vllm_figures(const ModelGeometry& model, const Workload& workload,
                                        std::int64_t kv_bytes, std::int64_t left, std::int64_t tp);
 
+// Bytes of one request, with the state of recurrent layers, on one of `tp` GPUs.
+struct RequestBytes {
+  std::int64_t peak = 0;    // at any time
+  std::int64_t decode = 0;  // in decode; without generated tokens, the same
+  Basis basis = Basis::closed_form;
+};
+// calibration: as for capacity_of(). Errors: ConfigError as of predict().
+[[nodiscard]] RequestBytes request_bytes(const RecipeSpec& spec, const ModelGeometry& model,
+                                         const Workload& workload, const Accounting& accounting,
+                                         std::int64_t tp, const Calibration* calibration);
+
 // What one policy makes of what is left. Where its prediction is an upper bound, so are the bytes;
 // contexts and batches are lower bounds then, and what does not fit may fit.
 struct Capacity {

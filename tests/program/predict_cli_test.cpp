@@ -163,6 +163,47 @@ TEST_CASE("every field of predict's result is documented", "[cli]") {
   }
 }
 
+TEST_CASE("plan serves a stream of requests, and every field of its result is documented",
+          "[cli]") {
+  const Folder folder;
+  std::ofstream(folder / "m.jsonl")
+      << R"({"timestamp": 0, "input_length": 1000, "output_length": 30, "hash_ids": [1, 2]})"
+      << '\n'
+      << R"({"timestamp": 900, "input_length": 900, "output_length": 0, "hash_ids": [1, 3]})"
+      << '\n';
+  const std::string model = "plan --quiet --model Llama-3.1-8B --gpus 2 --tp 2 --gpu H100 ";
+  const Outcome result = program(
+      model + "--requests " + (folder / "m.jsonl") +
+      " --share-prefixes --find-rate --policy full --policy snapkv --out " + (folder / "p.json"));
+  REQUIRE(result.code == 0);
+  CHECK_THAT(result.text, Contains("1 replica of 2") && Contains("26.9 % of prompt tokens"));
+  const nlohmann::json json = read_json(folder / "p.json");
+  // 128 KiB a token, half of it on each GPU: 1,030 tokens in blocks of 16; the other came while it
+  // was generated, and brought 912 - 512.
+  CHECK(json["policies"][0]["resident_bytes"]["max"] == (1040 + 400) * 65536.0);
+  CHECK(json["policies"][0]["completed"] == 2);
+  std::set<std::string> keys;
+  collect(json, keys);
+  const std::string documented = read_text(KVSPAN_TESTS_DIR "/../sim/fleet/README.md") +
+                                 read_text(KVSPAN_TESTS_DIR "/../sim/predict/README.md");
+  for (const std::string& key : keys) {
+    INFO(key);
+    CHECK(documented.find(key) != std::string::npos);
+  }
+  const auto refused = [&](const std::string& options, int code, const std::string& what) {
+    const Outcome wrong = program(options);
+    CHECK(wrong.code == code);
+    CHECK_THAT(wrong.text, Contains(what));
+  };
+  refused(model, 2, "give --requests FILE, or --prompt");
+  refused(model + "--prompt many", 2, "--prompt: found 'many'");
+  refused("plan --model Llama-3.1-8B --prompt 10", 2, "--gpu or --gpu-memory is required");
+  refused("plan --model Llama-3.1-8B --prompt 10 --gpu H100 --gpus 3 --tp 2", 2,
+          "multiple of --tp");
+  refused("plan --model Llama-3.1-70B --prompt 10 --gpu T4", 6, "leave no memory for KV");
+  refused(model + "--requests " + trace("README.md"), 3, "expected the columns");
+}
+
 TEST_CASE("a GPU is given by its name or its size, with a unit", "[cli]") {
   const Folder folder;
   const std::string predict =
