@@ -22,6 +22,7 @@
 #include "sim/report/json.h"
 #include "sim/report/lifetimes_writer.h"
 #include "sim/report/means.h"
+#include "sim/report/perfetto.h"
 #include "sim/report/svg.h"
 #include "sim/report/table.h"
 #include "sim/report/terminal_chart.h"
@@ -37,7 +38,7 @@ struct RunSettings {
   std::vector<std::string> policies;
   std::vector<std::string> budgets;
   std::string evict_point, fidelity = "all", match, prefill = "whole", layout = "ideal";
-  std::string out, csv, lifetimes, timeline, svg;
+  std::string out, csv, lifetimes, timeline, svg, perfetto;
   EngineOptions engine;
   bool quiet = false;
   bool chart = false, no_chart = false, no_timeline = false;
@@ -100,6 +101,7 @@ void write_files(std::span<const RunReport> reports, const RunSettings& s, Outpu
   });
   outputs.write_text("--csv", [&] { return to_csv(reports); });
   outputs.write_text("--svg", [&] { return memory_svg(first); });
+  outputs.write_text("--perfetto", [&] { return perfetto_trace(first); });
 }
 
 void print_reports(std::span<const RunReport> reports, const RunSettings& s) {
@@ -171,7 +173,7 @@ void check_cells(const RunSettings& s) {
   if (s.cells() == 1) return;
   for (const auto& [option, path] :
        {std::pair("--lifetimes", s.lifetimes), std::pair("--timeline", s.timeline),
-        std::pair("--svg", s.svg)}) {
+        std::pair("--svg", s.svg), std::pair("--perfetto", s.perfetto)}) {
     if (path.empty()) continue;
     throw ConfigError(
         fmt::format("{}: found {} traces and {} chunk sizes, expected one of each; --out and --csv "
@@ -197,7 +199,8 @@ void run(const RunSettings& s, const Context& context) {
                    {"--csv", s.csv},
                    {"--lifetimes", s.lifetimes, false},
                    {"--timeline", s.timeline, false},
-                   {"--svg", s.svg}},
+                   {"--svg", s.svg},
+                   {"--perfetto", s.perfetto}},
                   inputs);
   std::vector<RunReport> reports;
   std::exception_ptr stopped;
@@ -292,6 +295,10 @@ void add_run(CLI::App& app, const Context& context) {
       ->type_name("FILE");
   sub->add_option("--svg", s->svg,
                   "Picture: memory over time, and footprint against retained attention")
+      ->transform(output_file())
+      ->type_name("FILE");
+  sub->add_option("--perfetto", s->perfetto,
+                  "Memory over time as counters for ui.perfetto.dev, a row a millisecond")
       ->transform(output_file())
       ->type_name("FILE");
   sub->add_flag("--quiet", s->quiet, "No progress on stderr");

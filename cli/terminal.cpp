@@ -84,7 +84,7 @@ void Progress::operator()(double done, const std::string& what) {
   const double elapsed = now() - begin_;
   if (!terminal_ && shown_ < 0 && elapsed < 2) return;  // short work says nothing
   shown_ = percent;
-  const double left = done > 0 ? elapsed / done - elapsed : 0;
+  const double left = done > 0 && done < 1 ? elapsed / done - elapsed : 0;
   if (terminal_) {
     constexpr int kWidth = 30;
     const int filled = percent * kWidth / 100;

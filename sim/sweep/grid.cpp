@@ -177,6 +177,12 @@ Grid make_grid(const Plan& plan, std::size_t most) {
     for (std::size_t p = 0; p < specs; p += at_once)
       grid.units.push_back(unit_of(plan, grid, first + p, std::min(at_once, specs - p)));
   }
+  std::vector<Unit*> by_cost;
+  for (Unit& unit : grid.units) by_cost.push_back(&unit);
+  std::sort(by_cost.begin(), by_cost.end(), [](const Unit* a, const Unit* b) {
+    return std::tuple(-a->cost, a->id) < std::tuple(-b->cost, b->id);
+  });
+  for (std::size_t i = 0; i < by_cost.size(); ++i) by_cost[i]->place = i;
   // The traces in the order of their costs: a node that takes units in this order maps few files,
   // and ends with small ones.
   std::stable_sort(grid.units.begin(), grid.units.end(), [&](const Unit& a, const Unit& b) {

@@ -3,6 +3,7 @@
 // met its files. Whoever has the plan has the cells, without traces.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -76,7 +77,8 @@ struct Unit {
   std::uint64_t id = 0;  // of the ids of its cells
   std::size_t setting = 0;
   std::vector<std::size_t> cells;
-  double cost = 0;  // relative to other units
+  double cost = 0;        // relative to other units
+  std::size_t place = 0;  // from the costliest unit, equal ones by id: who gets it
 };
 
 struct Grid {
@@ -98,7 +100,11 @@ struct Grid {
 struct Shard {
   std::size_t index = 0, count = 1;
   std::string source;  // "--shard", "OpenMPI", ...; empty: the whole sweep
-  [[nodiscard]] bool has(const Unit& unit) const { return unit.id % count == index; }
+  // Units are dealt forth and back, 0 1 2 2 1 0 0 ..: parts cost about the same.
+  [[nodiscard]] bool has(const Unit& unit) const {
+    const std::size_t turn = unit.place % (2 * count);
+    return std::min(turn, 2 * count - 1 - turn) == index;
+  }
 };
 // "2/16" (from 1), or "auto": rank and size in the variables of OpenMPI, other MPIs (PMI), a step
 // of Slurm, and the index of a Slurm array, which multiply. Errors: ConfigError.

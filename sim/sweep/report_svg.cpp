@@ -31,8 +31,25 @@ bool crosses(const Curve& curve) {
   return curve.footprint.kind == Kind::exact || curve.footprint.kind == Kind::below;
 }
 
+struct Featured {
+  std::string method;
+  std::string label;  // with the methods whose curves are the same
+};
+
+// All points of a method, as a text.
+std::string curves_of(const SweepReport& report, const std::string& method) {
+  std::string text;
+  for (const Curve& curve : report.curves) {
+    if (curve.method != method) continue;
+    text += fmt::format("{} {}:", curve.trace, curve.group);
+    for (const CurvePoint& p : curve.points)
+      text += fmt::format(" {:.6f} {:.6f}", p.footprint, p.retained);
+  }
+  return text;
+}
+
 // The methods with the best mean place over the panels, best first.
-std::vector<std::string> featured_methods(const SweepReport& report) {
+std::vector<Featured> featured_methods(const SweepReport& report) {
   std::map<std::pair<std::size_t, std::size_t>, std::vector<const Curve*>> panels;
   for (const Curve& curve : report.curves) {
     if (!curve.bound) panels[{curve.trace, curve.group}].push_back(&curve);
@@ -56,15 +73,23 @@ std::vector<std::string> featured_methods(const SweepReport& report) {
       order.emplace_back(place.first / static_cast<double>(place.second), method);
   }
   std::sort(order.begin(), order.end());
-  std::vector<std::string> out;
-  for (std::size_t i = 0; i < std::min(kFeatured, order.size()); ++i)
-    out.push_back(order[i].second);
+  std::vector<Featured> out;
+  std::map<std::string, std::size_t> known;
+  for (const auto& [place, method] : order) {
+    const auto [at, fresh] = known.try_emplace(curves_of(report, method), out.size());
+    if (!fresh)
+      out[at->second].label += ", " + method;
+    else if (out.size() < kFeatured)
+      out.push_back({method, method});
+    else
+      known.erase(at);
+  }
   return out;
 }
 
 class Panel {
  public:
-  Panel(svg::Canvas& canvas, const SweepReport& report, const std::vector<std::string>& featured,
+  Panel(svg::Canvas& canvas, const SweepReport& report, const std::vector<Featured>& featured,
         const Box& plot)
       : canvas_(canvas), report_(report), featured_(featured), plot_(plot) {}
 
@@ -91,7 +116,8 @@ class Panel {
 
  private:
   [[nodiscard]] std::size_t place_of(const Curve& curve) const {
-    const auto at = std::find(featured_.begin(), featured_.end(), curve.method);
+    const auto at = std::find_if(featured_.begin(), featured_.end(),
+                                 [&](const Featured& f) { return f.method == curve.method; });
     return static_cast<std::size_t>(at - featured_.begin());
   }
 
@@ -171,14 +197,14 @@ class Panel {
 
   svg::Canvas& canvas_;
   const SweepReport& report_;
-  const std::vector<std::string>& featured_;
+  const std::vector<Featured>& featured_;
   Box plot_;
   double right_ = 1, bottom_ = 0;
 };
 
 // The featured methods with their critical footprint in every panel. Returns where it ends.
 double draw_key(svg::Canvas& canvas, const SweepReport& report, const std::vector<Front>& panels,
-                const std::vector<std::string>& featured, double top, double width) {
+                const std::vector<Featured>& featured, double top, double width) {
   constexpr double kRow = 19, kSize = 12, kColumn = 86;
   const double numbers = width - 28 - kColumn * static_cast<double>(panels.size() - 1);
   canvas.text(kLeft + 44, top, "start", 11, svg::kFaint, "smallest critical footprints");
@@ -192,11 +218,11 @@ double draw_key(svg::Canvas& canvas, const SweepReport& report, const std::vecto
     canvas.line(kLeft, at - 4, kLeft + 34, at - 4, svg::kPalette[i], 2);
     canvas.dot(kLeft + 17, at - 4, 3.5, svg::kPalette[i], svg::kPaper, 0.8);
     canvas.text(kLeft + 44, at, "start", kSize, svg::kInk,
-                svg::fitted(featured[i], kSize, numbers - kColumn - kLeft - 60));
+                svg::fitted(featured[i].label, kSize, numbers - kColumn - kLeft - 60));
     for (std::size_t p = 0; p < panels.size(); ++p) {
       for (const Curve& curve : report.curves) {
         if (curve.trace != panels[p].trace || curve.group != panels[p].group ||
-            curve.method != featured[i])
+            curve.method != featured[i].method)
           continue;
         canvas.text(numbers + kColumn * static_cast<double>(p), at, "end", kSize, svg::kInk,
                     share_text(curve.footprint));
@@ -212,7 +238,7 @@ double draw_key(svg::Canvas& canvas, const SweepReport& report, const std::vecto
 }  // namespace
 
 std::string to_svg(const SweepReport& report, const Plan& plan) {
-  const std::vector<std::string> featured = featured_methods(report);
+  const std::vector<Featured> featured = featured_methods(report);
   std::vector<Front> panels(report.fronts.begin(),
                             report.fronts.begin() + static_cast<std::ptrdiff_t>(std::min(
                                                         kMostPanels, report.fronts.size())));

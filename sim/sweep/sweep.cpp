@@ -207,7 +207,7 @@ class Work {
     show();
   }
   void show() const {
-    if (watch_.progress) watch_.progress({counts_, done_ / cost_});
+    if (watch_.progress) watch_.progress({counts_, std::min(1.0, done_ / cost_)});
   }
 
   const Plan& plan_;

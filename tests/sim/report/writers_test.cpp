@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/report/lifetimes_writer.h"
+#include "sim/report/perfetto.h"
 #include "sim/report/timeline_writer.h"
 #include "sim/trace/safetensors.h"
 #include "tests/support/fake_report.h"
@@ -41,6 +42,32 @@ std::vector<T> values(const TensorSet& tensors, const std::string& name) {
 }
 
 }  // namespace
+
+TEST_CASE("a trace of events has each run's memory as counters", "[report]") {
+  const RunReport report = small_report();
+  const json trace = json::parse(kvspan::perfetto_trace(report));
+  // full comes first, and holds both layers' and heads' entries, one more a row, until the end.
+  std::vector<std::int64_t> resident, rows, slices;
+  std::size_t processes = 0;
+  for (const json& event : trace["traceEvents"]) {
+    processes += event["name"] == "process_name" ? 1 : 0;
+    if (event["pid"] != 1) continue;
+    if (event["name"] == "process_name") CHECK(event["args"]["name"] == "full");
+    if (event["ph"] == "X") slices.push_back(event["dur"]);
+    if (event["name"] != "entries") continue;
+    rows.push_back(event["ts"]);
+    resident.push_back(event["args"]["resident"]);
+  }
+  CHECK(processes == 4);
+  REQUIRE(resident.size() == 65);
+  for (std::size_t row = 0; row < 64; ++row) {
+    CHECK(rows[row] == static_cast<std::int64_t>(1000 * row));
+    CHECK(resident[row] == static_cast<std::int64_t>(4 * (row + 1)));
+  }
+  CHECK(rows.back() == 64'000);
+  CHECK(resident.back() == 0);
+  CHECK(slices == std::vector<std::int64_t>{48'000, 16'000});  // one prefill pass, decoding
+}
 
 TEST_CASE("lifetimes come back as they were written", "[report][lifetimes]") {
   RunReport report = small_report();

@@ -125,6 +125,20 @@ TEST_CASE("every combination of every list is a cell, counted without a replay e
   std::multiset<std::size_t> cells;
   for (const Unit& unit : grid.units) cells.insert(unit.cells.begin(), unit.cells.end());
   for (std::size_t i = 0; i < grid.cells.size(); ++i) CHECK(cells.count(i) == 1);
+  // Five parts share 32 units, and their costs differ by no more than the costliest unit's.
+  std::map<std::size_t, std::size_t> units;
+  std::map<std::size_t, double> costs;
+  for (const Unit& unit : grid.units) {
+    for (std::size_t part = 0; part < 5; ++part) {
+      if (!Shard{part, 5, "test"}.has(unit)) continue;
+      ++units[part];
+      costs[part] += unit.cost;
+    }
+  }
+  CHECK(units == std::map<std::size_t, std::size_t>{{0, 7}, {1, 7}, {2, 6}, {3, 6}, {4, 6}});
+  const auto [least, most] = std::minmax_element(
+      costs.begin(), costs.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  CHECK(most->second - least->second <= grid.units.front().cost);
   // The costly trace first, so that a sweep does not end with it.
   CHECK(plan.traces[grid.settings[grid.units.front().setting].trace].tokens == 12);
 }
