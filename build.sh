@@ -369,7 +369,8 @@ run_test() {
       kvspan_cli_tests kvspan_twin_selfcheck kvspan_gui_tests)
     tests=(-LE '^input$')
     check dev -D KVSPAN_GUI=ON
-    targets=(kvspan_input_tests kvspan_tracegen_input_tests kvspan_fuzz_replay kvspan_gguf_fuzz_replay)
+    targets=(kvspan_input_tests kvspan_tracegen_input_tests kvspan_fuzz_replay kvspan_gguf_fuzz_replay
+      kvspan_sweep_fuzz_replay)
     tests=(-L '^input$')
     check asan
     unset targets tests
