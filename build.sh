@@ -18,10 +18,10 @@ model=build/release/models/minimind2-small
 cuda_module=build/release/cli/kvspan_cuda.so
 
 # Debian and Ubuntu packages, by what needs them.
-headless_packages=(g++ cmake ninja-build libeigen3-dev libfmt-dev libtbb-dev libhwy-dev libssl-dev
-  nlohmann-json3-dev libcli11-dev pkg-config libdnnl-dev libpcre2-dev libutf8proc-dev)
+headless_packages=(g++ cmake ninja-build libboost-dev libeigen3-dev libfmt-dev libtbb-dev libhwy-dev
+  libssl-dev nlohmann-json3-dev libcli11-dev pkg-config libdnnl-dev libpcre2-dev libutf8proc-dev)
 viewer_packages=(qt6-base-dev qt6-charts-dev qt6-svg-dev libqt6opengl6-dev fonts-dejavu-core)
-test_packages=(catch2 libboost-dev clang-format-16)
+test_packages=(catch2 clang-format-16)
 deep_packages=(libbenchmark-dev clang-16 libclang-rt-16-dev clang-tidy-16)
 
 usage() {

@@ -27,6 +27,7 @@
 #include "sim/report/table.h"
 #include "sim/report/terminal_chart.h"
 #include "sim/report/timeline_writer.h"
+#include "sim/report/tradeoff_svg.h"
 #include "sim/run/run.h"
 
 namespace kvspan::cli {
@@ -38,9 +39,10 @@ struct RunSettings {
   std::vector<std::string> policies;
   std::vector<std::string> budgets;
   std::string evict_point, fidelity = "all", match, prefill = "whole", layout = "ideal";
-  std::string out, csv, lifetimes, timeline, svg, perfetto;
+  std::string out, csv, lifetimes, timeline, svg, tradeoff, perfetto;
   EngineOptions engine;
   bool quiet = false;
+  bool regret = false;
   bool chart = false, no_chart = false, no_timeline = false;
   [[nodiscard]] std::size_t cells() const { return traces.size() * chunks.size(); }
 };
@@ -69,6 +71,7 @@ RunRequest request_of(const RunSettings& s, const Context& context) {
                               [](const std::string& text) { return text == "all"; });
   request.evict_point = s.evict_point;
   if (!s.match.empty()) request.match = parse_match(s.match);
+  request.regret = s.regret;
   request.command = context.command;
   request.lifetimes_path = s.lifetimes;
   request.timeline_path = s.timeline;
@@ -101,6 +104,7 @@ void write_files(std::span<const RunReport> reports, const RunSettings& s, Outpu
   });
   outputs.write_text("--csv", [&] { return to_csv(reports); });
   outputs.write_text("--svg", [&] { return memory_svg(first); });
+  outputs.write_text("--tradeoff", [&] { return tradeoff_svg(first); });
   outputs.write_text("--perfetto", [&] { return perfetto_trace(first); });
 }
 
@@ -130,6 +134,8 @@ RunReport replay_all(const Trace& trace, const RunRequest& request, const Output
                      const std::string& what, bool quiet) {
   Progress progress(what, quiet);
   RunWatch watch;
+  Progress optima("solving", quiet);
+  watch.solving = [&](double done) { optima(done); };
   watch.cancelled = [] { return interrupted(); };
   watch.progress = [&](const RunBatch& /*all*/, double done) { progress(done); };
   watch.begins = [&](const RunOutline& outline) {
@@ -173,7 +179,8 @@ void check_cells(const RunSettings& s) {
   if (s.cells() == 1) return;
   for (const auto& [option, path] :
        {std::pair("--lifetimes", s.lifetimes), std::pair("--timeline", s.timeline),
-        std::pair("--svg", s.svg), std::pair("--perfetto", s.perfetto)}) {
+        std::pair("--svg", s.svg), std::pair("--tradeoff", s.tradeoff),
+        std::pair("--perfetto", s.perfetto)}) {
     if (path.empty()) continue;
     throw ConfigError(
         fmt::format("{}: found {} traces and {} chunk sizes, expected one of each; --out and --csv "
@@ -200,6 +207,7 @@ void run(const RunSettings& s, const Context& context) {
                    {"--lifetimes", s.lifetimes, false},
                    {"--timeline", s.timeline, false},
                    {"--svg", s.svg},
+                   {"--tradeoff", s.tradeoff},
                    {"--perfetto", s.perfetto}},
                   inputs);
   std::vector<RunReport> reports;
@@ -263,6 +271,10 @@ void add_run(CLI::App& app, const Context& context) {
                   "Tune every budget to footprint=X, peak_bytes=X or retained=X: with retained=90% "
                   "the footprint is the critical footprint at 90 %. full runs along as it is")
       ->type_name("WHAT=X");
+  sub->add_flag(
+      "--regret", s->regret,
+      "Compare each run with the best that any eviction policy could do at its occupancy, "
+      "which takes seconds to minutes");
   sub->add_option("--prefill", s->prefill,
                   "When a runtime compresses: after all layers, or layer by layer")
       ->check(CLI::IsMember({"whole", "layerwise"}))
@@ -297,6 +309,11 @@ void add_run(CLI::App& app, const Context& context) {
                   "Picture: memory over time, and footprint against retained attention")
       ->transform(output_file())
       ->type_name("FILE");
+  sub->add_option("--tradeoff", s->tradeoff,
+                  "Large picture: footprint against retained attention, every run by name; with "
+                  "--regret the frontier that no eviction policy crosses")
+      ->transform(output_file())
+      ->type_name("FILE");
   sub->add_option("--perfetto", s->perfetto,
                   "Memory over time as counters for ui.perfetto.dev, a row a millisecond")
       ->transform(output_file())
@@ -311,6 +328,7 @@ Examples:
   kvspan run TRACE --policy "h2o(heavy=64,recent=64)" --policy "streaming_llm(sinks=4,window=124)" --prompt 512
   kvspan run TRACE --policy "chunked(snapkv(budget=10%),variant=patched)" --chunk 512
   kvspan run TRACE --policy snapkv --policy h2o --policy tova --match footprint=40%
+  kvspan run TRACE --policy all --budget 20% --prompt 512 --regret
   kvspan run TRACE TRACE TRACE --policy full --policy snapkv --budget 10%,20% --chunk 128,512 --csv all.csv)help");
   sub->callback([s, &context] { run(*s, context); });
 }

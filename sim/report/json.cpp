@@ -197,6 +197,11 @@ json figures_json(const RunReport& report, const RunResult& run) {
   }
   for (const auto& [name, peak] : metrics.layouts) result["layouts"][name] = peak_json(peak);
   if (run.match) result["match"] = match_json(*run.match);
+  if (run.regret) {
+    result["optimum"] = {{"retained_mass", number(run.regret->optimum)},
+                         {"regret", number(run.regret->regret)},
+                         {"footprint", number(run.regret->footprint)}};
+  }
   return result;
 }
 
@@ -233,6 +238,14 @@ json root_json(const RunReport& report) {
 
 json to_json(const RunReport& report, Timelines timelines) {
   json root = root_json(report);
+  if (!report.frontier.empty()) {
+    json& frontier =
+        root["frontier"] = {{"footprint", json::array()}, {"retained_mass", json::array()}};
+    for (const FrontierPoint& point : report.frontier) {
+      frontier["footprint"].push_back(number(point.footprint));
+      frontier["retained_mass"].push_back(number(point.retained));
+    }
+  }
   root["runs"] = json::array();
   for (const RunResult& run : report.runs) {
     json result = figures_json(report, run);

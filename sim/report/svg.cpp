@@ -51,7 +51,7 @@ std::string memory_svg(const RunReport& report) {
   double end = memory.bottom + 76;
   if (!series.empty() && report.trace.tokens > 0) {
     svg::draw_memory(canvas, report, series, memory);
-    svg::draw_retained(canvas, series, retained);
+    svg::draw_retained(canvas, series, retained, {report.frontier});
     end = svg::draw_legend(canvas, series, kMargin, kWidth - kMargin, end);
   }
   const bool intervals = std::any_of(series.begin(), series.end(), [](const svg::Series& s) {
@@ -60,6 +60,7 @@ std::string memory_svg(const RunReport& report) {
   canvas.text(kMargin, end + 30, "start", 11, svg::kFaint,
               std::string("dots on the left: peaks; hollow on the right: bounds, which read the "
                           "future; retained attention is a proxy, not accuracy") +
+                  (report.frontier.empty() ? "" : "; shaded: beyond any eviction policy") +
                   (intervals ? "; lines above dots: what a score trace leaves open" : ""));
   canvas.text(kWidth - kMargin, end + 30, "end", 11, svg::kFaint,
               fmt::format("kvspan {}", build_info().version));

@@ -153,6 +153,17 @@ class Columns {
          {},
          ">= and at most: a score trace stores the largest probabilities of a row only"},
         upper_share(&MassUpper::mean), 2);
+    add(
+        {{"regret", "against", "optimum"},
+         {},
+         "regret: what the best eviction, knowing the future, would retain more with no more "
+         "entries after any pass, points"},
+        [](const RunResult& r) { return r.regret ? Share(r.regret->regret) : std::nullopt; }, 2);
+    add(
+        {{"optimum's", "footprint", "%"},
+         {},
+         "optimum's footprint: the least at which so much can be retained"},
+        [](const RunResult& r) { return r.regret ? Share(r.regret->footprint) : std::nullopt; }, 1);
     add({{"retained", "attention", "p5 %"}, {}, "p5: 5 % of the rows reach less", 3},
         phase_share(&PhaseFidelity::mass_p5, false), 2);
     mark_lower_bounds(upper_share(&MassUpper::p5));

@@ -26,6 +26,7 @@ struct RunRequest {
   bool layerwise = false;  // see Accounting
   std::string layout = "ideal";
   std::optional<MatchTarget> match;
+  bool regret = false;  // compare with the optimum, see regret.h
   // For the report.
   std::vector<std::string> command;
   std::string lifetimes_path, timeline_path;  // empty: not written
@@ -52,7 +53,8 @@ struct RunWatch {
   std::function<void(const RunOutline&)> begins;
   // done: share of the batch, from any thread.
   std::function<void(const RunBatch&, double done)> progress;
-  std::function<bool()> cancelled;  // polled; true ends the run with Interrupted
+  std::function<void(double done)> solving;  // of the optima that regrets are taken against
+  std::function<bool()> cancelled;           // polled; true ends the run with Interrupted
   // Given, policies are replayed in batches of 1, 2, 4, ...: the first one is there at once, and
   // attention, which a batch shares, is computed a few times at most. Sees all that is finished.
   std::function<void(const RunReport&, const RunBatch&)> grown;

@@ -37,6 +37,17 @@ struct RunResult {
     std::optional<double> upper, least_footprint;
   };
   std::optional<Match> match;  // absent: not tuned
+  // Against the best that any eviction policy could do that knows the future (regret.h).
+  struct Regret {
+    double optimum = 0;    // retained attention at this run's own occupancy after every pass
+    double regret = 0;     // optimum - this run's
+    double footprint = 0;  // the smallest at which so much could be retained as this run did
+  };
+  std::optional<Regret> regret;  // absent: not asked for, or the run alters keys or values
+};
+
+struct FrontierPoint {
+  double footprint = 0, retained = 0;
 };
 
 struct RunReport {
@@ -47,6 +58,8 @@ struct RunReport {
   Accounting accounting;
   std::vector<RunResult> runs;
   std::string lifetimes_path, timeline_path;  // empty: not written
+  // The most that can be retained at a footprint, ascending; empty: regrets were not asked for.
+  std::vector<FrontierPoint> frontier;
 };
 
 }  // namespace kvspan

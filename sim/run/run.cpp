@@ -9,6 +9,7 @@
 #include "sim/base/error.h"
 #include "sim/base/text.h"
 #include "sim/policy/registry.h"
+#include "sim/run/regret.h"
 #include "sim/trace/trace_tools.h"
 
 namespace kvspan {
@@ -150,6 +151,7 @@ RunReport run(const Trace& trace, const RunRequest& request, const RunWatch& wat
   const Entrants entrants = enter(trace, geometry_of(trace, options), request, outline);
   outline.policies = entrants.specs.size();
   outline.memory = plan_memory(trace, entrants.lineup, options);
+  if (request.regret) refuse_regrets(trace, options);
   if (watch.begins) watch.begins(outline);
 
   RunReport report = empty_report(trace, request, entrants.lineup.geometry);
@@ -169,6 +171,13 @@ RunReport run(const Trace& trace, const RunRequest& request, const RunWatch& wat
     if (!watch.grown) continue;
     if (watch.cancelled && watch.cancelled()) throw Interrupted();
     watch.grown(report, batch);
+  }
+  if (request.regret) {
+    std::vector<char> inside;
+    for (const Policy& policy : entrants.lineup.policies)
+      inside.push_back(policy.alters_vectors || policy.demotes ? 0 : 1);
+    options.progress = watch.solving;
+    add_regrets(trace, options, inside, report);
   }
   return report;
 }

@@ -128,6 +128,43 @@ TEST_CASE("--evict-at a span and --match run on the bundled trace", "[cli]") {
     CHECK(run["footprint"].get<double>() <= 0.4);
 }
 
+TEST_CASE("the optimum of a trace, and regrets against it", "[cli]") {
+  const Folder folder;
+  const std::string t = trace("tiny-picture.safetensors");
+  const Outcome out = program("optimum " + t + " --budget 3,50%,3 --shared --reference --out " +
+                              (folder / "o.json"));
+  INFO(out.text);
+  REQUIRE(out.code == 0);
+  CHECK_THAT(out.text, Contains("optimum_global") && Contains("each proved best") &&
+                           Contains("equal Boost's min-cost flow"));
+  const nlohmann::json found = read_json(folder / "o.json");
+  REQUIRE(found["budgets"].size() == 2);
+  CHECK(found["budgets"][0]["entries"] == 3);
+  CHECK(found["budgets"][1]["budget"] == "50%");
+  CHECK(found["optimum_by_entries"].size() ==
+        found["budgets"][1]["entries"].get<std::size_t>() + 1);
+  CHECK(found["optimum_by_entries"][3] == found["budgets"][0]["optimum"]);
+  CHECK(found["frontier"]["retained_mass"].back().get<double>() == Approx(1));
+
+  const Outcome run = program("run " + t + " --policy tova --budget 4 --regret --tradeoff " +
+                              (folder / "t.svg") + " --out " + (folder / "r.json"));
+  INFO(run.text);
+  REQUIRE(run.code == 0);
+  CHECK_THAT(run.text, Contains("regret"));
+  CHECK_THAT(read_text(folder / "t.svg"), Contains("tova") && Contains("<polygon"));
+  const nlohmann::json result = read_json(folder / "r.json");
+  CHECK(result["runs"][0]["optimum"]["regret"].get<double>() >= 0);
+  CHECK(result["frontier"]["footprint"].size() > 2);
+
+  fails("optimum " + t + " --budget 99", 2, "expected at most the 12 of the trace");
+  fails("optimum " + t + " --budget 1MiB", 2, "tokens (94) or a share");
+  fails("optimum " + t + " --rows some", 2, "decode");
+  fails("optimum " + trace("smollm2-passkey.safetensors") + " --reference --quiet", 2,
+        "at most 512 entries, and there are 1880");
+  fails("optimum " + trace("tiny-scores.safetensors") + " --quiet", 3, "a qkv trace has them all");
+  fails("run " + t + " --policy full --regret --fidelity none", 2, "--regret: found --fidelity");
+}
+
 TEST_CASE("a fit says how good it is, and its weights run", "[cli]") {
   const Folder folder;
   const std::string from = "fit locret --train " + trace("smollm2-passkey.safetensors") + " --out ";

@@ -10,6 +10,13 @@
 namespace kvspan::svg {
 namespace {
 
+std::string points_text(const std::vector<std::pair<double, double>>& points) {
+  std::string text;
+  for (const auto& [x, y] : points) text += fmt::format("{:.1f},{:.1f} ", x, y);
+  if (!text.empty()) text.pop_back();
+  return text;
+}
+
 std::string dashed(std::string_view dash) {
   return dash.empty() ? "" : fmt::format(" stroke-dasharray=\"{}\"", dash);
 }
@@ -72,12 +79,15 @@ void Canvas::line(double x1, double y1, double x2, double y2, std::string_view c
                  x1, y1, x2, y2, colour, width, dashed(dash));
 }
 
+void Canvas::area(const std::vector<std::pair<double, double>>& corners, std::string_view fill) {
+  fmt::format_to(std::back_inserter(out_), "<polygon points=\"{}\" fill=\"{}\"/>\n",
+                 points_text(corners), fill);
+}
+
 void Canvas::curve(const std::vector<std::pair<double, double>>& points, std::string_view colour,
                    double width, std::string_view dash) {
-  std::string text;
-  for (const auto& [x, y] : points) text += fmt::format("{:.1f},{:.1f} ", x, y);
+  const std::string text = points_text(points);
   if (text.empty()) return;
-  text.pop_back();
   fmt::format_to(std::back_inserter(out_),
                  "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"{:.1f}\" "
                  "stroke-linejoin=\"round\"{}/>\n",

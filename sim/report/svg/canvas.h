@@ -29,6 +29,8 @@ class Canvas {
             std::string_view dash = "");
   void curve(const std::vector<std::pair<double, double>>& points, std::string_view colour,
              double width, std::string_view dash = "");
+  // Filled, without a line around it.
+  void area(const std::vector<std::pair<double, double>>& corners, std::string_view fill);
   void dot(double x, double y, double radius, std::string_view fill, std::string_view stroke,
            double width);
   // anchor: start, middle or end. A halo keeps text readable on top of lines.

@@ -17,10 +17,13 @@
 namespace kvspan::svg {
 namespace {
 
+constexpr std::string_view kBeyond = "#F1F0EC";  // what is out of reach
+
 class RetainedPanel {
  public:
-  RetainedPanel(Canvas& canvas, const std::vector<Series>& series, const Box& plot)
-      : canvas_(canvas), series_(series), plot_(plot) {
+  RetainedPanel(Canvas& canvas, const std::vector<Series>& series, const Box& plot,
+                const RetainedOptions& options)
+      : canvas_(canvas), series_(series), plot_(plot), options_(options) {
     for (const Series& s : series) {
       const double footprint = 100 * s.run->metrics.footprint;
       if (!s.retained || !(footprint > 0)) continue;
@@ -42,7 +45,9 @@ class RetainedPanel {
                 log_ ? "KV footprint, % of the full cache's (log scale)"
                      : "KV footprint, % of the full cache's",
                 "retained attention, mean % over " + rows_);
+    beyond_reach();
     grid();
+    frontier();
     draw_axes(canvas_, plot_);
     sweeps();
     merge();
@@ -61,16 +66,28 @@ class RetainedPanel {
     const auto [least, most] =
         std::minmax_element(dots_.begin(), dots_.end(),
                             [](const Dot& a, const Dot& b) { return a.footprint < b.footprint; });
-    const auto worst = std::min_element(dots_.begin(), dots_.end(), [](const Dot& a, const Dot& b) {
-      return a.retained < b.retained;
-    });
     log_ = most->footprint / least->footprint > 8;
     right_ = log_ ? most->footprint * 1.15 : std::max(1.05 * most->footprint, 1e-6);
     left_ = log_ ? least->footprint / 1.15 : 0;
-    const double spread = std::max(100 - worst->retained, 1.0);
-    bottom_ = std::max(-0.02 * spread, std::min(worst->retained, 100 - spread) - 0.1 * spread);
+    if (log_ && !options_.frontier.empty())
+      left_ = std::min(left_, 100 * options_.frontier.front().footprint / 1.15);
+    const double worst = worst_shown();
+    const double spread = std::max(100 - worst, 1.0);
+    bottom_ = std::max(-0.02 * spread, std::min(worst, 100 - spread) - 0.1 * spread);
     top_ = 100 + 0.06 * spread;
   }
+
+  // The lowest dot; with names not one that lies farther below the next than all others span: it
+  // is put on the lower edge, and its label says where it is.
+  [[nodiscard]] double worst_shown() const {
+    std::vector<double> sorted;
+    for (const Dot& dot : dots_) sorted.push_back(dot.retained);
+    std::sort(sorted.begin(), sorted.end());
+    const bool outlier =
+        options_.names && sorted.size() > 3 && sorted[1] - sorted[0] > sorted.back() - sorted[1];
+    return sorted[outlier ? 1 : 0];
+  }
+  [[nodiscard]] bool is_below(const Dot& dot) const { return dot.retained < bottom_; }
 
   [[nodiscard]] double x(double footprint) const {
     const double share = log_ ? std::log(footprint / left_) / std::log(right_ / left_)
@@ -78,7 +95,8 @@ class RetainedPanel {
     return plot_.left + share * plot_.width();
   }
   [[nodiscard]] double y(double retained) const {
-    return plot_.bottom - (retained - bottom_) / (top_ - bottom_) * plot_.height();
+    const double share = (std::max(retained, bottom_) - bottom_) / (top_ - bottom_);
+    return plot_.bottom - share * plot_.height();
   }
 
   void grid() {
@@ -101,6 +119,47 @@ class RetainedPanel {
     }
   }
 
+  // The frontier as far as the plot shows it, from its lower left end.
+  [[nodiscard]] std::vector<std::pair<double, double>> frontier_curve() const {
+    std::vector<std::pair<double, double>> curve;
+    for (const FrontierPoint& point : options_.frontier) {
+      const double at_x = x(100 * point.footprint);
+      const double at_y = y(100 * point.retained);
+      if (100 * point.retained < bottom_ || at_x < plot_.left || at_x > plot_.right) continue;
+      if (curve.empty()) curve.emplace_back(at_x, plot_.bottom);
+      curve.emplace_back(at_x, at_y);
+    }
+    return curve;
+  }
+
+  // What no eviction policy reaches.
+  void beyond_reach() {
+    std::vector<std::pair<double, double>> corners = frontier_curve();
+    if (corners.size() < 2) return;
+    const double right = corners.back().first;
+    corners.insert(corners.end(), {{right, plot_.top}, {plot_.left, plot_.top}});
+    corners.emplace_back(plot_.left, plot_.bottom);
+    canvas_.area(corners, kBeyond);
+  }
+
+  void frontier() {
+    const std::vector<std::pair<double, double>> curve = frontier_curve();
+    if (curve.size() < 2) return;
+    canvas_.curve(curve, kInk, 2);
+    for (std::size_t i = 1; i < curve.size(); ++i)
+      along(curve[i - 1].first, curve[i - 1].second, curve[i].first, curve[i].second, 0);
+    // Its name above it, where it is flat enough.
+    const double end = plot_.left + 0.44 * plot_.width();
+    const auto at = std::find_if(curve.begin(), curve.end() - 1,
+                                 [&](const auto& point) { return point.first >= end; });
+    std::string text = "the most that any eviction could retain";
+    if (text_width(text, 12) > at->first - plot_.left - 8) text = "best eviction";
+    const double baseline = std::max(at->second - 9, plot_.top + 14);
+    canvas_.text(at->first, baseline, "end", 12, kInk, text, " font-style=\"italic\"");
+    taken_.push_back(
+        {at->first - text_width(text, 12), baseline - 12, at->first + 2, baseline + 4});
+  }
+
   // Runs that differ only in numbers, in the order of their footprints.
   void sweeps() {
     std::vector<const Dot*> order;
@@ -115,22 +174,27 @@ class RetainedPanel {
       if (a.of.front()->family != b.of.front()->family) continue;
       canvas_.line(x(a.footprint), y(a.retained), x(b.footprint), y(b.retained),
                    b.of.front()->colour, 0.8);
-      const double length =
-          std::hypot(x(b.footprint) - x(a.footprint), y(b.retained) - y(a.retained));
-      for (double at = 8; at < length - 8; at += 6) {
-        const double on_x = x(a.footprint) + (x(b.footprint) - x(a.footprint)) * at / length;
-        const double on_y = y(a.retained) + (y(b.retained) - y(a.retained)) * at / length;
-        lines_.push_back(around(on_x, on_y, 2));
-      }
+      along(x(a.footprint), y(a.retained), x(b.footprint), y(b.retained), 8);
     }
   }
 
+  // Small boxes along a line, without its ends, for labels to keep off.
+  void along(double from_x, double from_y, double to_x, double to_y, double ends) {
+    const double length = std::hypot(to_x - from_x, to_y - from_y);
+    for (double at = ends; at < length - ends; at += 6) {
+      lines_.push_back(around(from_x + (to_x - from_x) * at / length,
+                              from_y + (to_y - from_y) * at / length, 2));
+    }
+  }
+
+  // Dots that nobody could tell apart; where all are named, those that cover each other.
   void merge() {
+    const double near = options_.names ? 6 : 2.5;
     std::vector<Dot> merged;
     for (Dot& dot : dots_) {
       const auto same = std::find_if(merged.begin(), merged.end(), [&](const Dot& other) {
         return std::hypot(x(other.footprint) - x(dot.footprint),
-                          y(other.retained) - y(dot.retained)) < 2.5 &&
+                          y(other.retained) - y(dot.retained)) < near &&
                other.of.front()->run->bound == dot.of.front()->run->bound;
       });
       if (same == merged.end())
@@ -192,10 +256,11 @@ class RetainedPanel {
     for (const Dot* dot : order) {
       std::string text;
       for (const Series* s : dot->of) {
-        const bool many = series_.size() > kDirectLabels;
+        const bool many = series_.size() > kDirectLabels && !options_.names;
         text += (text.empty() ? "" : ", ") + (many ? s->number : brief_label(s->label));
       }
-      text = fitted(text, size, 200);
+      if (is_below(*dot)) text += fmt::format(" \u2193 {:.1f} %", dot->retained);
+      text = fitted(text, size, options_.names ? 330 : 200);
       const double at_x = x(dot->footprint);
       const double at_y = y(dot->retained);
       const std::optional<Box> box = nearest_place(at_x, at_y, text_width(text, size) + 2);
@@ -254,7 +319,7 @@ class RetainedPanel {
     constexpr double kOnLine = 20;
     constexpr std::array<std::pair<double, double>, 8> kDirections{
         {{1, 0}, {-1, 0}, {0, -1}, {0, 1}, {1, -1}, {-1, -1}, {1, 1}, {-1, 1}}};
-    constexpr std::array kRadii{9.0, 16.0, 26.0, 38.0, 52.0, 70.0, 95.0, 125.0};
+    constexpr std::array kRadii{9.0, 16.0, 26.0, 38.0, 52.0, 70.0, 95.0, 125.0, 160.0, 200.0};
     std::vector<Box> places;
     for (const double radius : kRadii) {
       for (const auto& [dx, dy] : kDirections) {
@@ -275,6 +340,7 @@ class RetainedPanel {
   Canvas& canvas_;
   const std::vector<Series>& series_;
   Box plot_;
+  RetainedOptions options_;
   std::vector<Dot> dots_;
   std::vector<Box> lines_;  // small boxes along the lines of sweeps and along leaders
   std::vector<Box> taken_;  // dots and labels
@@ -286,8 +352,9 @@ class RetainedPanel {
 
 }  // namespace
 
-void draw_retained(Canvas& canvas, const std::vector<Series>& series, const Box& plot) {
-  RetainedPanel(canvas, series, plot).draw();
+void draw_retained(Canvas& canvas, const std::vector<Series>& series, const Box& plot,
+                   const RetainedOptions& options) {
+  RetainedPanel(canvas, series, plot, options).draw();
 }
 
 }  // namespace kvspan::svg

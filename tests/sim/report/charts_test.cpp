@@ -22,6 +22,7 @@
 #include "sim/report/svg.h"
 #include "sim/report/table.h"
 #include "sim/report/terminal_chart.h"
+#include "sim/report/tradeoff_svg.h"
 #include "tests/support/fake_report.h"
 
 using kvspan::RunReport;
@@ -179,6 +180,27 @@ TEST_CASE("the SVG draws what a score trace leaves open", "[report][svg]") {
   };
   decode.mass_upper->mean = decode.mass_mean;
   CHECK(lines_in(svg) == lines_in(kvspan::memory_svg(report)) + 2);
+}
+
+TEST_CASE("the trade-off names every run and shades what lies beyond the frontier",
+          "[report][svg]") {
+  RunReport report = small_report();
+  const std::string bare = kvspan::tradeoff_svg(report);
+  CHECK(xml_defect(bare) == "");
+  for (const char* name : {">full<", ">snapkv<", ">h2o<", ">oracle<"})
+    CHECK(bare.find(name) != std::string::npos);
+  CHECK(bare.find("<polygon") == std::string::npos);
+
+  // A frontier at 70 % of the footprint's axis: one curve and one area, in both pictures.
+  report.frontier = {{0.3, 0.2}, {0.5, 0.9}, {1, 1}};
+  for (const std::string& svg : {kvspan::tradeoff_svg(report), kvspan::memory_svg(report)}) {
+    CHECK(xml_defect(svg) == "");
+    CHECK(svg.find("<polygon") != std::string::npos);
+    CHECK(svg.find("<polygon") == svg.rfind("<polygon"));
+    CHECK(svg.find("shaded: ") != std::string::npos);
+  }
+  CHECK(kvspan::tradeoff_svg(report).find("any eviction could retain") != std::string::npos);
+  CHECK(kvspan::memory_svg(report).find("best eviction") != std::string::npos);
 }
 
 TEST_CASE("a curve of the SVG has at most two points in a pixel column", "[report][svg]") {

@@ -81,6 +81,7 @@ RunReport replayed(const char* name, const std::vector<std::string>& policies,
   request.specs = expand_policies(policies, {});
   if (!match.empty()) request.match = parse_match(match);
   request.engine.chunk = 4;  // so that rows of the prompt read what a store altered
+  request.regret = trace.is_qkv();
   request.command = {"kvspan", "run"};
   request.lifetimes_path = "l";
   request.timeline_path = "t";

@@ -90,6 +90,18 @@ TEST_CASE("a table says of which layers its bytes are", "[report][table]") {
   CHECK(table.find("] bytes of") == std::string::npos);
 }
 
+TEST_CASE("a table has regrets where they were asked for", "[report][table]") {
+  RunReport report = small_report();
+  CHECK(kvspan::format_table(report, {.width = 140}).find("regret") == std::string::npos);
+  report.runs[0].regret = kvspan::RunResult::Regret{0.9, 0.0375, 0.421};
+  const std::string table = kvspan::format_table(report, {.width = 140});
+  CHECK(table.find("regret: what the best eviction") != std::string::npos);
+  const std::vector<std::string> grid = grid_of(table);
+  CHECK(grid[5].find(" 3.75 ") != std::string::npos);  // snapkv, the first run of the report
+  CHECK(grid[5].find(" 42.1 ") != std::string::npos);
+  CHECK(grid[4].find(" - ") != std::string::npos);  // full has none
+}
+
 TEST_CASE("a table without fidelity or decode rows has no columns for them", "[report][table]") {
   const std::string bare =
       kvspan::format_table(fake_report({.fidelity = false}, {{.spec = "full"}}), {});

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/run/regret.h"
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "sim/base/error.h"
+#include "sim/optimum/frontier.h"
+#include "sim/optimum/heads.h"
+#include "sim/optimum/survey.h"
+#include "sim/optimum/values.h"
+#include "sim/replay/fidelity.h"
+
+namespace kvspan {
+namespace {
+
+constexpr std::size_t kFrontierPoints = 240;
+
+// Runs that share passes and stored heads share values; policies that act a row early do not.
+using PassesAndHeads = std::pair<std::vector<RowIndex>, int>;
+
+class Regrets {
+ public:
+  Regrets(const Trace& trace, const EngineOptions& options, const std::vector<char>& inside,
+          RunReport& report)
+      : trace_(trace), options_(options), inside_(inside), report_(report) {
+    const RowIndex prompt = report.trace.prompt_tokens;
+    const FidelityPlan plan = plan_fidelity(trace.meta().tokens, prompt, options.fidelity_rows);
+    counts_ = optimum::judged_rows(plan.measured, prompt);
+    rows_ = optimum::count_rows(counts_);
+    best_.assign(report.runs.size(), 0);
+    for (std::size_t r = 0; r < report.runs.size(); ++r) {
+      if (!inside[r]) continue;
+      const Ledger& ledger = report.runs[r].ledger;
+      kinds_[{ledger.plan.ends, ledger.heads}].push_back(r);
+      heads_ = std::max(heads_, ledger.heads);
+      ends_.insert(ends_.end(), ledger.plan.ends.begin(), ledger.plan.ends.end());
+    }
+    std::sort(ends_.begin(), ends_.end());
+    ends_.erase(std::unique(ends_.begin(), ends_.end()), ends_.end());
+  }
+
+  void add() {
+    if (kinds_.empty()) return;
+    std::size_t parts = index(trace_.meta().layers * heads_);
+    for (const auto& [kind, runs] : kinds_) parts += index(trace_.meta().layers * kind.second);
+    optimum::SharedProgress progress(options_.progress, parts);
+    progress_ = &progress;
+    trace_frontier();
+    for (const auto& [kind, runs] : kinds_) solve(kind, runs);
+    for (std::size_t r = 0; r < report_.runs.size(); ++r) {
+      if (inside_[r]) report_.runs[r].regret = regret_of(r);
+    }
+    for (const optimum::Frontier::Point& point : frontier_.points(kFrontierPoints))
+      report_.frontier.push_back({point.footprint, point.retained});
+  }
+
+ private:
+  // One frontier that bounds all runs: every pass end of any of them, and the finest heads.
+  void trace_frontier() {
+    for_each(ends_, heads_, [&](const StoredHead&, const optimum::Values& values) {
+      optimum::Frontier head;
+      head.add(values);
+      const std::lock_guard lock(mutex_);
+      frontier_.add(head);
+    });
+    frontier_.finish(trace_.meta().layers * heads_, rows_);
+  }
+
+  void solve(const PassesAndHeads& kind, const std::vector<std::size_t>& runs) {
+    for_each(kind.first, kind.second, [&](const StoredHead& stored, const optimum::Values& values) {
+      std::map<optimum::Capacities, std::size_t> places;
+      std::vector<optimum::Capacities> different;
+      std::vector<std::size_t> place;  // [runs] in `different`
+      for (const std::size_t r : runs) {
+        optimum::Capacities slots =
+            occupancy(values, report_.runs[r].ledger.deaths(stored.layer, stored.head));
+        const auto [at, fresh] = places.emplace(slots, different.size());
+        if (fresh) different.push_back(std::move(slots));
+        place.push_back(at->second);
+      }
+      const std::vector<optimum::Optimum> best =
+          proved_plans(values, different, {options_.cancelled, nullptr});
+      const std::lock_guard lock(mutex_);
+      for (std::size_t i = 0; i < runs.size(); ++i)
+        best_[runs[i]] += values.own() + best[place[i]].gain;
+    });
+  }
+
+  void for_each(const std::vector<RowIndex>& ends, int heads,
+                const std::function<void(const StoredHead&, const optimum::Values&)>& work) {
+    optimum::for_each_head(trace_, heads, options_.threads, optimum::value_bytes(ends),
+                           [&](const StoredHead& stored) {
+                             if (options_.cancelled && options_.cancelled()) throw Interrupted();
+                             work(stored, optimum::values_of_head(trace_, stored, ends, counts_));
+                             (*progress_)(part_++, 1);
+                           });
+  }
+
+  [[nodiscard]] RunResult::Regret regret_of(std::size_t r) const {
+    const RunResult& run = report_.runs[r];
+    const Fidelity& fidelity = *run.fidelity;
+    const double retained = (fidelity.decode ? fidelity.decode : fidelity.all)->mass_mean;
+    const double heads = trace_.meta().layers * run.ledger.heads;
+    RunResult::Regret out;
+    out.optimum = optimum::to_share(best_[r]) / (heads * static_cast<double>(rows_));
+    out.regret = std::max(0.0, out.optimum - retained);  // sums of floats may be off by 1e-7
+    out.footprint = frontier_.footprint_at(retained);
+    return out;
+  }
+
+  const Trace& trace_;
+  const EngineOptions& options_;
+  const std::vector<char>& inside_;
+  RunReport& report_;
+  std::vector<char> counts_;  // [tokens] rows by which retained attention is judged
+  std::int64_t rows_ = 0;
+  std::map<PassesAndHeads, std::vector<std::size_t>> kinds_;
+  std::vector<RowIndex> ends_;  // of all kinds
+  int heads_ = 0;               // the most of any
+  optimum::Frontier frontier_;
+  optimum::SharedProgress* progress_ = nullptr;
+  std::atomic<std::size_t> part_{0};
+  std::mutex mutex_;
+  std::vector<optimum::Mass> best_;  // [runs] sums over heads
+};
+
+}  // namespace
+
+void refuse_regrets(const Trace& trace, const EngineOptions& options) {
+  if (!options.fidelity) {
+    throw ConfigError(
+        "--regret: found --fidelity none, expected all or rows=K: the optimum is compared with "
+        "the retained attention that was measured");
+  }
+  if (!trace.is_qkv()) {
+    throw TraceError(fmt::format(
+        "{}: --regret needs every probability, which a score trace does not hold; expected a trace "
+        "with layers.*.q and layers.*.k",
+        trace.name()));
+  }
+}
+
+void add_regrets(const Trace& trace, const EngineOptions& options, const std::vector<char>& inside,
+                 RunReport& report) {
+  Regrets(trace, options, inside, report).add();
+}
+
+}  // namespace kvspan

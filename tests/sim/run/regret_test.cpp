@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// Regrets of the whole catalogue: nobody is better than the optimum at the same occupancy.
+#include <algorithm>
+#include <cmath>
+
+#include <catch2/catch.hpp>
+
+#include "sim/base/error.h"
+#include "sim/report/listing.h"
+#include "sim/run/run.h"
+#include "tests/support/cases.h"
+
+using namespace kvspan;
+using Catch::Matchers::Contains;
+
+namespace {
+
+RunReport with_regrets(const Trace& trace, const std::vector<std::string>& policies,
+                       const std::vector<std::string>& budgets, RowIndex chunk,
+                       RowIndex fidelity_rows = 0) {
+  RunRequest request;
+  request.specs = expand_policies(policies, budgets);
+  request.skips = true;
+  request.regret = true;
+  request.engine.chunk = chunk;
+  request.engine.fidelity_rows = fidelity_rows;
+  request.engine.threads = 2;
+  return run(trace, request);
+}
+
+double frontier_at(const RunReport& report, double footprint) {
+  const auto& points = report.frontier;
+  const auto after = std::find_if(points.begin(), points.end(), [&](const FrontierPoint& point) {
+    return point.footprint >= footprint;
+  });
+  return after == points.end() ? points.back().retained : after->retained;
+}
+
+}  // namespace
+
+TEST_CASE("no policy of the catalogue is better than the optimum", "[regret]") {
+  const Trace trace = test::random_trace(44, 30, 21);
+  for (const RowIndex chunk : {0, 7}) {
+    const RunReport report =
+        with_regrets(trace, {"all", "snapkv(group=none,window=4)", "chunked(tova)", "block(h2o)"},
+                     {"5", "40%"}, chunk);
+    std::size_t compared = 0;
+    for (const RunResult& run : report.runs) {
+      INFO(run.spec << " chunk " << chunk);
+      if (!run.regret) continue;
+      ++compared;
+      const double retained = judged_phase(run)->mass_mean;
+      CHECK(run.regret->optimum >= retained - 1e-6);
+      CHECK(run.regret->optimum <= 1 + 1e-9);
+      CHECK(run.regret->regret == Approx(run.regret->optimum - retained).margin(1e-6));
+      const double held = run.metrics.footprint + run.metrics.host_footprint;
+      CHECK(run.regret->footprint <= held + 1e-6);
+      CHECK(retained <= frontier_at(report, held) + 1e-6);
+    }
+    CHECK(compared > 60);
+  }
+}
+
+TEST_CASE("a regret is what pen and paper say", "[regret]") {
+  // Weights 1, 4, 2, 1, ...: rows 3, 4, 5 are decoded, one slot beside each row's own entry. The
+  // best is entry 1 (weight 4) throughout: row 3 reads 4 + 1 of 8, row 4 of 9, row 5 of 10.
+  const Trace trace = test::weights({0, std::log(4), std::log(2), 0, 0, 0}, 3);
+  const RunReport report =
+      with_regrets(trace, {"full", "streaming_llm(sinks=1,window=0)", "kivi"}, {}, 0);
+  const double mean = (5.0 / 8 + 5.0 / 9 + 5.0 / 10) / 3;
+  const RunResult& sink = report.runs[1];
+  REQUIRE(sink.regret);
+  CHECK(sink.regret->optimum == Approx(mean));
+  // It holds entry 0: 2 of 8, 9 and 10.
+  CHECK(sink.regret->regret == Approx((3.0 / 8 + 3.0 / 9 + 3.0 / 10) / 3));
+  REQUIRE(report.runs[0].regret);
+  CHECK(report.runs[0].regret->optimum == Approx(1));
+  CHECK(report.runs[0].regret->regret == Approx(0).margin(1e-6));
+  CHECK_FALSE(report.runs[2].regret);  // numbers of two bits
+  REQUIRE_FALSE(report.frontier.empty());
+  CHECK(report.frontier.back().retained == Approx(1));
+  // The least that anybody holds: the prompt's 1 + 2 + 3, and each row itself, of 21.
+  CHECK(report.frontier.front().footprint == Approx(9.0 / 21));
+}
+
+TEST_CASE("regrets follow the rows that were measured", "[regret]") {
+  const Trace trace = test::random_trace(40, 20, 4);
+  const RunReport report = with_regrets(trace, {"tova"}, {"6"}, 0, 3);
+  REQUIRE(report.runs[0].regret);
+  CHECK(report.runs[0].regret->optimum >= judged_phase(report.runs[0])->mass_mean - 1e-6);
+  CHECK(report.runs[0].regret->optimum < 1);
+}
+
+TEST_CASE("regrets that cannot be had are refused", "[regret]") {
+  RunRequest request;
+  request.specs = expand_policies({"full"}, {});
+  request.regret = true;
+  request.engine.fidelity = false;
+  CHECK_THROWS_WITH(run(test::random_trace(8, 4, 1), request),
+                    Contains("--regret: found --fidelity none"));
+  request.engine.fidelity = true;
+  const Trace scores = Trace::open(std::string(KVSPAN_TRACES_DIR) + "/tiny-scores.safetensors");
+  CHECK_THROWS_WITH(run(scores, request), Contains("expected a trace with layers.*.q"));
+}
