@@ -237,7 +237,7 @@ sources() {
 
 check_format() { sources | xargs clang-format-16 --dry-run -Werror; }
 check_tidy() {  # without what needs CUDA's own headers
-  sources | grep '\.cpp$' | grep -v -e cuda_bench -e cuda_gpu -e needs_gpu | xargs -n 1 -P "$(job_count)" clang-tidy-16 -p build/clang-16 --quiet
+  sources | grep '\.cpp$' | grep -v -e cuda_bench -e cuda_gpu -e needs_gpu -e cuda/driver | xargs -n 1 -P "$(job_count)" clang-tidy-16 -p build/clang-16 --quiet
 }
 
 # release_targets TARGET...: they and, where ./build.sh cuda has made it, the CUDA module, which must be

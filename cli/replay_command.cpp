@@ -12,9 +12,9 @@
 
 #include "cli/commands.h"
 #include "cli/outputs.h"
+#include "cli/replay_device.h"
 #include "cli/replay_output.h"
 #include "cli/validators.h"
-#include "gpu_replay/pool/host_memory.h"
 #include "sim/base/error.h"
 #include "sim/base/text.h"
 #include "sim/policy/registry.h"
@@ -29,7 +29,7 @@ namespace {
 struct ReplaySettings {
   std::string trace;
   std::vector<std::string> policies, budgets, layouts;
-  std::string evict_point, prefill = "whole", granule, limit, out, attention;
+  std::string evict_point, prefill = "whole", granule, limit, out, attention, device = "auto";
   EngineOptions engine;
   bool fill = false, quiet = false, no_timeline = false;
 };
@@ -91,13 +91,14 @@ std::string why_no_attention(const RunResult& run, const Trace& trace,
   return "";
 }
 
-void replay_attention(const ReplaySettings& s, const Trace& trace, const RunRequest& request,
-                      ReplayFound& found) {
+void replay_attention(const ReplaySettings& s, const ReplayDevice& device, const Trace& trace,
+                      const RunRequest& request, ReplayFound& found) {
   Progress progress("attending", s.quiet);
   gpu_replay::AttentionReplaySettings settings;
   if (!s.layouts.empty()) settings.layout = s.layouts.front();
   settings.element = gpu_replay::element_of(s.engine.kv_bytes);
   settings.rows = request.engine.fidelity_rows;
+  settings.attend = device.attend;
   settings.cancelled = [] { return interrupted(); };
   EngineOptions engine = request.engine;
   engine.prompt = found.report->runs.front().ledger.plan.prompt;
@@ -110,8 +111,8 @@ void replay_attention(const ReplaySettings& s, const Trace& trace, const RunRequ
     };
     of.why_not = why_no_attention(run, trace, engine);
     if (!of.why_not.empty()) continue;
-    gpu_replay::HostMemory memory(found.granule);
-    of.pool = gpu_replay::replay_attention(trace, run.ledger, memory, settings);
+    const auto memory = device.make_memory(found.granule, 0);
+    of.pool = gpu_replay::replay_attention(trace, run.ledger, *memory, settings);
     of.retained = run.fidelity->decode->mass_mean;
     of.error = run.fidelity->decode->error_mean;
   }
@@ -135,7 +136,7 @@ void check_attention(const ReplaySettings& s, const Trace& trace) {
 }
 
 // Every run in every layout, one after another: each has the device to itself.
-void replay_all(const ReplaySettings& s, ReplayFound& found) {
+void replay_all(const ReplaySettings& s, const ReplayDevice& device, ReplayFound& found) {
   const std::vector<std::string>& layouts = s.layouts.empty() ? standard_layouts() : s.layouts;
   Progress progress("replaying", s.quiet);
   const double jobs = static_cast<double>(found.report->runs.size() * layouts.size());
@@ -147,10 +148,9 @@ void replay_all(const ReplaySettings& s, ReplayFound& found) {
   for (const RunResult& run : found.report->runs) {
     auto& of = found.runs.emplace_back();
     for (const std::string& layout : layouts) {
-      gpu_replay::HostMemory memory(found.granule, found.limit);
-      found.device = memory.name();
-      of.push_back({gpu_replay::replay_memory(run.ledger, layout, memory, settings), {}});
-      if (s.fill) of.back().fill = gpu_replay::fill_memory(run.ledger, layout, memory, settings);
+      const auto memory = device.make_memory(found.granule, found.limit);
+      of.push_back({gpu_replay::replay_memory(run.ledger, layout, *memory, settings), {}});
+      if (s.fill) of.back().fill = gpu_replay::fill_memory(run.ledger, layout, *memory, settings);
       ++done;
     }
   }
@@ -159,10 +159,15 @@ void replay_all(const ReplaySettings& s, ReplayFound& found) {
 void run(const ReplaySettings& s, const Context& context) {
   for (const std::string& layout : s.layouts) (void)parse_layout(layout);
   ReplayFound found;
-  found.granule =
-      s.granule.empty() ? gpu_replay::HostMemory::page() : parse_bytes(s.granule, "--granule");
+  const ReplayDevice device = replay_device(s.device);
+  if (!device.instead.empty() && !s.quiet)
+    fmt::print(stderr, "kvspan: on the host, because {}\n", device.instead);
+  const auto memory =
+      device.make_memory(s.granule.empty() ? 0 : parse_bytes(s.granule, "--granule"), 0);
+  found.granule = memory->granule();
+  found.device = memory->name();
   if (!s.limit.empty()) found.limit = parse_bytes(s.limit, "--limit");
-  if (s.fill && found.limit == 0)
+  if (s.fill && found.limit == 0 && !device.cuda)
     throw ConfigError("--fill: expected --limit SIZE, the memory that is to be filled");
   if (found.limit > 0 && found.limit < found.granule) {
     throw ConfigError(fmt::format("--limit {}: expected at least {}, which are backed together",
@@ -176,8 +181,8 @@ void run(const ReplaySettings& s, const Context& context) {
   check_attention(s, trace);
   const RunReport report = decide(trace, request, s);
   found.report = &report;
-  replay_all(s, found);
-  if (!s.attention.empty()) replay_attention(s, trace, request, found);
+  replay_all(s, device, found);
+  if (!s.attention.empty()) replay_attention(s, device, trace, request, found);
   outputs.write_text("--out", [&] { return file_text(replay_json(found, !s.no_timeline)); });
   print_replay(found);
   outputs.finish(s.quiet);
@@ -219,6 +224,9 @@ void add_replay(CLI::App& app, const Context& context) {
                               fmt::join(standard_layouts(), ", ")))
       ->type_name("NAME")
       ->allow_extra_args(false);
+  sub->add_option("--device", s->device, "Whose memory; auto: a GPU's if there is one")
+      ->check(CLI::IsMember({"auto", "cuda", "host"}))
+      ->type_name("auto|cuda|host");
   sub->add_option("--granule", s->granule,
                   "Bytes that are backed together: a page, or 2MiB as a GPU maps memory")
       ->type_name("SIZE");

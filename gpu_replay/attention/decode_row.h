@@ -15,12 +15,12 @@ struct DecodeRow {
   int heads = 0;  // stored ones, each read by the same number of query heads
   int k_dim = 0, v_dim = 0;
   Element element = Element::f16;
-  double scale = 1;                         // of q . k
-  double softcap = 0;                       // 0: none
-  std::span<const float> q;                 // [query_heads, k_dim]
-  std::span<const HeadTable> tables;        // [heads]; the slots that are read
-  std::span<const float> k_scale, v_scale;  // [heads], see Element
-  std::span<const float> sinks;             // [query_heads] logits that take part and have no value
+  double scale = 1;                                   // of q . k
+  double softcap = 0;                                 // 0: none
+  std::span<const float> q = {};                      // [query_heads, k_dim]
+  std::span<const HeadTable> tables = {};             // [heads]; the slots that are read
+  std::span<const float> k_scale = {}, v_scale = {};  // [heads], see Element
+  std::span<const float> sinks = {};  // [query_heads] logits that take part and have no value
 };
 
 struct DecodeResult {

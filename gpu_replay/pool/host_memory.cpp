@@ -104,10 +104,10 @@ std::int64_t HostMemory::device_free() const {
 }
 
 void HostMemory::write(Address to, std::span<const std::byte> bytes) {
-  std::memcpy(pointer(to), bytes.data(), bytes.size());
+  if (!bytes.empty()) std::memcpy(pointer(to), bytes.data(), bytes.size());
 }
 void HostMemory::read(Address from, std::span<std::byte> bytes) const {
-  std::memcpy(bytes.data(), pointer(from), bytes.size());
+  if (!bytes.empty()) std::memcpy(bytes.data(), pointer(from), bytes.size());
 }
 void HostMemory::copy(Address from, Address to, std::int64_t bytes) {
   std::memmove(pointer(to), pointer(from), index(bytes));

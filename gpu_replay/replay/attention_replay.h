@@ -6,7 +6,7 @@
 #include <functional>
 #include <string>
 
-#include "gpu_replay/attention/element.h"
+#include "gpu_replay/attention/decode_row.h"
 #include "gpu_replay/pool/memory.h"
 #include "sim/ledger/ledger.h"
 #include "sim/trace/trace.h"
@@ -27,6 +27,8 @@ struct AttentionReplaySettings {
   std::string layout = "paged16_per_head";
   Element element = Element::f16;
   RowIndex rows = 0;  // 0: all decode rows; else as many as that, evenly spread
+  // Attention of one row where the pool lies, and the seconds that it took; empty: on the host.
+  std::function<double(const DecodeRow& row, DecodeResult& out)> attend;
   std::function<void(double done)> progress;
   std::function<bool()> cancelled;
 };

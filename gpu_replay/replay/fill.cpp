@@ -31,7 +31,7 @@ Fill fill_memory(const Ledger& ledger, const std::string& layout, DeviceMemory& 
   const RowIndex waits = waiting_row(ledger, metrics);
   Fill out;
   out.layout = layout;
-  out.limit = memory.limit();
+  out.limit = memory.limit() > 0 ? memory.limit() : memory.free();
   out.predicted = most_sequences(out.limit, metrics.peak_bytes.prefill,
                                  metrics.timeline.resident_bytes[index(waits)]);
   const std::vector<LayerSteps> steps = steps_of(ledger);

@@ -23,7 +23,7 @@ struct Fill {
 };
 inline constexpr std::int64_t kMostSequences = 4096;
 
-// REQUIRES: memory.limit() > 0. Errors: DeviceError; Interrupted.
+// Without a limit all that the device has is filled. Errors: DeviceError; Interrupted.
 [[nodiscard]] Fill fill_memory(const Ledger& ledger, const std::string& layout,
                                DeviceMemory& memory, const MemoryReplaySettings& settings);
 

@@ -85,6 +85,18 @@ TEST_CASE("replay takes attention from the pool, beside the run's", "[cli]") {
   CHECK(replay["runs"][2]["attention"]["why_not"].is_string());
 }
 
+TEST_CASE("replay on a GPU says what is missing where there is none", "[cli]") {
+  const std::string asked = "replay " + kTrace + " --policy full --layout ideal --quiet --device ";
+  const Outcome cuda = program(asked + "cuda");
+  INFO(cuda.text);
+  if (cuda.code != 0) {
+    CHECK(cuda.code == 5);
+    CHECK_THAT(cuda.text, Contains("; --device host needs none"));
+  }
+  CHECK(program(asked + "auto").code == 0);
+  CHECK_THAT(program(asked + "host").text, Contains("host, pages of"));
+}
+
 TEST_CASE("replay refuses what it cannot do", "[cli]") {
   fails("replay " + kTrace + " --layout paged", 2, "layout: found 'paged'");
   fails("replay " + kTrace + " --fill", 2, "--limit SIZE");

@@ -224,6 +224,11 @@ void* fresh_memory(std::size_t bytes) {
 
 namespace kvspan::cuda_on_cpu {
 void set_device_memory(std::size_t bytes) { device_bytes = bytes; }
+bool take_device_memory(std::int64_t bytes) {
+  if (bytes > static_cast<std::int64_t>(device_bytes - used_bytes)) return false;
+  used_bytes += static_cast<std::size_t>(bytes);
+  return true;
+}
 void set_shared_memory(int bytes) { shared_bytes = bytes; }
 std::size_t pinned_memory() {
   return std::accumulate(pinned.begin(), pinned.end(), std::size_t{0},

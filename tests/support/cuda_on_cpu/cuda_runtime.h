@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Stands in for the CUDA headers, so that the text of tracegen/cuda compiles as C++ and its kernels
+// Stands in for the CUDA headers, so that the text of .../cuda compiles as C++ and its kernels
 // run on the CPU: what is checked is their algorithm, their indexing and the order of what the host
 // launches, not the hardware, its memory model or its speed.
 //
@@ -61,6 +61,8 @@ using Lanes = std::array<void*, kLanes>;
 void set_schedule(std::uint64_t seed);
 // Bytes of device memory from now on; cudaMalloc fails beyond.
 void set_device_memory(std::size_t bytes);
+// Takes so many bytes of device memory, if they are there, or gives them back (below 0).
+bool take_device_memory(std::int64_t bytes);
 // Bytes of shared memory that a block may ask for from now on.
 void set_shared_memory(int bytes);
 // Bytes of pinned host memory that are allocated.

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu_replay/cuda/memory.h"
+
+#include <cuda_runtime.h>
+#include <map>
+
+#include <fmt/format.h>
+
+#include "gpu_replay/cuda/check.h"
+#include "gpu_replay/cuda/driver.h"
+#include "sim/base/text.h"
+
+namespace kvspan::gpu_replay {
+
+void check_cuda(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  const std::string name = call;
+  throw DeviceError(fmt::format("CUDA: {} failed: {}", name.substr(0, name.find('(')),
+                                cudaGetErrorString(status)));
+}
+
+namespace {
+
+std::int64_t free_bytes() {
+  std::size_t free = 0, total = 0;
+  KVSPAN_REPLAY_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<std::int64_t>(free);
+}
+
+// Pointers of the runtime's calls.
+template <typename Number>
+void* pointer(Number address) {
+  return reinterpret_cast<void*>(static_cast<std::uintptr_t>(address));
+}
+
+class CudaMemory final : public DeviceMemory {
+ public:
+  CudaMemory(std::int64_t granule, std::int64_t limit)
+      : DeviceMemory(granule, limit), free_at_first_(free_bytes()) {
+    KVSPAN_REPLAY_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  }
+  ~CudaMemory() override {
+    for (const auto& [begin, bytes] : ranges_) mapping_driver().unreserve(begin, bytes);
+    cudaStreamDestroy(stream_);
+  }
+
+  [[nodiscard]] std::string name() const override {
+    int device = 0;
+    cudaDeviceProp properties{};
+    KVSPAN_REPLAY_CHECK(cudaGetDevice(&device));
+    KVSPAN_REPLAY_CHECK(cudaGetDeviceProperties(&properties, device));
+    return properties.name;
+  }
+  // Others may use the device, too: an estimate.
+  [[nodiscard]] std::int64_t measured() const override { return free_at_first_ - free_bytes(); }
+
+  [[nodiscard]] Address reserve(std::int64_t bytes) override {
+    const std::int64_t size = (bytes + granule() - 1) / granule() * granule();
+    const Address begin = mapping_driver().reserve(size);
+    ranges_[begin] = size;
+    return begin;
+  }
+  void unreserve(Address begin) override {
+    mapping_driver().unreserve(begin, ranges_.at(begin));
+    ranges_.erase(begin);
+  }
+
+  void write(Address to, std::span<const std::byte> bytes) override {
+    transfer(pointer(to), bytes.data(), bytes.size(), cudaMemcpyHostToDevice);
+    wait();
+  }
+  void read(Address from, std::span<std::byte> bytes) const override {
+    transfer(bytes.data(), pointer(from), bytes.size(), cudaMemcpyDeviceToHost);
+    wait();
+  }
+  void copy(Address from, Address to, std::int64_t bytes) override {
+    // What overlaps goes in steps that do not: a copy down by `step` bytes at a time.
+    const std::int64_t step = from > to ? from - to : bytes;
+    for (std::int64_t at = 0; at < bytes; at += step) {
+      const std::int64_t size = std::min(step, bytes - at);
+      transfer(pointer(to + at), pointer(from + at), static_cast<std::size_t>(size),
+               cudaMemcpyDefault);
+    }
+    wait();
+  }
+
+ protected:
+  bool do_back(Address begin) override { return mapping_driver().map(begin, granule()); }
+  void do_give_back(Address begin) override { mapping_driver().unmap(begin, granule()); }
+  [[nodiscard]] std::int64_t device_free() const override { return free_bytes(); }
+
+ private:
+  void transfer(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) const {
+    KVSPAN_REPLAY_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream_));
+  }
+  // Nobody else knows this stream, and what is given to it may be gone after the call.
+  void wait() const { KVSPAN_REPLAY_CHECK(cudaStreamSynchronize(stream_)); }
+
+  cudaStream_t stream_ = nullptr;
+  std::int64_t free_at_first_;
+  std::map<Address, std::int64_t> ranges_;  // bytes, by begin
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceMemory> make_cuda_memory(std::int64_t granule, std::int64_t limit) {
+  const std::int64_t least = mapping_driver().granule();
+  if (granule % least != 0) {
+    throw ConfigError(
+        fmt::format("granule: found {}, expected a multiple of {}, which the device "
+                    "maps at least",
+                    human_bytes(granule), human_bytes(least)));
+  }
+  return std::make_unique<CudaMemory>(granule == 0 ? least : granule, limit);
+}
+
+}  // namespace kvspan::gpu_replay

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// What kvspan_cuda.so, the module of all that needs CUDA (tracegen/cuda/module.h), offers to a
+// replay. It is C++ on both sides of one build, which whoever loads it has checked.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+
+#include "gpu_replay/attention/decode_row.h"
+#include "gpu_replay/pool/memory.h"
+
+namespace kvspan::gpu_replay {
+
+struct ReplayModule {
+  // make_cuda_memory() of memory.h, attend_on_cuda() of attend.h.
+  std::unique_ptr<DeviceMemory> (*make_memory)(std::int64_t granule, std::int64_t limit) = nullptr;
+  double (*attend)(const DecodeRow& row, DecodeResult& out) = nullptr;
+};
+
+// The module is never unloaded. REQUIRES: `file` is of this build. Errors: DeviceError when it
+// offers nothing of this.
+[[nodiscard]] const ReplayModule& load_replay_module(const std::filesystem::path& file);
+
+}  // namespace kvspan::gpu_replay
+
+extern "C" const kvspan::gpu_replay::ReplayModule* kvspan_replay_module();
