@@ -53,6 +53,12 @@ TEST_CASE("entries of one head are cut into many parts", "[cuda][replay]") {
   CHECK(input.worst(input.on_device()) < kClose);
 }
 
+TEST_CASE("logits may rise by more than exp can hold", "[cuda][replay]") {
+  // Normal with a deviation of 64: two of 70 differ by more than 88.
+  const PoolCase input({.heads = 2, .group = 4, .tokens = 70, .scale = 8}, 17);
+  CHECK(input.worst(input.on_device()) < 5e-4);
+}
+
 TEST_CASE("the device refuses attention of shapes that it has no kernel for", "[cuda][replay]") {
   DecodeResult out;
   DecodeRow row{.query_heads = 17, .heads = 1, .k_dim = 8, .v_dim = 8};

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command `replay`, as a user runs it: what it prints, writes and refuses.
+#include <functional>
+
 #include "tests/support/program.h"
 
 using namespace kvspan::test;
@@ -83,6 +85,33 @@ TEST_CASE("replay takes attention from the pool, beside the run's", "[cli]") {
           Approx(decode["output_error"]["mean"].get<double>()).margin(1e-3));
   }
   CHECK(replay["runs"][2]["attention"]["why_not"].is_string());
+}
+
+TEST_CASE("every field of a replay is in its page", "[cli]") {
+  const Folder folder;
+  const std::string asked = "replay " + kTrace + " --policy full --policy quest --layout ideal ";
+  REQUIRE(
+      program(asked + "--attention 1 --limit 9MiB --fill --out " + (folder / "all.json")).code ==
+      0);
+  REQUIRE(program(asked + "--limit 1MiB --out " + (folder / "short.json")).code == 0);
+  const std::string page = read_text(std::string(KVSPAN_TESTS_DIR) + "/../gpu_replay/README.md");
+  const std::function<void(const nlohmann::json&)> check = [&](const nlohmann::json& value) {
+    if (value.is_array()) return;
+    for (const auto& [key, of] : value.items()) {
+      INFO(key);
+      // "{row,asked}", ".fill", or a layout's own name.
+      CHECK((key == "ideal" || page.find(key + ",") != std::string::npos ||
+             page.find(key + "}") != std::string::npos ||
+             page.find("." + key) != std::string::npos));
+      if (of.is_object()) check(of);
+    }
+  };
+  for (const char* name : {"all.json", "short.json"}) {
+    const nlohmann::json file = read_json(folder / name);
+    CHECK(file.contains("device"));
+    check({{"device", file["device"]}});
+    for (const nlohmann::json& run : file["runs"]) check(run);
+  }
 }
 
 TEST_CASE("replay on a GPU says what is missing where there is none", "[cli]") {

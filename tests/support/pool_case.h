@@ -31,6 +31,7 @@ struct PoolShapeCase {
   std::string layout = "paged16_per_head";
   double softcap = 0;
   bool sinks = false;
+  double scale = 0.2;
 };
 
 // A pool with random entries, some of which have left; head 0 keeps none or one, as asked.
@@ -86,7 +87,7 @@ class PoolCase {
             shape_.k_dim,
             shape_.v_dim,
             shape_.element,
-            0.2,
+            shape_.scale,
             shape_.softcap,
             q_,
             tables_,
@@ -114,7 +115,7 @@ class PoolCase {
         const std::vector<float>& x = entries_[index(h / shape_.group)][index(token)];
         double logit = 0;
         for (int i = 0; i < shape_.k_dim; ++i)
-          logit += 0.2 * double{q_[index(h * shape_.k_dim + i)]} * double{x[index(i)]};
+          logit += shape_.scale * double{q_[index(h * shape_.k_dim + i)]} * double{x[index(i)]};
         if (shape_.softcap > 0) logit = shape_.softcap * std::tanh(logit / shape_.softcap);
         sum += std::exp(logit);
         for (int i = 0; i < shape_.v_dim; ++i)
