@@ -98,6 +98,20 @@ TEST_CASE("a pool's bytes are the layout's, for random ledgers", "[gpu_replay][r
   }
 }
 
+TEST_CASE("an entry may change inside a pass, a row after its birth", "[gpu_replay]") {
+  // Told at row 2 of token 3, which is born in row 3: narrow from row 4 on, in a pass of six rows.
+  Ledger ledger = pages(6, std::vector<std::uint32_t>(6, 6));
+  ledger.representations.push_back({"narrow", 56, 0});
+  ledger.changes = {{{2, 0, 3, 1}}};
+  for (const char* layout : {"ideal", "padded", "query_head", "paged2_per_head_compact"}) {
+    for (const bool layerwise : {false, true}) check_figures(ledger, layout, layerwise);
+  }
+  HostMemory memory;
+  const MemoryReplay replay = replay_memory(ledger, "ideal", memory, {});
+  CHECK(replay.rows[3].total() == 4 * 256);
+  CHECK(replay.rows[4].total() == 4 * 256 + 56);
+}
+
 TEST_CASE("a pool's bytes are the layout's, for every policy", "[gpu_replay][conformance]") {
   const Trace trace = test::random_trace(72, 56, 11);
   EngineOptions options;

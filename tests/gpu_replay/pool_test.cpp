@@ -69,6 +69,34 @@ TEST_CASE("a block may lie in several granules, and takes all or none", "[gpu_re
   CHECK(arena.in_use() == 2);
 }
 
+TEST_CASE("a block that fits in part is not backed in part", "[gpu_replay]") {
+  HostMemory memory(kPage, 3 * kPage);
+  BlockArena arena(memory, 2 * kPage);
+  (void)arena.allocate();
+  CHECK_THROWS_AS(arena.allocate(), OutOfMemory);  // a page of two
+  CHECK(memory.backed() == 2 * kPage);
+  CHECK(memory.measured() == 2 * kPage);
+}
+
+TEST_CASE("neither the first block of OpenVINO's cache leaves nor the last full one",
+          "[gpu_replay]") {
+  HostMemory memory;
+  ArenaSet arenas(memory);
+  KvPool pool(shape("openvino2", 1, 9, 8), arenas);
+  for (TokenIndex token = 0; token < 8; ++token) pool.append(0, token);
+  const Address first = *pool.find(0, 0, 0);
+  // Block {0 1} is empty, but {2 3} leaves: its entries take the places of 0 and 1.
+  pool.apply(0, std::vector<Step>{{0, 0}, {0, 1}}, true);
+  CHECK(*pool.find(0, 0, 2) == first);
+  CHECK(*pool.find(0, 0, 3) == first + 8);
+  CHECK(pool.table_entries() == 3);
+  CHECK(pool.moved() == 2 * 8);
+  // All six to a place of their own.
+  pool.apply_by_copy(0, {}, [&] { CHECK(pool.usage().used() == 2 * 6 * 8); });
+  CHECK(pool.moved() == 8 * 8);
+  CHECK(pool.usage().used() == 6 * 8);
+}
+
 TEST_CASE("what is backed has the granule that was asked for", "[gpu_replay]") {
   HostMemory memory(4 * kPage);
   Region region(memory, 100 * kPage);
