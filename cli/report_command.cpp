@@ -36,7 +36,8 @@ double parse_least(const std::string& text) {
   const std::string number = percent ? text.substr(0, text.size() - 1) : text;
   if (!CLI::detail::lexical_cast(number, value)) value = 0;
   if (percent) value /= 100;
-  if (!(value > 0 && value <= 1))
+  const bool is_share = value > 0 && value <= 1;
+  if (!is_share)
     throw ConfigError(fmt::format("--at: found '{}', expected a share such as 90%", text));
   return value;
 }

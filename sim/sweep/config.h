@@ -40,6 +40,6 @@ void check_options(const Config& config);
 [[nodiscard]] nlohmann::json to_json(const Config& config);
 
 // The line, from 1, where the value at a JSON pointer begins. REQUIRES: valid JSON that has it.
-[[nodiscard]] std::size_t line_of(std::string_view json, std::string_view pointer);
+[[nodiscard]] std::size_t line_of(std::string_view text, std::string_view pointer);
 
 }  // namespace kvspan::sweep

@@ -196,8 +196,8 @@ Grid make_grid(const Plan& plan, std::size_t most) {
 Shard parse_shard(const std::string& text,
                   const std::function<const char*(const char*)>& variable) {
   if (text == "auto") {
-    const Shard rank = rank_of(variable);
-    const Shard array = array_of(variable);
+    Shard rank = rank_of(variable);
+    Shard array = array_of(variable);
     if (array.source.empty()) return rank;
     if (rank.source.empty()) return array;
     return {array.index * rank.count + rank.index, array.count * rank.count,

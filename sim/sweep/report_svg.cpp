@@ -259,7 +259,8 @@ std::string to_svg(const SweepReport& report, const Plan& plan) {
   double bottom = kTop;
   for (std::size_t p = 0; p < panels.size(); ++p) {
     const double left = kLeft + static_cast<double>(p % columns) * (kPanelWidth + kGapX);
-    const double top = kTop + static_cast<double>(p / columns) * (kPanelHeight + kGapY);
+    const std::size_t line = p / columns;
+    const double top = kTop + static_cast<double>(line) * (kPanelHeight + kGapY);
     std::vector<const Curve*> curves;
     for (const Curve& curve : report.curves) {
       if (curve.trace == panels[p].trace && curve.group == panels[p].group)

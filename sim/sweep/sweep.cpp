@@ -50,7 +50,7 @@ class Checksums {
     const auto known = records_.checksums.find(name);
     if (state && known != records_.checksums.end() && known->second.first == *state)
       return known->second.second;
-    const std::string sum = sha256_of_files(files);
+    std::string sum = sha256_of_files(files);
     if (state) fresh_.push_back(file_record(name, *state, sum));
     return sum;
   }

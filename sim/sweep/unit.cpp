@@ -2,6 +2,7 @@
 #include "sim/sweep/unit.h"
 
 #include <algorithm>
+#include <memory>
 #include <new>
 #include <optional>
 #include <string>
@@ -47,7 +48,7 @@ class UnitReplay {
   [[nodiscard]] const Cell& cell_at(std::size_t cell) const { return run_.grid.cells[cell]; }
 
   void prepare() {
-    trace_.emplace(Trace::open(run_.plan.traces[setting_.trace].path));
+    trace_ = std::make_unique<const Trace>(Trace::open(run_.plan.traces[setting_.trace].path));
     options_.prompt = setting_.prompt;
     options_.chunk = setting_.chunk;
     options_.kv_bytes = setting_.kv_bytes;
@@ -152,7 +153,7 @@ class UnitReplay {
   const Setting& setting_;
   std::vector<std::size_t> specs_;    // of the wanted cells, in the plan
   std::vector<std::size_t> entered_;  // of entrants_, in the plan
-  std::optional<Trace> trace_;
+  std::unique_ptr<const Trace> trace_;
   EngineOptions options_;
   Entrants entrants_;
   std::vector<json> records_;

@@ -78,6 +78,8 @@ TEST_CASE("a wrong command line is one line, and exit code 2", "[cli]") {
   fails("run " + t + " --policy full --chunk -1", 2, "chunk: found -1");
   fails("run " + t + " --policy full --prompt 99", 2, "expected 1 to 12");
   fails("run " + t + " --policy full --evict-at nedle", 2, "did you mean 'needle'?");
+  // More digits than 64 bits hold were an internal error.
+  fails("run " + t + " --policy full --evict-at 99999999999999999999", 2, "has no span");
   fails("run " + t + " --policy full --fidelity some", 2, "all, none or rows=K");
   fails("run " + t + " --policy full --layout paded", 2, "did you mean 'padded'?");
   fails("run " + t + " --quiet --policy full --match footprint=0.5", 2, "no parameter to tune");
