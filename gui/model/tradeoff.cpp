@@ -9,6 +9,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "gui/model/columns.h"
 #include "gui/model/numbers.h"
@@ -45,6 +46,35 @@ std::string judged_phase(const Run& run) {
   return "";
 }
 
+// Empty where the file has none, or none that two lists of as many numbers are.
+std::vector<std::pair<double, double>> frontier_of(const Result& result) {
+  std::vector<std::pair<double, double>> curve;
+  if (result.json == nullptr || !result.json->is_object()) return curve;
+  const auto frontier = result.json->find("frontier");
+  if (frontier == result.json->end() || !frontier->is_object()) return curve;
+  const nlohmann::json footprints = frontier->value("footprint", nlohmann::json());
+  const nlohmann::json retained = frontier->value("retained_mass", nlohmann::json());
+  if (!footprints.is_array() || footprints.size() != retained.size()) return curve;
+  for (std::size_t i = 0; i < footprints.size(); ++i) {
+    if (!footprints[i].is_number() || !retained[i].is_number()) return {};
+    curve.emplace_back(footprints[i].get<double>(), retained[i].get<double>());
+  }
+  return curve;
+}
+
+// Of every result that has a visible run, once.
+std::vector<std::vector<std::pair<double, double>>> frontiers_of(
+    const std::vector<ShownRun>& runs) {
+  std::set<const Result*> seen;
+  std::vector<std::vector<std::pair<double, double>>> out;
+  for (const ShownRun& shown : runs) {
+    if (!shown.visible || !seen.insert(shown.result.get()).second) continue;
+    auto curve = frontier_of(*shown.result);
+    if (curve.size() > 1) out.push_back(std::move(curve));
+  }
+  return out;
+}
+
 }  // namespace
 
 std::optional<double> fidelity_of(const Run& run, FidelityFigure figure_wanted) {
@@ -73,6 +103,7 @@ std::optional<double> fidelity_upper_of(const Run& run, FidelityFigure figure_wa
 Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_wanted,
                        double threshold) {
   Tradeoff out;
+  if (figure_wanted == FidelityFigure::mass_mean) out.frontiers = frontiers_of(runs);
   std::map<std::pair<std::string, RowIndex>, std::size_t> groups;
   std::map<std::tuple<std::size_t, RowIndex, std::string>, std::size_t> known;
   for (std::size_t r = 0; r < runs.size(); ++r) {

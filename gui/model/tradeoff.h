@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gui/model/document.h"
@@ -52,6 +53,9 @@ struct Tradeoff {
     std::string name;                // "smollm2-passkey, prompt 512"
     std::vector<std::size_t> front;  // points by footprint
   };
+  // Of each result that has one (run --regret), for retained attention: footprints, ascending, and
+  // the most that any eviction policy can retain there.
+  std::vector<std::vector<std::pair<double, double>>> frontiers;
   std::vector<Point> points;
   // By group, then by critical footprint, then those that do not reach it.
   std::vector<Family> families;

@@ -153,6 +153,7 @@ void TradeoffPlot::set(const Tradeoff& tradeoff, double threshold, const QString
     axis->setTitleFont(font);
   }
   for (const Tradeoff::Group& group : tradeoff_.groups) draw_front(group.front);
+  for (const auto& curve : tradeoff_.frontiers) draw_frontier(curve);
   for (const Tradeoff::Family& family : tradeoff_.families) draw_family(family);
   for (const Tradeoff::Point& p : tradeoff_.points) draw_point(p);
   auto* line = add_line(QPen(t.accent, 1, Qt::DashLine));
@@ -300,6 +301,11 @@ void TradeoffPlot::draw_front(const std::vector<std::size_t>& front) {
   }
 }
 
+void TradeoffPlot::draw_frontier(const std::vector<std::pair<double, double>>& curve) {
+  auto* line = add_line(QPen(theme().ink, 2));
+  for (const auto& [footprint, retained] : curve) line->append(100 * footprint, 100 * retained);
+}
+
 void TradeoffPlot::draw_family(const Tradeoff::Family& family) {
   if (family.points.size() < 2) return;
   QColor colour = run_colour(colour_of(tradeoff_.points[family.points.front()]));
@@ -337,6 +343,12 @@ std::vector<QLineF> TradeoffPlot::lines(double threshold_y, const QRectF& area) 
     }
     if (family.critical) {
       out.emplace_back(at(*family.critical), QPointF(at(*family.critical).x(), area.bottom()));
+    }
+  }
+  for (const auto& curve : tradeoff_.frontiers) {
+    for (std::size_t i = 1; i < curve.size(); ++i) {
+      out.emplace_back(place(curve[i - 1].first, curve[i - 1].second),
+                       place(curve[i].first, curve[i].second));
     }
   }
   for (const Tradeoff::Point& p : tradeoff_.points) {

@@ -56,6 +56,9 @@ class TradeoffPlot final : public QChartView {
   // Steps: what is reached with at most so much.
   void draw_front(const std::vector<std::size_t>& front);
 
+  // The most that eviction can retain.
+  void draw_frontier(const std::vector<std::pair<double, double>>& curve);
+
   void draw_family(const Tradeoff::Family& family);
 
   void draw_point(const Tradeoff::Point& p);

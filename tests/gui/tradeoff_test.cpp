@@ -28,6 +28,7 @@ class TradeoffTest : public QObject {
   void front_and_critical_footprints_equal_a_search_of_all_pairs();
   void another_trace_is_another_front();
   void what_overlaps_is_not_ranked();
+  void a_frontier_is_that_of_its_result();
   void chunk_sizes_are_families_of_one_front();
   void points_are_those_of_the_json();
   void the_view_opens_runs_by_key_and_click();
@@ -171,6 +172,29 @@ void TradeoffTest::what_overlaps_is_not_ranked() {
   table.set(lower, document.runs());
   QCOMPARE(table.index(0, 2).data().toString(), QString("81.3 to 86.3 %"));
   QCOMPARE(retained_text(result->runs[0]), QString("81.33 to 86.27 %"));
+}
+
+void TradeoffTest::a_frontier_is_that_of_its_result() {
+  const auto frontiers = [](const char* text, FidelityFigure figure = FidelityFigure::mass_mean) {
+    auto result = std::make_shared<Result>(*random_sweep(1));
+    result->json = std::make_shared<nlohmann::json>(nlohmann::json::parse(text));
+    auto plain = std::make_shared<Result>(*random_sweep(2));  // one without
+    plain->path = "other.json";
+    Document document;
+    document.add(result);
+    document.add(plain);
+    return make_tradeoff(document.runs(), figure, 0.8).frontiers;
+  };
+  const char* const good =
+      R"({"frontier": {"footprint": [0.1, 0.5, 1], "retained_mass": [0, 0.9, 1]}})";
+  const auto found = frontiers(good);
+  QCOMPARE(found.size(), std::size_t{1});
+  const std::vector<std::pair<double, double>> wanted{{0.1, 0}, {0.5, 0.9}, {1, 1}};
+  QVERIFY(found[0] == wanted);
+  QVERIFY(frontiers(good, FidelityFigure::output).empty());  // it is of retained attention
+  for (const char* bad : {"{}", R"({"frontier": 1})", R"({"frontier": {"footprint": [1, 2]}})",
+                          R"({"frontier": {"footprint": [0.1, 1], "retained_mass": [0, null]}})"})
+    QVERIFY(frontiers(bad).empty());
 }
 
 void TradeoffTest::another_trace_is_another_front() {
