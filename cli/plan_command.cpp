@@ -21,8 +21,8 @@
 namespace kvspan::cli {
 namespace {
 
-const std::vector<std::string> kDefaultPolicies = {"full",   "streaming_llm",   "h2o",
-                                                   "snapkv", "chunked(snapkv)", "kivi"};
+const std::vector<std::string> kPlanPolicies = {"full",   "streaming_llm",   "h2o",
+                                                "snapkv", "chunked(snapkv)", "kivi"};
 
 std::vector<FleetRequest> requests_of(const PlanSettings& s, PlanAnswer& answer) {
   if (s.requests.empty()) {
@@ -106,7 +106,7 @@ void run(const PlanSettings& given, const Context& context) {
   if (!s.asks_what_fits()) throw ConfigError("plan: --gpu or --gpu-memory is required");
   const ModelGeometry model = load_model(s.model);
   const std::vector<RecipeSpec> specs =
-      expand_policies(s.policies.empty() ? kDefaultPolicies : s.policies, s.budgets);
+      expand_policies(s.policies.empty() ? kPlanPolicies : s.policies, s.budgets);
   std::vector<std::filesystem::path> inputs = files_of_policies(s.policies, specs);
   inputs.insert(inputs.end(), {s.model, s.model + "/config.json", s.calibrate, s.requests});
   Outputs outputs({{"--out", s.out}}, inputs);
