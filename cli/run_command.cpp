@@ -38,7 +38,7 @@ struct RunSettings {
   std::vector<std::int64_t> chunks{0};
   std::vector<std::string> policies;
   std::vector<std::string> budgets;
-  std::string evict_point, fidelity = "all", match, prefill = "whole", layout = "ideal";
+  std::string evict_point, fidelity = "auto", match, prefill = "whole", layout = "ideal";
   std::string out, csv, lifetimes, timeline, svg, tradeoff, perfetto;
   EngineOptions engine;
   bool quiet = false;
@@ -265,8 +265,11 @@ void add_run(CLI::App& app, const Context& context) {
   sub->add_option("--evict-at", s->evict_point,
                   "Prompt-end rules act where this span begins; the rest of the prompt is one pass")
       ->type_name("SPAN");
-  sub->add_option("--fidelity", s->fidelity, "Rows to measure: all, rows=K in each phase, or none")
-      ->type_name("all|rows=K|none");
+  sub->add_option("--fidelity", s->fidelity,
+                  fmt::format("Rows to measure: all; auto (the default): all decode rows, and of a "
+                              "prompt beyond {} rows {}, evenly spread; rows=K in each phase; none",
+                              kLongPrompt, kSampledRows))
+      ->type_name("auto|all|rows=K|none");
   sub->add_option("--match", s->match,
                   "Tune every budget to footprint=X, peak_bytes=X or retained=X: with retained=90% "
                   "the footprint is the critical footprint at 90 %. full runs along as it is")

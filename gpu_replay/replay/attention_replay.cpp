@@ -193,7 +193,7 @@ AttentionReplay replay_attention(const Trace& trace, const Ledger& ledger, Devic
   out.layout = settings.layout;
   out.element = settings.element;
   const RowIndex prompt = ledger.plan.prompt;
-  const FidelityPlan plan = plan_fidelity(ledger.plan.tokens, prompt, settings.rows);
+  const FidelityPlan plan = plan_fidelity(ledger.plan.tokens, prompt, settings.rows, settings.rows);
   const Layout layout = parse_layout(settings.layout);
   for (int l = 0; l < ledger.layers; ++l) {
     const Ledger one = layer_of(ledger, l);

@@ -93,6 +93,7 @@ EngineOptions SimulationRequest::options() const {
   out.seed = seed;
   out.fidelity = fidelity && !coarse;
   out.fidelity_rows = fidelity_rows;
+  out.sample_long_prompts = true;
   out.keep_scores = !coarse;
   out.keep_reads = coarse ? 0 : kKeptReadsBytes;
   return out;

@@ -29,7 +29,7 @@ struct SimulationRequest {
   RowIndex prompt = 0, evict_point = 0;  // rows; 0: as the trace says, at the prompt's end
   bool coarse = false;  // measures no fidelity and keeps neither scores nor reads, for speed
   bool fidelity = true;
-  RowIndex fidelity_rows = 0;  // per phase; 0: all
+  RowIndex fidelity_rows = 0;  // per phase; 0: all, of long prompts a sample
   std::int64_t kv_bytes = 2;
   bool layerwise = false;
   std::string layout = "ideal";

@@ -74,8 +74,10 @@ void RunOptions::build_choices() {
   chunk_ = number("chunk", "Prefill chunk, tokens", "one pass", 0, kMost, 0);
   prompt_ = number("prompt", "Rows of the prompt; the rest is decoding", "as traced", 0, kMost, 0);
   rows_ = named(new QComboBox(this), "rows measured",
-                "Rows of each phase whose fidelity is measured, evenly spread");
-  rows_->addItem("all rows", 0);
+                "Rows of each phase whose fidelity is measured, evenly spread; auto: all, but of "
+                "prompts beyond " +
+                    QString::number(kLongPrompt) + " rows " + QString::number(kSampledRows));
+  rows_->addItem("auto", 0);
   for (const int count : {1024, 256, 64}) rows_->addItem(QString("%1 rows").arg(count), count);
   rows_->addItem("none", -1);
   layout_ = named(new QComboBox(this), "layout", "Storage layout that bytes are counted in");

@@ -2,6 +2,7 @@
 #include "sim/attention/full_rows.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include <fmt/format.h>
 #include <tbb/parallel_for.h>
@@ -27,13 +28,15 @@ void for_each_row(const Trace& trace, int layer, RowIndex begin, RowIndex end,
   for (RowIndex row = begin; row < end; row += kBlockRows) {
     const RowIndex last = std::min(row + kBlockRows, end);
     const auto rows = static_cast<std::size_t>(last - row);
+    std::vector<RowIndex> block(rows);
+    std::iota(block.begin(), block.end(), row);
     std::vector<RowTerms> info(static_cast<std::size_t>(meta.query_heads) * rows);
     for (int h = 0; h < meta.kv_heads; ++h) {
       const std::size_t first = static_cast<std::size_t>(h * group) * rows;
       std::vector<float*> pointers;
       for (std::size_t i = 0; i < static_cast<std::size_t>(group) * rows; ++i)
         pointers.push_back(buffer.data() + (first + i) * keys);
-      scores.compute(h, {row, last, kernels::padded(last)}, pointers,
+      scores.compute(h, {block, kernels::padded(last)}, pointers,
                      std::span(info).subspan(first, static_cast<std::size_t>(group) * rows));
     }
     for (RowIndex r = row; r < last; ++r) {

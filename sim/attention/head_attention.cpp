@@ -21,7 +21,7 @@ namespace {
 
 constexpr std::int64_t kBatchBytes = std::int64_t{64} << 20U;
 constexpr std::int64_t kMostBatchRows = 128;
-constexpr std::int64_t kPieceRows = 16;  // consecutive rows that share the keys they read
+constexpr std::size_t kPieceRows = 16;  // rows that share the keys they read
 
 // The rows of the trace that are looked at.
 std::vector<RowIndex> captured_rows(const LayerScores& scores, const TraceMeta& meta,
@@ -94,22 +94,18 @@ class Walk {
   void compute(std::span<const RowIndex> batch) {
     buffer_.resize(batch.size() * index(group_ * keys_));
     info_.resize(batch.size() * index(group_));
-    std::vector<std::size_t> pieces{0};  // where runs of consecutive rows begin, and the end
-    for (std::size_t i = 1; i < batch.size(); ++i) {
-      if (batch[i] != batch[i - 1] + 1 || i - pieces.back() == kPieceRows) pieces.push_back(i);
-    }
-    pieces.push_back(batch.size());
-    tbb::parallel_for(std::size_t{0}, pieces.size() - 1, [&](std::size_t piece) {
-      const std::size_t begin = pieces[piece];
-      const std::size_t rows = pieces[piece + 1] - begin;
+    const std::size_t pieces = (batch.size() + kPieceRows - 1) / kPieceRows;
+    tbb::parallel_for(std::size_t{0}, pieces, [&](std::size_t piece) {
+      const std::size_t begin = piece * kPieceRows;
+      const std::size_t rows = std::min(kPieceRows, batch.size() - begin);
       std::vector<float*> out;
       std::vector<RowTerms> info(index(group_) * rows);
       for (int g = 0; g < group_; ++g) {
         for (std::size_t i = begin; i < begin + rows; ++i)
           out.push_back(buffer_.data() + at(i, g) * index(keys_));
       }
-      const RowIndex end = batch[begin] + static_cast<RowIndex>(rows);
-      scores_.compute(kv_head_, {batch[begin], end, kernels::padded(end)}, out, info);
+      const std::span<const RowIndex> of = batch.subspan(begin, rows);
+      scores_.compute(kv_head_, {of, kernels::padded(of.back() + 1)}, out, info);
       for (std::size_t j = 0; j < info.size(); ++j)
         info_[at(begin + j % rows, static_cast<int>(j / rows))] = info[j];
     });

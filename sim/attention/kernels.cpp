@@ -24,64 +24,12 @@
 // clang-format off
 #include "sim/attention/dispatch_targets.h"  // before Highway
 #include <hwy/foreach_target.h>  // before highway.h
-#include <hwy/highway.h>
+#include "sim/attention/kernels_inl.h"
 #include <hwy/contrib/math/math-inl.h>
 // clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace kvspan::kernels::HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
-
-using Floats = hn::CappedTag<float, 16>;
-using Doubles = hn::Repartition<double, Floats>;
-using HalfFloats = hn::Rebind<float, Doubles>;  // as many floats as fit a Doubles when widened
-using V = hn::Vec<Floats>;
-using VD = hn::Vec<Doubles>;
-
-constexpr int kLanes = static_cast<int>(hn::MaxLanes(Floats()));
-constexpr int kDoubleLanes = static_cast<int>(hn::MaxLanes(Doubles()));
-constexpr int kVirtualLanes = 16;
-constexpr int kLaneVecs = kVirtualLanes / kLanes;
-constexpr int kLaneDoubles = kVirtualLanes / kDoubleLanes;
-
-// Register block: 24 accumulators of 32 registers, or 12 of 16.
-constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON;
-constexpr int kMaxRows = 6;
-constexpr int kVecs = kManyRegisters ? 4 : 2;
-
-// Calls f(first row, Rows<n>) for blocks of at most kMaxRows rows, as equal as possible: blocks of
-// one or two rows have too few independent sums to fill the FMA pipes.
-template <int n>
-struct Rows {};
-template <class F>
-HWY_INLINE void for_row_blocks(std::int64_t rows, F f) {
-  const std::int64_t blocks = (rows + kMaxRows - 1) / kMaxRows;
-  std::int64_t r = 0;
-  for (std::int64_t b = 0; b < blocks; ++b) {
-    const std::int64_t size = (rows - r) / (blocks - b);
-    switch (size) {
-      case 1:
-        f(r, Rows<1>());
-        break;
-      case 2:
-        f(r, Rows<2>());
-        break;
-      case 3:
-        f(r, Rows<3>());
-        break;
-      case 4:
-        f(r, Rows<4>());
-        break;
-      case 5:
-        f(r, Rows<5>());
-        break;
-      default:
-        f(r, Rows<6>());
-    }
-    r += size;
-  }
-}
-
 // `keys` points to the block's first key in the panel, `key` is its number. Step i prefetches
 // ahead[i * ahead_step].
 template <int kRows, int kBlockVecs>
@@ -200,35 +148,6 @@ void pack_keys(const float* keys, std::int64_t tokens, std::int64_t stride, int 
   }
 }
 
-// exp(x) for x <= 0, within 0.9 ulp with FMA and 1.2 without: x = n ln 2 + r, a polynomial of
-// degree 6 in r (minimax, constant and linear term 1), times 2^n. Below kExpFlush the result is 0
-// rather than a subnormal number, which would cost some 150 cycles per vector here and in masked
-// sums; such a term is 1e-38 of the largest. n vectors go in step, to hide the latency of the FMAs.
-constexpr float kExpFlush = -87.3365F;  // exp(kExpFlush) is just above the smallest normal number
-template <int n>
-HWY_INLINE void exp_nonpositive(V (&x)[n]) {
-  const Floats d;
-  const hn::RebindToSigned<Floats> di;
-  // Adding 1.5 * 2^23 rounds to an integer; adding the bias too leaves n + 127 in the low bits.
-  const V magic = hn::Set(d, 12582912.0F + 127.0F);
-  V shifted[n], r[n], p[n];
-#define KVSPAN_EACH HWY_UNROLL(8) for (int k = 0; k < n; ++k)
-  KVSPAN_EACH shifted[k] = hn::MulAdd(x[k], hn::Set(d, 1.44269504F), magic);
-  KVSPAN_EACH p[k] = hn::Sub(shifted[k], magic);
-  KVSPAN_EACH r[k] = hn::NegMulAdd(p[k], hn::Set(d, 0.693145752F), x[k]);
-  KVSPAN_EACH r[k] = hn::NegMulAdd(p[k], hn::Set(d, 1.42860677e-6F), r[k]);
-  KVSPAN_EACH p[k] = hn::MulAdd(hn::Set(d, 0.00138145406F), r[k], hn::Set(d, 0.00836874545F));
-  KVSPAN_EACH p[k] = hn::MulAdd(p[k], r[k], hn::Set(d, 0.041668389F));
-  KVSPAN_EACH p[k] = hn::MulAdd(p[k], r[k], hn::Set(d, 0.166665211F));
-  KVSPAN_EACH p[k] = hn::MulAdd(p[k], r[k], hn::Set(d, 0.49999994F));
-  KVSPAN_EACH p[k] = hn::MulAdd(p[k], r[k], hn::Set(d, 1.0F));
-  KVSPAN_EACH p[k] = hn::MulAdd(p[k], r[k], hn::Set(d, 1.0F));
-  KVSPAN_EACH p[k] = hn::Mul(p[k], hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted[k]))));
-  // NaN is not below kExpFlush: it passes through.
-  KVSPAN_EACH x[k] = hn::IfThenZeroElse(hn::Lt(x[k], hn::Set(d, kExpFlush)), p[k]);
-#undef KVSPAN_EACH
-}
-
 // The 16 lanes of a sum over keys.
 class LaneSums {
  public:
@@ -259,13 +178,6 @@ class LaneSums {
  private:
   VD sums_[kLaneDoubles];
 };
-
-HWY_INLINE double tree_sum(double (&lanes)[kVirtualLanes]) {
-  for (int half = kVirtualLanes / 2; half > 0; half /= 2) {
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  }
-  return lanes[0];
-}
 
 // The lanes at [j, j + kLanes) that lie in [begin, end).
 HWY_INLINE hn::Mask<Floats> lanes_inside(std::int64_t j, std::int64_t begin, std::int64_t end) {
@@ -419,85 +331,6 @@ void add_columns(const float* const* terms, const double* inverse, std::int64_t 
   }
 }
 
-constexpr int kValueVecs = 2;
-constexpr int kValueColumns = kValueVecs * kLanes;
-constexpr std::int64_t kValueChunk = 256;
-
-// Adds `count` entries to columns [0, columns) of kRows rows of `out`.
-//   packed  [count, kValueColumns]
-template <int kRows>
-HWY_NOINLINE void value_block(const float* const* terms, const std::int32_t* entries,
-                              std::int64_t count, const float* packed, double* const* out,
-                              int first_column, int columns) {
-  const Floats d;
-  V acc[kRows][kValueVecs];
-  const float* row[kRows];
-  HWY_UNROLL(8)
-  for (int r = 0; r < kRows; ++r) {
-    row[r] = terms[r];
-    HWY_UNROLL(8)
-    for (int k = 0; k < kValueVecs; ++k) acc[r][k] = hn::Zero(d);
-  }
-  for (std::ptrdiff_t c = 0; c < count; ++c) {
-    const std::ptrdiff_t entry = entries[c];
-    V v[kValueVecs];
-    HWY_UNROLL(8)
-    for (int k = 0; k < kValueVecs; ++k) {
-      v[k] = hn::Load(d, packed + c * kValueColumns + k * kLanes);
-    }
-    HWY_UNROLL(8)
-    for (int r = 0; r < kRows; ++r) {
-      const V s = hn::Set(d, row[r][entry]);
-      HWY_UNROLL(8)
-      for (int k = 0; k < kValueVecs; ++k) acc[r][k] = hn::MulAdd(s, v[k], acc[r][k]);
-    }
-  }
-  alignas(64) float sums[kRows][kValueColumns];
-  HWY_UNROLL(8)
-  for (int r = 0; r < kRows; ++r) {
-    HWY_UNROLL(8)
-    for (int k = 0; k < kValueVecs; ++k) hn::Store(acc[r][k], d, sums[r] + k * kLanes);
-  }
-  for (int r = 0; r < kRows; ++r) {
-    double* const to = out[r] + first_column;
-    int i = 0;
-    for (; i + kDoubleLanes <= columns; i += kDoubleLanes) {
-      const VD sum = hn::PromoteTo(Doubles(), hn::Load(HalfFloats(), sums[r] + i));
-      hn::StoreU(hn::Add(hn::LoadU(Doubles(), to + i), sum), Doubles(), to + i);
-    }
-    for (; i < columns; ++i) to[i] += static_cast<double>(sums[r][i]);
-  }
-}
-
-void weighted_values(const float* const* terms, std::int64_t rows, const std::int32_t* entries,
-                     std::int64_t count, const float* values, std::int64_t stride, int dim,
-                     double* const* out) {
-  // Values are gathered into L1 once for all rows, a few columns at a time.
-  alignas(64) float packed[kValueChunk * kValueColumns];
-  for (std::int64_t r = 0; r < rows; ++r) std::fill(out[r], out[r] + dim, 0.0);
-  for (std::int64_t begin = 0; begin < count; begin += kValueChunk) {
-    const std::int64_t size = std::min(kValueChunk, count - begin);
-    for (int column = 0; column < dim; column += kValueColumns) {
-      const int columns = std::min(kValueColumns, dim - column);
-      for (std::int64_t c = 0; c < size; ++c) {
-        const float* const from = values + entries[begin + c] * stride + column;
-        float* const to = packed + c * kValueColumns;
-        if (columns == kValueColumns) {
-          HWY_UNROLL(8)
-          for (int k = 0; k < kValueColumns; k += kLanes) {
-            hn::Store(hn::LoadU(Floats(), from + k), Floats(), to + k);
-          }
-        } else {
-          std::fill(std::copy(from, from + columns, to), to + kValueColumns, 0.0F);
-        }
-      }
-      for_row_blocks(rows, [&]<int n>(std::int64_t r, Rows<n>) HWY_ATTR {
-        value_block<n>(terms + r, entries + begin, size, packed, out + r, column, columns);
-      });
-    }
-  }
-}
-
 const char* name() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace kvspan::kernels::HWY_NAMESPACE
@@ -512,7 +345,6 @@ HWY_EXPORT(logits);
 HWY_EXPORT(softmax_terms);
 HWY_EXPORT(masked_sums);
 HWY_EXPORT(add_columns);
-HWY_EXPORT(weighted_values);
 
 std::string target_name() { return HWY_DYNAMIC_DISPATCH(name)(); }
 
@@ -546,13 +378,6 @@ void masked_sums(const float* const* terms, std::int64_t rows, const float* mask
 void add_columns(const float* const* terms, const double* inverse, std::int64_t rows,
                  const float* mask, std::int64_t padded_end, double* sums) {
   HWY_DYNAMIC_DISPATCH(add_columns)(terms, inverse, rows, mask, padded_end, sums);
-}
-
-void weighted_values(const float* const* terms, std::int64_t rows, const std::int32_t* entries,
-                     std::int64_t count, const float* values, std::int64_t stride, int dim,
-                     double* const* out) {
-  HWY_DYNAMIC_DISPATCH(weighted_values)
-  (terms, rows, entries, count, values, stride, dim, out);
 }
 
 }  // namespace kvspan::kernels

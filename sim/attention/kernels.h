@@ -67,11 +67,31 @@ void masked_sums(const float* const* terms, std::int64_t rows, const float* mask
 void add_columns(const float* const* terms, const double* inverse, std::int64_t rows,
                  const float* mask, std::int64_t padded_end, double* sums);
 
+inline constexpr std::int64_t kValueChunk = 256;
+
 // Weighted sums of values: out[r][i] = sum over entries e of terms[r][e] * values[e * stride + i],
-// in the order of `entries`, fp32 over 256 entries, fp64 across.
+// in the order of `entries`, fp32 over kValueChunk entries, fp64 across.
 //   terms   rows pointers to [keys];  entries [count], ascending;  out rows pointers to [dim]
 void weighted_values(const float* const* terms, std::int64_t rows, const std::int32_t* entries,
                      std::int64_t count, const float* values, std::int64_t stride, int dim,
                      double* const* out);
+
+// A row over keys that are held altered: in place, z[e] becomes exp(z[e] - max) for every entry.
+//   z       [keys] logits of the held keys;  full [keys] terms of the row's own, exp(logit -
+//           full_max);  entries [count], ascending
+// REQUIRES: count >= 1.
+struct HeldTerms {
+  float max;   // of z
+  double sum;  // of the new terms
+  // Sums of full[e] |own logit - z[e]| and of full[e].
+  double distance, weight;
+};
+[[nodiscard]] HeldTerms held_terms(const std::int32_t* entries, std::int64_t count,
+                                   const float* full, double full_max, float* z);
+
+// Dot products in double, in order of i: out[j] = sum_i x[j][i] * y[i], and of x[j] with itself.
+//   x       [count][dim];  y [dim];  out [count]
+void dots(const float* x, std::int64_t count, int dim, const double* y, double* out);
+void squared_norms(const float* x, std::int64_t count, int dim, double* out);
 
 }  // namespace kvspan::kernels

@@ -41,7 +41,7 @@ struct LayerScores::Impl {
   mutable std::once_flag keys_loaded, values_loaded;
   mutable std::vector<float>
       panel_store;  // [heads held][padded(tokens) / kPanel, head_dim, kPanel]
-  mutable std::vector<float> value_store;  // [tokens, kv_heads, v_dim]
+  mutable std::vector<float> value_store;  // [kv_heads, tokens, v_dim]
 
   [[nodiscard]] const TraceMeta& meta() const { return trace->meta(); }
   [[nodiscard]] std::string tensor(const char* name) const {
@@ -79,10 +79,22 @@ struct LayerScores::Impl {
   }
 
   void load_values(std::vector<float>& values) const {
-    const TensorView* v = trace->v(layer);
-    if (v == nullptr) return;
-    values.resize(static_cast<std::size_t>(v->elements()));
-    widen(*v, 0, values, tensor("v"));
+    const TensorView& v = *trace->v(layer);
+    values.resize(static_cast<std::size_t>(v.elements()));
+    const std::int64_t dim = meta().v_head_dim;
+    const std::int64_t stride = meta().kv_heads * dim;
+    std::vector<float> piece;
+    for (std::int64_t t = 0; t < meta().tokens; t += kPieceTokens) {
+      const std::int64_t count = std::min(kPieceTokens, meta().tokens - t);
+      piece.resize(static_cast<std::size_t>(count * stride));
+      widen(v, t * stride, piece, tensor("v"));
+      for (std::int64_t h = 0; h < meta().kv_heads; ++h) {
+        for (std::int64_t i = 0; i < count; ++i) {
+          std::copy_n(piece.data() + i * stride + h * dim, dim,
+                      values.data() + (h * meta().tokens + t + i) * dim);
+        }
+      }
+    }
   }
 
   // Softmax of logits that stand in `z`, keys [first, end) readable.
@@ -212,16 +224,18 @@ bool LayerScores::has_row(RowIndex row) const {
 bool LayerScores::is_qkv() const { return impl_->scores == nullptr; }
 RowIndex LayerScores::window() const { return impl_->window; }
 std::span<const float> LayerScores::key_panels() const { return impl_->panels(); }
-const float* LayerScores::values() const { return impl_->values().data(); }
+const float* LayerScores::values(int kv_head) const {
+  return impl_->values().data() + kv_head * impl_->meta().tokens * impl_->meta().v_head_dim;
+}
 
 void LayerScores::compute(int kv_head, const Block& block, std::span<float* const> out,
                           std::span<RowTerms> info) const {
   const Impl& self = *impl_;
-  const auto rows = static_cast<std::size_t>(block.end - block.begin);
+  const std::size_t rows = block.rows.size();
   const auto group = static_cast<std::size_t>(self.group);
   if (!is_qkv()) {
     for (std::size_t i = 0; i < group * rows; ++i) {
-      const RowIndex row = block.begin + static_cast<RowIndex>(i % rows);
+      const RowIndex row = block.rows[i % rows];
       const int q = kv_head * self.group + static_cast<int>(i / rows);
       if (has_row(row))
         info[i] = self.from_file(q, row, {out[i], static_cast<std::size_t>(block.key_end)});
@@ -235,17 +249,15 @@ void LayerScores::compute(int kv_head, const Block& block, std::span<float* cons
     // The query heads of a group lie side by side in a row.
     float* at = queries.data() + r * group * static_cast<std::size_t>(dim);
     widen(*self.trace->q(self.layer),
-          ((block.begin + static_cast<RowIndex>(r)) * self.meta().query_heads +
-           kv_head * self.group) *
-              dim,
+          (block.rows[r] * self.meta().query_heads + kv_head * self.group) * dim,
           {at, group * static_cast<std::size_t>(dim)}, self.tensor("q"));
     for (std::size_t g = 0; g < group; ++g)
       pointers[g * rows + r] = at + g * static_cast<std::size_t>(dim);
   }
-  const std::int64_t first = first_key(block.begin) / kPanel * kPanel;
+  const std::int64_t first = first_key(block.rows.front()) / kPanel * kPanel;
   self.logits(pointers, kv_head, first, block.key_end, out.data());
   for (std::size_t i = 0; i < group * rows; ++i) {
-    const RowIndex row = block.begin + static_cast<RowIndex>(i % rows);
+    const RowIndex row = block.rows[i % rows];
     info[i] = self.finish(kv_head * self.group + static_cast<int>(i / rows), row, out[i],
                           first_key(row), row + 1, block.key_end);
   }
@@ -253,14 +265,28 @@ void LayerScores::compute(int kv_head, const Block& block, std::span<float* cons
 
 RowTerms LayerScores::row(int query_head, RowIndex row, std::span<float> out) const {
   if (!is_qkv()) return impl_->from_file(query_head, row, out);
-  const std::vector<float> q = impl_->query(query_head, row);
-  const std::int64_t key_end = padded(row + 1);
-  std::fill(out.begin() + key_end, out.end(), 0.0F);
-  const float* pointer = q.data();
+  std::fill(out.begin() + padded(row + 1), out.end(), 0.0F);
   float* z = out.data();
-  impl_->logits({&pointer, 1}, query_head / impl_->group, first_key(row) / kPanel * kPanel, key_end,
-                &z);
-  return impl_->finish(query_head, row, z, first_key(row), row + 1, key_end);
+  RowTerms info;
+  rows(query_head, {&row, 1}, {&z, 1}, {&info, 1});
+  return info;
+}
+
+void LayerScores::rows(int query_head, std::span<const RowIndex> rows, std::span<float* const> out,
+                       std::span<RowTerms> info) const {
+  std::vector<std::vector<float>> queries;
+  std::vector<const float*> pointers;
+  for (const RowIndex row : rows) {
+    queries.push_back(impl_->query(query_head, row));
+    pointers.push_back(queries.back().data());
+  }
+  const std::int64_t key_end = padded(rows.back() + 1);
+  impl_->logits(pointers, query_head / impl_->group, first_key(rows.front()) / kPanel * kPanel,
+                key_end, out.data());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const RowIndex row = rows[i];
+    info[i] = impl_->finish(query_head, row, out[i], first_key(row), row + 1, key_end);
+  }
 }
 
 void LayerScores::logits(int query_head, RowIndex row, std::span<float> out) const {

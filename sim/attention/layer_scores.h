@@ -58,17 +58,20 @@ class LayerScores {
     return window() == 0 || row < window() ? 0 : row - window() + 1;
   }
 
-  // Terms of rows [begin, end) for the query heads of one KV head; keys up to `key_end` are
-  // computed or zero. out: pointers to padded rows, [query head of the group][row].
+  // Terms of some rows for the query heads of one KV head; keys up to `key_end` are computed or
+  // zero. out: pointers to padded rows, [query head of the group][row].
   struct Block {
-    RowIndex begin = 0, end = 0;
-    std::int64_t key_end = 0;  // multiple of the panel width, > every row of the block
+    std::span<const RowIndex> rows;  // ascending
+    std::int64_t key_end = 0;        // multiple of the panel width, > every row of the block
   };
   void compute(int kv_head, const Block& block, std::span<float* const> out,
                std::span<RowTerms> info) const;
 
   // One row of one query head, into `out` [padded(row + 1) or more].
   [[nodiscard]] RowTerms row(int query_head, RowIndex row, std::span<float> out) const;
+  // Several, the same bits; out: pointers to [padded(last row + 1)]. REQUIRES: is_qkv().
+  void rows(int query_head, std::span<const RowIndex> rows, std::span<float* const> out,
+            std::span<RowTerms> info) const;
   // Logits of the same row, at the keys that it can read. REQUIRES: is_qkv().
   void logits(int query_head, RowIndex row, std::span<float> out) const;
   // The same row with its maximum taken over the keys of `mask` only, everything else zero: for
@@ -84,8 +87,9 @@ class LayerScores {
   // Keys in panels [kv_heads][padded(tokens) / kPanel, head_dim, kPanel] (of_kv_head(): [1]).
   // REQUIRES: is_qkv().
   [[nodiscard]] std::span<const float> key_panels() const;
-  // Values [tokens, kv_heads, v_dim] in fp32; null when the trace has none.
-  [[nodiscard]] const float* values() const;
+  // Values of one KV head in fp32 [tokens, v_dim], those of the next one behind them. REQUIRES: the
+  // trace has v.
+  [[nodiscard]] const float* values(int kv_head) const;
   // Column mass of prefill pass `pass` [tokens], or empty when the trace has none.
   [[nodiscard]] std::vector<float> column_mass(int query_head, std::size_t pass) const;
 

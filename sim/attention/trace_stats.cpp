@@ -228,7 +228,7 @@ void kv_head_stats(const LayerScores& scores, const TraceMeta& meta, const Trace
   std::vector<int> pairs(group);
 
   const auto add = [&](RowIndex row, std::vector<RowSums>& sums) {
-    scores.compute(kv_head, {row, row + 1, kernels::padded(row + 1)}, pointers, terms);
+    scores.compute(kv_head, {{&row, 1}, kernels::padded(row + 1)}, pointers, terms);
     const RowIndex first = scores.first_key(row);
     for (std::size_t g = 0; g < group; ++g) {
       const double whole = terms[g].sum + terms[g].sink;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace kvspan {
 namespace {
@@ -97,6 +98,33 @@ double Distribution::percentile(double share) const {
   const auto nth = begin + (rank <= below ? rank - 1 : rank - below - common_count_ - 1);
   std::nth_element(begin, nth, end);
   return static_cast<double>(*nth);
+}
+
+template <class F>
+void Distribution::each(F f) const {
+  for (const float value : values_) f(static_cast<double>(value), std::int64_t{1});
+  for (std::size_t b = 0; b < bins_.size(); ++b) {
+    if (bins_[b] > 0) f(value_of(b), bins_[b]);
+  }
+  if (common_count_ > 0) f(static_cast<double>(common_), common_count_);
+}
+
+double Distribution::percentile(std::span<const Part> parts, double share) {
+  std::vector<std::pair<double, double>> weighted;  // value, weight
+  double total = 0;
+  for (const Part& part : parts) {
+    part.values->each([&](double value, std::int64_t count) {
+      weighted.emplace_back(value, part.weight * static_cast<double>(count));
+      total += weighted.back().second;
+    });
+  }
+  std::sort(weighted.begin(), weighted.end());
+  double below = 0;
+  for (const auto& [value, weight] : weighted) {
+    below += weight;
+    if (below >= share * total * (1 - 1e-12)) return value;
+  }
+  return weighted.back().first;
 }
 
 }  // namespace kvspan

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace kvspan {
@@ -23,7 +24,18 @@ class Distribution {
   // The ceil(share * count)-th smallest value. REQUIRES: count() > 0.
   [[nodiscard]] double percentile(double share) const;
 
+  // Of several distributions together, whose values count `weight` times each: the smallest value
+  // that has `share` of the weight at or below it. REQUIRES: one is not empty.
+  struct Part {
+    const Distribution* values;
+    double weight;
+  };
+  [[nodiscard]] static double percentile(std::span<const Part> parts, double share);
+
  private:
+  // Calls f(value, how many), in any order.
+  template <class F>
+  void each(F f) const;
   void to_histogram();
   float common_;
   std::int64_t common_count_ = 0;

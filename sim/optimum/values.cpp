@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -47,7 +48,9 @@ class Receiver {
     std::vector<float*> out;
     std::vector<RowTerms> info(index(group_) * rows);
     for (std::size_t i = 0; i < info.size(); ++i) out.push_back(buffer_.data() + i * keys_);
-    scores_.compute(kv_head_, {begin, end, kernels::padded(end)}, out, info);
+    std::vector<RowIndex> block(rows);
+    std::iota(block.begin(), block.end(), begin);
+    scores_.compute(kv_head_, {block, kernels::padded(end)}, out, info);
     for (std::size_t r = 0; r < rows; ++r) {
       if (counted[r] == 0) continue;
       const RowIndex row = begin + static_cast<RowIndex>(r);

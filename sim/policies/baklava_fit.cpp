@@ -68,12 +68,11 @@ void calibrate_layer(const Trace& trace, int layer, TokenCount sinks, Calibratio
         }
         std::vector<double> output(dim, 0.0);
         double* to = output.data();
-        const std::int64_t stride = std::int64_t{meta.kv_heads} * meta.v_head_dim;
-        const float* values = scores.values() + h * meta.v_head_dim;
-        kernels::weighted_values(&terms.terms, 1, keys.data(), row + 1, values, stride,
+        const float* values = scores.values(h);
+        kernels::weighted_values(&terms.terms, 1, keys.data(), row + 1, values, meta.v_head_dim,
                                  meta.v_head_dim, &to);
-        change +=
-            (1 - cosine(output, {values + row * stride, dim})) / static_cast<double>(count * group);
+        change += (1 - cosine(output, {values + row * meta.v_head_dim, dim})) /
+                  static_cast<double>(count * group);
       }
     }
     for (std::size_t d = back.size() - 1; d-- > 0;) back[d] += back[d + 1];

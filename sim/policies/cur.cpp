@@ -29,8 +29,8 @@ class Cur final : public Scorer {
     const int kv_head = shape.kv_head(head);
     std::vector<double> k2;
     std::vector<double> v2;
-    if (needs().k) k2 = local(entries, [&](TokenIndex t) { return view.key(kv_head, t); });
-    if (needs().v) v2 = local(entries, [&](TokenIndex t) { return view.value(kv_head, t); });
+    if (needs().k) k2 = local(squared_norms(view, Vectors::keys, kv_head, entries));
+    if (needs().v) v2 = local(squared_norms(view, Vectors::values, kv_head, entries));
     for (std::size_t i = 0; i < entries.size(); ++i) {
       switch (leverage_) {
         case Leverage::product:
@@ -53,11 +53,8 @@ class Cur final : public Scorer {
   }
 
  private:
-  template <class Get>
-  [[nodiscard]] std::vector<double> local(std::span<const TokenIndex> entries,
-                                          const Get& get) const {
-    std::vector<double> out;
-    for (const TokenIndex t : entries) out.push_back(squared_norm(get(t)));
+  // Shares of the sum of their window.
+  [[nodiscard]] std::vector<double> local(std::vector<double> out) const {
     for (std::size_t begin = 0; begin < out.size(); begin += index(window_)) {
       const std::size_t end = std::min(out.size(), begin + index(window_));
       double sum = 0;

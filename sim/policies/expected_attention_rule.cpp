@@ -145,18 +145,17 @@ double Expected::score(const View& view, int head, std::span<const TokenIndex> e
   const LayerShape& shape = view.shape();
   const int kv_head = shape.kv_head(head);
   const auto count = static_cast<Eigen::Index>(entries.size());
-  Eigen::MatrixXd keys(shape.k_dim, count);
-  for (Eigen::Index i = 0; i < count; ++i) {
-    const std::vector<float> k = view.key(kv_head, entries[index(i)]);
-    for (int d = 0; d < shape.k_dim; ++d) keys(d, i) = static_cast<double>(k[index(d)]);
-  }
+  const std::vector<float> k = vectors_of(view, Vectors::keys, kv_head, entries);
+  const Eigen::MatrixXd keys =
+      Eigen::Map<const Eigen::MatrixXf>(k.data(), shape.k_dim, count).cast<double>();
   reduce_group(shape, head, Group::mean, out, [&](int q, std::span<double> weights) {
     state_->expect(view, settings_, q, keys, weights);
     return 0.0;
   });
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    out[i] += settings_.epsilon;
-    if (settings_.by_value) out[i] *= std::sqrt(squared_norm(view.value(kv_head, entries[i])));
+  for (double& score : out) score += settings_.epsilon;
+  if (settings_.by_value) {
+    const std::vector<double> squared = squared_norms(view, Vectors::values, kv_head, entries);
+    for (std::size_t i = 0; i < entries.size(); ++i) out[i] *= std::sqrt(squared[i]);
   }
   round_sums(out);
   return 0;

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "sim/policies/shared/helpers.h"
+#include "sim/policies/shared/kernels.h"
 
 namespace kvspan::policies {
 namespace {
@@ -20,15 +21,15 @@ class Distinct final : public Scorer {
     const LayerShape& shape = view.shape();
     const int kv_head = shape.kv_head(head);
     const auto dim = index(shape.k_dim);
-    std::vector<std::vector<float>> keys;
-    std::vector<double> norms;
+    const std::vector<float> keys = vectors_of(view, Vectors::keys, kv_head, entries);
+    std::vector<double> norms(entries.size());
+    kernels::squared_norms(keys.data(), std::ssize(entries), shape.k_dim, norms.data());
     std::vector<double> anchor(dim, 0.0);
-    for (const TokenIndex t : entries) {
-      keys.push_back(view.key(kv_head, t));
-      norms.push_back(std::sqrt(squared_norm(keys.back())));
-      const double divisor = std::max(norms.back(), 1e-12);
-      for (std::size_t d = 0; d < dim; ++d)
-        anchor[d] += static_cast<double>(keys.back()[d]) / divisor;
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      norms[i] = std::sqrt(norms[i]);
+      const double divisor = std::max(norms[i], 1e-12);
+      const float* const key = keys.data() + i * dim;
+      for (std::size_t d = 0; d < dim; ++d) anchor[d] += static_cast<double>(key[d]) / divisor;
     }
     double anchor_norm = 0;
     for (double& a : anchor) {
@@ -36,11 +37,9 @@ class Distinct final : public Scorer {
       anchor_norm += a * a;
     }
     anchor_norm = std::max(std::sqrt(anchor_norm), 1e-8);
-    for (std::size_t i = 0; i < entries.size(); ++i) {
-      double dot = 0;
-      for (std::size_t d = 0; d < dim; ++d) dot += anchor[d] * static_cast<double>(keys[i][d]);
-      out[i] = -dot / (anchor_norm * std::max(norms[i], 1e-8));
-    }
+    kernels::dots(keys.data(), std::ssize(entries), shape.k_dim, anchor.data(), out.data());
+    for (std::size_t i = 0; i < entries.size(); ++i)
+      out[i] = -out[i] / (anchor_norm * std::max(norms[i], 1e-8));
     round_sums(out);
     return 0;
   }

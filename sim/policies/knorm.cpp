@@ -6,8 +6,10 @@
 // prune_after alone and the model's first two layers (skip=2, as do the chunked runs of arXiv
 // 2506.17121); kvpress, and the default here, round down and leave none. The unchunked L2 runs of
 // arXiv 2506.17121 keep 64 local tokens on top and cut again in every decode row: not offered.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -70,9 +72,11 @@ PolicyEntry knorm() {
     Scoring scoring;
     scoring.make = birth_scorer({.k = true}, [](const LayerShape& shape) -> BirthValues {
       return [group = shape.heads / shape.kv_heads](const View& view, int head, TokenIndex begin,
-                                                    TokenIndex end, std::span<double> out) {
-        for (TokenIndex t = begin; t < end; ++t)
-          out[index(t - begin)] = -std::sqrt(squared_norm(view.key(head / group, t)));
+                                                    TokenIndex /*end*/, std::span<double> out) {
+        std::vector<TokenIndex> born(out.size());
+        std::iota(born.begin(), born.end(), begin);
+        std::ranges::transform(squared_norms(view, Vectors::keys, head / group, born), out.begin(),
+                               [](double squared) { return -std::sqrt(squared); });
         round_sums(out);
       };
     });

@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "sim/policies/shared/helpers.h"
 
@@ -41,15 +42,22 @@ class Lag final : public Scorer {
       out[first + i] =
           (partitions < 2 ? 0.0 : 1.0) + static_cast<double>(i) / static_cast<double>(behind);
     }
+    std::vector<float> next_k;  // of the partition that follows
+    std::vector<float> next_v;
+    if (scored > 0) {
+      next_k = vectors_of(view, Vectors::keys, kv_head, entries.subspan(first, index(lag_)));
+      next_v = vectors_of(view, Vectors::values, kv_head, entries.subspan(first, index(lag_)));
+    }
     for (std::size_t p = 0; p * index(lag_) < scored; ++p) {
       const std::size_t begin = first + p * index(lag_);
-      const auto part = entries.subspan(begin, index(lag_));
       const auto next = entries.subspan(begin + index(lag_), index(lag_));
       const std::span<double> scores = out.subspan(begin, index(lag_));
-      const auto key = [&](TokenIndex t) { return view.key(kv_head, t); };
-      const auto value = [&](TokenIndex t) { return view.value(kv_head, t); };
-      const std::vector<double> of_k = spread(part, next, key);
-      const std::vector<double> of_v = spread(part, next, value);
+      const std::vector<float> k =
+          std::exchange(next_k, vectors_of(view, Vectors::keys, kv_head, next));
+      const std::vector<float> v =
+          std::exchange(next_v, vectors_of(view, Vectors::values, kv_head, next));
+      const std::vector<double> of_k = spread(k, next_k, index(shape.k_dim));
+      const std::vector<double> of_v = spread(v, next_v, index(shape.v_dim));
       for (std::size_t i = 0; i < scores.size(); ++i) scores[i] = (of_k[i] + of_v[i]) / 2;
       round_sums(scores);
       if (!cross_) to_ranks(scores);
@@ -59,31 +67,29 @@ class Lag final : public Scorer {
 
  private:
   // Softmax over a partition of the standard deviation over channels, n - 1 in the denominator.
-  template <class Get>
-  static std::vector<double> spread(std::span<const TokenIndex> part,
-                                    std::span<const TokenIndex> next, const Get& get) {
-    std::vector<float> low = get(next[0]);
+  static std::vector<double> spread(std::span<const float> part, std::span<const float> next,
+                                    std::size_t dim) {
+    std::vector<float> low(next.begin(), next.begin() + static_cast<std::ptrdiff_t>(dim));
     std::vector<float> high = low;
-    for (const TokenIndex t : next.subspan(1)) {
-      const std::vector<float> x = get(t);
-      for (std::size_t d = 0; d < x.size(); ++d) {
-        low[d] = std::min(low[d], x[d]);
-        high[d] = std::max(high[d], x[d]);
+    for (std::size_t at = dim; at < next.size(); at += dim) {
+      for (std::size_t d = 0; d < dim; ++d) {
+        low[d] = std::min(low[d], next[at + d]);
+        high[d] = std::max(high[d], next[at + d]);
       }
     }
     std::vector<double> out;
-    for (const TokenIndex t : part) {
-      const std::vector<float> raw = get(t);
-      std::vector<double> x(raw.size(), 0.0);
+    std::vector<double> x(dim);
+    for (std::size_t at = 0; at < part.size(); at += dim) {
       double mean = 0;
-      for (std::size_t d = 0; d < x.size(); ++d) {
+      for (std::size_t d = 0; d < dim; ++d) {
         const double range = static_cast<double>(high[d]) - static_cast<double>(low[d]);
-        if (range > 0) x[d] = (static_cast<double>(raw[d]) - static_cast<double>(low[d])) / range;
-        mean += x[d] / static_cast<double>(x.size());
+        x[d] = range > 0 ? (static_cast<double>(part[at + d]) - static_cast<double>(low[d])) / range
+                         : 0.0;
+        mean += x[d] / static_cast<double>(dim);
       }
       double squares = 0;
       for (const double value : x) squares += (value - mean) * (value - mean);
-      out.push_back(x.size() < 2 ? 0.0 : std::sqrt(squares / static_cast<double>(x.size() - 1)));
+      out.push_back(dim < 2 ? 0.0 : std::sqrt(squares / static_cast<double>(dim - 1)));
     }
     const double most = *std::max_element(out.begin(), out.end());
     double sum = 0;

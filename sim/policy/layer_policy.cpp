@@ -101,21 +101,25 @@ struct Outcome {
   bool undecided = false;
 };
 
-void rank_victims(std::span<const TokenIndex> entries, std::span<const double> scores,
-                  const std::vector<char>& leaves, int head, Outcome& out) {
+void rank_victims(const View& view, int head, std::span<const TokenIndex> entries,
+                  std::span<const double> scores, const std::vector<char>& leaves, Outcome& out) {
   std::vector<std::size_t> order;  // places of the victims, the first to go in front
   for (std::size_t i = 0; i < leaves.size(); ++i) {
     if (leaves[i] != 0) order.push_back(i);
   }
-  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    return scores[a] != scores[b] ? scores[a] < scores[b] : a > b;
-  });
+  if (view.keeps_ranks()) {
+    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+      return scores[a] != scores[b] ? scores[a] < scores[b] : a > b;
+    });
+  }
+  out.evictions.reserve(order.size());
   for (const std::size_t i : order) {
     const auto rank = static_cast<std::int32_t>(out.evictions.size());
     out.evictions.push_back({head, entries[i], static_cast<float>(scores[i]), rank});
   }
-  std::sort(out.evictions.begin(), out.evictions.end(),
-            [](const Eviction& a, const Eviction& b) { return a.token < b.token; });
+  const auto older = [](const Eviction& a, const Eviction& b) { return a.token < b.token; };
+  if (!std::is_sorted(out.evictions.begin(), out.evictions.end(), older))
+    std::sort(out.evictions.begin(), out.evictions.end(), older);
 }
 
 // True if a decision among `size` entries puts those that stay into a new order.
@@ -147,7 +151,7 @@ Arrangement arrangement(const Rule& rule, int head, const Split& entries,
 }
 
 // Whoever scores at most the threshold leaves.
-Outcome admit(double threshold, int head, std::span<const TokenIndex> entries,
+Outcome admit(double threshold, const View& view, int head, std::span<const TokenIndex> entries,
               std::span<const double> scores, double slack) {
   Outcome out;
   std::vector<char> leaves(entries.size(), 0);
@@ -156,7 +160,7 @@ Outcome admit(double threshold, int head, std::span<const TokenIndex> entries,
     out.decided = out.decided || leaves[i] != 0;
     out.undecided = out.undecided || (slack > 0 && std::abs(scores[i] - threshold) <= slack);
   }
-  rank_victims(entries, scores, leaves, head, out);
+  rank_victims(view, head, entries, scores, leaves, out);
   return out;
 }
 
@@ -189,7 +193,7 @@ Outcome choose(const Rule& rule, const View& view, int head, const Split& entrie
       highest_gone = std::max(highest_gone, scores[i]);
     }
   }
-  rank_victims(entries.evictable, scores, leaves, head, out);
+  rank_victims(view, head, entries.evictable, scores, leaves, out);
   out.undecided = slack > 0 && lowest_kept - highest_gone <= 2 * slack;
   return out;
 }
@@ -319,7 +323,8 @@ void LayerPolicy::apply(std::size_t r, const View& view, Decision& out) {
     const int head = static_cast<int>(h);
     const Outcome outcome =
         rule.threshold
-            ? admit(*rule.threshold, head, entries[h].evictable, scores.values[h], scores.slack[h])
+            ? admit(*rule.threshold, view, head, entries[h].evictable, scores.values[h],
+                    scores.slack[h])
             : choose(rule, view, head, entries[h], scores.values[h], scores.slack[h], keep[h]);
     if (!scores.values[h].empty() && lies_anew(rule, entries[h].size(), keep[h])) {
       out.arrangements.push_back(

@@ -2,7 +2,7 @@
 #include "sim/policy/policy.h"
 
 #include <algorithm>
-#include <numeric>
+#include <functional>
 
 namespace kvspan {
 
@@ -24,14 +24,20 @@ void pick_top(const View& /*view*/, int /*head*/, std::span<const TokenIndex> en
     leaves[worst] = 1;
     return;
   }
-  std::vector<std::size_t> order(entries.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  const auto better = [&](std::size_t a, std::size_t b) {
-    return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
-  };
-  const auto boundary = order.begin() + static_cast<std::ptrdiff_t>(keep);
-  std::nth_element(order.begin(), boundary, order.end(), better);
-  for (auto it = boundary; it != order.end(); ++it) leaves[*it] = 1;
+  if (keep <= 0) {
+    std::fill(leaves.begin(), leaves.end(), 1);
+    return;
+  }
+  // Everything beyond the last place leaves; of those that tie with it, the newest.
+  std::vector<double> best(scores.begin(), scores.end());
+  const auto last = best.begin() + static_cast<std::ptrdiff_t>(keep - 1);
+  std::nth_element(best.begin(), last, best.end(), std::greater<>());
+  const double least = *last;
+  auto ties = keep - std::count_if(best.begin(), last, [&](double s) { return s > least; });
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    const bool stays = scores[i] > least || (scores[i] == least && ties-- > 0);
+    leaves[i] = stays ? 0 : 1;
+  }
 }
 
 PassPlan passes_of(const Policy& policy, const Geometry& geometry) {

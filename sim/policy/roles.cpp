@@ -16,6 +16,16 @@ void Needs::merge(const Needs& other) {
   rope = rope || other.rope;
 }
 
+void View::keys(int kv_head, std::span<const TokenIndex> entries, std::span<float> out) const {
+  for (auto to = out.begin(); const TokenIndex t : entries)
+    to = std::ranges::copy(key(kv_head, t), to).out;
+}
+
+void View::values(int kv_head, std::span<const TokenIndex> entries, std::span<float> out) const {
+  for (auto to = out.begin(); const TokenIndex t : entries)
+    to = std::ranges::copy(value(kv_head, t), to).out;
+}
+
 Sizing Sizing::of_competing(TokenCount most) {
   Sizing out(most);
   out.competing_rows = true;

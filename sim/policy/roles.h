@@ -74,11 +74,16 @@ class View : public ViewExtras {
   [[nodiscard]] virtual std::vector<float> query(int query_head, RowIndex row) const = 0;
   [[nodiscard]] virtual std::vector<float> key(int kv_head, TokenIndex token) const = 0;
   [[nodiscard]] virtual std::vector<float> value(int kv_head, TokenIndex token) const = 0;
+  // The same of many entries, at a fraction of the cost; out [entries][k_dim], [entries][v_dim].
+  virtual void keys(int kv_head, std::span<const TokenIndex> entries, std::span<float> out) const;
+  virtual void values(int kv_head, std::span<const TokenIndex> entries, std::span<float> out) const;
   [[nodiscard]] virtual double score_scale() const = 0;  // of q . k
   // Null when the trace does not say how q and k were rotated. See Needs.rope.
   [[nodiscard]] virtual const Rope* rope() const = 0;
   // True if output errors are measured, so that a store must hand over altered vectors.
   [[nodiscard]] virtual bool measures_output() const = 0;
+  // False if nobody reads Eviction::rank, so that victims need not be sorted.
+  [[nodiscard]] virtual bool keeps_ranks() const { return true; }
 };
 
 // One object per layer; members are per-layer state.

@@ -35,15 +35,19 @@ double relative_error(std::span<const double> full, double full_sum, std::span<c
   return norm > 0 ? std::sqrt(difference / norm) : std::numeric_limits<double>::infinity();
 }
 
-FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex per_phase) {
+FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex prompt_rows,
+                           RowIndex decode_rows) {
   FidelityPlan plan;
   plan.prompt = prompt;
-  plan.measured.assign(static_cast<std::size_t>(tokens), per_phase == 0 ? 1 : 0);
-  if (per_phase == 0) return plan;
-  for (const auto& [start, end] : {std::pair<RowIndex, RowIndex>{0, prompt}, {prompt, tokens}}) {
-    for (const RowIndex row : spread_rows(start, end, std::min(per_phase, end - start)))
+  plan.measured.assign(static_cast<std::size_t>(tokens), 0);
+  const auto measure = [&](RowIndex start, RowIndex end, RowIndex rows, double& weight) {
+    if (rows == 0 || rows > end - start) rows = end - start;
+    for (const RowIndex row : spread_rows(start, end, rows))
       plan.measured[static_cast<std::size_t>(row)] = 1;
-  }
+    if (rows > 0) weight = static_cast<double>(end - start) / static_cast<double>(rows);
+  };
+  measure(0, prompt, prompt_rows, plan.weights[0]);
+  measure(prompt, tokens, decode_rows, plan.weights[1]);
   return plan;
 }
 
@@ -189,14 +193,58 @@ SpanResult FidelityTotal::span_result(std::size_t s, const Ledger& ledger) const
   }
   const double entries = static_cast<double>(ledger.layers) * ledger.heads *
                          static_cast<double>(span.end - span.begin);
-  const auto after =
-      static_cast<double>(std::count(plan_->measured.begin() + span.end, plan_->measured.end(), 1));
+  double after = 0;  // rows
+  for (RowIndex row = span.end; row < ledger.plan.tokens; ++row)
+    after += plan_->measures(row) ? plan_->weight(row) : 0;
   const double cells = after * static_cast<double>(layers_) * query_heads_;
   SpanResult out{span.name, entries > 0 ? static_cast<double>(resident) / entries : 0.0, 0.0, {}};
   if (plan_->intervals) out.mass_lost_upper = 0.0;
   if (cells == 0) return out;
   out.mass_lost = span_lost_[s].low / cells;
   if (plan_->intervals) out.mass_lost_upper = span_lost_[s].high / cells;
+  return out;
+}
+
+void FidelityTotal::merge_phases() {
+  for (Masses* masses : {&low_, &high_}) {
+    masses->sum[0] += masses->sum[1];
+    masses->values[0].merge(std::move(masses->values[1]));
+  }
+  error_[0] += error_[1];
+  errors_[0].merge(std::move(errors_[1]));
+  logit_error_[0] += logit_error_[1];
+  logit_rows_[0] += logit_rows_[1];
+}
+
+PhaseFidelity FidelityTotal::weighted(const PhaseFidelity& prefill,
+                                      const PhaseFidelity& decode) const {
+  const double rows[2] = {static_cast<double>(prefill.values) * plan_->weights[0],
+                          static_cast<double>(decode.values) * plan_->weights[1]};
+  const auto mean = [&](double a, double b) {
+    return (a * rows[0] + b * rows[1]) / (rows[0] + rows[1]);
+  };
+  const auto percentile = [&](const Distribution(&of)[2], double share) {
+    const Distribution::Part parts[2] = {{&of[0], plan_->weights[0]}, {&of[1], plan_->weights[1]}};
+    return Distribution::percentile(parts, share);
+  };
+  PhaseFidelity out = prefill;
+  out.values = prefill.values + decode.values;
+  out.mass_mean = mean(prefill.mass_mean, decode.mass_mean);
+  out.mass_p5 = percentile(low_.values, 0.05);
+  out.mass_min = std::min(prefill.mass_min, decode.mass_min);
+  if (out.mass_upper) {
+    out.mass_upper = MassUpper{mean(prefill.mass_upper->mean, decode.mass_upper->mean),
+                               percentile(high_.values, 0.05),
+                               std::min(prefill.mass_upper->min, decode.mass_upper->min)};
+  }
+  out.exact_percentiles = prefill.exact_percentiles && decode.exact_percentiles;
+  if (out.has_error) {
+    out.error_mean = mean(prefill.error_mean, decode.error_mean);
+    out.error_p95 = percentile(errors_, 0.95);
+    out.error_max = std::max(prefill.error_max, decode.error_max);
+  }
+  if (prefill.logit_error || decode.logit_error)
+    out.logit_error = mean(prefill.logit_error.value_or(0), decode.logit_error.value_or(0));
   return out;
 }
 
@@ -214,15 +262,14 @@ Fidelity FidelityTotal::finish(const Ledger& ledger) {
     high_.by_head(judged, judged_rows, out.layer_mass_upper, out.head_mass_upper);
     out.row_mass_upper = row_means(row_mass_upper_);
   }
-  for (Masses* masses : {&low_, &high_}) {
-    masses->sum[0] += masses->sum[1];
-    masses->values[0].merge(std::move(masses->values[1]));
+  if (plan_->weights[0] > 1) out.prefill_sample = measured[0];
+  if (plan_->weights[1] > 1) out.decode_sample = measured[1];
+  if (out.prefill && out.decode && plan_->weights[0] != plan_->weights[1]) {
+    out.all = weighted(*out.prefill, *out.decode);
+  } else {
+    merge_phases();
+    out.all = summary(0);
   }
-  error_[0] += error_[1];
-  errors_[0].merge(std::move(errors_[1]));
-  logit_error_[0] += logit_error_[1];
-  logit_rows_[0] += logit_rows_[1];
-  out.all = summary(0);
   for (std::size_t s = 0; s < plan_->spans.size(); ++s) out.spans.push_back(span_result(s, ledger));
   return out;
 }

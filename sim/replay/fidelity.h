@@ -47,7 +47,9 @@ struct SpanResult {
 
 struct Fidelity {
   std::int64_t rows_measured = 0;
-  std::optional<PhaseFidelity> all, prefill, decode;  // absent: no rows measured there
+  std::optional<RowIndex> prefill_sample, decode_sample;  // rows measured, where others were not
+  // Absent: no rows measured there. all: a row of a sample counts for as many as it stands for.
+  std::optional<PhaseFidelity> all, prefill, decode;
   std::vector<float> row_mass;     // [tokens] mean over layers and query heads, NaN: not measured
   std::vector<double> layer_mass;  // [layers] decode rows, or all rows if there are none
   std::vector<std::vector<double>> head_mass;  // [layers][query_heads], likewise
@@ -70,14 +72,17 @@ struct FidelityPlan {
   bool output_error = false;
   bool intervals = false;  // a score trace: mass has an upper end of its own
   std::vector<Span> spans;
+  double weights[2] = {1, 1};  // rows that a measured row of the prompt, of decode stands for
+  [[nodiscard]] double weight(RowIndex row) const { return weights[row < prompt ? 0 : 1]; }
   [[nodiscard]] bool on() const { return !measured.empty(); }
   [[nodiscard]] bool measures(RowIndex row) const {
     return on() && measured[static_cast<std::size_t>(row)] != 0;
   }
 };
 
-// per_phase: rows measured in each phase (at start + floor((2i + 1) len / 2K)); 0: all.
-[[nodiscard]] FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex per_phase);
+// Measures so many rows of the prompt and of decode, at start + floor((2i + 1) len / 2K); 0: all.
+[[nodiscard]] FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex prompt_rows,
+                                         RowIndex decode_rows);
 
 // One layer of one policy. Sums run in row order within a query head, so they do not depend on
 // blocks.
@@ -92,9 +97,9 @@ class LayerFidelity {
   void add_logit_error(int query_head, RowIndex row, double error);
   void add_unchanged(RowIndex row);  // every query head: mass 1, error 0
   // Probability lost on span `s` by one (query head, row).
-  void add_span_loss(std::size_t s, MassInterval lost) {
-    span_lost_[s].low += lost.low;
-    span_lost_[s].high += lost.high;
+  void add_span_loss(std::size_t s, RowIndex row, MassInterval lost) {
+    span_lost_[s].low += lost.low * plan_->weight(row);
+    span_lost_[s].high += lost.high * plan_->weight(row);
   }
 
  private:
@@ -140,6 +145,10 @@ class FidelityTotal {
   };
   [[nodiscard]] std::int64_t rows(int phase) const;
   [[nodiscard]] PhaseFidelity summary(std::size_t phase);
+  // Both phases, by the rows that they stand for.
+  [[nodiscard]] PhaseFidelity weighted(const PhaseFidelity& prefill,
+                                       const PhaseFidelity& decode) const;
+  void merge_phases();
   [[nodiscard]] std::vector<float> row_means(const std::vector<double>& sums) const;
   [[nodiscard]] SpanResult span_result(std::size_t s, const Ledger& ledger) const;
   const FidelityPlan* plan_;

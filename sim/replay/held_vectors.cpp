@@ -13,28 +13,6 @@ namespace kvspan {
 using kernels::kPanel;
 using kernels::padded;
 
-namespace {
-
-// terms: logits at the entries, which become exp(z - highest). Returns the weighted mean distance
-// of the logits from the full row's; nothing where that row has no weight on the entries.
-std::optional<double> to_terms(std::span<const TokenIndex> entries, const RowTerms& full,
-                               float highest, std::vector<float>& terms) {
-  double error = 0;
-  double weight = 0;
-  for (const TokenIndex t : entries) {
-    float& term = terms[static_cast<std::size_t>(t)];
-    const auto exact = static_cast<double>(full.terms[t]);
-    if (exact > 0) {
-      error += exact * std::abs(full.max + std::log(exact) - static_cast<double>(term));
-      weight += exact;
-    }
-    term = std::exp(term - highest);
-  }
-  return weight > 0 ? std::optional(error / weight) : std::nullopt;
-}
-
-}  // namespace
-
 HeldVectors::HeldVectors(const Trace& trace, const LayerShape& shape, bool renumbers,
                          const Residency& residency)
     : trace_(trace), shape_(shape), renumbers_(renumbers), residency_(residency) {}
@@ -45,7 +23,7 @@ void HeldVectors::rewrite(const std::vector<Rewrite>& rewrites, const LayerScore
     heads_.assign(static_cast<std::size_t>(m.kv_heads), 0);
     const std::span<const float> panels = scores.key_panels();
     panels_.assign(panels.begin(), panels.end());
-    const float* values = scores.values();
+    const float* values = scores.values(0);
     values_.assign(values, values + m.tokens * m.kv_heads * m.v_head_dim);
   }
   const std::int64_t head_stride = padded(m.tokens) * m.head_dim;
@@ -56,7 +34,7 @@ void HeldVectors::rewrite(const std::vector<Rewrite>& rewrites, const LayerScore
     for (std::size_t d = 0; d < r.k.size(); ++d)
       key[static_cast<std::int64_t>(d) * kPanel] = r.k[d];
     std::copy(r.v.begin(), r.v.end(),
-              values_.begin() + (std::int64_t{r.token} * m.kv_heads + r.kv_head) * m.v_head_dim);
+              values_.begin() + (r.kv_head * m.tokens + r.token) * m.v_head_dim);
   }
 }
 
@@ -66,81 +44,139 @@ bool HeldVectors::differ(int head) const {
          (!heads_.empty() && heads_[static_cast<std::size_t>(kv_head)] != 0);
 }
 
-HeldVectors::Error HeldVectors::error(const Row& row, const LayerScores& scores,
-                                      Store* store) const {
-  const std::vector<float> q = query(row);
-  std::vector<float> terms(static_cast<std::size_t>(padded(row.row + 1)), 0.0F);
-  if (panels_.empty() && !renumbers_) {
-    // Only the state of victims differs: the row's own terms, relative to its own maximum.
-    for (const TokenIndex t : row.entries) terms[static_cast<std::size_t>(t)] = row.full->terms[t];
-    return {output_error(row, q, terms, row.full->max, scores, store), std::nullopt};
+std::vector<HeldVectors::Error> HeldVectors::errors(const Rows& rows, const LayerScores& scores,
+                                                    Store* store) const {
+  const std::vector<Query>& queries = rows.queries;
+  RowIndex last = 0;
+  for (const Query& query : queries) last = std::max(last, query.row);
+  const Floats q = vectors(queries);
+  Floats terms(q.size(), std::vector<float>(index(padded(last + 1)), 0.0F));
+  std::vector<Error> out(q.size());
+  std::vector<Held> held;
+  const bool as_logged = panels_.empty() && !renumbers_;
+  if (!as_logged) logits(rows, q, terms);
+  for (std::size_t i = 0; i < q.size(); ++i) {
+    const Query& query = queries[i];
+    const RowIndex first = scores.first_key(query.row);
+    const auto begin = std::lower_bound(rows.entries.begin(), rows.entries.end(), first);
+    const std::span<const TokenIndex> read(begin,
+                                           std::upper_bound(begin, rows.entries.end(), query.row));
+    if (as_logged) {
+      // Only the state of victims differs: the row's own terms, relative to its own maximum.
+      double sum = 0;
+      for (const TokenIndex t : read) {
+        terms[i][index(t)] = query.full->terms[t];
+        sum += static_cast<double>(query.full->terms[t]);
+      }
+      held.push_back({query.full->max, sum});
+      continue;
+    }
+    // Nothing is read outside.
+    std::fill_n(terms[i].begin(), first, 0.0F);
+    std::fill(terms[i].begin() + query.row + 1, terms[i].end(), 0.0F);
+    const kernels::HeldTerms now = kernels::held_terms(
+        read.data(), std::ssize(read), query.full->terms, query.full->max, terms[i].data());
+    if (now.weight > 0) out[i].logits = now.distance / now.weight;
+    held.push_back({static_cast<double>(now.max), now.sum});
   }
-  logits(row, q, terms);
-  float highest = -std::numeric_limits<float>::infinity();
-  for (const TokenIndex t : row.entries)
-    highest = std::max(highest, terms[static_cast<std::size_t>(t)]);
-  Error out;
-  out.logits = to_terms(row.entries, *row.full, highest, terms);
-  out.output = output_error(row, q, terms, static_cast<double>(highest), scores, store);
+  std::vector<std::vector<double>> output = outputs(rows, terms, scores);
+  for (std::size_t i = 0; i < q.size(); ++i)
+    out[i].output = output_error(queries[i], q[i], held[i], store, output[i]);
   return out;
 }
 
-std::vector<float> HeldVectors::query(const Row& row) const {
+HeldVectors::Floats HeldVectors::vectors(const std::vector<Query>& queries) const {
   const TraceMeta& m = trace_.meta();
-  std::vector<float> q(static_cast<std::size_t>(m.head_dim));
-  widen(*trace_.q(shape_.layer), (row.row * m.query_heads + row.query_head) * m.head_dim, q, "q");
-  return q;
+  Floats out;
+  for (const Query& query : queries) {
+    out.emplace_back(index(m.head_dim));
+    widen(*trace_.q(shape_.layer), (query.row * m.query_heads + query.head) * m.head_dim,
+          out.back(), "q");
+  }
+  return out;
 }
 
-void HeldVectors::logits(const Row& row, const std::vector<float>& q,
-                         std::vector<float>& out) const {
+namespace {
+
+// Logits of the panels that hold the keys [first, last].
+void take_logits(const TraceMeta& m, const float* panels, const std::vector<std::vector<float>>& q,
+                 TokenIndex first, TokenIndex last, std::vector<std::vector<float>>& out) {
+  std::vector<const float*> from;
+  std::vector<float*> to;
+  for (std::size_t i = 0; i < q.size(); ++i) {
+    from.push_back(q[i].data());
+    to.push_back(out[i].data());
+  }
+  kernels::logits(from.data(), std::ssize(from), m.head_dim, panels, first / kPanel,
+                  last / kPanel + 1, static_cast<float>(m.score_scale),
+                  static_cast<float>(m.logit_softcap), to.data());
+}
+
+}  // namespace
+
+void HeldVectors::logits(const Rows& rows, const Floats& q, Floats& out) const {
   const TraceMeta& m = trace_.meta();
-  const int kv_head = row.query_head / (shape_.query_heads / shape_.kv_heads);
+  const int kv_head = shape_.kv_head(rows.queries.front().head / shape_.group());
   const float* panels = panels_.data() + kv_head * padded(m.tokens) * m.head_dim;
-  const auto residents = residency_.entries(row.query_head / shape_.group());
-  const auto shift_of = [&](std::int64_t token) -> std::int64_t {  // places that it has moved up
-    if (!renumbers_) return 0;
-    return token -
-           (std::lower_bound(residents.begin(), residents.end(), token) - residents.begin());
-  };
-  const std::int64_t own_shift = shift_of(row.row);
-  std::vector<float> z(out.size());
-  float* z_out = z.data();
-  // Runs of entries that moved by the same number of places share one rotated query.
-  for (std::size_t i = 0; i < row.entries.size();) {
-    const std::int64_t shift = shift_of(row.entries[i]);
-    std::size_t j = i + 1;
-    while (j < row.entries.size() && shift_of(row.entries[j]) == shift) ++j;
-    std::vector<float> turned = q;
-    if (own_shift != shift) rotate(*m.rope, static_cast<double>(shift - own_shift), turned);
-    const float* pointer = turned.data();
-    kernels::logits(&pointer, 1, m.head_dim, panels, row.entries[i] / kPanel,
-                    row.entries[j - 1] / kPanel + 1, static_cast<float>(m.score_scale),
-                    static_cast<float>(m.logit_softcap), &z_out);
-    for (; i < j; ++i)
-      out[static_cast<std::size_t>(row.entries[i])] = z[static_cast<std::size_t>(row.entries[i])];
+  if (rows.entries.empty()) return;
+  if (renumbers_) {
+    moved_logits(rows, q, panels, out);
+  } else {
+    take_logits(m, panels, q, rows.entries.front(), rows.entries.back(), out);
   }
 }
 
-// terms = exp(z - max) at the entries.
-double HeldVectors::output_error(const Row& row, std::span<const float> q,
-                                 const std::vector<float>& terms, double max,
-                                 const LayerScores& scores, Store* store) const {
-  const int kv_head = row.query_head / (shape_.query_heads / shape_.kv_heads);
-  const float* values =
-      (values_.empty() ? scores.values() : values_.data()) + kv_head * shape_.v_dim;
-  std::vector<double> output(static_cast<std::size_t>(shape_.v_dim), 0.0);
-  const float* row_terms = terms.data();
-  double* out = output.data();
-  kernels::weighted_values(&row_terms, 1, row.entries.data(),
-                           static_cast<std::int64_t>(row.entries.size()), values,
-                           std::int64_t{shape_.kv_heads} * shape_.v_dim, shape_.v_dim, &out);
-  const RowTerms& full = *row.full;
-  double sum = full.sink > 0 ? full.sink * std::exp(full.max - max) : 0.0;
-  for (const TokenIndex t : row.entries)
-    sum += static_cast<double>(terms[static_cast<std::size_t>(t)]);
-  if (absorbed_) store->add_output(row.query_head, q, max, output, sum);
-  return relative_error({row.full_output, output.size()}, full.sum + full.sink, output, sum);
+void HeldVectors::moved_logits(const Rows& rows, const Floats& q, const float* panels,
+                               Floats& out) const {
+  const TraceMeta& m = trace_.meta();
+  const auto residents = residency_.entries(rows.queries.front().head / shape_.group());
+  const auto shift_of = [&](std::int64_t token) -> std::int64_t {  // places that it has moved up
+    return token -
+           (std::lower_bound(residents.begin(), residents.end(), token) - residents.begin());
+  };
+  Floats z = out;
+  // Runs of entries that moved by the same number of places share one rotated query.
+  for (std::size_t i = 0; i < rows.entries.size();) {
+    const std::int64_t shift = shift_of(rows.entries[i]);
+    const std::size_t first = i;
+    while (i < rows.entries.size() && shift_of(rows.entries[i]) == shift) ++i;
+    Floats turned = q;
+    for (std::size_t r = 0; r < q.size(); ++r) {
+      const std::int64_t own = shift_of(rows.queries[r].row);
+      if (own != shift) rotate(*m.rope, static_cast<double>(shift - own), turned[r]);
+    }
+    take_logits(m, panels, turned, rows.entries[first], rows.entries[i - 1], z);
+    for (std::size_t r = 0; r < z.size(); ++r) {
+      for (std::size_t j = first; j < i; ++j)
+        out[r][index(rows.entries[j])] = z[r][index(rows.entries[j])];
+    }
+  }
+}
+
+std::vector<std::vector<double>> HeldVectors::outputs(const Rows& rows, const Floats& terms,
+                                                      const LayerScores& scores) const {
+  const int kv_head = shape_.kv_head(rows.queries.front().head / shape_.group());
+  const float* values = values_.empty()
+                            ? scores.values(kv_head)
+                            : values_.data() + kv_head * trace_.meta().tokens * shape_.v_dim;
+  std::vector<std::vector<double>> out(terms.size(), std::vector<double>(index(shape_.v_dim), 0.0));
+  std::vector<const float*> from;
+  std::vector<double*> to;
+  for (std::size_t i = 0; i < terms.size(); ++i) {
+    from.push_back(terms[i].data());
+    to.push_back(out[i].data());
+  }
+  kernels::weighted_values(from.data(), std::ssize(from), rows.entries.data(),
+                           std::ssize(rows.entries), values, shape_.v_dim, shape_.v_dim, to.data());
+  return out;
+}
+
+double HeldVectors::output_error(const Query& query, std::span<const float> q, const Held& held,
+                                 Store* store, std::span<double> output) const {
+  const RowTerms& full = *query.full;
+  double sum = held.sum + (full.sink > 0 ? full.sink * std::exp(full.max - held.max) : 0.0);
+  if (absorbed_) store->add_output(query.head, q, held.max, output, sum);
+  return relative_error({query.full_output, output.size()}, full.sum + full.sink, output, sum);
 }
 
 }  // namespace kvspan

@@ -29,34 +29,50 @@ class HeldVectors {
   // Rows of a stored head cannot be measured with the full cache's terms.
   [[nodiscard]] bool differ(int head) const;
 
-  struct Row {
-    int query_head = 0;
+  struct Query {
+    int head = 0;
     RowIndex row = 0;
-    std::span<const TokenIndex> entries;  // that it reads, ascending
     const RowTerms* full = nullptr;
     const double* full_output = nullptr;  // [v_dim] unnormalised
+  };
+  // Rows of the query heads of one stored head that read the same entries, each those that are not
+  // behind it and lie in the model's own window.
+  struct Rows {
+    std::span<const TokenIndex> entries;  // ascending
+    std::vector<Query> queries;           // one at least
   };
   struct Error {
     double output = 0;             // relative
     std::optional<double> logits;  // mean distance, nats, weighted by the full probabilities
   };
-  // `store` may be null unless absorb() was called.
-  [[nodiscard]] Error error(const Row& row, const LayerScores& scores, Store* store) const;
+  // Of every query. `store` may be null unless absorb() was called.
+  [[nodiscard]] std::vector<Error> errors(const Rows& rows, const LayerScores& scores,
+                                          Store* store) const;
 
  private:
-  [[nodiscard]] std::vector<float> query(const Row& row) const;
-  // Logits of the row's entries, at their places in a row of keys.
-  void logits(const Row& row, const std::vector<float>& q, std::vector<float>& out) const;
-  [[nodiscard]] double output_error(const Row& row, std::span<const float> q,
-                                    const std::vector<float>& terms, double max,
-                                    const LayerScores& scores, Store* store) const;
+  // One row of floats for each query.
+  using Floats = std::vector<std::vector<float>>;
+  [[nodiscard]] Floats vectors(const std::vector<Query>& queries) const;  // [queries][k_dim]
+  // Logits of the entries, at their places in `out` [queries][keys].
+  void logits(const Rows& rows, const Floats& q, Floats& out) const;
+  void moved_logits(const Rows& rows, const Floats& q, const float* panels, Floats& out) const;
+  // out [queries][v_dim] of terms = exp(z - max), unnormalised
+  [[nodiscard]] std::vector<std::vector<double>> outputs(const Rows& rows, const Floats& terms,
+                                                         const LayerScores& scores) const;
+  // Terms are relative to `max`.
+  struct Held {
+    double max = 0, sum = 0;
+  };
+  // Relative; `output` [v_dim] may be added to.
+  [[nodiscard]] double output_error(const Query& query, std::span<const float> q, const Held& held,
+                                    Store* store, std::span<double> output) const;
 
   const Trace& trace_;
   LayerShape shape_;
   bool renumbers_;
   const Residency& residency_;
   std::vector<float> panels_;  // [kv_heads][padded(tokens) / kPanel, k_dim, kPanel]
-  std::vector<float> values_;  // [tokens, kv_heads, v_dim]
+  std::vector<float> values_;  // [kv_heads][tokens, v_dim]
   std::vector<char> heads_;    // [kv_heads] something differs
   bool absorbed_ = false;
 };

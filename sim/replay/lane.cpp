@@ -14,22 +14,15 @@ namespace kvspan {
 
 using kernels::padded;
 
-// Rows [begin, end) of one stored head, as its query heads attended.
+// Rows of one stored head, as its query heads attended: those of the block that somebody looks at;
+// where rows have masks of their own all of them, since these are counted.
 struct Lane::HeadRows {
-  HeadRows(int of, RowIndex from, RowIndex to, int group, bool by_row)
-      : head(of),
-        begin(from),
-        end(to),
-        attended(static_cast<std::size_t>(group) * count()),
-        read(by_row ? count() : 0) {}
-  [[nodiscard]] std::size_t count() const { return static_cast<std::size_t>(end - begin); }
-  [[nodiscard]] std::size_t at(RowIndex row) const { return static_cast<std::size_t>(row - begin); }
-  [[nodiscard]] std::size_t at(int in_group, RowIndex row) const {
-    return static_cast<std::size_t>(in_group) * count() + at(row);
+  [[nodiscard]] std::size_t at(int in_group, std::size_t i) const {
+    return static_cast<std::size_t>(in_group) * rows.size() + i;
   }
-  int head;
-  RowIndex begin, end;
-  std::vector<AttendedRow> attended;    // [group][rows]
+  int head = 0;
+  std::vector<RowIndex> rows;           // ascending
+  std::vector<AttendedRow> attended;    // [group][rows]; no terms: not looked at
   std::vector<std::vector<char>> read;  // [rows][tokens] by any query head, where rows have masks
   std::deque<RowScratch> rescued;       // keeps redone rows alive until they have been used
 };
@@ -88,10 +81,22 @@ void Lane::attend(RowIndex begin, RowIndex end) {
   for (int head = 0; head < now_.shape.heads; ++head) attend_head(head, begin, end);
 }
 
+bool Lane::wants(RowIndex row) const {
+  return now_.block->has(row) &&
+         (needs_.column_sums || needs_.observe != Observe::never || now_.fidelity.measures(row));
+}
+
 void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
   const bool by_row = now_.reads.by_row();
-  HeadRows rows(head, begin, end, group(), by_row);
-  for (int g = 0; g < group(); ++g) attend_rows(head * group() + g, rows);
+  HeadRows rows;
+  rows.head = head;
+  for (RowIndex row = begin; row < end; ++row) {
+    if (by_row || wants(row)) rows.rows.push_back(row);
+  }
+  rows.attended.resize(static_cast<std::size_t>(group()) * rows.rows.size());
+  if (by_row) rows.read.resize(rows.rows.size());
+  for (int q = head * group(); q < (head + 1) * group(); ++q)
+    by_row ? attend_by_row(q, rows) : attend_rows(q, rows);
   now_.reads.count_rows(head, begin, rows.read);
   if (untouched() || !now_.fidelity.output_error) return;
   if (held_.differ(head) || by_row) {
@@ -111,62 +116,59 @@ void note_reads(const float* mask, RowIndex first_key, RowIndex row, std::vector
     read[t] |= mask[t] != 0.0F ? 1 : 0;
 }
 
-// p' of rows under one mask, gathered until they are added in one sweep.
-class ColumnRows {
- public:
-  void add(const float* terms, double inverse) {
-    terms_.push_back(terms);
-    inverse_.push_back(inverse);
-  }
-  void flush(const float* mask, RowIndex end, std::vector<double>& sums) {
-    kernels::add_columns(terms_.data(), inverse_.data(), static_cast<std::int64_t>(terms_.size()),
-                         mask, padded(end), sums.data());
-    terms_.clear();
-    inverse_.clear();
-  }
-  [[nodiscard]] bool empty() const { return terms_.empty(); }
-
- private:
-  std::vector<const float*> terms_;
-  std::vector<double> inverse_;
-};
-
 }  // namespace
 
+// Rows under one mask.
 void Lane::attend_rows(int query_head, HeadRows& rows) {
-  const auto q = static_cast<std::size_t>(query_head);
-  const RowBlock& block = *now_.block;
-  const bool by_row = now_.reads.by_row();
-  const bool unchanged = untouched();
+  const std::size_t first = rows.at(query_head % group(), 0);
+  const std::span<AttendedRow> attended = std::span(rows.attended).subspan(first, rows.rows.size());
+  const float* mask = now_.reads.mask(query_head);
   const bool everything = now_.reads.everything(query_head);
-  ColumnRows columns;
-  RowScratch scratch;
-  std::vector<float> mask_storage;
-  const float* mask = nullptr;
-  const auto flush = [&](RowIndex end) {
-    if (!columns.empty()) columns.flush(mask, end, now_.columns.sums[q]);
-  };
-  for (RowIndex row = rows.begin; row < rows.end; ++row) {
-    if (by_row) flush(row);
-    if (by_row || mask == nullptr) mask = mask_of(now_, query_head, row, mask_storage);
-    if (by_row) note_reads(mask, block.scores->first_key(row), row, rows.read[rows.at(row)]);
-    if (!block.has(row)) continue;
-    const AttendedRow a = attend_row(block, query_head, row, everything ? nullptr : mask, scratch);
-    if (a.terms == scratch.rescue.data() && !scratch.rescue.empty()) {
-      rows.rescued.push_back(std::move(scratch));
-      scratch = {};
-    } else {
-      now_.readable[block.at(query_head, row)] = a.whole();
-    }
-    rows.attended[rows.at(query_head % group(), row)] = a;
-    if (needs_.column_sums && a.whole() > 0) {
-      const double inverse = 1.0 / a.whole();
-      columns.add(a.terms, inverse);
-      now_.columns.slack[q] += a.slack * inverse;
-    }
-    if (!unchanged && now_.fidelity.measures(row)) measure_mass(query_head, row, a, mask);
+  kvspan::attend_rows(*now_.block, query_head, rows.rows, everything ? nullptr : mask, rows.rescued,
+                      attended);
+  for (std::size_t i = 0; i < attended.size(); ++i) {
+    const RowIndex row = rows.rows[i];
+    if (attended[i].scale == 1.0)
+      now_.readable[now_.block->at(query_head, row)] = attended[i].whole();
+    if (!untouched() && now_.fidelity.measures(row))
+      measure_mass(query_head, row, attended[i], mask);
   }
-  flush(rows.end);
+  if (needs_.column_sums) add_columns(query_head, rows, 0, attended.size(), mask);
+}
+
+// Rows with masks of their own.
+void Lane::attend_by_row(int query_head, HeadRows& rows) {
+  const RowBlock& block = *now_.block;
+  std::vector<float> storage;
+  for (std::size_t i = 0; i < rows.rows.size(); ++i) {
+    const RowIndex row = rows.rows[i];
+    const float* mask = mask_of(now_, query_head, row, storage);
+    note_reads(mask, block.scores->first_key(row), row, rows.read[i]);
+    if (!wants(row)) continue;
+    AttendedRow& attended = rows.attended[rows.at(query_head % group(), i)];
+    kvspan::attend_rows(block, query_head, {&row, 1}, mask, rows.rescued, {&attended, 1});
+    if (attended.scale == 1.0) now_.readable[block.at(query_head, row)] = attended.whole();
+    if (needs_.column_sums) add_columns(query_head, rows, i, i + 1, mask);
+    if (now_.fidelity.measures(row)) measure_mass(query_head, row, attended, mask);
+  }
+}
+
+// p' of rows [begin, end) of `rows`, under one mask.
+void Lane::add_columns(int query_head, const HeadRows& rows, std::size_t begin, std::size_t end,
+                       const float* mask) {
+  std::vector<const float*> terms;
+  std::vector<double> inverse;
+  const auto q = static_cast<std::size_t>(query_head);
+  for (std::size_t i = begin; i < end; ++i) {
+    const AttendedRow& a = rows.attended[rows.at(query_head % group(), i)];
+    if (!(a.whole() > 0)) continue;
+    terms.push_back(a.terms);
+    inverse.push_back(1.0 / a.whole());
+    now_.columns.slack[q] += a.slack * inverse.back();
+  }
+  if (terms.empty()) return;
+  kernels::add_columns(terms.data(), inverse.data(), std::ssize(terms), mask,
+                       padded(rows.rows[end - 1] + 1), now_.columns.sums[q].data());
 }
 
 // Roles that watch rows.
@@ -197,7 +199,7 @@ void Lane::measure_mass(int query_head, RowIndex row, const AttendedRow& attende
       lost = gone.mass(full.cut);
       lost.high = std::min(lost.high, (1 - mass.low) * full.sum);
     }
-    fidelity_.add_span_loss(s, {lost.low / full.sum, lost.high / full.sum});
+    fidelity_.add_span_loss(s, row, {lost.low / full.sum, lost.high / full.sum});
   }
 }
 
@@ -215,7 +217,6 @@ void Lane::measure_outputs(const HeadRows& rows) {
     const AttendedRow* attended;
   };
   const auto dim = static_cast<std::size_t>(now_.shape.v_dim);
-  const int kv_head = now_.shape.kv_head(rows.head);
   const auto compare = [&](const std::vector<Row>& batch, std::span<const TokenIndex> entries) {
     std::vector<const float*> terms;
     std::vector<double> output(batch.size() * dim, 0.0);
@@ -224,11 +225,12 @@ void Lane::measure_outputs(const HeadRows& rows) {
       terms.push_back(batch[i].attended->terms);
       out.push_back(output.data() + i * dim);
     }
-    kernels::weighted_values(terms.data(), static_cast<std::int64_t>(batch.size()), entries.data(),
-                             static_cast<std::int64_t>(entries.size()),
-                             now_.block->scores->values() + kv_head * now_.shape.v_dim,
-                             std::int64_t{now_.shape.kv_heads} * now_.shape.v_dim, now_.shape.v_dim,
-                             out.data());
+    // Nothing is read behind the last row: terms there are 0.
+    const auto last = std::upper_bound(entries.begin(), entries.end(), rows.rows.back());
+    kernels::weighted_values(terms.data(), std::ssize(batch), entries.data(),
+                             last - entries.begin(),
+                             now_.block->scores->values(now_.shape.kv_head(rows.head)),
+                             now_.shape.v_dim, now_.shape.v_dim, out.data());
     for (std::size_t i = 0; i < batch.size(); ++i) {
       const auto& [q, row, attended] = batch[i];
       const RowTerms& full = now_.block->full(q, row);
@@ -242,13 +244,14 @@ void Lane::measure_outputs(const HeadRows& rows) {
     const int q = rows.head * group() + g;
     const std::vector<TokenIndex>* chosen = now_.reads.chosen(q);
     std::vector<Row> own;
-    for (RowIndex row = rows.begin; row < rows.end; ++row) {
-      if (!now_.block->has(row) || !now_.fidelity.measures(row)) continue;
+    for (std::size_t i = 0; i < rows.rows.size(); ++i) {
+      const RowIndex row = rows.rows[i];
+      if (!now_.fidelity.measures(row)) continue;
       if (now_.reads.everything(q)) {
         fidelity_.add_error(q, row, 0.0);
         continue;
       }
-      (chosen != nullptr ? own : shared).push_back({q, row, &rows.attended[rows.at(g, row)]});
+      (chosen != nullptr ? own : shared).push_back({q, row, &rows.attended[rows.at(g, i)]});
     }
     if (!own.empty()) compare(own, *chosen);
   }
@@ -259,23 +262,41 @@ void Lane::measure_outputs(const HeadRows& rows) {
 // held.
 void Lane::measure_held(const HeadRows& rows) {
   const RowBlock& block = *now_.block;
+  const auto measure = [&](const HeldVectors::Rows& read) {
+    if (read.queries.empty()) return;
+    const std::vector<HeldVectors::Error> errors =
+        held_.errors(read, *block.scores, driver_.store());
+    for (std::size_t i = 0; i < errors.size(); ++i) {
+      const auto& [head, row, full, full_output] = read.queries[i];
+      if (errors[i].logits) fidelity_.add_logit_error(head, row, *errors[i].logits);
+      fidelity_.add_error(head, row, errors[i].output);
+    }
+  };
+  const auto residents = now_.residency.entries(rows.head);
+  // Many rows at a time, where sums over entries begin at the same one.
+  const bool together = !now_.reads.selected() && block.scores->window() == 0;
+  HeldVectors::Rows all;
   std::vector<float> storage;
-  for (int g = 0; g < group(); ++g) {
-    const int q = rows.head * group() + g;
-    for (RowIndex row = rows.begin; row < rows.end; ++row) {
-      if (!block.has(row) || !now_.fidelity.measures(row)) continue;
+  for (const RowIndex row : rows.rows) {
+    if (!block.has(row) || !now_.fidelity.measures(row)) continue;
+    for (int q = rows.head * group(); q < (rows.head + 1) * group(); ++q) {
+      const HeldVectors::Query query{q, row, &block.full(q, row), full_output(q, row)};
+      if (together) {
+        all.queries.push_back(query);
+        continue;
+      }
       const float* mask = mask_of(now_, q, row, storage);
       std::vector<TokenIndex> entries;
-      for (const TokenIndex t : now_.residency.entries(rows.head)) {
+      for (const TokenIndex t : residents) {
         if (t <= row && t >= block.scores->first_key(row) && mask[t] != 0.0F) entries.push_back(t);
       }
-      const HeldVectors::Error error =
-          held_.error({q, row, entries, &block.full(q, row), full_output(q, row)}, *block.scores,
-                      driver_.store());
-      if (error.logits) fidelity_.add_logit_error(q, row, *error.logits);
-      fidelity_.add_error(q, row, error.output);
+      measure({entries, {query}});
     }
   }
+  if (all.queries.empty()) return;
+  const RowIndex last = all.queries.back().row;
+  all.entries = {residents.begin(), std::upper_bound(residents.begin(), residents.end(), last)};
+  measure(all);
 }
 
 // ---- End of a pass ------------------------------------------------------------------------------

@@ -30,6 +30,9 @@ class Lane {
   void attend(RowIndex begin, RowIndex end);
   void attend_head(int head, RowIndex begin, RowIndex end);
   void attend_rows(int query_head, HeadRows& rows);
+  void attend_by_row(int query_head, HeadRows& rows);
+  void add_columns(int query_head, const HeadRows& rows, std::size_t begin, std::size_t end,
+                   const float* mask);
   void measure_mass(int query_head, RowIndex row, const AttendedRow& attended, const float* mask);
   void measure_outputs(const HeadRows& rows);
   void measure_held(const HeadRows& rows);
@@ -39,6 +42,8 @@ class Lane {
   void apply(const Decision& decision);
   void add_file_column_mass();
 
+  // A row of the block whose attention somebody looks at.
+  [[nodiscard]] bool wants(RowIndex row) const;
   // Every row reads the full cache, as the model left it.
   [[nodiscard]] bool untouched() const;
   [[nodiscard]] int group() const { return now_.shape.group(); }

@@ -16,7 +16,9 @@ namespace {
 
 FidelityPlan plan_measurement(const Trace& trace, const Geometry& geometry,
                               const EngineOptions& options) {
-  FidelityPlan plan = plan_fidelity(geometry.tokens, geometry.prompt, options.fidelity_rows);
+  FidelityPlan plan =
+      plan_fidelity(geometry.tokens, geometry.prompt, options.prompt_rows_measured(geometry.prompt),
+                    options.fidelity_rows);
   plan.output_error = wants_values(trace, options);
   plan.spans = trace.meta().spans;
   plan.intervals = !trace.is_qkv();
@@ -46,8 +48,19 @@ std::vector<char> needed_rows(const Lineup& lineup, const FidelityPlan& fidelity
   return needed;
 }
 
+// Rows from here on take a place in their block, whoever needs them: from the evict point on lanes
+// decide in every row, and who chooses what the prompt's rows read looks at each of them.
+RowIndex dense_from(const Lineup& lineup) {
+  const bool each = std::any_of(lineup.policies.begin(), lineup.policies.end(),
+                                [](const Policy& policy) { return bool(policy.prefill_reads); });
+  return each ? 0 : lineup.geometry.evict_point;
+}
+
 // Prefill passes end blocks, so that the last rows of a pass, which rules observe, are in memory.
-std::vector<RowIndex> cut_blocks(const Lineup& lineup, RowIndex block_rows) {
+// Of the prompt a block holds rows that are needed, however far they lie apart: products of many
+// rows read the keys once.
+std::vector<RowIndex> cut_blocks(const Lineup& lineup, const std::vector<char>& needed,
+                                 RowIndex block_rows) {
   std::vector<RowIndex> cuts{lineup.geometry.tokens};
   for (const Requirements& asked : lineup.requirements) {
     for (const RowIndex end : asked.passes.ends) {
@@ -56,14 +69,22 @@ std::vector<RowIndex> cut_blocks(const Lineup& lineup, RowIndex block_rows) {
   }
   std::sort(cuts.begin(), cuts.end());
   cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+  const RowIndex dense = dense_from(lineup);
   std::vector<RowIndex> ends;
   RowIndex begin = 0;
   for (const RowIndex cut : cuts) {
     // The short block comes first: the rows before the cut are the ones that rules look at.
-    const RowIndex rest = (cut - begin) % block_rows;
-    if (rest > 0) ends.push_back(begin + rest);
-    for (RowIndex end = begin + rest + block_rows; end <= cut; end += block_rows)
-      ends.push_back(end);
+    std::vector<RowIndex> backwards{cut};
+    RowIndex held = 0;
+    for (RowIndex row = cut - 1; row >= begin; --row) {
+      if (row < dense && needed[index(row)] == 0) continue;
+      if (held == block_rows) {
+        backwards.push_back(row + 1);
+        held = 0;
+      }
+      ++held;
+    }
+    ends.insert(ends.end(), backwards.rbegin(), backwards.rend());
     begin = cut;
   }
   return ends;
@@ -76,7 +97,7 @@ WalkPlan plan_walk(const Trace& trace, const Lineup& lineup, const EngineOptions
   WalkPlan plan{trace, lineup, {}, {}, {}, block_rows, wants_values(trace, options)};
   if (options.fidelity) plan.fidelity = plan_measurement(trace, lineup.geometry, options);
   plan.needed = needed_rows(lineup, plan.fidelity);
-  plan.block_ends = cut_blocks(lineup, block_rows);
+  plan.block_ends = cut_blocks(lineup, plan.needed, block_rows);
   return plan;
 }
 
@@ -111,18 +132,8 @@ void LayerWalk::allocate() {
 }
 
 void LayerWalk::step(RowIndex begin, RowIndex end) {
-  block_.begin = begin;
-  block_.end = end;
-  const auto needed = plan_.needed.begin();
-  const auto first = std::find(needed + begin, needed + end, 1);
-  block_.first = block_.last = first - needed;
-  for (RowIndex row = end; row > block_.first; --row) {
-    if (needed[row - 1] != 0) {
-      block_.last = row;
-      break;
-    }
-  }
-  if (block_.first < block_.last) {
+  block_.move_to(begin, end, plan_.needed);
+  if (!block_.rows.empty()) {
     if (buffer_.empty()) allocate();
     tbb::parallel_for(0, plan_.lineup.geometry.kv_heads, [&](int kv_head) { compute(kv_head); });
   }
@@ -133,17 +144,17 @@ void LayerWalk::step(RowIndex begin, RowIndex end) {
 void LayerWalk::compute(int kv_head) {
   const Geometry& g = plan_.lineup.geometry;
   const int group = g.query_heads / g.kv_heads;
-  const auto rows = static_cast<std::size_t>(block_.last - block_.first);
+  const std::size_t rows = block_.rows.size();
   std::vector<float*> out;
   std::vector<RowTerms> info(static_cast<std::size_t>(group) * rows);
   for (int in_group = 0; in_group < group; ++in_group) {
-    for (RowIndex row = block_.first; row < block_.last; ++row)
+    for (const RowIndex row : block_.rows)
       out.push_back(buffer_.data() + block_.at(kv_head * group + in_group, row) * stride_);
   }
-  scores_.compute(kv_head, {block_.first, block_.last, padded(block_.end)}, out, info);
+  scores_.compute(kv_head, {block_.rows, padded(block_.rows.back() + 1)}, out, info);
   for (std::size_t i = 0; i < info.size(); ++i) {
     const int q = kv_head * group + static_cast<int>(i / rows);
-    block_.info[block_.at(q, block_.first + static_cast<RowIndex>(i % rows))] = info[i];
+    block_.info[block_.at(q, block_.rows[i % rows])] = info[i];
   }
   if (plan_.values) compute_outputs(kv_head, info);
 }
@@ -152,22 +163,23 @@ void LayerWalk::compute(int kv_head) {
 void LayerWalk::compute_outputs(int kv_head, const std::vector<RowTerms>& info) {
   const Geometry& g = plan_.lineup.geometry;
   const int group = g.query_heads / g.kv_heads;
-  const auto rows = static_cast<std::size_t>(block_.last - block_.first);
+  const std::size_t rows = block_.rows.size();
   std::vector<const float*> terms;
   std::vector<double*> outputs;
   for (std::size_t i = 0; i < info.size(); ++i) {
-    const RowIndex row = block_.first + static_cast<RowIndex>(i % rows);
+    const RowIndex row = block_.rows[i % rows];
     if (!plan_.fidelity.measures(row)) continue;
     terms.push_back(info[i].terms);
     outputs.push_back(block_.full_output.data() +
                       block_.at(kv_head * group + static_cast<int>(i / rows), row) *
                           static_cast<std::size_t>(g.v_dim));
   }
-  const RowIndex from = scores_.first_key(block_.first);
+  // Sums go by kValueChunk keys, from a place that does not depend on the block.
+  const RowIndex from =
+      scores_.first_key(block_.rows.front()) / kernels::kValueChunk * kernels::kValueChunk;
   kernels::weighted_values(terms.data(), static_cast<std::int64_t>(terms.size()),
-                           all_keys_.data() + from, block_.last - from,
-                           scores_.values() + kv_head * g.v_dim, std::int64_t{g.kv_heads} * g.v_dim,
-                           g.v_dim, outputs.data());
+                           all_keys_.data() + from, block_.rows.back() + 1 - from,
+                           scores_.values(kv_head), g.v_dim, g.v_dim, outputs.data());
 }
 
 }  // namespace kvspan

@@ -71,6 +71,8 @@ std::int64_t lane_bytes(const TraceMeta& m, const Policy& policy, const Needs& n
   if (values && (policy.alters_vectors || policy.renumbers)) {
     // K and V as they are held, and once more while they are handed over.
     out += 2 * keys * m.kv_heads * (m.head_dim + m.v_head_dim) * 4;
+    // Logits of the rows of one head over them, and once more where positions move.
+    out += 2 * block_rows * (m.query_heads / m.kv_heads) * keys * 4;
   }
   out += keys * 64 + m.query_heads * block_rows * (8 + 64);  // scratch rows, decisions
   if (values) out += m.query_heads * block_rows * m.v_head_dim * 8;
@@ -79,7 +81,7 @@ std::int64_t lane_bytes(const TraceMeta& m, const Policy& policy, const Needs& n
 
 // Ledger, timeline and what is measured of one policy.
 std::int64_t result_bytes(const TraceMeta& m, const Policy& policy, const EngineOptions& options,
-                          bool values) {
+                          bool values, RowIndex prompt) {
   const std::int64_t heads = policy.per_query_head ? m.query_heads : m.kv_heads;
   const std::int64_t entries = std::int64_t{m.layers} * heads * m.tokens;
   std::int64_t out = entries * (options.keep_scores ? 12 : 4);
@@ -88,8 +90,11 @@ std::int64_t result_bytes(const TraceMeta& m, const Policy& policy, const Engine
   if (policy.reads_lower_layers) out += entries * 32;
   out += m.tokens * (8 * 5 + 8 * 4);  // pass ends, timeline, row mass
   if (options.fidelity) {
-    const std::int64_t rows =
-        options.fidelity_rows > 0 ? std::min(m.tokens, 2 * options.fidelity_rows) : m.tokens;
+    const auto measured = [](RowIndex asked, RowIndex rows) {
+      return asked > 0 ? std::min(asked, rows) : rows;
+    };
+    const std::int64_t rows = measured(options.prompt_rows_measured(prompt), prompt) +
+                              measured(options.fidelity_rows, m.tokens - prompt);
     const std::int64_t cells = std::int64_t{m.layers} * m.query_heads * rows;
     // Percentiles: values of each of two phases, doubled while a vector grows.
     out += std::min<std::int64_t>(cells, std::int64_t{1} << 25U) * 4 * 2 * (values ? 2 : 1);
@@ -106,7 +111,7 @@ Parts memory_parts(const Trace& trace, const Lineup& lineup, const EngineOptions
     const Policy& policy = lineup.policies[p];
     out.lane += lane_bytes(m, policy, lineup.requirements[p].needs, values, block_rows);
     if (options.fidelity) out.lane += m.tokens * 8;
-    out.fixed += result_bytes(m, policy, options, values);
+    out.fixed += result_bytes(m, policy, options, values, lineup.geometry.prompt);
   }
   return out;
 }

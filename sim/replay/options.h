@@ -9,6 +9,10 @@
 
 namespace kvspan {
 
+// A sample of a long prompt's rows says what the whole would, at a fraction of the work.
+inline constexpr RowIndex kLongPrompt = 4096;
+inline constexpr RowIndex kSampledRows = 512;
+
 struct EngineOptions {
   RowIndex prompt = 0;       // 0: as the trace says
   RowIndex evict_point = 0;  // 0: at the prompt's end
@@ -16,14 +20,21 @@ struct EngineOptions {
   std::int64_t kv_bytes = 2;
   std::uint64_t seed = 0;
   bool fidelity = true;
-  RowIndex fidelity_rows = 0;   // per phase; 0: all
-  bool output_error = true;     // where the trace has v
-  bool keep_scores = false;     // score and rank of every eviction, in the ledger
-  std::int64_t keep_reads = 0;  // bytes of Ledger::reads of one policy at most; 0: none
-  int threads = 0;              // 0: all cores
-  RowIndex block_rows = 0;      // 0: chosen by size (tests only)
+  RowIndex fidelity_rows = 0;        // per phase; 0: all
+  bool sample_long_prompts = false;  // of prompts beyond kLongPrompt rows, measures kSampledRows
+  bool output_error = true;          // where the trace has v
+  bool keep_scores = false;          // score and rank of every eviction, in the ledger
+  std::int64_t keep_reads = 0;       // bytes of Ledger::reads of one policy at most; 0: none
+  int threads = 0;                   // 0: all cores
+  RowIndex block_rows = 0;           // 0: chosen by size (tests only)
   std::function<void(double done)> progress;  // in [0, 1], from any thread
   std::function<bool()> cancelled;            // polled; true ends the replay with Interrupted
+
+  // Rows of the prompt whose fidelity is measured; 0: all.
+  [[nodiscard]] RowIndex prompt_rows_measured(RowIndex rows) const {
+    const bool sampled = fidelity_rows == 0 && sample_long_prompts && rows > kLongPrompt;
+    return sampled ? kSampledRows : fidelity_rows;
+  }
 };
 
 }  // namespace kvspan

@@ -2,6 +2,7 @@
 #include "sim/replay/reads.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include <fmt/format.h>
 
@@ -79,15 +80,19 @@ void PassReads::choose(const View& view) {
 template <class ListOf>
 std::vector<TokenIndex> PassReads::united(int head, ListOf list_of) const {
   std::vector<TokenIndex> tokens;
+  std::vector<TokenIndex> more;
   for (int q = head * shape_.group(); q < (head + 1) * shape_.group(); ++q) {
     const std::optional<std::vector<TokenIndex>>& list =
         list_of(reads_[static_cast<std::size_t>(q)]);
-    const std::span<const TokenIndex> read =
-        list ? std::span<const TokenIndex>(*list) : residency_.entries(head);
-    tokens.insert(tokens.end(), read.begin(), read.end());
+    if (!list) {
+      const std::span<const TokenIndex> all = residency_.entries(head);
+      return {all.begin(), all.end()};
+    }
+    more.clear();
+    std::set_union(tokens.begin(), tokens.end(), list->begin(), list->end(),
+                   std::back_inserter(more));
+    tokens.swap(more);
   }
-  std::sort(tokens.begin(), tokens.end());
-  tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
   return tokens;
 }
 

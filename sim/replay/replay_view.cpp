@@ -53,6 +53,7 @@ LayerState::LayerState(const Policy& policy, const PassPlan& plan, const Trace& 
       shape(layer),
       fidelity(measured),
       board(decided),
+      keeps_ranks(!ledger.rank.empty()),
       q_name(tensor_name(of, layer, 'q')),
       k_name(tensor_name(of, layer, 'k')),
       v_name(tensor_name(of, layer, 'v')),
@@ -82,8 +83,11 @@ double ReplayView::votes(int query_head, RowIndex rows, std::span<const TokenInd
   }
   rows = std::min(rows, rule_ != nullptr && rule_->window_in_pass ? now.rows() : now.end);
   double slack = 0;
-  for (RowIndex row = now.end - rows; row < now.end; ++row)
+  RowIndex ahead = layer_.block->scores->is_qkv() ? now.end - rows : now.end;
+  for (RowIndex row = now.end - rows; row < now.end; ++row) {
+    if (row == ahead) ahead = look_ahead(*layer_.block, query_head, row, now.end, scratch_);
     slack += add_row(query_head, row, entries, out);
+  }
   return slack;
 }
 
@@ -105,7 +109,7 @@ double ReplayView::add_row(int query_head, RowIndex row, std::span<const TokenIn
 AttendedRow ReplayView::attended(int query_head, RowIndex row, const float* mask) const {
   if (!newborns_.empty()) return attend_row(*layer_.block, query_head, row, mask, scratch_);
   const RowBlock& block = *layer_.block;
-  if (row >= pass().begin && row >= block.begin && block.has(row)) {
+  if (row >= pass().begin && block.has(row)) {
     const double known = layer_.readable[block.at(query_head, row)];
     const RowTerms& full = block.full(query_head, row);
     if (known > 0) return {full.terms, known, 0.0, 1.0, full.slack};
@@ -187,6 +191,33 @@ std::vector<float> ReplayView::value(int kv_head, TokenIndex token) const {
   const TraceMeta& m = layer_.trace.meta();
   return vector_of(*layer_.trace.v(shape().layer), std::int64_t{token} * m.kv_heads + kv_head,
                    m.v_head_dim, layer_.v_name);
+}
+
+namespace {
+
+// One vector of a head for each entry.  out [entries][dim]
+void widen_all(const TensorView& tensor, int heads, int head, int dim,
+               std::span<const TokenIndex> entries, std::span<float> out, const std::string& name) {
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    widen(tensor, (std::int64_t{entries[i]} * heads + head) * dim,
+          out.subspan(i * index(dim), index(dim)), name);
+  }
+}
+
+}  // namespace
+
+void ReplayView::keys(int kv_head, std::span<const TokenIndex> entries,
+                      std::span<float> out) const {
+  const TraceMeta& m = layer_.trace.meta();
+  widen_all(*layer_.trace.k(shape().layer), m.kv_heads, kv_head, m.head_dim, entries, out,
+            layer_.k_name);
+}
+
+void ReplayView::values(int kv_head, std::span<const TokenIndex> entries,
+                        std::span<float> out) const {
+  const TraceMeta& m = layer_.trace.meta();
+  widen_all(*layer_.trace.v(shape().layer), m.kv_heads, kv_head, m.v_head_dim, entries, out,
+            layer_.v_name);
 }
 
 const Rope* ReplayView::rope() const {

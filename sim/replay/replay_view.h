@@ -37,6 +37,7 @@ struct LayerState {
   LayerShape shape;
   const FidelityPlan& fidelity;
   const DecisionBoard& board;
+  bool keeps_ranks;
   std::string q_name, k_name, v_name;  // of the tensors, for messages
   std::size_t pass_index = 0;
   Pass pass;
@@ -76,9 +77,13 @@ class ReplayView final : public View {
   std::vector<float> query(int query_head, RowIndex row) const override;
   std::vector<float> key(int kv_head, TokenIndex token) const override;
   std::vector<float> value(int kv_head, TokenIndex token) const override;
+  void keys(int kv_head, std::span<const TokenIndex> entries, std::span<float> out) const override;
+  void values(int kv_head, std::span<const TokenIndex> entries,
+              std::span<float> out) const override;
   double score_scale() const override { return layer_.trace.meta().score_scale; }
   const Rope* rope() const override;
   bool measures_output() const override { return layer_.fidelity.output_error; }
+  bool keeps_ranks() const override { return layer_.keeps_ranks; }
 
  private:
   // Adds p' of one row; returns its slack.

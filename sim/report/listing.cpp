@@ -113,6 +113,20 @@ std::string layer_subset(const TraceMeta& trace) {
   return fmt::format("bytes of {} of {} layers", trace.layers, trace.model_layers);
 }
 
+std::string sample_note(const RunResult& run) {
+  if (!run.fidelity) return "";
+  const PassPlan& plan = run.ledger.plan;
+  std::string of;
+  const auto add = [&](const char* rows, const std::optional<RowIndex>& sample, RowIndex all) {
+    if (!sample) return;
+    of += fmt::format("{}{} rows are of {} of {}", of.empty() ? "" : ", of ", rows, *sample, all);
+  };
+  add("prompt", run.fidelity->prefill_sample, plan.prompt);
+  add("decode", run.fidelity->decode_sample, plan.tokens - plan.prompt);
+  if (of.empty()) return "";
+  return fmt::format("retained attention and output error of {}, evenly spread", of);
+}
+
 std::vector<std::string> notes_of(const RunReport& report, const RunResult& run) {
   std::vector<std::string> notes;
   const auto add = [&](const std::string& note) {
@@ -133,6 +147,7 @@ std::vector<std::string> notes_of(const RunReport& report, const RunResult& run)
   }
   if (run.fidelity) {
     if (run.fidelity->all && run.fidelity->all->mass_upper) add(std::string(kIntervalNote));
+    if (const std::string note = sample_note(run); !note.empty()) add(note);
     for (const auto* phase : {&run.fidelity->all, &run.fidelity->prefill, &run.fidelity->decode}) {
       if (*phase && !(*phase)->exact_percentiles) add("percentiles from a histogram of 65536 bins");
     }

@@ -31,10 +31,15 @@ namespace kvspan {
 [[nodiscard]] std::vector<std::pair<std::size_t, std::size_t>> not_ranked(const RunReport& report);
 
 // The notes of a run with those that follow from the report itself: the layers that its bytes are
-// of, that it is a bound, that its percentiles are from a histogram, that it has intervals.
+// of, that it is a bound, that its percentiles are from a histogram, that it has intervals, that
+// not all rows were measured.
 inline constexpr std::string_view kIntervalNote =
     "score trace: retained attention is at least what stands there, at most its upper bound";
 [[nodiscard]] std::vector<std::string> notes_of(const RunReport& report, const RunResult& run);
+
+// "retained attention and output error of prompt rows are of 512 of 32768", or empty when all rows
+// of both phases were measured.
+[[nodiscard]] std::string sample_note(const RunResult& run);
 
 // "bytes of 3 of 30 layers", or empty when the trace stores all of them.
 [[nodiscard]] std::string layer_subset(const TraceMeta& trace);

@@ -55,6 +55,10 @@ class Table {
       std::vector<std::string> notes = notes_of(report_, run(i));
       std::erase(notes, subset);         // the title says it once
       std::erase(notes, kIntervalNote);  // the legend does
+      // Decode rows are shown; of the prompt's, files speak.
+      const auto& fidelity = run(i).fidelity;
+      if (fidelity && fidelity->decode && !fidelity->decode_sample)
+        std::erase(notes, sample_note(run(i)));
       if (run(i).undecided.value_or(0) > 0) {
         notes.push_back(
             fmt::format("{} decisions rest on probabilities that the trace cut off (undecided)",

@@ -31,7 +31,8 @@ class Regrets {
           RunReport& report)
       : trace_(trace), options_(options), inside_(inside), report_(report) {
     const RowIndex prompt = report.trace.prompt_tokens;
-    const FidelityPlan plan = plan_fidelity(trace.meta().tokens, prompt, options.fidelity_rows);
+    const FidelityPlan plan = plan_fidelity(
+        trace.meta().tokens, prompt, options.prompt_rows_measured(prompt), options.fidelity_rows);
     counts_ = optimum::judged_rows(plan.measured, prompt);
     rows_ = optimum::count_rows(counts_);
     best_.assign(report.runs.size(), 0);

@@ -81,7 +81,8 @@ void use_own_names(RecipeSpec& spec) {
 }  // namespace
 
 void apply_fidelity(const std::string& text, EngineOptions& engine) {
-  if (text == "all") return;
+  engine.sample_long_prompts = text == "auto";
+  if (text == "auto" || text == "all") return;
   if (text == "none") {
     engine.fidelity = false;
     return;
@@ -89,8 +90,8 @@ void apply_fidelity(const std::string& text, EngineOptions& engine) {
   const std::string digits = text.starts_with("rows=") ? text.substr(5) : "";
   if (digits.empty() || digits.size() > 12 ||
       digits.find_first_not_of("0123456789") != std::string::npos || std::stoll(digits) == 0) {
-    throw ConfigError(
-        fmt::format("--fidelity: found '{}', expected all, none or rows=K with K >= 1", text));
+    throw ConfigError(fmt::format(
+        "--fidelity: found '{}', expected auto, all, none or rows=K with K >= 1", text));
   }
   engine.fidelity_rows = std::stoll(digits);
 }

@@ -60,7 +60,7 @@ struct RunWatch {
   std::function<void(const RunReport&, const RunBatch&)> grown;
 };
 
-// --fidelity: "all", "none" or "rows=K". Errors: ConfigError.
+// --fidelity: "auto", "all", "none" or "rows=K". Errors: ConfigError.
 void apply_fidelity(const std::string& text, EngineOptions& engine);
 
 // Every text of the user as specs without sets: "all" is every policy that runs alone without

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "sim/policies/shared/kernels.h"
+
 namespace kvspan::policies {
 
 Group parse_group(const std::string& word) {
@@ -37,6 +39,30 @@ std::span<const TokenIndex> resident_up_to(const View& view, int head, RowIndex 
 
 void round_sums(std::span<double> scores) {
   for (double& score : scores) score = static_cast<double>(static_cast<float>(score));
+}
+
+std::vector<float> vectors_of(const View& view, Vectors which, int kv_head,
+                              std::span<const TokenIndex> entries) {
+  const bool keys = which == Vectors::keys;
+  std::vector<float> out(entries.size() * index(keys ? view.shape().k_dim : view.shape().v_dim));
+  keys ? view.keys(kv_head, entries, out) : view.values(kv_head, entries, out);
+  return out;
+}
+
+std::vector<double> squared_norms(const View& view, Vectors which, int kv_head,
+                                  std::span<const TokenIndex> entries) {
+  constexpr std::size_t kPiece = 512;  // entries whose vectors stay in a core's cache
+  const bool keys = which == Vectors::keys;
+  const int dim = keys ? view.shape().k_dim : view.shape().v_dim;
+  std::vector<double> out(entries.size());
+  std::vector<float> vectors(std::min(kPiece, entries.size()) * index(dim));
+  for (std::size_t at = 0; at < entries.size(); at += kPiece) {
+    const auto piece = entries.subspan(at, std::min(kPiece, entries.size() - at));
+    const std::span<float> to = std::span(vectors).first(piece.size() * index(dim));
+    keys ? view.keys(kv_head, piece, to) : view.values(kv_head, piece, to);
+    kernels::squared_norms(to.data(), std::ssize(piece), dim, out.data() + at);
+  }
+  return out;
 }
 
 double dot(std::span<const float> a, std::span<const float> b) {

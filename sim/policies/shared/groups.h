@@ -8,6 +8,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "sim/policy/policy.h"
 
@@ -29,6 +30,14 @@ double reduce_group(const LayerShape& shape, int head, Group group, std::span<do
 // order (1/3 + 1/6 against 1/2) then tie, as they do on paper, and ties go to the lower token
 // index.
 void round_sums(std::span<double> scores);
+
+// Keys, or values, of entries of a KV head.  [entries][dim]
+enum class Vectors : std::uint8_t { keys, values };
+[[nodiscard]] std::vector<float> vectors_of(const View& view, Vectors which, int kv_head,
+                                            std::span<const TokenIndex> entries);
+// Their squared norms, as squared_norm() has them.  [entries]
+[[nodiscard]] std::vector<double> squared_norms(const View& view, Vectors which, int kv_head,
+                                                std::span<const TokenIndex> entries);
 
 // Sums in double, in order.
 [[nodiscard]] double dot(std::span<const float> a, std::span<const float> b);

@@ -32,7 +32,12 @@ PageBounds::PageBounds(int dim, int page, std::int64_t places)
       high_(index(dim) * pages_, -std::numeric_limits<float>::infinity()) {}
 
 void PageBounds::extend(const View& view, int kv_head, TokenIndex end) {
-  for (; end_ < end; ++end_) add(end_, view.key(kv_head, end_));
+  if (end_ >= end) return;
+  std::vector<TokenIndex> born(index(end - end_));
+  std::iota(born.begin(), born.end(), end_);
+  const std::vector<float> keys = vectors_of(view, Vectors::keys, kv_head, born);
+  for (std::size_t at = 0; end_ < end; ++end_, at += index(dim_))
+    add(end_, std::span(keys).subspan(at, index(dim_)));
 }
 
 void PageBounds::add(RowIndex place, std::span<const float> key) {

@@ -568,6 +568,70 @@ TEST_CASE("weighted values agree with a double loop for any row blocking", "[ker
   }
 }
 
+TEST_CASE("dot products are those of a loop, norms to the bit", "[kernels]") {
+  const OnTarget guard(GENERATE(from_range(targets())));
+  CAPTURE(kernels::target_name());
+  const int dim = GENERATE(1, 17, 128);
+  const std::int64_t count = GENERATE(0, 1, 64, 131);
+  Random random(19);
+  const Matrix<float> x(dim, random.normals(count * dim));
+  const std::vector<float> floats = random.normals(dim);
+  const std::vector<double> y(floats.begin(), floats.end());
+  std::vector<double> products(static_cast<std::size_t>(count));
+  std::vector<double> norms = products;
+  kernels::dots(x.data().data(), count, dim, y.data(), products.data());
+  kernels::squared_norms(x.data().data(), count, dim, norms.data());
+  for (std::int64_t j = 0; j < count; ++j) {
+    double product = 0;
+    double norm = 0;
+    for (int i = 0; i < dim; ++i) {
+      const auto value = static_cast<double>(x[j][i]);
+      product += value * y[static_cast<std::size_t>(i)];
+      norm += value * value;  // exact: fused or not, the sum is the same
+    }
+    REQUIRE(bits(products[static_cast<std::size_t>(j)]) == bits(product));
+    REQUIRE(bits(norms[static_cast<std::size_t>(j)]) == bits(norm));
+  }
+}
+
+TEST_CASE("terms over altered keys are a softmax of theirs, and tell how far they moved",
+          "[kernels]") {
+  const OnTarget guard(GENERATE(from_range(targets())));
+  CAPTURE(kernels::target_name());
+  const std::int64_t count = GENERATE(1, 16, 37);
+  Random random(23);
+  std::vector<float> z = random.normals(3 * count, 4);
+  const std::vector<float> before = z;
+  std::vector<float> full(z.size(), 0.0F);
+  std::vector<std::int32_t> entries;
+  for (std::int32_t e = 1; std::ssize(entries) < count; e += 1 + e % 3) entries.push_back(e);
+  for (const std::int32_t e : entries) full[static_cast<std::size_t>(e)] = random.bits(1)[0] * 0.5F;
+  const double full_max = 3;
+  const kernels::HeldTerms got =
+      kernels::held_terms(entries.data(), count, full.data(), full_max, z.data());
+  double sum = 0;
+  double distance = 0;
+  double weight = 0;
+  float most = -kInfinity;
+  for (const std::int32_t e : entries) most = std::max(most, before[static_cast<std::size_t>(e)]);
+  for (std::size_t e = 0; e < z.size(); ++e) {
+    const auto logit = static_cast<double>(before[e]);
+    if (std::find(entries.begin(), entries.end(), static_cast<std::int32_t>(e)) == entries.end()) {
+      REQUIRE(z[e] == before[e]);
+      continue;
+    }
+    const double term = std::exp(logit - static_cast<double>(most));
+    REQUIRE(static_cast<double>(z[e]) == Approx(term).epsilon(1e-6));
+    sum += term;
+    weight += static_cast<double>(full[e]);
+    if (full[e] > 0) distance += 0.5 * std::abs(full_max + std::log(0.5) - logit);
+  }
+  CHECK(got.max == most);
+  CHECK(got.sum == Approx(sum).epsilon(1e-6));
+  CHECK(got.weight == Approx(weight));
+  CHECK(got.distance == Approx(distance).epsilon(1e-12).margin(1e-12));
+}
+
 TEST_CASE("targets with fused multiply-add agree bit for bit", "[kernels]") {
   const int dim = 80;
   const std::int64_t rows = 9;

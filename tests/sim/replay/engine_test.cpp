@@ -206,6 +206,43 @@ TEST_CASE("fidelity changes no decision", "[engine]") {
   }
 }
 
+TEST_CASE("a sample of a long prompt's rows changes no decision and no decode row", "[engine]") {
+  const RowIndex prompt = kLongPrompt + 4;
+  const Trace trace = test::make_trace(test::random_spec({.layers = 1,
+                                                          .tokens = static_cast<int>(prompt) + 6,
+                                                          .prompt_tokens = static_cast<int>(prompt),
+                                                          .query_heads = 2,
+                                                          .kv_heads = 1,
+                                                          .head_dim = 4,
+                                                          .seed = 8,
+                                                          .dtype = Dtype::f16}));
+  const std::vector<std::string> policies = {"snapkv(budget=64,window=40)",
+                                             "chunked(knorm(budget=20%))",
+                                             "quest(budget=64,skip=0)", "kivi(group=4)"};
+  EngineOptions options;
+  options.chunk = 1500;
+  const auto all = run(trace, policies, options);
+  options.sample_long_prompts = true;
+  const auto some = run(trace, policies, options);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    INFO(policies[i]);
+    const Fidelity& whole = *all[i].fidelity;
+    const Fidelity& part = *some[i].fidelity;
+    CHECK(all[i].ledger.death == some[i].ledger.death);
+    CHECK(all[i].metrics.entries_read == some[i].metrics.entries_read);
+    CHECK(part.rows_measured == kSampledRows + 6);
+    CHECK(part.prefill_sample == kSampledRows);
+    CHECK(part.decode->mass_mean == whole.decode->mass_mean);
+    CHECK(part.decode->mass_p5 == whole.decode->mass_p5);
+    CHECK(part.decode->error_mean == whole.decode->error_mean);
+    CHECK(part.head_mass == whole.head_mass);
+    CHECK(part.prefill->mass_mean == Approx(whole.prefill->mass_mean).margin(0.01));
+    CHECK(part.all->mass_mean == Approx(whole.all->mass_mean).margin(0.01));
+    for (const RowIndex row : spread_rows(0, prompt, kSampledRows))
+      REQUIRE(part.row_mass[index(row)] == whole.row_mass[index(row)]);
+  }
+}
+
 TEST_CASE("a dense score trace gives the deaths and the mass of the qkv trace",
           "[engine][scores]") {
   const Trace trace = medium_trace();

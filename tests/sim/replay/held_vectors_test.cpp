@@ -31,10 +31,10 @@ struct LastRow {
     std::iota(entries.begin(), entries.end(), 0);
     full = scores.row(0, tokens - 1, buffer);
     for (int t = 0; t < tokens; ++t)
-      output += static_cast<double>(full.terms[t]) * static_cast<double>(scores.values()[t]);
+      output += static_cast<double>(full.terms[t]) * static_cast<double>(scores.values(0)[t]);
   }
   [[nodiscard]] HeldVectors::Error error() const {
-    return held.error({0, tokens - 1, entries, &full, &output}, scores, nullptr);
+    return held.errors({entries, {{0, tokens - 1, &full, &output}}}, scores, nullptr)[0];
   }
 
   Trace trace;
