@@ -56,7 +56,7 @@ class Progress {
 [[nodiscard]] bool interrupted();
 // From now on SIGTERM counts as well: what can be resumed stops in order.
 void terminated_too();
-inline constexpr int kNothingFits = 6;  // what fits was asked, and nothing does
+inline constexpr int kNothingFits = 6;    // what fits was asked, and nothing does
 inline constexpr int kInterrupted = 130;  // the exit code then
 
 }  // namespace kvspan::cli

@@ -68,19 +68,18 @@ std::vector<std::string> cells(const PlanSettings& s, const PlanAnswer& answer,
   const FleetFigures& f = row.figures;
   const auto capacity =
       static_cast<double>(answer.memory.left) * static_cast<double>(answer.replicas);
-  std::vector<std::string> out = {
-      row.label,
-      sign_of(row.basis) + bytes_text(f.bytes.mean),
-      bytes_text(f.bytes.p99),
-      bytes_text(f.bytes.most),
-      fmt::format("{:.0f} %", 100 * f.bytes.most / capacity),
-      fmt::format("{}", f.largest_batch),
-      seconds_text(f.wait.p50),
-      seconds_text(f.wait.p99),
-      fmt::format("{}", f.preemptions),
-      fmt::format("{}", f.rejected),
-      bytes_text(row.little.bytes),
-      fmt::format("{:.3g}", row.little.rate_by_memory)};
+  std::vector<std::string> out = {row.label,
+                                  sign_of(row.basis) + bytes_text(f.bytes.mean),
+                                  bytes_text(f.bytes.p99),
+                                  bytes_text(f.bytes.most),
+                                  fmt::format("{:.0f} %", 100 * f.bytes.most / capacity),
+                                  fmt::format("{}", f.largest_batch),
+                                  seconds_text(f.wait.p50),
+                                  seconds_text(f.wait.p99),
+                                  fmt::format("{}", f.preemptions),
+                                  fmt::format("{}", f.rejected),
+                                  bytes_text(row.little.bytes),
+                                  fmt::format("{:.3g}", row.little.rate_by_memory)};
   if (s.find_rate) out.push_back(fmt::format("{:.3g}", row.rate.value_or(0)));
   return out;
 }
@@ -147,7 +146,8 @@ void print_plan(const PlanSettings& s, const ModelGeometry& model, const PlanAns
   fmt::print("\n{}\n", align(table));
   fmt::print(
       "KV: of all replicas, of one GPU of each; batch: the most requests of a replica at once;\n"
-      "Little: rate x byte-seconds, if nobody waited; memory/s: the rate that would fill all memory\n"
+      "Little: rate x byte-seconds, if nobody waited; memory/s: the rate that would fill all "
+      "memory\n"
       "on average, a bound; prefill alone allows {:.3g} a second",
       answer.rows.empty() ? 0 : answer.rows.front().little.rate_by_prefill);
   if (s.find_rate)
