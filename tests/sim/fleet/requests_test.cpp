@@ -126,18 +126,18 @@ TEST_CASE("a request's memory is the prediction's, at its lengths and between th
   const RecipeSpec full = parse_spec("full");
   const RecipeSpec snapkv = parse_spec("snapkv(budget=1024)");
   std::vector<FleetRequest> requests;
-  for (int i = 0; i < 100; ++i) requests.push_back({0, 2000 + 97 * i, 1 + 7 * i, {}});
+  for (int i = 0; i < 40; ++i) requests.push_back({0, 1100 + 97 * i, 1 + i, {}});
   // 128 KiB a token.
   const MemoryCurve all({full, model, accounting}, requests);
   CHECK(all.prefill(3333) == 3333 * 131072);
-  CHECK(all.decode(3333, 250) == 3583 * 131072);
+  CHECK(all.decode(3333, 25) == 3358 * 131072);
   const MemoryCurve blocks({full, model, accounting, 1, 0, 16 * 131072}, requests);
-  CHECK(blocks.decode(3333, 250) == 3584 * 131072);
+  CHECK(blocks.decode(3333, 25) == 3360 * 131072);
   const MemoryCurve some({snapkv, model, accounting}, requests);
-  CHECK(some.decode(3333, 250) == (1024 + 250) * 131072);
+  CHECK(some.decode(3333, 25) == (1024 + 25) * 131072);
   CHECK(some.prefill(3333) == 3333 * 131072);
   // On four GPUs, a quarter each.
   const MemoryCurve quarter({full, model, accounting, 4}, requests);
-  CHECK(quarter.decode(3333, 250) == 3583 * 131072 / 4);
+  CHECK(quarter.decode(3333, 25) == 3358 * 131072 / 4);
   CHECK(all.basis() == Basis::closed_form);
 }
