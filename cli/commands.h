@@ -33,6 +33,8 @@ void add_tokenize(CLI::App& app);
 
 [[nodiscard]] int terminal_width();     // columns of stdout, 100 if it is no terminal
 [[nodiscard]] bool terminal_is_utf8();  // of the locale
+// "0.374 s", "45 s", "12.3 min", "3.4 h".
+[[nodiscard]] std::string time_text(double seconds);
 // Aligned columns; the first is left-aligned, the others right-aligned.
 [[nodiscard]] std::string align(const std::vector<std::vector<std::string>>& rows);
 

@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
-#include "sim/base/build_info.h"
 #include "sim/base/text.h"
+#include "sim/report/json.h"
 
 namespace kvspan::cli {
 namespace {
@@ -73,10 +73,9 @@ nlohmann::json optimum_json(const OptimumSettings& s, const std::vector<std::str
   using nlohmann::json;
   const TraceMeta& meta = trace.meta();
   const optimum::Survey& found = answer.survey;
-  const BuildInfo build = build_info();
   json out;
   out["schema_version"] = 1;
-  out["kvspan"] = {{"version", build.version}, {"git", build.git}, {"build", build.build}};
+  out["kvspan"] = program_json();
   for (const std::string& word : command) out["command"].push_back(valid_utf8(word));
   out["trace"] = {{"path", valid_utf8(trace.name())}, {"sha256", trace.sha256()},
                   {"model", valid_utf8(meta.model)},  {"layer_ids", meta.layer_ids},

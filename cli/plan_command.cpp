@@ -12,6 +12,7 @@
 #include "cli/deployment_options.h"
 #include "cli/outputs.h"
 #include "cli/plan_output.h"
+#include "cli/policy_options.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
 #include "sim/fleet/memory_curve.h"
@@ -182,18 +183,8 @@ void add_plan(CLI::App& app, const Context& context) {
       ->check(at_least(1))
       ->type_name("G");
   add_kv_options(*sub, *s);
-  sub->add_option("--policy", s->policies, "Policy specification or @file.json; may be repeated")
-      ->transform(input_file())
-      ->type_name("SPEC")
-      ->allow_extra_args(false);
-  sub->add_option("--budget", s->budgets, "Budgets for policies that have one")
-      ->type_name("B[,B]")
-      ->delimiter(',')
-      ->allow_extra_args(false);
-  sub->add_option("--calibrate", s->calibrate,
-                  "Result of kvspan run: measured shares for policies that depend on content")
-      ->transform(input_file())
-      ->type_name("RESULT.json");
+  add_policy_options(*sub, s->policies, s->budgets);
+  add_calibration(*sub, s->calibrate);
   sub->add_option("--chunk", s->chunk, "Prefill chunk, tokens; 0: the prompt is one pass")
       ->capture_default_str()
       ->type_name("C");

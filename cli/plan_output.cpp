@@ -7,8 +7,8 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
-#include "sim/base/build_info.h"
 #include "sim/base/text.h"
+#include "sim/report/json.h"
 
 namespace kvspan::cli {
 namespace {
@@ -16,12 +16,6 @@ namespace {
 using nlohmann::json;
 
 std::string bytes_text(double bytes) { return human_bytes(static_cast<std::int64_t>(bytes)); }
-
-std::string seconds_text(double seconds) {
-  if (seconds < 100) return fmt::format("{:.3g} s", seconds);
-  return seconds < 6000 ? fmt::format("{:.3g} min", seconds / 60)
-                        : fmt::format("{:.3g} h", seconds / 3600);
-}
 
 json quantiles_json(const Quantiles& q) {
   return {{"mean", q.mean}, {"p50", q.p50}, {"p95", q.p95}, {"p99", q.p99}, {"max", q.most}};
@@ -74,8 +68,8 @@ std::vector<std::string> cells(const PlanSettings& s, const PlanAnswer& answer,
                                   bytes_text(f.bytes.most),
                                   fmt::format("{:.0f} %", 100 * f.bytes.most / capacity),
                                   fmt::format("{}", f.largest_batch),
-                                  seconds_text(f.wait.p50),
-                                  seconds_text(f.wait.p99),
+                                  time_text(f.wait.p50),
+                                  time_text(f.wait.p99),
                                   fmt::format("{}", f.preemptions),
                                   fmt::format("{}", f.rejected),
                                   bytes_text(row.little.bytes),
@@ -103,7 +97,7 @@ json plan_json(const PlanSettings& s, const std::vector<std::string>& command,
   json rows = json::array();
   for (const PlanRow& row : answer.rows) rows.push_back(row_json(row));
   return {{"schema_version", 1},
-          {"kvspan", {{"version", build_info().version}, {"git", build_info().git}}},
+          {"kvspan", program_json()},
           {"command", command},
           {"model", s.model},
           {"gpus", s.gpus},
@@ -131,7 +125,7 @@ void print_plan(const PlanSettings& s, const ModelGeometry& model, const PlanAns
              human_bytes(answer.memory.left));
   fmt::print(
       "requests: {}: {} in {}, {:.3g} a second{}\n", answer.source, answer.requests,
-      seconds_text(answer.seconds),
+      time_text(answer.seconds),
       static_cast<double>(answer.requests) / std::max(answer.seconds, 1e-9),
       answer.skipped > 0 ? fmt::format("; {} without a prompt left out", answer.skipped) : "");
   fmt::print("  prompts {:.0f} tokens (p99 {:.0f}), answers {:.0f} (p99 {:.0f})\n",

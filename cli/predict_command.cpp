@@ -10,6 +10,7 @@
 
 #include "cli/commands.h"
 #include "cli/outputs.h"
+#include "cli/policy_options.h"
 #include "cli/predict_output.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
@@ -134,19 +135,8 @@ void add_predict(CLI::App& app, const Context& context) {
   sub->add_option("--gen", s->generated, "Generated tokens, m")->check(at_least(0))->type_name("M");
   sub->add_option("--chunk", s->chunk, "Prefill chunk, tokens; 0: the prompt is one pass")
       ->type_name("C");
-  sub->add_option("--policy", s->policies,
-                  "Policy specification, all, or @file.json; may be repeated")
-      ->transform(input_file())
-      ->type_name("SPEC")
-      ->allow_extra_args(false);
-  sub->add_option("--budget", s->budgets, "Budgets for policies that have one")
-      ->type_name("B[,B]")
-      ->delimiter(',')
-      ->allow_extra_args(false);
-  sub->add_option("--calibrate", s->calibrate,
-                  "Result of kvspan run: measured shares for policies that depend on content")
-      ->transform(input_file())
-      ->type_name("RESULT.json");
+  add_policy_options(*sub, s->policies, s->budgets);
+  add_calibration(*sub, s->calibrate);
   add_kv_options(*sub, *s);
   sub->add_option("--prefill", s->prefill, "When a runtime compresses")
       ->check(CLI::IsMember({"whole", "layerwise"}))

@@ -8,7 +8,6 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
-#include "sim/base/build_info.h"
 #include "sim/base/text.h"
 #include "sim/report/json.h"
 
@@ -308,10 +307,9 @@ void print_answer(const PredictSettings& s, const ModelGeometry& model,
 
 nlohmann::json answer_json(const PredictSettings& s, const std::vector<std::string>& command,
                            const ModelGeometry& model, const PredictAnswer& answer) {
-  const BuildInfo build = build_info();
   nlohmann::json json = {
       {"schema_version", 1},
-      {"kvspan", {{"version", build.version}, {"git", build.git}, {"build", build.build}}},
+      {"kvspan", program_json()},
       {"command", command},
       {"model", model_json(model)},
       {"prompt", s.prompt},

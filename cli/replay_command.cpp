@@ -12,6 +12,7 @@
 
 #include "cli/commands.h"
 #include "cli/outputs.h"
+#include "cli/policy_options.h"
 #include "cli/replay_device.h"
 #include "cli/replay_output.h"
 #include "cli/validators.h"
@@ -198,15 +199,7 @@ void add_replay(CLI::App& app, const Context& context) {
   sub->add_option("trace", s->trace, "A trace (.safetensors, or its .index.json)")
       ->transform(input_file())
       ->required();
-  sub->add_option("--policy", s->policies,
-                  "Policy specification, 'all', or @file.json; may be repeated")
-      ->transform(input_file())
-      ->type_name("SPEC")
-      ->allow_extra_args(false);
-  sub->add_option("--budget", s->budgets, "Budgets for policies that have one")
-      ->type_name("B[,B]")
-      ->delimiter(',')
-      ->allow_extra_args(false);
+  add_policy_options(*sub, s->policies, s->budgets);
   sub->add_option("--chunk", s->engine.chunk, "Prefill chunk, tokens; 0: the prompt is one pass")
       ->check(whole_number())
       ->type_name("C");

@@ -15,6 +15,7 @@
 
 #include "cli/commands.h"
 #include "cli/outputs.h"
+#include "cli/policy_options.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
 #include "sim/ledger/layouts.h"
@@ -241,17 +242,7 @@ void add_run(CLI::App& app, const Context& context) {
                   "their means")
       ->transform(input_file())
       ->required();
-  sub->add_option("--policy", s->policies,
-                  "Policy specification, 'all', or @file.json; may be repeated")
-      ->transform(input_file())
-      ->type_name("SPEC")
-      ->allow_extra_args(false);
-  sub->add_option(
-         "--budget", s->budgets,
-         "Budgets for policies that have one: tokens, 10%, 64MiB; a list makes one run each")
-      ->type_name("B[,B]")
-      ->delimiter(',')
-      ->allow_extra_args(false);
+  add_policy_options(*sub, s->policies, s->budgets);
   sub->add_option("--chunk", s->chunks,
                   "Prefill chunk, tokens; 0: the prompt is one pass; a list runs all of them")
       ->check(whole_number())

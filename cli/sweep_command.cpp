@@ -13,6 +13,7 @@
 #include <fmt/ranges.h>
 
 #include "cli/commands.h"
+#include "cli/policy_options.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
 #include "sim/base/file.h"
@@ -78,13 +79,6 @@ Config config_of(const SweepSettings& s, const CLI::App& sub) {
 std::string counts_text(const Counts& counts) {
   return fmt::format("{} cells: {} done, {} left out, {} failed, {} left", counts.all(),
                      counts.done, counts.left_out, counts.failed, counts.left);
-}
-
-// "45 s", "12 min", "3.4 h".
-std::string time_text(double seconds) {
-  if (seconds < 100) return fmt::format("{:.0f} s", seconds);
-  if (seconds < 6000) return fmt::format("{:.0f} min", seconds / 60);
-  return fmt::format("{:.1f} h", seconds / 3600);
 }
 
 void print_list(const SweepSettings& s, const Config& config) {
@@ -219,15 +213,7 @@ void print_status(const std::string& path) {
 }
 
 void add_axes(CLI::App* sub, Config& config) {
-  sub->add_option("--policy", config.policies,
-                  "Policy specification, 'all', or @file.json; may be repeated")
-      ->transform(input_file())
-      ->type_name("SPEC")
-      ->allow_extra_args(false);
-  sub->add_option("--budget", config.budgets, "Budgets for policies that have one")
-      ->type_name("B[,B]")
-      ->delimiter(',')
-      ->allow_extra_args(false);
+  add_policy_options(*sub, config.policies, config.budgets);
   sub->add_option("--chunk", config.chunks, "Prefill chunks, tokens; 0: the prompt is one pass")
       ->check(whole_number())
       ->delimiter(',')
@@ -242,8 +228,8 @@ void add_axes(CLI::App* sub, Config& config) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->type_name("SPAN[,SPAN]");
-  sub->add_option("--fidelity", config.fidelity, "Rows to measure: all, rows=K, or none")
-      ->type_name("all|rows=K|none");
+  sub->add_option("--fidelity", config.fidelity, "Rows to measure, as of kvspan run")
+      ->type_name("all|auto|rows=K|none");
   sub->add_option("--kv-bytes", config.kv_bytes, "Bytes of one stored element")
       ->check(CLI::Range(1, 16))
       ->delimiter(',')

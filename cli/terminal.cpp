@@ -50,6 +50,12 @@ bool terminal_is_utf8() {
   return false;
 }
 
+std::string time_text(double seconds) {
+  if (seconds < 100) return fmt::format("{:.3g} s", seconds);
+  return seconds < 6000 ? fmt::format("{:.3g} min", seconds / 60)
+                        : fmt::format("{:.3g} h", seconds / 3600);
+}
+
 std::string align(const std::vector<std::vector<std::string>>& rows) {
   std::vector<std::size_t> widths;
   for (const auto& row : rows) {

@@ -20,6 +20,12 @@ double value_of(std::size_t bin) {
   return static_cast<double>(bin) / static_cast<double>(kBins - 1);
 }
 
+// From 1 on. Products that mean a whole number may end a hair above it.
+std::int64_t rank_of(double share, std::int64_t count) {
+  const double rank = std::ceil(share * static_cast<double>(count) - 1e-9);
+  return std::clamp<std::int64_t>(static_cast<std::int64_t>(rank), 1, count);
+}
+
 }  // namespace
 
 void Distribution::add(float value) {
@@ -67,6 +73,10 @@ std::int64_t Distribution::count() const {
   return common_count_ + binned_ + static_cast<std::int64_t>(values_.size());
 }
 
+double nearest_rank(std::span<const double> sorted, double share) {
+  return sorted[static_cast<std::size_t>(rank_of(share, std::ssize(sorted)) - 1)];
+}
+
 double Distribution::min() const {
   if (!any_) return static_cast<double>(common_);
   return static_cast<double>(common_count_ > 0 ? std::min(min_, common_) : min_);
@@ -78,9 +88,7 @@ double Distribution::max() const {
 }
 
 double Distribution::percentile(double share) const {
-  const auto total = static_cast<double>(count());
-  auto rank = static_cast<std::int64_t>(std::ceil(share * total - 1e-9));
-  rank = std::clamp<std::int64_t>(rank, 1, count());
+  const std::int64_t rank = rank_of(share, count());
   if (!exact()) {
     std::int64_t below = 0;
     for (std::size_t b = 0; b < kBins; ++b) {

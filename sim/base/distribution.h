@@ -10,6 +10,9 @@
 
 namespace kvspan {
 
+// The ceil(share * count)-th of ascending values. REQUIRES: there are some.
+[[nodiscard]] double nearest_rank(std::span<const double> sorted, double share);
+
 class Distribution {
  public:
   explicit Distribution(float common) : common_(common) {}

@@ -8,6 +8,7 @@
 #include <queue>
 #include <unordered_map>
 
+#include "sim/base/distribution.h"
 #include "sim/base/types.h"
 #include "sim/fleet/fleet_memory.h"
 #include "sim/fleet/growth.h"
@@ -272,15 +273,11 @@ Quantiles quantiles_of(std::vector<double> values) {
   Quantiles out;
   if (values.empty()) return out;
   std::sort(values.begin(), values.end());
-  const auto rank = [&](double share) {
-    const auto n = static_cast<double>(values.size());
-    return values[static_cast<std::size_t>(std::max(0.0, std::ceil(share * n) - 1))];
-  };
   for (const double value : values) out.mean += value;
   out.mean /= static_cast<double>(values.size());
-  out.p50 = rank(.5);
-  out.p95 = rank(.95);
-  out.p99 = rank(.99);
+  out.p50 = nearest_rank(values, .5);
+  out.p95 = nearest_rank(values, .95);
+  out.p99 = nearest_rank(values, .99);
   out.most = values.back();
   return out;
 }

@@ -205,13 +205,17 @@ json figures_json(const RunReport& report, const RunResult& run) {
   return result;
 }
 
-json root_json(const RunReport& report) {
+json program_json() {
   const BuildInfo build = build_info();
+  return {{"version", build.version}, {"git", build.git}, {"build", build.build}};
+}
+
+json root_json(const RunReport& report) {
   const TraceMeta& trace = report.trace;
   json command = json::array();
   for (const std::string& word : report.command) command.push_back(valid_utf8(word));
   return {{"schema_version", 1},
-          {"kvspan", {{"version", build.version}, {"git", build.git}, {"build", build.build}}},
+          {"kvspan", program_json()},
           {"command", std::move(command)},
           {"files",
            {{"lifetimes", text_or_null(report.lifetimes_path)},

@@ -23,6 +23,9 @@ namespace kvspan {
 enum class Timelines : std::uint8_t { all, none };  // none: runs have no `timeline`
 [[nodiscard]] nlohmann::json to_json(const RunReport& report, Timelines timelines = Timelines::all);
 
+// What wrote a result: version, git, build.
+[[nodiscard]] nlohmann::json program_json();
+
 // As a file: indented, but lists of numbers and objects without further ones in a line each.
 [[nodiscard]] std::string file_text(const nlohmann::json& value);
 

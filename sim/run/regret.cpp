@@ -49,31 +49,26 @@ class Regrets {
 
   void add() {
     if (kinds_.empty()) return;
-    std::size_t parts = index(trace_.meta().layers * heads_);
+    const PassesAndHeads finest{ends_, heads_};
+    const bool shared = !kinds_.contains(finest);
+    std::size_t parts = shared ? index(trace_.meta().layers * heads_) : 0;
     for (const auto& [kind, runs] : kinds_) parts += index(trace_.meta().layers * kind.second);
     optimum::SharedProgress progress(options_.progress, parts);
     progress_ = &progress;
-    trace_frontier();
     for (const auto& [kind, runs] : kinds_) solve(kind, runs);
-    for (std::size_t r = 0; r < report_.runs.size(); ++r) {
-      if (inside_[r]) report_.runs[r].regret = regret_of(r);
+    if (shared) solve(finest, {});
+    for (auto& [kind, frontier] : frontiers_)
+      frontier.finish(trace_.meta().layers * kind.second, rows_);
+    for (const auto& [kind, runs] : kinds_) {
+      for (const std::size_t r : runs) report_.runs[r].regret = regret_of(r, frontiers_.at(kind));
     }
-    for (const optimum::Frontier::Point& point : frontier_.points(kFrontierPoints))
+    // One for the picture bounds all runs: every pass end of any of them, and the finest heads.
+    for (const optimum::Frontier::Point& point : frontiers_.at(finest).points(kFrontierPoints))
       report_.frontier.push_back({point.footprint, point.retained});
   }
 
  private:
-  // One frontier that bounds all runs: every pass end of any of them, and the finest heads.
-  void trace_frontier() {
-    for_each(ends_, heads_, [&](const StoredHead&, const optimum::Values& values) {
-      optimum::Frontier head;
-      head.add(values);
-      const std::lock_guard lock(mutex_);
-      frontier_.add(head);
-    });
-    frontier_.finish(trace_.meta().layers * heads_, rows_);
-  }
-
+  // The frontier of runs of one kind, and the best at the occupancy of each of them.
   void solve(const PassesAndHeads& kind, const std::vector<std::size_t>& runs) {
     for_each(kind.first, kind.second, [&](const StoredHead& stored, const optimum::Values& values) {
       std::map<optimum::Capacities, std::size_t> places;
@@ -86,9 +81,12 @@ class Regrets {
         if (fresh) different.push_back(std::move(slots));
         place.push_back(at->second);
       }
-      const std::vector<optimum::Optimum> best =
-          proved_plans(values, different, {options_.cancelled, nullptr});
+      std::vector<optimum::Optimum> best;
+      if (!runs.empty()) best = proved_plans(values, different, {options_.cancelled, nullptr});
+      optimum::Frontier head;
+      head.add(values);
       const std::lock_guard lock(mutex_);
+      frontiers_[kind].add(head);
       for (std::size_t i = 0; i < runs.size(); ++i)
         best_[runs[i]] += values.own() + best[place[i]].gain;
     });
@@ -104,7 +102,8 @@ class Regrets {
                            });
   }
 
-  [[nodiscard]] RunResult::Regret regret_of(std::size_t r) const {
+  [[nodiscard]] RunResult::Regret regret_of(std::size_t r,
+                                            const optimum::Frontier& frontier) const {
     const RunResult& run = report_.runs[r];
     const Fidelity& fidelity = *run.fidelity;
     const double retained = (fidelity.decode ? fidelity.decode : fidelity.all)->mass_mean;
@@ -112,7 +111,7 @@ class Regrets {
     RunResult::Regret out;
     out.optimum = optimum::to_share(best_[r]) / (heads * static_cast<double>(rows_));
     out.regret = std::max(0.0, out.optimum - retained);  // sums of floats may be off by 1e-7
-    out.footprint = frontier_.footprint_at(retained);
+    out.footprint = frontier.footprint_at(retained);
     return out;
   }
 
@@ -125,7 +124,7 @@ class Regrets {
   std::map<PassesAndHeads, std::vector<std::size_t>> kinds_;
   std::vector<RowIndex> ends_;  // of all kinds
   int heads_ = 0;               // the most of any
-  optimum::Frontier frontier_;
+  std::map<PassesAndHeads, optimum::Frontier> frontiers_;
   optimum::SharedProgress* progress_ = nullptr;
   std::atomic<std::size_t> part_{0};
   std::mutex mutex_;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "sim/base/distribution.h"
 #include "sim/base/random.h"
 #include "sim/sweep/curves.h"
 
@@ -60,11 +61,7 @@ Interval bootstrap_mean(const std::vector<double>& values, std::uint64_t seed, i
     means.push_back(sum / static_cast<double>(n));
   }
   std::sort(means.begin(), means.end());
-  const auto percentile = [&](double share) {
-    const double rank = std::ceil(share * static_cast<double>(means.size()));
-    return means[static_cast<std::size_t>(std::max(1.0, rank)) - 1];
-  };
-  return {percentile(0.025), percentile(0.975)};
+  return {nearest_rank(means, 0.025), nearest_rank(means, 0.975)};
 }
 
 std::vector<double> ranks_of(const std::vector<double>& values) {

@@ -61,6 +61,22 @@ TEST_CASE("no policy of the catalogue is better than the optimum", "[regret]") {
   }
 }
 
+TEST_CASE("a regret does not depend on the other runs", "[regret]") {
+  // Bug: the least footprint was read off a frontier that allowed deaths wherever any run of the
+  // report had a pass end, so that a policy looked worse beside one that acts inside the prompt.
+  const Trace trace = test::random_trace(44, 30, 21);
+  const RunReport all =
+      with_regrets(trace, {"tova", "locret(local=4)", "snapkv(group=none,window=4)"}, {"5"}, 0);
+  CHECK(all.runs[0].ledger.plan.ends != all.runs[1].ledger.plan.ends);
+  for (const RunResult& run : all.runs) {
+    INFO(run.spec);
+    const RunReport alone = with_regrets(trace, {run.spec}, {}, 0);
+    REQUIRE(run.regret);
+    CHECK(run.regret->footprint == alone.runs[0].regret->footprint);
+    CHECK(run.regret->optimum == alone.runs[0].regret->optimum);
+  }
+}
+
 TEST_CASE("a regret is what pen and paper say", "[regret]") {
   // Weights 1, 4, 2, 1, ...: rows 3, 4, 5 are decoded, one slot beside each row's own entry. The
   // best is entry 1 (weight 4) throughout: row 3 reads 4 + 1 of 8, row 4 of 9, row 5 of 10.
