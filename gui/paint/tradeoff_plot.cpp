@@ -138,7 +138,9 @@ void TradeoffPlot::set(const Tradeoff& tradeoff, double threshold, const QString
   const double pad = std::max(0.02, 0.06 * (high - low));
   set_range(x_, 0, 104 * std::max(right, 0.05));
   set_range(y_, 100 * (low - pad), 100 * (high + pad));
-  x_->setTitleText("KV footprint, % of a full cache");
+  const QString axis_name = "KV footprint, % of a full cache";
+  const QString bound = "; curve: the most that any eviction could retain, knowing the future";
+  x_->setTitleText(axis_name + (tradeoff_.frontiers.empty() ? "" : bound));
   y_->setTitleText(fidelity_name + ", %");
   const Theme& t = theme();
   chart()->setBackgroundBrush(t.paper);
