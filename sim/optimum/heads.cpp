@@ -29,12 +29,16 @@ std::int64_t value_bytes(const std::vector<RowIndex>& ends) {
   return values * static_cast<std::int64_t>(sizeof(Mass));
 }
 
-void for_each_head(const Trace& trace, int heads, int threads, std::int64_t bytes,
-                   const std::function<void(const StoredHead&)>& work) {
+int heads_at_once(int threads, std::int64_t bytes) {
   constexpr std::int64_t kMemory = std::int64_t{2} << 30U;
   if (threads <= 0) threads = tbb::this_task_arena::max_concurrency();
   const std::int64_t most = std::max<std::int64_t>(1, kMemory / std::max<std::int64_t>(1, bytes));
-  tbb::task_arena arena(static_cast<int>(std::min<std::int64_t>(threads, most)));
+  return static_cast<int>(std::min<std::int64_t>(threads, most));
+}
+
+void for_each_head(const Trace& trace, int heads, int threads, std::int64_t bytes,
+                   const std::function<void(const StoredHead&)>& work) {
+  tbb::task_arena arena(heads_at_once(threads, bytes));
   arena.execute([&] {
     tbb::parallel_for(0, trace.meta().layers * heads, [&](int i) {
       work({i / heads, i % heads, heads});

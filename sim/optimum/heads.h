@@ -23,9 +23,12 @@ namespace kvspan::optimum {
 // Bytes of the values of one head.
 [[nodiscard]] std::int64_t value_bytes(const std::vector<RowIndex>& ends);
 
-// Calls `work` for every (layer, head) of `heads` stored heads a layer, from any thread. As many at
-// once as 2 GiB hold of `bytes` each, one at least.
-//   threads   0: all cores
+// How many heads are worked on at once: as many as 2 GiB hold of `bytes` each, one at least.
+//   threads  at most; 0: all cores
+[[nodiscard]] int heads_at_once(int threads, std::int64_t bytes);
+
+// Calls `work` for every (layer, head) of `heads` stored heads a layer, from any thread, so many at
+// once.
 void for_each_head(const Trace& trace, int heads, int threads, std::int64_t bytes,
                    const std::function<void(const StoredHead& stored)>& work);
 

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -62,6 +63,11 @@ class Values {
   std::vector<Mass> gains_;
   Mass own_ = 0;
 };
+
+// The values of entries 0, 1, ..., one a row, from what they receive.
+//   add   adds what the rows of a pass [begin, end) give to each entry to `sums` [tokens]
+using AddRows = std::function<void(RowIndex begin, RowIndex end, std::vector<double>& sums)>;
+[[nodiscard]] Values values_of_rows(const std::vector<RowIndex>& ends, const AddRows& add);
 
 // Of a stored head, mean over the query heads that it serves, of the full cache's probabilities (a
 // sink logit left out, as in retained mass).
