@@ -63,8 +63,9 @@ Config config_of(const SweepSettings& s, const CLI::App& sub) {
     throw ConfigError(fmt::format("found {} inputs, expected one configuration, or traces: {}",
                                   s.inputs.size(), fmt::join(s.inputs, " ")));
   }
-  for (const char* option : {"--policy", "--budget", "--chunk", "--prompt", "--evict-at",
-                             "--fidelity", "--kv-bytes", "--prefill", "--layout", "--seed"}) {
+  for (const char* option :
+       {"--policy", "--budget", "--chunk", "--prompt", "--evict-at", "--fidelity", "--kv-bytes",
+        "--prefill", "--layout", "--seed", "--regret"}) {
     if (sub.count(option) > 0) {
       throw ConfigError(
           fmt::format("{} belongs into {}, which says what is swept", option, s.inputs.front()));
@@ -230,6 +231,10 @@ void add_axes(CLI::App* sub, Config& config) {
       ->type_name("SPAN[,SPAN]");
   sub->add_option("--fidelity", config.fidelity, "Rows to measure, as of kvspan run")
       ->type_name("all|auto|rows=K|none");
+  sub->add_flag(
+      "--regret", config.regret,
+      "Compare each cell with the best that any eviction policy could do at its occupancy, "
+      "as kvspan run --regret; nothing of score traces");
   sub->add_option("--kv-bytes", config.kv_bytes, "Bytes of one stored element")
       ->check(CLI::Range(1, 16))
       ->delimiter(',')

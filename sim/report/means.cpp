@@ -2,7 +2,6 @@
 #include "sim/report/means.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <map>
 #include <numeric>
@@ -95,6 +94,10 @@ MeanRow mean_of(std::int64_t chunk, const std::vector<const RunResult*>& runs) {
     const PhaseFidelity* phase = judged_phase(r);
     return phase == nullptr || !phase->has_error ? Share() : phase->error_mean;
   });
+  row.regret =
+      spread(runs, [](const RunResult& r) { return r.regret ? Share(r.regret->regret) : Share(); });
+  row.optimum_footprint = spread(
+      runs, [](const RunResult& r) { return r.regret ? Share(r.regret->footprint) : Share(); });
   return row;
 }
 
@@ -116,7 +119,10 @@ json mean_json(const MeanRow& row) {
           {"peak_kv", spread_json(row.peak_kv)},
           {"peak_bytes", spread_json(row.peak_bytes)},
           {"retained_mass", std::move(retained)},
-          {"output_error", spread_json(row.output_error)}};
+          {"output_error", spread_json(row.output_error)},
+          {"optimum", row.regret ? json{{"regret", spread_json(row.regret)},
+                                        {"footprint", spread_json(row.optimum_footprint)}}
+                                 : json(nullptr)}};
 }
 
 std::string percent(const std::optional<Spread>& spread, int digits, bool utf8) {
@@ -142,19 +148,18 @@ std::string bytes(const Spread& spread, bool utf8) {
   return text;
 }
 
-constexpr std::size_t kColumns = 8;
-using Cells = std::array<std::string, kColumns>;
+using Cells = std::vector<std::string>;
 
 std::string aligned(const std::vector<Cells>& rows) {
-  std::array<int, kColumns> widths{};
+  std::vector<int> widths(rows.front().size(), 0);
   for (const Cells& row : rows) {
-    for (std::size_t i = 0; i < kColumns; ++i)
+    for (std::size_t i = 0; i < row.size(); ++i)
       widths[i] = std::max(widths[i], display_width(row[i]));
   }
   std::string text;
   for (const Cells& row : rows) {
     std::string line;
-    for (std::size_t i = 0; i < kColumns; ++i) {
+    for (std::size_t i = 0; i < row.size(); ++i) {
       const std::string space(static_cast<std::size_t>(widths[i] - display_width(row[i])), ' ');
       line += i == 0 ? row[i] + space : "  " + space + row[i];
     }
@@ -210,6 +215,12 @@ std::string format_means(std::span<const RunReport> reports, const TableOptions&
   std::vector<Cells> rows = {
       {"", "", "", "KV", "peak", "peak", "retained", "output"},
       {"policy", "chunk", "traces", "footprint %", "KV %", "memory", "attention %", "error %"}};
+  const bool regrets =
+      std::any_of(means.begin(), means.end(), [](const MeanRow& row) { return row.regret; });
+  if (regrets) {
+    rows[0].insert(rows[0].end(), {"", "optimum's"});
+    rows[1].insert(rows[1].end(), {"regret %", "footprint %"});
+  }
   for (const MeanRow& row : means) {
     rows.push_back({shorten_middle(one_line(brief_label(label_with_amount(row.label, row.amount))),
                                    std::max(20, options.width / 3)) +
@@ -218,6 +229,9 @@ std::string format_means(std::span<const RunReport> reports, const TableOptions&
                     percent(row.footprint, 1, options.utf8), percent(row.peak_kv, 1, options.utf8),
                     bytes(row.peak_bytes, options.utf8), retained_text(row, options.utf8),
                     percent(row.output_error, 2, options.utf8)});
+    if (!regrets) continue;
+    rows.back().push_back(percent(row.regret, 2, options.utf8));
+    rows.back().push_back(percent(row.optimum_footprint, 1, options.utf8));
   }
   return fmt::format("means over {} traces {} standard deviation of the traces (n - 1)\n\n{}",
                      traces.size(), options.utf8 ? "\u00b1" : "+-", aligned(rows));

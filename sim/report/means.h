@@ -34,6 +34,8 @@ struct MeanRow {
   Spread footprint, peak_kv, peak_bytes;
   std::optional<Spread> retained, output_error;  // of decode rows, or all; nullopt: not measured
   std::optional<Spread> retained_upper;          // where score traces leave an interval
+  // --regret, of the runs that have one: regret, and the optimum's footprint.
+  std::optional<Spread> regret, optimum_footprint;
 };
 // In the order of the first report's runs, chunk sizes in the order of the reports. The runs of
 // reports that have the same methods in the same order belong together, others by their labels.

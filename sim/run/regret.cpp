@@ -28,17 +28,17 @@ using PassesAndHeads = std::pair<std::vector<RowIndex>, int>;
 class Regrets {
  public:
   Regrets(const Trace& trace, const EngineOptions& options, const std::vector<char>& inside,
-          RunReport& report)
-      : trace_(trace), options_(options), inside_(inside), report_(report) {
-    const RowIndex prompt = report.trace.prompt_tokens;
+          std::span<RunResult> runs)
+      : trace_(trace), options_(options), runs_(runs), best_(runs.size(), 0) {
+    if (runs.empty()) return;
+    const RowIndex prompt = runs.front().ledger.plan.prompt;
     const FidelityPlan plan = plan_fidelity(
         trace.meta().tokens, prompt, options.prompt_rows_measured(prompt), options.fidelity_rows);
     counts_ = optimum::judged_rows(plan.measured, prompt);
     rows_ = optimum::count_rows(counts_);
-    best_.assign(report.runs.size(), 0);
-    for (std::size_t r = 0; r < report.runs.size(); ++r) {
+    for (std::size_t r = 0; r < runs.size(); ++r) {
       if (!inside[r]) continue;
-      const Ledger& ledger = report.runs[r].ledger;
+      const Ledger& ledger = runs[r].ledger;
       kinds_[{ledger.plan.ends, ledger.heads}].push_back(r);
       heads_ = std::max(heads_, ledger.heads);
       ends_.insert(ends_.end(), ledger.plan.ends.begin(), ledger.plan.ends.end());
@@ -47,24 +47,25 @@ class Regrets {
     ends_.erase(std::unique(ends_.begin(), ends_.end()), ends_.end());
   }
 
-  void add() {
+  // One frontier for the picture bounds all runs: every pass end of any of them, and the finest
+  // heads.
+  void add(std::vector<FrontierPoint>* frontier) {
     if (kinds_.empty()) return;
     const PassesAndHeads finest{ends_, heads_};
-    const bool shared = !kinds_.contains(finest);
+    const bool shared = frontier != nullptr && !kinds_.contains(finest);
     std::size_t parts = shared ? index(trace_.meta().layers * heads_) : 0;
     for (const auto& [kind, runs] : kinds_) parts += index(trace_.meta().layers * kind.second);
     optimum::SharedProgress progress(options_.progress, parts);
     progress_ = &progress;
     for (const auto& [kind, runs] : kinds_) solve(kind, runs);
     if (shared) solve(finest, {});
-    for (auto& [kind, frontier] : frontiers_)
-      frontier.finish(trace_.meta().layers * kind.second, rows_);
+    for (auto& [kind, curve] : frontiers_) curve.finish(trace_.meta().layers * kind.second, rows_);
     for (const auto& [kind, runs] : kinds_) {
-      for (const std::size_t r : runs) report_.runs[r].regret = regret_of(r, frontiers_.at(kind));
+      for (const std::size_t r : runs) runs_[r].regret = regret_of(r, frontiers_.at(kind));
     }
-    // One for the picture bounds all runs: every pass end of any of them, and the finest heads.
+    if (frontier == nullptr) return;
     for (const optimum::Frontier::Point& point : frontiers_.at(finest).points(kFrontierPoints))
-      report_.frontier.push_back({point.footprint, point.retained});
+      frontier->push_back({point.footprint, point.retained});
   }
 
  private:
@@ -76,7 +77,7 @@ class Regrets {
       std::vector<std::size_t> place;  // [runs] in `different`
       for (const std::size_t r : runs) {
         optimum::Capacities slots =
-            occupancy(values, report_.runs[r].ledger.deaths(stored.layer, stored.head));
+            occupancy(values, runs_[r].ledger.deaths(stored.layer, stored.head));
         const auto [at, fresh] = places.emplace(slots, different.size());
         if (fresh) different.push_back(std::move(slots));
         place.push_back(at->second);
@@ -104,7 +105,7 @@ class Regrets {
 
   [[nodiscard]] RunResult::Regret regret_of(std::size_t r,
                                             const optimum::Frontier& frontier) const {
-    const RunResult& run = report_.runs[r];
+    const RunResult& run = runs_[r];
     const Fidelity& fidelity = *run.fidelity;
     const double retained = (fidelity.decode ? fidelity.decode : fidelity.all)->mass_mean;
     const double heads = trace_.meta().layers * run.ledger.heads;
@@ -117,8 +118,7 @@ class Regrets {
 
   const Trace& trace_;
   const EngineOptions& options_;
-  const std::vector<char>& inside_;
-  RunReport& report_;
+  std::span<RunResult> runs_;
   std::vector<char> counts_;  // [tokens] rows by which retained attention is judged
   std::int64_t rows_ = 0;
   std::map<PassesAndHeads, std::vector<std::size_t>> kinds_;
@@ -147,9 +147,15 @@ void refuse_regrets(const Trace& trace, const EngineOptions& options) {
   }
 }
 
+std::int64_t regret_memory(const std::vector<RowIndex>& ends, const EngineOptions& options) {
+  // Beside its gains a head needs its entries' places and nodes: a quarter of them at most.
+  const std::int64_t head = optimum::value_bytes(ends) / 4 * 5;
+  return head * optimum::heads_at_once(options.threads, optimum::value_bytes(ends));
+}
+
 void add_regrets(const Trace& trace, const EngineOptions& options, const std::vector<char>& inside,
-                 RunReport& report) {
-  Regrets(trace, options, inside, report).add();
+                 std::span<RunResult> runs, std::vector<FrontierPoint>* frontier) {
+  Regrets(trace, options, inside, runs).add(frontier);
 }
 
 }  // namespace kvspan

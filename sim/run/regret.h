@@ -2,9 +2,11 @@
 // How far every run stays behind the best that any eviction policy could do.
 #pragma once
 
-#include <functional>
+#include <cstdint>
+#include <span>
 #include <vector>
 
+#include "sim/policy/policy.h"
 #include "sim/replay/options.h"
 #include "sim/run/result.h"
 #include "sim/trace/trace.h"
@@ -14,14 +16,23 @@ namespace kvspan {
 // Errors: ConfigError without fidelity, TraceError for a score trace: what is asked cannot be had.
 void refuse_regrets(const Trace& trace, const EngineOptions& options);
 
-// Fills RunResult::regret and RunReport::frontier.
-//   options  those of the replay; its progress and cancelled are polled
-//   inside   [runs] false: the run alters keys or values, so that the optimum does not bound it
+// Whether the optimum bounds it: it leaves keys and values as they are.
+[[nodiscard]] inline bool has_regret(const Policy& policy) {
+  return !policy.alters_vectors && !policy.demotes;
+}
+
+// Anonymous bytes at most of add_regrets() for passes that end so; see optimum/survey.h.
+[[nodiscard]] std::int64_t regret_memory(const std::vector<RowIndex>& ends,
+                                         const EngineOptions& options);
+
+// Fills RunResult::regret.
+//   options   those of the replay; its progress and cancelled are polled
+//   inside    [runs] has_regret() of each
+//   frontier  receives the frontier that bounds all of them; may be null
 // Each optimum is exact, for one head at the run's own occupancy after every pass (an entry on the
 // host counts as held), and proved; runs of equal occupancy share it.
-// Memory: see optimum/survey.h.
-// REQUIRES: refuse_regrets() does not. Errors: Interrupted.
+// REQUIRES: refuse_regrets() does not; all runs are of one replay. Errors: Interrupted.
 void add_regrets(const Trace& trace, const EngineOptions& options, const std::vector<char>& inside,
-                 RunReport& report);
+                 std::span<RunResult> runs, std::vector<FrontierPoint>* frontier = nullptr);
 
 }  // namespace kvspan

@@ -175,9 +175,9 @@ RunReport run(const Trace& trace, const RunRequest& request, const RunWatch& wat
   if (request.regret) {
     std::vector<char> inside;
     for (const Policy& policy : entrants.lineup.policies)
-      inside.push_back(policy.alters_vectors || policy.demotes ? 0 : 1);
+      inside.push_back(has_regret(policy) ? 1 : 0);
     options.progress = watch.solving;
-    add_regrets(trace, options, inside, report);
+    add_regrets(trace, options, inside, report.runs, &report.frontier);
   }
   return report;
 }

@@ -24,7 +24,9 @@ constexpr const char* kCompared[] = {"footprint_share",
                                      "read_bytes",
                                      "retained_attention_mean_share",
                                      "retained_attention_p5_share",
-                                     "output_error_mean_share"};
+                                     "output_error_mean_share",
+                                     "regret_share",
+                                     "optimum_footprint_share"};
 
 struct Known {
   std::string trace, group, policy;

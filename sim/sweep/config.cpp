@@ -92,11 +92,16 @@ void check_values(const Config& config, const Complain& complain) {
   check_each(config.layouts, "layouts", complain,
              [](const std::string& name) { (void)parse_layout(name); });
   check_each(config.seeds, "seeds", complain, [](std::uint64_t) {});
+  EngineOptions measured;
   try {
-    EngineOptions ignored;
-    apply_fidelity(config.fidelity, ignored);
+    apply_fidelity(config.fidelity, measured);
   } catch (const Error& error) {
     complain("fidelity", -1, error.what());
+  }
+  if (config.regret && !measured.fidelity) {
+    complain("regret", -1,
+             "found fidelity none, expected all, auto or rows=K: the optimum is compared with the "
+             "retained attention that was measured");
   }
 }
 
@@ -129,6 +134,13 @@ class File {
     if (root_.contains("fidelity")) {
       known_.emplace_back("fidelity");
       read_value(root_["fidelity"], config.fidelity, "/fidelity", "all, none or rows=K");
+    }
+    if (root_.contains("regret")) {
+      known_.emplace_back("regret");
+      if (!root_["regret"].is_boolean())
+        fail("/regret",
+             fmt::format("found {}, expected true or false", json_text(root_["regret"])));
+      config.regret = root_["regret"].get<bool>();
     }
     check_version();
     check_keys();
@@ -316,7 +328,8 @@ json to_json(const Config& config) {
       {"schema_version", 1},         {"traces", config.traces},     {"prompts", config.prompts},
       {"evict_at", config.evict_at}, {"chunks", config.chunks},     {"policies", config.policies},
       {"budgets", config.budgets},   {"kv_bytes", config.kv_bytes}, {"prefill", config.prefill},
-      {"layouts", config.layouts},   {"seeds", config.seeds},       {"fidelity", config.fidelity}};
+      {"layouts", config.layouts},   {"seeds", config.seeds},       {"fidelity", config.fidelity},
+      {"regret", config.regret}};
 }
 
 }  // namespace kvspan::sweep

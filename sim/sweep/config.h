@@ -27,6 +27,7 @@ struct Config {
   std::vector<std::string> layouts{"ideal"};
   std::vector<std::uint64_t> seeds{0};
   std::string fidelity = "all";
+  bool regret = false;  // of every cell, against the best that eviction could do
 };
 
 // A configuration file; its schema: config.schema.json beside this file. `name` stands in errors.

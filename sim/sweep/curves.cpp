@@ -37,6 +37,18 @@ std::vector<Point> points_of(const Curve& curve, X x, bool upper = false) {
   return points;
 }
 
+void find_regrets(Curve& curve, double least) {
+  std::vector<Point> best;
+  for (const CurvePoint& p : curve.points) {
+    if (!p.regret || !p.optimum_footprint) continue;
+    best.push_back({*p.optimum_footprint, p.retained});
+    if (!curve.regret) curve.regret = Interval{*p.regret, *p.regret};
+    curve.regret->low = std::min(curve.regret->low, *p.regret);
+    curve.regret->high = std::max(curve.regret->high, *p.regret);
+  }
+  if (!best.empty()) curve.optimum = critical_point(std::move(best), least);
+}
+
 void find_criticals(Curve& curve, double least) {
   std::stable_sort(curve.points.begin(), curve.points.end(),
                    [](const CurvePoint& a, const CurvePoint& b) {
@@ -51,6 +63,7 @@ void find_criticals(Curve& curve, double least) {
   const bool interval = std::any_of(curve.points.begin(), curve.points.end(),
                                     [](const CurvePoint& p) { return p.retained_upper; });
   if (interval) curve.footprint_low = critical_point(points_of(curve, footprint, true), least);
+  find_regrets(curve, least);
 }
 
 // For sorting: what is below x comes as x, what has no crossing comes last.
@@ -98,6 +111,8 @@ class Builder {
     point.peak_bytes = figures.at("peak_bytes").get<std::int64_t>();
     point.retained = *retained;
     point.retained_upper = number(figures, "retained_attention_upper_mean_share");
+    point.regret = number(figures, "regret_share");
+    point.optimum_footprint = number(figures, "optimum_footprint_share");
   }
 
   Curve& curve_of(const Cell& cell, const json& figures) {

@@ -58,6 +58,9 @@ struct CurvePoint {
   std::int64_t peak_bytes = 0;
   double retained = 0;
   std::optional<double> retained_upper;  // of a score trace, where `retained` is a lower bound
+  // Of a sweep with regrets: retained attention that the best eviction has more at the cell's
+  // occupancy; the smallest footprint at which eviction could retain as much as the cell.
+  std::optional<double> regret, optimum_footprint;
 };
 
 // A method on one trace: all its budgets.
@@ -70,6 +73,9 @@ struct Curve {
   Critical footprint, peak_kv, peak_bytes;
   // On a score trace from the upper bounds: the true critical footprint is not smaller.
   std::optional<Critical> footprint_low;
+  // The same of the best eviction at the method's own pass ends; nullopt: without regrets.
+  std::optional<Critical> optimum;
+  std::optional<Interval> regret;  // the least and the most of its points
 };
 
 // Settings that are compared with each other, over all traces.

@@ -52,6 +52,13 @@ void add_fidelity(const RunResult& run, json& out) {
   out["output_error_p95_share"] = finite(phase->error_p95);
 }
 
+void add_regret(const RunResult& run, json& out) {
+  const auto& regret = run.regret;
+  out["regret_share"] = regret ? finite(regret->regret) : json(nullptr);
+  out["optimum_retained_attention_share"] = regret ? finite(regret->optimum) : json(nullptr);
+  out["optimum_footprint_share"] = regret ? finite(regret->footprint) : json(nullptr);
+}
+
 }  // namespace
 
 const std::vector<Column>& grid_columns() {
@@ -100,6 +107,13 @@ const std::vector<Column>& figure_columns() {
       {"retained_attention_upper_mean_share", "number", "1", "score traces: at most"},
       {"output_error_mean_share", "number", "1", "norm(o_kept - o_full) / norm(o_full)"},
       {"output_error_p95_share", "number", "1", "95 % of the rows have less"},
+      {"regret_share", "number", "1",
+       "retained attention that the best eviction, knowing the future, has more with no more "
+       "entries in any head after any pass; empty: not asked for, a score trace, or keys or values "
+       "are altered"},
+      {"optimum_retained_attention_share", "number", "1", "what that best eviction retains"},
+      {"optimum_footprint_share", "number", "1",
+       "the smallest footprint at which eviction at the same pass ends retains as much"},
       {"rows_measured", "integer", "rows", "that the figures of attention are of"},
       {"undecided_decisions", "integer", "", "that a score trace cannot settle"},
       {"spans_left_share", "string", "1", "JSON {span: share of its entries held at the end}"},
@@ -134,6 +148,7 @@ json figures_of(const RunReport& about, const RunResult& run, const RecipeSpec& 
            {"notes", notes_of(about, run)},
            {"canonical", valid_utf8(run.spec)}};
   add_fidelity(run, out);
+  add_regret(run, out);
   return out;
 }
 

@@ -134,20 +134,21 @@ std::string id_text(std::uint64_t id) { return fmt::format("{:016x}", id); }
 
 std::string cell_text(const Plan& plan, const Setting& setting, const SweepSpec& spec,
                       const Counting& counting) {
-  return json{{"accounting",
-               {{"kv_bytes", setting.kv_bytes},
-                {"layout", counting.layout},
-                {"prefill", counting.prefill}}},
-              {"chunk", setting.chunk},
-              {"evict_at", setting.evict_at},
-              {"fidelity", plan.config.fidelity},
-              {"files", spec.sha256},
-              {"policy", spec.text},
-              {"prompt", setting.prompt},
-              {"seed", setting.seed},
-              {"trace", plan.traces[setting.trace].sha256},
-              {"version", plan.version}}
-      .dump();
+  json text{{"accounting",
+             {{"kv_bytes", setting.kv_bytes},
+              {"layout", counting.layout},
+              {"prefill", counting.prefill}}},
+            {"chunk", setting.chunk},
+            {"evict_at", setting.evict_at},
+            {"fidelity", plan.config.fidelity},
+            {"files", spec.sha256},
+            {"policy", spec.text},
+            {"prompt", setting.prompt},
+            {"seed", setting.seed},
+            {"trace", plan.traces[setting.trace].sha256},
+            {"version", plan.version}};
+  if (plan.config.regret) text["regret"] = true;
+  return text.dump();
 }
 
 Grid make_grid(const Plan& plan, std::size_t most) {

@@ -48,18 +48,31 @@ std::string heading(const SweepReport& report, const Plan& plan, std::size_t tra
                          : "");
 }
 
-std::string curve_line(const Curve& curve, const std::set<std::uint64_t>& front) {
+bool has_regrets(const SweepReport& report) {
+  return std::any_of(report.curves.begin(), report.curves.end(),
+                     [](const Curve& curve) { return curve.regret; });
+}
+
+// "| 0.8 to 4.9 | 31.2 % ", or nothing.
+std::string regret_cells(const Curve& curve, bool regrets) {
+  if (!regrets) return "";
+  if (!curve.regret) return "| - | - ";
+  return fmt::format("| {} | {} ", interval_text(curve.regret, 100, 1), share_text(*curve.optimum));
+}
+
+std::string curve_line(const Curve& curve, const std::set<std::uint64_t>& front, bool regrets) {
   const auto on_front = std::count_if(curve.points.begin(), curve.points.end(),
                                       [&](const CurvePoint& p) { return front.contains(p.cell); });
   const CurvePoint& least = curve.points.front();
   const CurvePoint& most = curve.points.back();
   std::string critical = share_text(curve.footprint);
   if (curve.footprint_low) critical += " (from " + share_text(*curve.footprint_low) + ")";
-  return fmt::format("| {}{} | {} | {} | {} | {:.1f} to {:.1f} | {:.1f} to {:.1f} | {} | {} |\n",
+  return fmt::format("| {}{} | {} | {} | {} | {:.1f} to {:.1f} | {:.1f} to {:.1f} {}| {} | {} |\n",
                      cell_text(curve.method), curve.bound ? " (bound)" : "", critical,
                      share_text(curve.peak_kv), bytes_text(curve.peak_bytes), 100 * least.footprint,
                      100 * most.footprint, 100 * least.retained, 100 * most.retained,
-                     curve.points.size(), on_front == 0 ? "" : std::to_string(on_front));
+                     regret_cells(curve, regrets), curve.points.size(),
+                     on_front == 0 ? "" : std::to_string(on_front));
 }
 
 std::string ranking_text(const SweepReport& report) {
@@ -99,6 +112,8 @@ json interval_json(const std::optional<Interval>& interval) {
   return interval ? json{{"low", interval->low}, {"high", interval->high}} : json(nullptr);
 }
 
+json share_json(const std::optional<double>& share) { return share ? json(*share) : json(nullptr); }
+
 json group_json(const Group& group) {
   return {{"prompt", group.prompt},     {"evict_at", group.evict_at}, {"chunk", group.chunk},
           {"kv_bytes", group.kv_bytes}, {"seed", group.seed},         {"prefill", group.prefill},
@@ -108,26 +123,30 @@ json group_json(const Group& group) {
 json curve_json(const Curve& curve, const Plan& plan) {
   json points = json::array();
   for (const CurvePoint& p : curve.points) {
-    points.push_back(
-        {{"cell", id_text(p.cell)},
-         {"budget", p.budget.empty() ? json(nullptr) : json(p.budget)},
-         {"footprint", p.footprint},
-         {"peak_kv", p.peak_kv},
-         {"peak_bytes", p.peak_bytes},
-         {"retained_mass", p.retained},
-         {"retained_mass_upper", p.retained_upper ? json(*p.retained_upper) : json(nullptr)}});
+    points.push_back({{"cell", id_text(p.cell)},
+                      {"budget", p.budget.empty() ? json(nullptr) : json(p.budget)},
+                      {"footprint", p.footprint},
+                      {"peak_kv", p.peak_kv},
+                      {"peak_bytes", p.peak_bytes},
+                      {"retained_mass", p.retained},
+                      {"retained_mass_upper", share_json(p.retained_upper)},
+                      {"regret", share_json(p.regret)},
+                      {"optimum_footprint", share_json(p.optimum_footprint)}});
   }
-  return {{"trace", plan.traces[curve.trace].path},
-          {"trace_sha256", plan.traces[curve.trace].sha256},
-          {"group", curve.group},
-          {"method", curve.method},
-          {"bound", curve.bound},
-          {"critical_footprint", critical_json(curve.footprint)},
-          {"critical_footprint_low",
-           curve.footprint_low ? critical_json(*curve.footprint_low) : json(nullptr)},
-          {"critical_peak_kv", critical_json(curve.peak_kv)},
-          {"critical_peak_bytes", critical_json(curve.peak_bytes)},
-          {"points", std::move(points)}};
+  return {
+      {"trace", plan.traces[curve.trace].path},
+      {"trace_sha256", plan.traces[curve.trace].sha256},
+      {"group", curve.group},
+      {"method", curve.method},
+      {"bound", curve.bound},
+      {"critical_footprint", critical_json(curve.footprint)},
+      {"critical_footprint_low",
+       curve.footprint_low ? critical_json(*curve.footprint_low) : json(nullptr)},
+      {"critical_optimum_footprint", curve.optimum ? critical_json(*curve.optimum) : json(nullptr)},
+      {"regret", interval_json(curve.regret)},
+      {"critical_peak_kv", critical_json(curve.peak_kv)},
+      {"critical_peak_bytes", critical_json(curve.peak_bytes)},
+      {"points", std::move(points)}};
 }
 
 const std::vector<Column>& columns() {
@@ -149,6 +168,11 @@ const std::vector<Column>& columns() {
       {"critical_peak_kind", "string", "", "exact, below or above the value"},
       {"critical_peak_share", "number", "1", "smallest peak KV that keeps F"},
       {"critical_peak_bytes", "number", "bytes", "the same of peak memory, of stored layers"},
+      {"critical_optimum_kind", "string", "", "exact, below or above the value; empty: no regrets"},
+      {"critical_optimum_share", "number", "1",
+       "smallest footprint at which the best eviction at the method's pass ends keeps F"},
+      {"regret_least_share", "number", "1", "of its points; see cells.schema.json"},
+      {"regret_most_share", "number", "1", "of its points"},
       {"points", "integer", "", "measured"}};
   return known;
 }
@@ -175,15 +199,23 @@ std::string to_markdown(const SweepReport& report, const Plan& plan) {
       "cells are done, {} left out, {} failed, {} left.\n",
       100 * report.options.least, 100 * report.options.least, counts.done, counts.all(),
       counts.left_out, counts.failed, counts.left);
+  const bool regrets = has_regrets(report);
+  if (regrets) {
+    text +=
+        "\nRegret: retained attention, in points, that the best eviction, knowing the future, has "
+        "more at the same occupancy\n(the least and the most over the budgets). Optimum's: the "
+        "smallest footprint at which it keeps as much.\n";
+  }
   for (const Front& front : report.fronts) {
     const std::set<std::uint64_t> cells(front.cells.begin(), front.cells.end());
     text += "\n" + heading(report, plan, front.trace, front.group);
-    text +=
+    text += fmt::format(
         "| method | critical footprint | critical peak | peak memory there | footprints % | "
-        "retained % | points | on the front |\n|---|---|---|---|---|---|---|---|\n";
+        "retained % {}| points | on the front |\n|---|---|---|---|---|---|{}---|---|\n",
+        regrets ? "| regret % | optimum's " : "", regrets ? "---|---|" : "");
     for (const Curve& curve : report.curves) {
       if (curve.trace == front.trace && curve.group == front.group)
-        text += curve_line(curve, cells);
+        text += curve_line(curve, cells, regrets);
     }
   }
   const std::string ranking = ranking_text(report);
@@ -197,15 +229,20 @@ std::string to_csv(const SweepReport& report, const Plan& plan) {
   const auto kind = [](const Critical& critical) {
     return critical_json(critical)["kind"].get<std::string>();
   };
+  const auto regrets_of = [&](const Curve& curve) -> std::string {
+    if (!curve.regret) return ",,,";
+    return fmt::format("{},{},{},{}", kind(*curve.optimum), curve.optimum->x, curve.regret->low,
+                       curve.regret->high);
+  };
   for (const Curve& curve : report.curves) {
     const Group& g = report.groups[curve.group];
-    text +=
-        fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
-                    csv_field(plan.traces[curve.trace].path), plan.traces[curve.trace].sha256,
-                    g.prompt, csv_field(g.evict_at), g.chunk, g.kv_bytes, g.prefill,
-                    csv_field(g.layout), g.seed, csv_field(curve.method), curve.bound,
-                    report.options.least, kind(curve.footprint), curve.footprint.x,
-                    kind(curve.peak_kv), curve.peak_kv.x, curve.peak_bytes.x, curve.points.size());
+    text += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
+                        csv_field(plan.traces[curve.trace].path), plan.traces[curve.trace].sha256,
+                        g.prompt, csv_field(g.evict_at), g.chunk, g.kv_bytes, g.prefill,
+                        csv_field(g.layout), g.seed, csv_field(curve.method), curve.bound,
+                        report.options.least, kind(curve.footprint), curve.footprint.x,
+                        kind(curve.peak_kv), curve.peak_kv.x, curve.peak_bytes.x, regrets_of(curve),
+                        curve.points.size());
   }
   return text;
 }

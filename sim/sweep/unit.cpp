@@ -12,6 +12,7 @@
 
 #include "sim/base/error.h"
 #include "sim/base/text.h"
+#include "sim/run/regret.h"
 #include "sim/run/run.h"
 #include "sim/sweep/figures.h"
 #include "sim/sweep/records.h"
@@ -21,6 +22,9 @@ namespace {
 
 using nlohmann::json;
 using Status = CellRecord::Status;
+
+// Of the work of a part with regrets: the rest are optima. See tests/studies/optimum/README.md.
+constexpr double kReplayShare = 0.3;
 
 class UnitReplay {
  public:
@@ -79,7 +83,7 @@ class UnitReplay {
   // Policies [begin, end) of those that entered.
   void replay(std::size_t begin, std::size_t end) {
     const Entrants part = entrants_.slice(begin, end);
-    const std::int64_t bytes = plan_memory(*trace_, part.lineup, options_).bytes;
+    const std::int64_t bytes = memory_of(part);
     const std::size_t middle = begin + (end - begin) / 2;
     if (bytes > gate_.bytes() && middle > begin) {
       replay(begin, middle);
@@ -98,6 +102,17 @@ class UnitReplay {
     }
   }
 
+  [[nodiscard]] bool regrets() const { return run_.plan.config.regret && trace_->is_qkv(); }
+
+  [[nodiscard]] std::int64_t memory_of(const Entrants& part) const {
+    const std::int64_t replayed = plan_memory(*trace_, part.lineup, options_).bytes;
+    std::int64_t solved = 0;
+    for (const Requirements& one : part.lineup.requirements) {
+      if (regrets()) solved = std::max(solved, regret_memory(one.passes.ends, options_));
+    }
+    return replayed + solved;
+  }
+
   // One of several is at fault, and the others are not to suffer.
   void break_down(std::size_t begin, std::size_t end, const std::string& why) {
     if (end - begin == 1) return fail(entered_[begin], Status::failed, why);
@@ -107,13 +122,25 @@ class UnitReplay {
 
   void finish(const Entrants& part, std::size_t begin) {
     const auto share = static_cast<double>(part.specs.size()) / static_cast<double>(specs_.size());
-    options_.progress = [&, before = replayed_](double done) {
-      if (run_.progress) run_.progress(before + share * done);
+    const double replay_share = regrets() ? kReplayShare : 1;
+    const auto show = [&](double from, double part_of_it) {
+      options_.progress = [this, before = replayed_ + share * from,
+                           all = share * part_of_it](double done) {
+        if (run_.progress) run_.progress(before + all * done);
+      };
     };
+    show(0, replay_share);
     RunReport about;
     about.trace = trace_->meta();
     about.accounting = accounting_of(0);
     std::vector<RunResult> runs = run_policies(*trace_, part, options_, about.accounting);
+    if (regrets()) {
+      std::vector<char> inside;
+      for (const Policy& policy : part.lineup.policies)
+        inside.push_back(has_regret(policy) ? 1 : 0);
+      show(replay_share, 1 - replay_share);
+      add_regrets(*trace_, options_, inside, runs);
+    }
     std::vector<json> records;
     for (std::size_t p = 0; p < runs.size(); ++p) {
       for (std::size_t c = 0; c < run_.grid.countings.size(); ++c) {

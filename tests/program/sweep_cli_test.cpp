@@ -11,7 +11,7 @@ std::string trace(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/
 
 std::string tiny_sweep() {
   return "sweep '" + trace("tiny-p*.safetensors") +
-         "' --policy all --budget 2,50% --chunk 0,4 --prompt 0,5 --quiet ";
+         "' --policy all --budget 2,50% --chunk 0,4 --prompt 0,5 --regret --quiet ";
 }
 
 }  // namespace
@@ -42,6 +42,7 @@ TEST_CASE("a sweep is listed, run, told of and reported", "[cli]") {
   CHECK(report.code == 0);
   CHECK_THAT(report.text, Contains("tiny-paper.safetensors: chunks of 4, prompt 5"));
   CHECK_THAT(report.text, Contains("## Ranking over traces"));
+  CHECK_THAT(report.text, Contains("| regret % | optimum's |"));
   CHECK(read_json(folder / "r.json")["curves"].size() > 100);
   CHECK(read_json(folder / "r.csv.schema.json")["fields"].size() > 10);
   CHECK_THAT(read_text(folder / "r.svg"), Contains("</svg>"));

@@ -116,6 +116,7 @@ TEST_CASE("the page of fields names every field of the JSON, and no other", "[re
   for (RunReport& report : several) {
     report.runs[0].fidelity->decode->mass_upper = MassUpper{1, 1, 1};
     report.runs[0].spec = "chunked(snapkv(budget=20%),compete=frozen)";
+    report.runs[0].regret = RunResult::Regret{1, 0.1, 0.5};
   }
   json file = to_json(several);
   for (json& result : file["results"]) result = "a document";
@@ -218,6 +219,23 @@ TEST_CASE("means and spreads over traces are those of pen and paper", "[report]"
   CHECK(means_of(reports).front().label == "snapkv");
   CHECK(means_of(reports).front().traces == 2);
   CHECK(to_json(reports)["results"].size() == 4);
+}
+
+TEST_CASE("means over traces have regrets where runs have them", "[report]") {
+  std::vector<RunReport> reports(2, test::fake_report({}, {{"full"}, {"tova"}}));
+  CHECK(format_means(reports, {}).find("regret") == std::string::npos);
+  CHECK(to_json(reports)["means"][0]["optimum"].is_null());
+  reports[0].runs[1].regret = RunResult::Regret{0.9, 0.02, 0.3};
+  reports[1].runs[1].regret = RunResult::Regret{0.9, 0.04, 0.2};
+  const MeanRow row = means_of(reports)[1];
+  CHECK(row.regret->mean == Approx(0.03));
+  CHECK(*row.regret->sd == Approx(0.02 / std::sqrt(2.0)));
+  CHECK(row.optimum_footprint->mean == Approx(0.25));
+  const json mean = to_json(reports)["means"][1]["optimum"];
+  CHECK(mean["regret"]["mean"] == Approx(0.03));
+  CHECK(mean["footprint"]["sd"] == Approx(0.1 / std::sqrt(2.0)));
+  CHECK_THAT(format_means(reports, {}),
+             Contains("regret %") && Contains("  3.00 +- 1.41  25.0 +- 7.1\n"));
 }
 
 TEST_CASE("means over score traces are intervals, and name what a budget is of", "[report]") {

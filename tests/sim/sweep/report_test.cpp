@@ -147,6 +147,49 @@ TEST_CASE("a report has a curve a trace and method, and ranks over the traces", 
   CHECK_THAT(to_svg(report, sweep.plan), Catch::Matchers::EndsWith("</svg>\n"));
 }
 
+TEST_CASE("a report sets methods against the best eviction", "[sweep]") {
+  SweepFolder sweep = folder_of(kFigures);
+  CHECK(to_markdown(make_report(sweep, {}), sweep.plan).find("egret") == std::string::npos);
+  // Trace a: snapkv lacks .1 and .02 of the best, which has its .8 and 1 with .12 and .32: .9 with
+  // .22. Of h2o only the larger budget has a regret, and that keeps .9.
+  const auto set = [&](std::size_t cell, double regret, double footprint) {
+    std::string& text = sweep.records.cells.at(sweep.grid.cells[cell].id).text;
+    nlohmann::json json = nlohmann::json::parse(text);
+    json["regret_share"] = regret;
+    json["optimum_footprint_share"] = footprint;
+    text = json.dump();
+  };
+  set(0, 0.1, 0.12);
+  set(1, 0.02, 0.32);
+  set(3, 0.035, 0.4);
+  const SweepReport report = make_report(sweep, {0.9, 100, 0});
+  const Curve& snapkv = report.curves[0];
+  REQUIRE(snapkv.optimum);
+  CHECK(snapkv.optimum->kind == Kind::exact);
+  CHECK(snapkv.optimum->x == Approx(0.22));
+  CHECK(snapkv.regret->low == Approx(0.02));
+  CHECK(snapkv.regret->high == Approx(0.1));
+  CHECK(share_text(*report.curves[1].optimum) == "< 40.0 %");
+  CHECK_FALSE(report.curves[2].regret);
+  using Catch::Matchers::Contains;
+  CHECK_THAT(to_markdown(report, sweep.plan),
+             Contains("| retained % | regret % | optimum's | points |") &&
+                 Contains("| 80.0 to 100.0 | 2.0 to 10.0 | 22.0 % | 2 |") &&
+                 Contains("| - | - | 2 |"));
+  const std::string csv = to_csv(report, sweep.plan);
+  CHECK_THAT(csv, Contains(",exact,0.22,0.02,0.1,2\n") && Contains(",,,,2\n"));
+  for (std::size_t begin = 0; begin < csv.size(); begin = csv.find('\n', begin) + 1) {
+    const std::string line = csv.substr(begin, csv.find('\n', begin) - begin);
+    CHECK(critical_schema()["fields"].size() ==
+          static_cast<std::size_t>(std::count(line.begin(), line.end(), ',')) + 1);
+  }
+  const nlohmann::json json = to_json(report, sweep.plan)["curves"];
+  CHECK(json[0]["critical_optimum_footprint"]["value"] == Approx(0.22));
+  CHECK(json[0]["points"][0]["regret"] == Approx(0.1));
+  CHECK(json[1]["points"][0]["regret"].is_null());
+  CHECK(json[2]["critical_optimum_footprint"].is_null());
+}
+
 TEST_CASE("two sweeps differ where a figure moved, or a cell is missing", "[sweep]") {
   const SweepFolder before = folder_of(kFigures);
   CHECK_FALSE(compare(before, before, 0).changed());

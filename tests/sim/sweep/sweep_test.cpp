@@ -17,6 +17,7 @@
 #include "sim/base/digest.h"
 #include "sim/base/error.h"
 #include "sim/base/file.h"
+#include "sim/run/run.h"
 #include "sim/sweep/journal.h"
 #include "tests/support/temporary_folder.h"
 
@@ -228,6 +229,62 @@ TEST_CASE("threads, memory and shards change no byte of the results", "[sweep]")
   }
   CHECK(results(folder / "shards") == whole);
   CHECK(results(folder / "shards").find(",left,") == std::string::npos);
+}
+
+TEST_CASE("regrets of a sweep are those of a run", "[sweep]") {
+  const TemporaryFolder folder;
+  Config config = tiny();
+  config.chunks = {4};
+  config.policies = {"tova", "streaming_llm", "kivi"};
+  config.regret = true;
+  const std::string csv = swept(config, folder / "s");
+  SweepOptions options;
+  options.memory_bytes = 1;  // every policy by itself
+  CHECK(swept(config, folder / "alone", options) == csv);
+  const SweepFolder sweep = open_sweep(folder / "s");
+  CHECK(sweep.plan.config.regret);
+  std::map<std::string, std::size_t> compared;
+  for (std::size_t t = 0; t < sweep.plan.traces.size(); ++t) {
+    const Trace replayed = Trace::open(sweep.plan.traces[t].path);
+    RunRequest request;
+    request.specs = expand_policies(config.policies, config.budgets);
+    request.engine.chunk = 4;
+    request.regret = true;
+    const RunReport report = run(replayed, request);
+    for (const Cell& cell : sweep.grid.cells) {
+      if (sweep.grid.settings[cell.setting].trace != t) continue;
+      const auto figures = nlohmann::json::parse(sweep.records.cells.at(cell.id).text);
+      const RunResult& same = report.runs[cell.spec];
+      INFO(same.spec << " on " << replayed.name());
+      CHECK(figures["regret_share"].is_null() == !same.regret);
+      CHECK(figures["optimum_footprint_share"].is_null() == !same.regret);
+      if (!same.regret) continue;
+      ++compared[replayed.name()];
+      CHECK(figures["regret_share"] == same.regret->regret);
+      CHECK(figures["optimum_retained_attention_share"] == same.regret->optimum);
+      CHECK(figures["optimum_footprint_share"] == same.regret->footprint);
+    }
+  }
+  CHECK(compared.size() == 2);
+  for (const auto& [name, cells] : compared) CHECK(cells == 4);  // not of kivi
+
+  // A score trace has none, and its cells are done.
+  Config scores = config;
+  scores.traces = {trace("tiny-scores.safetensors")};
+  scores.policies = {"tova"};
+  (void)swept(scores, folder / "scores");
+  for (const auto& [id, record] : open_sweep(folder / "scores").records.cells) {
+    CHECK(record.status == CellRecord::Status::done);
+    CHECK(nlohmann::json::parse(record.text)["regret_share"].is_null());
+  }
+
+  // Cells with regrets are other cells, and a plan without the word is one without regrets.
+  Plan plan = sweep.plan;
+  plan.config.regret = false;
+  CHECK(make_grid(plan).cells.front().id != sweep.grid.cells.front().id);
+  nlohmann::json old = to_json(plan);
+  old["config"].erase("regret");
+  CHECK_FALSE(parse_plan(old.dump(), "sweep.json").config.regret);
 }
 
 TEST_CASE("a sweep that is stopped keeps the units that were done", "[sweep]") {

@@ -108,11 +108,36 @@ def check(folder, report):
             close(x, curve[field]["value"], f"{key} {field}")
             if field == "critical_footprint" and not curve["bound"]:
                 order[key[:3]] = x if kind in ("exact", "below") else math.inf
+        check_regrets(curve, rows, least)
     for panel in report["fronts"]:
         if set(panel["cells"]) != front(panels[(panel["trace"], panel["group"])]):
             raise AssertionError(f"front of {panel['trace']}")
     ranked = check_ranking(report, order)
     print(f"{len(curves)} curves, {len(report['fronts'])} fronts and {ranked} ranked methods agree")
+
+
+def check_regrets(curve, rows, least):
+    """Against the best eviction: null where no cell has a regret."""
+    rows = [r for r in rows if r["regret_share"]]
+    if not rows:
+        if curve["regret"] is not None or curve["critical_optimum_footprint"] is not None:
+            raise AssertionError(f"{curve['method']}: a regret of nothing")
+        return
+    regrets = [float(r["regret_share"]) for r in rows]
+    close(min(regrets), curve["regret"]["low"], curve["method"])
+    close(max(regrets), curve["regret"]["high"], curve["method"])
+    kind, x = critical([(float(r["optimum_footprint_share"]),
+                         float(r["retained_attention_mean_share"])) for r in rows], least)
+    if kind != curve["critical_optimum_footprint"]["kind"]:
+        raise AssertionError(f"{curve['method']}: {kind} of the optimum")
+    close(x, curve["critical_optimum_footprint"]["value"], curve["method"])
+    for r in rows:
+        best = float(r["optimum_retained_attention_share"])
+        if abs(best - float(r["retained_attention_mean_share"]) - float(r["regret_share"])) > 1e-6:
+            raise AssertionError(f"{r['cell']}: regret")
+        if float(r["optimum_footprint_share"]) > 1e-9 + (
+                float(r["footprint_share"]) + float(r["host_footprint_share"])):
+            raise AssertionError(f"{r['cell']}: the optimum needs more")
 
 
 def check_ranking(report, order):
