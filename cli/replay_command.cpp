@@ -30,6 +30,7 @@ namespace {
 struct ReplaySettings {
   std::string trace;
   std::vector<std::string> policies, budgets, layouts;
+  std::vector<std::int64_t> slots;
   std::string evict_point, prefill = "whole", granule, limit, out, attention, device = "auto";
   EngineOptions engine;
   bool fill = false, quiet = false, no_timeline = false;
@@ -157,6 +158,15 @@ void replay_all(const ReplaySettings& s, const ReplayDevice& device, ReplayFound
   }
 }
 
+void place_all(const ReplaySettings& s, ReplayFound& found) {
+  Progress progress("placing", s.quiet);
+  for (const RunResult& run : found.report->runs) {
+    found.slots.push_back(find_slots(run.ledger, s.slots, [] { return interrupted(); }));
+    progress(static_cast<double>(found.slots.size()) /
+             static_cast<double>(found.report->runs.size()));
+  }
+}
+
 void run(const ReplaySettings& s, const Context& context) {
   for (const std::string& layout : s.layouts) (void)parse_layout(layout);
   ReplayFound found;
@@ -184,6 +194,7 @@ void run(const ReplaySettings& s, const Context& context) {
   found.report = &report;
   replay_all(s, device, found);
   if (!s.attention.empty()) replay_attention(s, device, trace, request, found);
+  if (!s.slots.empty()) place_all(s, found);
   outputs.write_text("--out", [&] { return file_text(replay_json(found, !s.no_timeline)); });
   print_replay(found);
   outputs.finish(s.quiet);
@@ -227,6 +238,14 @@ void add_replay(CLI::App& app, const Context& context) {
       ->type_name("SIZE");
   sub->add_flag("--fill", s->fill,
                 "How many such sequences fit into --limit, by putting them there");
+  sub->add_option(
+         "--slots", s->slots,
+         "Also how many slots of blocks of so many entries are empty if nobody moves them: "
+         "in order, by first fit, and at best")
+      ->check(CLI::Range(1, 65536))
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->type_name("B[,B]");
   sub->add_option("--attention", s->attention,
                   "Attention of so many decode rows, from the pool, beside the simulator's")
       ->type_name("all|ROWS");
@@ -246,6 +265,7 @@ void add_replay(CLI::App& app, const Context& context) {
 Examples:
   kvspan replay TRACE --policy full --policy "snapkv(budget=20%)" --out replay.json
   kvspan replay TRACE --policy h2o --budget 20% --layout paged16_per_head --granule 2MiB
+  kvspan replay TRACE --policy snapkv --policy h2o --budget 20% --layout paged16_per_head --slots 16,64
   kvspan replay TRACE --policy full --policy tova --prompt 512 --attention 100 --kv-bytes 1
   kvspan replay TRACE --policy all --budget 20% --layout openvino --prefill layerwise
   kvspan replay TRACE --policy full --policy "chunked(snapkv(budget=20%))" --chunk 512 --limit 64MiB --fill)help");

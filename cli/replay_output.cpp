@@ -251,6 +251,7 @@ void print_replay(const ReplayFound& found) {
   }
   print_fill(found);
   print_attention(found);
+  if (!found.slots.empty()) print_slots(report, found.slots);
 }
 
 nlohmann::json replay_json(const ReplayFound& found, bool timelines) {
@@ -270,6 +271,8 @@ nlohmann::json replay_json(const ReplayFound& found, bool timelines) {
                            {"layouts", layouts}});
     out["runs"].back()["attention"] =
         found.attention.empty() ? nlohmann::json() : attention_json(found.attention[run]);
+    out["runs"].back()["slots"] =
+        found.slots.empty() ? nlohmann::json() : slots_json(found.slots[run]);
   }
   return out;
 }

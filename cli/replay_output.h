@@ -8,6 +8,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "cli/replay_slots.h"
 #include "gpu_replay/replay/attention_replay.h"
 #include "gpu_replay/replay/fill.h"
 #include "gpu_replay/replay/memory_replay.h"
@@ -34,6 +35,7 @@ struct ReplayFound {
   std::int64_t granule = 0, limit = 0;         // bytes; limit 0: none
   std::vector<std::vector<LayoutFound>> runs;  // [runs][layouts]
   std::vector<AttentionFound> attention;       // [runs], or empty: not asked
+  std::vector<std::vector<SlotsFound>> slots;  // [runs][block sizes], or empty: not asked
 };
 
 void print_replay(const ReplayFound& found);

@@ -39,6 +39,31 @@ TEST_CASE("replay measures what run predicts, in every layout", "[cli]") {
   }
 }
 
+TEST_CASE("replay says how well entries could lie in blocks", "[cli]") {
+  const Folder folder;
+  const Outcome out = program("replay " + kTrace +
+                              " --policy full --policy \"tova(budget=20%)\" --prompt 512 --layout "
+                              "paged16_per_head --slots 16,64 --quiet --out " +
+                              (folder / "s.json"));
+  INFO(out.text);
+  REQUIRE(out.code == 0);
+  CHECK_THAT(out.text, Contains("first fit") && Contains("largest clique"));
+  const nlohmann::json runs = read_json(folder / "s.json")["runs"];
+  for (const nlohmann::json& run : runs) {
+    const nlohmann::json& slots = run["slots"][0];
+    CHECK(run["slots"][1]["block_size"] == 64);
+    // An entry is 256 bytes: what the simulator predicts of blocks of 16 that nobody reuses.
+    CHECK(slots["in_order"]["block_rows"].get<std::int64_t>() * 16 * 256 ==
+          run["layouts"]["paged16_per_head"]["byte_rows"]["predicted"]);
+    for (const char* less : {"first_fit", "best_found", "least"})
+      CHECK(slots[less]["block_rows"] <= slots["in_order"]["block_rows"]);
+  }
+  // 9 heads of 1,880 entries; 118 blocks of 16 each.
+  CHECK(runs[0]["slots"][0]["slots"] == 9 * 1880);
+  CHECK(runs[0]["slots"][0]["least"]["blocks"] == 9 * 118);
+  fails("replay " + kTrace + " --slots 0", 2, "--slots");
+}
+
 TEST_CASE("replay runs out of memory, and fills a device", "[cli]") {
   const Folder folder;
   // 30 layers' 3 of 64 + 64 elements in 3 heads: 2,304 bytes a token, 1,365.3 tokens in 3 MiB.
