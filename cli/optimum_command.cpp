@@ -54,6 +54,11 @@ void apply_budgets(const OptimumSettings& s, std::int64_t tokens, OptimumAnswer&
 }
 
 void run(const OptimumSettings& s, const Context& context) {
+  if (s.value == "error" && (s.shared || s.reference)) {
+    throw ConfigError(
+        fmt::format("{}: found --value error, expected --value mass, of which it is another bound",
+                    s.shared ? "--shared" : "--reference"));
+  }
   const Trace trace = Trace::open(s.trace);
   EngineOptions engine;
   engine.prompt = s.prompt;
@@ -77,11 +82,14 @@ void run(const OptimumSettings& s, const Context& context) {
     request.watch.progress = [&](double done) { progress(done); };
     request.watch.cancelled = [] { return interrupted(); };
     (void)interrupted();  // from here on, a signal ends the work
-    answer.survey = optimum::survey(trace, request);
+    if (s.value == "error")
+      answer.errors = optimum::error_survey(trace, request);
+    else
+      answer.survey = optimum::survey(trace, request);
   }
   outputs.write_text("--out",
                      [&] { return file_text(optimum_json(s, context.command, trace, answer)); });
-  print_optimum(s, trace, answer);
+  (s.value == "error" ? print_errors : print_optimum)(s, trace, answer);
   outputs.finish(s.quiet);
 }
 
@@ -110,6 +118,11 @@ void add_optimum(CLI::App& app, const Context& context) {
                   "Rows whose attention counts: decode (all, where there are none), or all")
       ->check(CLI::IsMember({"decode", "all"}))
       ->type_name("decode|all");
+  sub->add_option("--value", s->value,
+                  "What keeping is worth: mass (attention), or error (attention x norm(v - o), "
+                  "whose least sum bounds the output error of its own plan)")
+      ->check(CLI::IsMember({"mass", "error"}))
+      ->type_name("mass|error");
   sub->add_flag("--shared", s->shared,
                 "Also with the budget shared by the heads of a layer, and of the whole model");
   sub->add_flag("--reference", s->reference,
@@ -130,6 +143,7 @@ Examples:
   kvspan optimum TRACE                                 at 5, 10, 20 and 40 % of the prompt
   kvspan optimum TRACE --prompt 512 --budget 64,10%,20% --shared --out optimum.json
   kvspan optimum TRACE --chunk 512 --rows all
+  kvspan optimum TRACE --prompt 512 --value error      what eviction need not lose of outputs
   kvspan trace slice TRACE --tokens 256 --out short.safetensors
   kvspan optimum short.safetensors --prompt 64 --reference)help");
   sub->callback([s, &context] { run(*s, context); });

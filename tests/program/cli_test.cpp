@@ -158,6 +158,20 @@ TEST_CASE("the optimum of a trace, and regrets against it", "[cli]") {
   CHECK(result["runs"][0]["optimum"]["regret"].get<double>() >= 0);
   CHECK(result["frontier"]["footprint"].size() > 2);
 
+  const Outcome errors =
+      program("optimum " + t + " --budget 3,99% --value error --out " + (folder / "e.json"));
+  INFO(errors.text);
+  REQUIRE(errors.code == 0);
+  CHECK_THAT(errors.text, Contains("least") && Contains("no policy has a regret in errors"));
+  const nlohmann::json bounds = read_json(folder / "e.json");
+  CHECK(bounds["value"] == "error");
+  CHECK(bounds["budgets"][0]["plan"]["weighted_error"].get<double>() <=
+        bounds["budgets"][0]["least_bound"].get<double>() + 1e-6);
+  CHECK(bounds["budgets"][0]["plan_of_most_mass"]["retained_mass"].get<double>() ==
+        Approx(found["budgets"][0]["optimum"].get<double>()));
+  fails("optimum " + t + " --value error --shared", 2, "--shared: found --value error");
+  fails("optimum " + t + " --value mas", 2, "mass");
+
   fails("optimum " + t + " --budget 99", 2, "expected at most the 12 of the trace");
   fails("optimum " + t + " --budget 1MiB", 2, "tokens (94) or a share");
   fails("optimum " + t + " --rows some", 2, "decode");
