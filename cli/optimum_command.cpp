@@ -15,9 +15,11 @@
 #include "sim/base/text.h"
 #include "sim/optimum/heads.h"
 #include "sim/optimum/reference_flow.h"
+#include "sim/policy/registry.h"
 #include "sim/policy/spec.h"
 #include "sim/replay/requirements.h"
 #include "sim/report/json.h"
+#include "sim/report/lifetimes_writer.h"
 
 namespace kvspan::cli {
 namespace {
@@ -53,6 +55,37 @@ void apply_budgets(const OptimumSettings& s, std::int64_t tokens, OptimumAnswer&
   }
 }
 
+// A run for each budget, all of whose entries live to the end.
+RunReport report_of_plans(const OptimumSettings& s, const Trace& trace, const Geometry& geometry,
+                          const OptimumAnswer& answer) {
+  const Policy full = make_policy("full", geometry);
+  RunReport report;
+  report.trace_path = trace.name();
+  report.trace_sha256 = trace.sha256();
+  report.trace = trace.meta();
+  report.trace.prompt_tokens = geometry.prompt;
+  report.chunk = geometry.chunk;
+  for (const std::string& budget : answer.budget_texts) {
+    RunResult& run = report.runs.emplace_back();
+    run.spec = run.label =
+        fmt::format("{}(budget={})", s.value == "error" ? "optimum_error" : "optimum", budget);
+    run.klass = "bound";
+    run.bound = true;
+    Ledger& ledger = run.ledger;
+    ledger.plan = passes_of(full, geometry);
+    ledger.layers = trace.meta().layers;
+    ledger.model_layers = trace.meta().model_layers;
+    ledger.heads = trace.meta().kv_heads;
+    ledger.query_heads = trace.meta().query_heads;
+    ledger.sliding_window = trace.meta().sliding_window;
+    ledger.representations = full.representations;
+    ledger.death.assign(ledger.offset(ledger.layers, 0),
+                        static_cast<std::uint32_t>(geometry.tokens));
+    ledger.changes.resize(index(ledger.layers));
+  }
+  return report;
+}
+
 void run(const OptimumSettings& s, const Context& context) {
   if (s.value == "error" && (s.shared || s.reference)) {
     throw ConfigError(
@@ -76,7 +109,18 @@ void run(const OptimumSettings& s, const Context& context) {
   request.reference = s.reference;
   request.threads = s.threads;
   apply_budgets(s, geometry.tokens, answer, request);
-  Outputs outputs({{"--out", s.out}}, trace.tensors().files());
+  Outputs outputs({{"--out", s.out}, {"--lifetimes", s.lifetimes, false}}, trace.tensors().files());
+  RunReport plans;
+  if (!s.lifetimes.empty()) {
+    plans = report_of_plans(s, trace, geometry, answer);
+    request.use_deaths = [&](std::size_t budget, const StoredHead& head,
+                             std::span<const RowIndex> deaths) {
+      Ledger& ledger = plans.runs[budget].ledger;
+      std::copy(
+          deaths.begin(), deaths.end(),
+          ledger.death.begin() + static_cast<std::ptrdiff_t>(ledger.offset(head.layer, head.head)));
+    };
+  }
   {
     Progress progress("solving", s.quiet);
     request.watch.progress = [&](double done) { progress(done); };
@@ -89,6 +133,7 @@ void run(const OptimumSettings& s, const Context& context) {
   }
   outputs.write_text("--out",
                      [&] { return file_text(optimum_json(s, context.command, trace, answer)); });
+  outputs.write("--lifetimes", [&](const auto& path) { write_lifetimes(plans, path); });
   (s.value == "error" ? print_errors : print_optimum)(s, trace, answer);
   outputs.finish(s.quiet);
 }
@@ -135,6 +180,12 @@ void add_optimum(CLI::App& app, const Context& context) {
   sub->add_option("--out", s->out, "Result as JSON, with every budget up to the largest")
       ->transform(output_file())
       ->type_name("FILE");
+  sub->add_option(
+         "--lifetimes", s->lifetimes,
+         "Death row of every entry in the best plans, a run a budget, safetensors: for the "
+         "viewer, and for kvspan run --policy \"deaths(file=FILE)\"")
+      ->transform(output_file())
+      ->type_name("FILE");
   sub->add_flag("--quiet", s->quiet, "No progress on stderr");
   sub->footer(R"help(
 Every plan comes with a proof that none is better. Regrets of policies: kvspan run TRACE --regret.
@@ -144,6 +195,7 @@ Examples:
   kvspan optimum TRACE --prompt 512 --budget 64,10%,20% --shared --out optimum.json
   kvspan optimum TRACE --chunk 512 --rows all
   kvspan optimum TRACE --prompt 512 --value error      what eviction need not lose of outputs
+  kvspan optimum TRACE --prompt 512 --budget 20% --lifetimes best.safetensors
   kvspan trace slice TRACE --tokens 256 --out short.safetensors
   kvspan optimum short.safetensors --prompt 64 --reference)help");
   sub->callback([s, &context] { run(*s, context); });

@@ -15,7 +15,7 @@
 namespace kvspan::cli {
 
 struct OptimumSettings {
-  std::string trace, rows = "decode", value = "mass", out;
+  std::string trace, rows = "decode", value = "mass", out, lifetimes;
   std::vector<std::string> budgets{"5%", "10%", "20%", "40%"};
   std::int64_t prompt = 0, chunk = 0;
   bool shared = false, reference = false, quiet = false;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -142,12 +143,6 @@ Mass missing(const Values& values, const Plan& plan) {
   return sum;
 }
 
-std::vector<RowIndex> deaths_of(const Values& values, const Plan& plan) {
-  std::vector<RowIndex> deaths;
-  for (const std::int32_t pass : plan) deaths.push_back(values.ends()[index(pass)]);
-  return deaths;
-}
-
 std::vector<PlanErrors> errors_of_head(const Trace& trace, const StoredHead& stored,
                                        std::span<const char> counts,
                                        std::span<const std::vector<RowIndex>> deaths) {
@@ -198,12 +193,18 @@ ErrorSurvey error_survey(const Trace& trace, const SurveyRequest& request) {
   };
   std::vector<Found> found(index(out.heads));  // added up in order, whoever was first
   SharedProgress progress(request.watch.progress, found.size());
+  std::mutex mutex;
   for_each_head(trace, heads, request.threads, 2 * value_bytes(request.ends),
                 [&](const StoredHead& stored) {
                   const auto at = index(stored.layer * heads + stored.head);
                   Found& here = found[at];
                   here.plans = plans_of(trace, stored, request, {request.watch.cancelled, {}});
                   here.errors = errors_of_head(trace, stored, request.counts, here.plans.deaths);
+                  if (request.use_deaths) {
+                    const std::lock_guard lock(mutex);
+                    for (std::size_t b = 0; b < request.budgets.size(); ++b)
+                      request.use_deaths(b, stored, here.plans.deaths[b]);
+                  }
                   here.plans.deaths.clear();
                   progress(at, 1);
                 });

@@ -51,9 +51,6 @@ struct PlanErrors {
                                                      std::span<const char> counts,
                                                      std::span<const std::vector<RowIndex>> deaths);
 
-// The rows at which the entries of a plan die.
-[[nodiscard]] std::vector<RowIndex> deaths_of(const Values& values, const Plan& plan);
-
 // ---- A whole trace ------------------------------------------------------------------------------
 
 // Means over the rows that count, layers and heads.

@@ -123,6 +123,7 @@ class Work {
       sums.belady += own + belady[b];
       sums.select += own + select[b];
       sums.rows += rows_held(values, best[b].plan);
+      if (request_.use_deaths) request_.use_deaths(b, stored, deaths_of(values, best[b].plan));
     }
   }
 

@@ -22,6 +22,11 @@ struct SurveyRequest {
   bool shared = false;                // optimum_layer and optimum_global, too
   bool reference = false;             // compare with reference_flow.h
   int threads = 0;                    // 0: all cores
+  // Receives the best plan of a head at each budget: deaths [tokens] rows. From any thread, one at
+  // a time; may be null.
+  std::function<void(std::size_t budget, const StoredHead& stored,
+                     std::span<const RowIndex> deaths)>
+      use_deaths;
   SolverWatch watch;
 };
 

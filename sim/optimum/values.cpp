@@ -97,6 +97,12 @@ std::int64_t rows_held(const Values& values, const Plan& plan) {
   return sum;
 }
 
+std::vector<RowIndex> deaths_of(const Values& values, const Plan& plan) {
+  std::vector<RowIndex> deaths;
+  for (const std::int32_t pass : plan) deaths.push_back(values.ends()[index(pass)]);
+  return deaths;
+}
+
 Capacities held(const Values& values, const Plan& plan) {
   Capacities counts(index(values.passes() - 1), 0);
   for (int entry = 0; entry < values.entries(); ++entry) {

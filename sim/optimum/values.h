@@ -93,6 +93,8 @@ using Plan = std::vector<std::int32_t>;
 
 [[nodiscard]] Mass gain_of(const Values& values, const Plan& plan);
 [[nodiscard]] std::int64_t rows_held(const Values& values, const Plan& plan);
+// The row at which each entry dies. [E]
+[[nodiscard]] std::vector<RowIndex> deaths_of(const Values& values, const Plan& plan);
 // Entries held after each pass but the last. [K - 1]
 [[nodiscard]] Capacities held(const Values& values, const Plan& plan);
 

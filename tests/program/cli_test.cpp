@@ -148,6 +148,21 @@ TEST_CASE("the optimum of a trace, and regrets against it", "[cli]") {
   CHECK(found["optimum_by_entries"][3] == found["budgets"][0]["optimum"]);
   CHECK(found["frontier"]["retained_mass"].back().get<double>() == Approx(1));
 
+  // The plans as runs: they retain what was said.
+  REQUIRE(
+      program("optimum " + t + " --budget 3,50% --quiet --lifetimes " + (folder / "l.safetensors"))
+          .code == 0);
+  REQUIRE(program(fmt::format("run {} --policy \"deaths(file={},run={{0,1}})\" --out {}", t,
+                              folder / "l.safetensors", folder / "d.json"))
+              .code == 0);
+  const nlohmann::json replayed = read_json(folder / "d.json")["runs"];
+  for (std::size_t b = 0; b < 2; ++b) {
+    CHECK(replayed[b]["fidelity"]["decode"]["retained_mass"]["mean"].get<double>() ==
+          Approx(found["budgets"][b]["optimum"].get<double>()));
+    CHECK(replayed[b]["footprint"].get<double>() ==
+          Approx(found["budgets"][b]["footprint"].get<double>()));
+  }
+
   const Outcome run = program("run " + t + " --policy tova --budget 4 --regret --tradeoff " +
                               (folder / "t.svg") + " --out " + (folder / "r.json"));
   INFO(run.text);
