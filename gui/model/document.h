@@ -37,6 +37,7 @@ struct Display {
   Stack stack = Stack::none;
   HeadFigure head_figure = HeadFigure::footprint;
   bool attention = false;  // maps of lifetimes show attention, too
+  bool beside = false;     // the baseline's map of lifetimes is beside the current run's
   bool operator==(const Display&) const = default;
 };
 

@@ -129,20 +129,24 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
     const auto [at, fresh] =
         known.try_emplace({group->second, shown.result->chunk, method}, out.families.size());
     if (fresh) {
-      out.families.push_back({method,
-                              method,
-                              {},
-                              {},
-                              {},
-                              shown.run().bound,
-                              shown.colour,
-                              0,
-                              group->second,
-                              shown.result->chunk});
+      Tradeoff::Family& family = out.families.emplace_back();
+      family.name = family.method = method;
+      family.bound = shown.run().bound;
+      family.colour = shown.colour;
+      family.group = group->second;
+      family.chunk = shown.result->chunk;
     }
     out.families[at->second].points.push_back(out.points.size());
-    const double most = fidelity_upper_of(shown.run(), figure_wanted).value_or(*fidelity);
-    out.points.push_back({r, *footprint, *fidelity, most, at->second, shown.run().bound});
+    Tradeoff::Point& point = out.points.emplace_back();
+    point.run = r;
+    point.footprint = *footprint;
+    point.fidelity = *fidelity;
+    point.most = fidelity_upper_of(shown.run(), figure_wanted).value_or(*fidelity);
+    point.family = at->second;
+    point.bound = shown.run().bound;
+    if (figure_wanted != FidelityFigure::mass_mean) continue;
+    point.regret = figure(shown.run(), "optimum.regret");
+    point.optimum = figure(shown.run(), "optimum.footprint");
   }
   tell_apart(out);
   // Least footprint first; of equal ones the most fidelity.
@@ -153,6 +157,13 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
   };
   for (Tradeoff::Family& family : out.families) {
     std::sort(family.points.begin(), family.points.end(), before);
+    for (const std::size_t p : family.points) {
+      const std::optional<double> regret = out.points[p].regret;
+      if (!regret) continue;
+      if (!family.regret) family.regret = std::pair(*regret, *regret);
+      family.regret->first = std::min(family.regret->first, *regret);
+      family.regret->second = std::max(family.regret->second, *regret);
+    }
     for (const std::size_t p : family.points) {
       Tradeoff::Point& point = out.points[p];
       if (!family.least && point.most >= threshold) family.least = point.footprint;
@@ -206,11 +217,17 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
   return out;
 }
 
+bool Tradeoff::has_regrets() const {
+  return std::any_of(families.begin(), families.end(),
+                     [](const Family& family) { return family.regret; });
+}
+
 // ---- The table ----------------------------------------------------------------------------------
 
 void CriticalTable::set(const Tradeoff& tradeoff, const std::vector<ShownRun>& runs) {
   beginResetModel();
   rows_.clear();
+  regrets_ = tradeoff.has_regrets();
   const std::vector<QString> names = run_names(runs);
   for (const Tradeoff::Family& family : tradeoff.families) {
     Row row;
@@ -221,12 +238,15 @@ void CriticalTable::set(const Tradeoff& tradeoff, const std::vector<ShownRun>& r
     row.colour = family.colour;
     row.least = family.least;
     row.mark = family.mark;
+    row.regret = family.regret;
+    if (family.points.size() == 1) row.optimum = tradeoff.points[family.points.front()].optimum;
     if (family.critical) {
       const Tradeoff::Point& point = tradeoff.points[*family.critical];
       const ShownRun& shown = runs[point.run];
       row.footprint = point.footprint;
       row.fidelity = point.fidelity;
       row.most = point.most;
+      row.optimum = point.optimum;
       row.run = static_cast<int>(point.run);
       row.spec = names[point.run];
       if (shown.result->chunk > 0 && row.spec == QString::fromStdString(label_of(shown.run()))) {
@@ -242,7 +262,15 @@ int CriticalTable::rowCount(const QModelIndex& parent) const {
   return parent.isValid() ? 0 : static_cast<int>(rows_.size());
 }
 
-int CriticalTable::columnCount(const QModelIndex& parent) const { return parent.isValid() ? 0 : 4; }
+int CriticalTable::columnCount(const QModelIndex& parent) const {
+  if (parent.isValid()) return 0;
+  return regrets_ ? 6 : 4;
+}
+
+CriticalTable::Column CriticalTable::column(int section) const {
+  const bool last = !regrets_ && section == 3;
+  return last ? Column::with : static_cast<Column>(section);
+}
 
 QVariant CriticalTable::data(const QModelIndex& index, int role) const {
   if (!index.isValid()) return {};
@@ -264,10 +292,12 @@ QVariant CriticalTable::data(const QModelIndex& index, int role) const {
       return row.colour;
     case kMarkRole:
       return row.mark;
-    case Qt::TextAlignmentRole:
-      return QVariant(index.column() == 1 || index.column() == 2
-                          ? Qt::AlignRight | Qt::AlignVCenter
-                          : Qt::AlignLeft | Qt::AlignVCenter);
+    case Qt::TextAlignmentRole: {
+      const Column of = column(index.column());
+      return QVariant(of == Column::policy || of == Column::with
+                          ? Qt::AlignLeft | Qt::AlignVCenter
+                          : Qt::AlignRight | Qt::AlignVCenter);
+    }
     case Qt::ToolTipRole:
       return tip_text(row.run >= 0 ? row.spec
                                    : QString(row.least ? "no run of %1 surely reaches the threshold"
@@ -279,13 +309,18 @@ QVariant CriticalTable::data(const QModelIndex& index, int role) const {
     default:
       return {};
   }
-  switch (index.column()) {
-    case 0:
+  switch (column(index.column())) {
+    case Column::policy:
       return row.family;
-    case 1:
+    case Column::footprint:
       return number(row.footprint, row.least, row.footprint);
-    case 2:
+    case Column::reached:
       return number(row.fidelity, row.fidelity, row.most);
+    case Column::regret:
+      if (!row.regret) return exact ? QVariant() : QVariant(percent_text(std::nullopt));
+      return number(row.regret->second, row.regret->first, row.regret->second);
+    case Column::optimum:
+      return number(row.optimum, row.optimum, row.optimum);
     default:
       return exact || row.run >= 0 ? row.spec : QString(QChar(0x2013));
   }
@@ -293,12 +328,18 @@ QVariant CriticalTable::data(const QModelIndex& index, int role) const {
 
 QVariant CriticalTable::headerData(int section, Qt::Orientation orientation, int role) const {
   if (orientation != Qt::Horizontal) return {};
-  static const QStringList names{"policy", "footprint", "reached", "with"};
-  static const QStringList help{"policies that differ only in numbers",
-                                "critical KV footprint: the smallest that reaches the threshold",
-                                "fidelity there", "the run"};
-  if (role == Qt::DisplayRole) return names.value(section);
-  if (role == Qt::ToolTipRole) return help.value(section);
+  static const QStringList names{"policy", "footprint", "reached", "regret", "optimum's", "with"};
+  static const QStringList help{
+      "policies that differ only in numbers",
+      "critical KV footprint: the smallest that reaches the threshold",
+      "fidelity there",
+      "retained attention that the best eviction, knowing the future, has more at the same "
+      "occupancy; the least and the most of the policy's runs",
+      "the smallest footprint at which that best eviction retains as much",
+      "the run"};
+  const auto of = static_cast<int>(column(section));
+  if (role == Qt::DisplayRole) return names.value(of);
+  if (role == Qt::ToolTipRole) return help.value(of);
   return {};
 }
 

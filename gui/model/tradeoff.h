@@ -33,6 +33,9 @@ struct Tradeoff {
     bool bound = false;      // reads the future
     bool front = false;      // on the Pareto front
     bool critical = false;   // the critical footprint of its family
+    // Of run --regret, for retained attention: what the best eviction has more at the run's own
+    // occupancy; the smallest footprint at which it retains as much.
+    std::optional<double> regret, optimum;
   };
   struct Family {
     std::string name;                     // its method, "h2o, chunk 512" where there are others
@@ -40,6 +43,7 @@ struct Tradeoff {
     std::vector<std::size_t> points;      // by footprint
     std::optional<std::size_t> critical;  // point; nullopt: none surely reaches the threshold
     std::optional<double> least;          // footprint from which on one may reach it
+    std::optional<std::pair<double, double>> regret;  // the least and the most of its points
     bool bound = false;
     // Slot of the palette: of its run where every family is one run, else of its policy, which has
     // the same colour on every trace and at every chunk size.
@@ -62,6 +66,7 @@ struct Tradeoff {
   std::vector<Group> groups;
   std::size_t unmeasured = 0;  // visible runs without this figure
   std::size_t marks = 0;       // traces, prompts and chunk sizes
+  [[nodiscard]] bool has_regrets() const;
 };
 
 // Of the visible runs. The Pareto front: points of methods, not bounds, than which no other one of
@@ -71,8 +76,8 @@ struct Tradeoff {
 [[nodiscard]] Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure,
                                      double threshold);
 
-// Critical footprints, one family a row. Qt::EditRole: shares, invalid where there is none;
-// kRunRole: the run in Document::runs(), or -1.
+// Critical footprints, one family a row; with regrets two columns more. Qt::EditRole: shares,
+// invalid where there is none; kRunRole: the run in Document::runs(), or -1.
 class CriticalTable final : public QAbstractTableModel {
   Q_OBJECT
  public:
@@ -90,10 +95,14 @@ class CriticalTable final : public QAbstractTableModel {
  private:
   struct Row {
     QString family, spec;
-    std::optional<double> least, footprint, fidelity, most;
+    std::optional<double> least, footprint, fidelity, most, optimum;
+    std::optional<std::pair<double, double>> regret;
     int run = -1, colour = 0, mark = 0;
   };
+  enum class Column : std::uint8_t { policy, footprint, reached, regret, optimum, with };
+  [[nodiscard]] Column column(int section) const;
   std::vector<Row> rows_;
+  bool regrets_ = false;
 };
 
 }  // namespace kvspan::gui

@@ -32,4 +32,17 @@ std::optional<QRectF> free_place(std::span<const QRectF> candidates, const QRect
   return candidates[*best];
 }
 
+bool crosses(const QLineF& line, const QRectF& area) {
+  if (area.contains(line.p1()) || area.contains(line.p2())) return true;
+  const QPointF corners[] = {area.topLeft(), area.topRight(), area.bottomRight(), area.bottomLeft(),
+                             area.topLeft()};
+  for (int i = 0; i < 4; ++i) {
+    if (line.intersects(QLineF(corners[i], corners[i + 1]), nullptr) ==
+        QLineF::BoundedIntersection) {
+      return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace kvspan::gui

@@ -2,6 +2,7 @@
 // Where labels have room.
 #pragma once
 
+#include <QLineF>
 #include <QRectF>
 #include <cstddef>
 #include <functional>
@@ -20,5 +21,8 @@ inline constexpr std::size_t kNoPlace = std::numeric_limits<std::size_t>::max();
 [[nodiscard]] std::optional<QRectF> free_place(
     std::span<const QRectF> candidates, const QRectF& area, std::span<const QRectF> taken,
     const std::function<std::size_t(const QRectF&)>& covered, std::size_t own = kNoPlace);
+
+// Whether a line and an area have a point in common.
+[[nodiscard]] bool crosses(const QLineF& line, const QRectF& area);
 
 }  // namespace kvspan::gui

@@ -15,21 +15,22 @@ constexpr std::int64_t kAttentionGrid = 2048;  // cells an axis: 16 MiB
 
 }  // namespace
 
-LifetimeMap::LifetimeMap(Document& document, QWidget* parent)
+LifetimeMap::LifetimeMap(Document& document, QWidget* parent, Of of)
     : QWidget(parent),
       document_(document),
+      of_(of),
       map_work_(this),
       attention_work_(this),
       wants_attention_(document.display().attention) {
   setFocusPolicy(Qt::StrongFocus);
   setMouseTracking(true);
   setMinimumSize(300, 120);
-  setAccessibleName("Map of tokens and rows");
+  setAccessibleName(of == Of::current ? "Map of tokens and rows" : "Map of the baseline");
   setAccessibleDescription("Left and right choose the token, up and down the row");
 }
 
 void LifetimeMap::follow() {
-  const ShownRun* run = document_.current_run();
+  const ShownRun* run = of_ == Of::current ? document_.current_run() : document_.baseline_run();
   empty_ = why_no_lives(run);
   std::optional<WhichHead> now;
   if (empty_.isEmpty()) {

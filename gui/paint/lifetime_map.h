@@ -25,9 +25,11 @@ namespace kvspan::gui {
 class LifetimeMap final : public QWidget {
  public:
   static constexpr int kLegendHeight = 20;
-  LifetimeMap(Document& document, QWidget* parent);
+  enum class Of : std::uint8_t { current, baseline };
+  LifetimeMap(Document& document, QWidget* parent, Of of = Of::current);
 
   std::function<void()> changed;  // the head, what is known of it, or whether work goes on
+  std::function<void()> moved;    // the tokens that are shown
 
   [[nodiscard]] const std::optional<WhichHead>& shown() const { return which_; }
   [[nodiscard]] const Attention& attention() const { return attention_; }
@@ -49,6 +51,9 @@ class LifetimeMap final : public QWidget {
 
   // Title, legend and map in `size`, made here and now.
   void draw(QPainter& painter, const QSize& size, double scale);
+
+  // "h2o(budget=20%), layer 14, head 0"; empty: no run.
+  [[nodiscard]] QString title() const;
 
   // Right-aligned in `area`.
   void paint_legend(QPainter& painter, const QRect& area) const;
@@ -122,6 +127,7 @@ class LifetimeMap final : public QWidget {
   void paint_spans(QPainter& painter, const Place& at) const;
 
   Document& document_;
+  Of of_;
   Background map_work_, attention_work_;
   std::optional<WhichHead> which_;
   Rows tokens_;

@@ -16,9 +16,8 @@
 namespace kvspan::gui {
 
 void LifetimeMap::fit() {
-  if (which_) tokens_ = {0, which_->result->trace.tokens};
+  if (which_) set_tokens({0, which_->result->trace.tokens});
   document_.zoom_out();
-  request();
 }
 
 void LifetimeMap::zoom(double factor, double x, double y, bool only_rows, bool only_tokens) {
@@ -38,8 +37,10 @@ void LifetimeMap::set_tokens(Rows tokens) {
   const RowIndex all = which_ ? which_->result->trace.tokens : 0;
   const RowIndex size = std::clamp<RowIndex>(tokens.size(), std::min<RowIndex>(8, all), all);
   const RowIndex begin = std::clamp<RowIndex>(tokens.begin, 0, all - size);
+  const Rows before = tokens_;
   tokens_ = {begin, begin + size};
   request();
+  if (moved && !(tokens_ == before)) moved();
 }
 
 std::optional<std::pair<std::int64_t, RowIndex>> LifetimeMap::under(const QPoint& point) const {

@@ -37,17 +37,14 @@ void LifetimeMap::draw(QPainter& painter, const QSize& size, double scale) {
     return;
   }
   const QRect legend(10, 6, size.width() - 20, kLegendHeight);
-  const QString title = QString("%1, %2, head %3")
-                            .arg(QString::fromStdString(run().label),
-                                 layer_label(which_->result->trace, which_->layer))
-                            .arg(which_->head);
   QFont bold = font();
   bold.setBold(true);
   painter.setFont(bold);
   painter.setPen(theme().ink);
-  painter.drawText(legend, Qt::AlignLeft | Qt::AlignVCenter, title);
+  painter.drawText(legend, Qt::AlignLeft | Qt::AlignVCenter, title());
   painter.setFont(font());
-  paint_legend(painter, legend.adjusted(QFontMetrics(bold).horizontalAdvance(title) + 24, 0, 0, 0));
+  paint_legend(painter,
+               legend.adjusted(QFontMetrics(bold).horizontalAdvance(title()) + 24, 0, 0, 0));
   const QRect rest(0, legend.bottom() + 4, size.width(), size.height() - legend.bottom() - 4);
   if (const auto frame = frame_for(map_rect(rest), scale)) {
     try {
@@ -57,6 +54,13 @@ void LifetimeMap::draw(QPainter& painter, const QSize& size, double scale) {
     }
   }
   paint(painter, rest, false);
+}
+
+QString LifetimeMap::title() const {
+  if (!which_) return {};
+  return QString("%1, %2, head %3")
+      .arg(QString::fromStdString(run().label), layer_label(which_->result->trace, which_->layer))
+      .arg(which_->head);
 }
 
 void LifetimeMap::paint_legend(QPainter& painter, const QRect& area) const {

@@ -49,19 +49,6 @@ void set_range(QValueAxis* axis, double low, double high) {
   axis->setRange(low, high);
 }
 
-bool crosses(const QLineF& line, const QRectF& area) {
-  if (area.contains(line.p1()) || area.contains(line.p2())) return true;
-  const QPointF corners[] = {area.topLeft(), area.topRight(), area.bottomRight(), area.bottomLeft(),
-                             area.topLeft()};
-  for (int i = 0; i < 4; ++i) {
-    if (line.intersects(QLineF(corners[i], corners[i + 1]), nullptr) ==
-        QLineF::BoundedIntersection) {
-      return true;
-    }
-  }
-  return false;
-}
-
 // Where a label may stand: beside the point, then further away, at the end of a line.
 std::vector<QRectF> places_beside(const QPointF& at, const QSizeF& size) {
   const double wide = size.width();
@@ -196,14 +183,26 @@ void TradeoffPlot::drawForeground(QPainter* painter, const QRectF&) {
   }
   for (QRectF& mark : taken) mark.adjust(-kBetween, 0, kBetween, 0);
   draw_labels(*painter, area, taken, lines(y, area));
+  // From a point to where the best eviction retains as much.
+  const auto reach = [&](const Tradeoff::Point& p) {
+    if (!p.optimum) return;
+    const QPointF least = place(*p.optimum, p.fidelity);
+    painter->setPen(QPen(t.ink, 1.4, Qt::DotLine));
+    painter->drawLine(place(p), least);
+    painter->setPen(QPen(t.ink, 1.4));
+    painter->drawLine(least - QPointF(0, kMarker / 2), least + QPointF(0, kMarker / 2));
+  };
   const auto ring = [&](const Tradeoff::Point& p, const QColor& colour) {
     painter->setBrush(Qt::NoBrush);
     painter->setPen(QPen(colour, 1.6));
     painter->drawEllipse(place(p), kMarker * 0.85, kMarker * 0.85);
   };
   for (const Tradeoff::Point& p : tradeoff_.points) {
-    if (static_cast<int>(p.run) == document_.current()) ring(p, t.ink);
+    if (static_cast<int>(p.run) != document_.current()) continue;
+    ring(p, t.ink);
+    if (cursor_ < 0) reach(p);
   }
+  if (cursor_ >= 0) reach(tradeoff_.points[static_cast<std::size_t>(cursor_)]);
   if (cursor_ >= 0) ring(tradeoff_.points[static_cast<std::size_t>(cursor_)], t.accent);
   painter->restore();
 }

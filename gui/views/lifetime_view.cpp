@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The map of lifetimes with its controls, its legend and what is known of a token.
 #include <QComboBox>
+#include <QGridLayout>
 #include <QHBoxLayout>
 #include <QLabel>
 #include <QProgressBar>
 #include <QTextDocument>
 #include <QToolButton>
 #include <QVBoxLayout>
+#include <array>
 
 #include "gui/model/lives.h"
 #include "gui/paint/lifetime_map.h"
@@ -44,6 +46,11 @@ class LifetimeView final : public View {
     attention_->setText("Attention");
     attention_->setCheckable(true);
     attention_->setToolTip("Show the attention of this head, and what of it was lost (A)");
+    beside_ = new QToolButton(this);
+    beside_->setText("Beside baseline");
+    beside_->setCheckable(true);
+    beside_->setToolTip(
+        "Also show the baseline's map: full, or the plan of kvspan optimum --lifetimes");
     auto* fit = new QToolButton(this);
     fit->setText("Fit");
     fit->setToolTip("Show all tokens and rows (Home)");
@@ -56,17 +63,19 @@ class LifetimeView final : public View {
     cancel_->setText("Cancel");
     cancel_->setToolTip("Stop computing attention (Escape)");
     canvas_ = new LifetimeMap(document, this);
+    other_ = new LifetimeMap(document, this, LifetimeMap::Of::baseline);
     legend_ = new Legend(*canvas_, this);
     facts_ = new QLabel(this);
     facts_->setTextFormat(Qt::PlainText);
     facts_->setTextInteractionFlags(Qt::TextSelectableByMouse);
     facts_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Fixed);
     facts_->setAccessibleName("The focused token");
+    titles_ = {new QLabel(this), new QLabel(this)};
 
     auto* bar = new QHBoxLayout;
     bar->setContentsMargins(6, 4, 10, 0);
     for (QWidget* widget :
-         std::initializer_list<QWidget*>{layer_, head_, attention_, fit, busy_, cancel_}) {
+         std::initializer_list<QWidget*>{layer_, head_, attention_, beside_, fit, busy_, cancel_}) {
       bar->addWidget(widget);
     }
     bar->addWidget(legend_, 1);
@@ -74,39 +83,67 @@ class LifetimeView final : public View {
     all->setContentsMargins(0, 0, 0, 4);
     all->setSpacing(2);
     all->addLayout(bar);
-    all->addWidget(canvas_, 1);
+    auto* maps = new QGridLayout;
+    maps->setSpacing(2);
+    for (int i = 0; i < 2; ++i) {
+      QLabel* title = titles_[static_cast<std::size_t>(i)];
+      title->setTextFormat(Qt::PlainText);
+      title->setAlignment(Qt::AlignHCenter);
+      title->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Fixed);
+      maps->addWidget(title, 0, i);
+      maps->addWidget(i == 0 ? canvas_ : other_, 1, i);
+      maps->setColumnStretch(i, 1);
+    }
+    maps->setRowStretch(1, 1);
+    all->addLayout(maps, 1);
     auto* line = new QHBoxLayout;
     line->setContentsMargins(10, 0, 10, 0);
     line->addWidget(facts_);
     all->addLayout(line);
     setFocusProxy(canvas_);
 
-    canvas_->changed = [this] {
-      show_state();
-      if (canvas_->is_ready()) emit ready();
-    };
+    for (LifetimeMap* map : {canvas_, other_}) {
+      map->changed = [this] {
+        show_state();
+        if (is_ready()) emit ready();
+      };
+    }
+    canvas_->moved = [this] { other_->set_tokens(canvas_->tokens()); };
+    other_->moved = [this] { canvas_->set_tokens(other_->tokens()); };
     connect(layer_, &QComboBox::activated, this, &LifetimeView::choose_head);
     connect(head_, &QComboBox::activated, this, &LifetimeView::choose_head);
     connect(attention_, &QToolButton::clicked, canvas_,
             [this](bool on) { canvas_->set_attention(on); });
+    connect(beside_, &QToolButton::clicked, this, [this](bool on) {
+      Display display = this->document().display();
+      display.beside = on;
+      this->document().set_display(display);
+    });
     connect(fit, &QToolButton::clicked, canvas_, [this] { canvas_->fit(); });
     connect(cancel_, &QToolButton::clicked, canvas_, [this] { canvas_->set_attention(false); });
     connect(&document, &Document::runs_changed, this, &LifetimeView::follow);
     connect(&document, &Document::current_changed, this, &LifetimeView::follow);
     connect(&document, &Document::focus_changed, this, &LifetimeView::follow);
-    connect(&document, &Document::display_changed, canvas_, [this] { canvas_->follow_display(); });
-    connect(&document, &Document::zoom_changed, canvas_, [this] { canvas_->request(); });
-    connect(&document, &Document::selection_changed, canvas_, [this] { canvas_->update(); });
+    for (LifetimeMap* map : {canvas_, other_}) {
+      connect(&document, &Document::display_changed, map, [map] { map->follow_display(); });
+      connect(&document, &Document::zoom_changed, map, [map] { map->request(); });
+      connect(&document, &Document::selection_changed, map, [map] { map->update(); });
+    }
+    connect(&document, &Document::display_changed, this, [this] { show_beside(); });
     follow();
+    show_beside();
   }
 
   [[nodiscard]] QString name() const override { return "lifetimes"; }
   [[nodiscard]] QString title() const override { return "Token lifetimes"; }
   [[nodiscard]] QString help() const override {
     return "When each entry of one head is held, read and evicted; A adds attention, the wheel or "
-           "a box zooms, Page Up and Down change the head, arrows the token and the row.";
+           "a box zooms, Page Up and Down change the head, arrows the token and the row. Beside it "
+           "the baseline's, on the same tokens and rows.";
   }
-  [[nodiscard]] bool is_ready() const override { return canvas_->is_ready(); }
+  [[nodiscard]] bool is_ready() const override {
+    return canvas_->is_ready() && (!beside() || other_->is_ready());
+  }
   [[nodiscard]] std::string csv() const override {
     if (!canvas_->shown()) return {};
     const WhichHead& of = *canvas_->shown();
@@ -116,12 +153,32 @@ class LifetimeView final : public View {
   void draw(QPainter& painter, const QSize& size) override {
     painter.setFont(font());
     const double scale = painter.device()->devicePixelRatioF();
-    canvas_->draw(painter, size, scale);
+    const QSize one(beside() ? size.width() / 2 : size.width(), size.height());
+    canvas_->draw(painter, one, scale);
     canvas_->request();
+    if (!beside()) return;
+    painter.save();
+    painter.translate(size.width() - one.width(), 0);
+    other_->draw(painter, one, scale);
+    painter.restore();
+    other_->request();
   }
 
  private:
-  void follow() { canvas_->follow(); }
+  [[nodiscard]] bool beside() const { return document().display().beside; }
+  void show_beside() {
+    beside_->setChecked(beside());
+    other_->setVisible(beside());
+    for (QLabel* title : titles_) title->setVisible(beside());
+    if (!beside()) return;
+    other_->follow();
+    other_->set_tokens(canvas_->tokens());
+  }
+  void follow() {
+    canvas_->follow();
+    other_->follow();
+    if (beside()) other_->set_tokens(canvas_->tokens());
+  }
   void choose_head() {
     Focus focus = document().focus();
     focus.layer = layer_->currentIndex();
@@ -145,6 +202,8 @@ class LifetimeView final : public View {
     busy_->setVisible(canvas_->is_busy());
     cancel_->setVisible(canvas_->is_busy());
     legend_->update();
+    titles_[0]->setText(canvas_->title());
+    titles_[1]->setText(other_->title());
     const std::int64_t token = document().focus().token;
     facts_->setText(!canvas_->message().isEmpty() ? canvas_->message()
                     : !shown                      ? QString()
@@ -165,7 +224,9 @@ class LifetimeView final : public View {
   QComboBox *layer_, *head_;
   QToolButton *attention_, *cancel_;
   QProgressBar* busy_;
-  LifetimeMap* canvas_;
+  LifetimeMap *canvas_ = nullptr, *other_ = nullptr;  // other_: of the baseline
+  QToolButton* beside_ = nullptr;
+  std::array<QLabel*, 2> titles_{};
   Legend* legend_;
   QLabel* facts_;
 };

@@ -140,7 +140,9 @@ class TradeoffView final : public View {
            "bounds are hollow, policies that differ only in numbers are joined on each trace and "
            "at each chunk size, the grey steps are the Pareto front, and the table tells how "
            "little memory each policy needs for the threshold. Lines above points are what a score "
-           "trace leaves open. Arrows move, Enter opens a run.";
+           "trace leaves open. A dotted line from a point ends where the best eviction, knowing "
+           "the "
+           "future, retains as much. Arrows move, Enter opens a run.";
   }
 
   // In a picture the table is below the chart, as high as it has to be.
@@ -167,23 +169,27 @@ class TradeoffView final : public View {
             kPlot.height() + table.height() + row_->spacing()};
   }
   [[nodiscard]] std::string csv() const override {
-    std::string text = csv_line({"policy", "label", "chunk", "footprint", "fidelity",
-                                 "fidelity_upper", "bound", "pareto", "critical", "family", "file",
-                                 "trace", "prompt", "fidelity_figure", "threshold"});
+    std::string text =
+        csv_line({"policy", "label", "chunk", "footprint", "fidelity", "fidelity_upper", "bound",
+                  "pareto", "critical", "family", "file", "trace", "prompt", "fidelity_figure",
+                  "threshold", "regret", "optimum_footprint"});
+    const auto or_empty = [](const std::optional<double>& share) {
+      return share ? csv_field(*share) : std::string();
+    };
     const auto yes = [](bool is) { return csv_field(std::int64_t{is ? 1 : 0}); };
     for (const Tradeoff::Point& p : tradeoff_.points) {
       const ShownRun& shown = document().runs()[p.run];
-      text += csv_line({csv_field(std::string_view(shown.run().policy)),
-                        csv_field(std::string_view(shown.run().label)),
-                        csv_field(static_cast<std::int64_t>(shown.result->chunk)),
-                        csv_field(p.footprint), csv_field(p.fidelity), csv_field(p.most),
-                        yes(p.bound), yes(p.front), yes(p.critical),
-                        csv_field(std::string_view(tradeoff_.families[p.family].name)),
-                        csv_field(std::string_view(shown.result->path.filename().string())),
-                        csv_field(std::string_view(shown.result->trace.path)),
-                        csv_field(static_cast<std::int64_t>(shown.result->trace.prompt)),
-                        csv_field(std::string_view(figure_->currentText().toStdString())),
-                        csv_field(threshold_->value() / 100)});
+      text += csv_line(
+          {csv_field(std::string_view(shown.run().policy)),
+           csv_field(std::string_view(shown.run().label)),
+           csv_field(static_cast<std::int64_t>(shown.result->chunk)), csv_field(p.footprint),
+           csv_field(p.fidelity), csv_field(p.most), yes(p.bound), yes(p.front), yes(p.critical),
+           csv_field(std::string_view(tradeoff_.families[p.family].name)),
+           csv_field(std::string_view(shown.result->path.filename().string())),
+           csv_field(std::string_view(shown.result->trace.path)),
+           csv_field(static_cast<std::int64_t>(shown.result->trace.prompt)),
+           csv_field(std::string_view(figure_->currentText().toStdString())),
+           csv_field(threshold_->value() / 100), or_empty(p.regret), or_empty(p.optimum)});
     }
     return text;
   }
@@ -231,6 +237,10 @@ class TradeoffView final : public View {
       if (open) text += " to " + percent_text(at->most);
       if (at->front) text += open ? ", on the front: not surely beaten" : ", on the front";
       if (at->bound) text += ", a bound: reads the future";
+      if (at->regret && at->optimum) {
+        text += ", regret " + percent_text(at->regret) + "; the optimum retains as much with " +
+                percent_text(at->optimum);
+      }
     }
     if (tradeoff_.groups.size() > 1) {
       text += QString("%1%2 traces or prompts, a front each")

@@ -92,6 +92,8 @@ void add_options(CLI::App& app, Settings& s) {
       ->type_name("NAME");
   app.add_flag("--attention", s.attention,
                "Show attention in the map of lifetimes; needs the trace");
+  app.add_flag("--beside", s.beside,
+               "Show the map of lifetimes of --baseline beside that of --run");
   app.add_option("--layer", s.layer, "Selected layer, counted in the trace from 0")->type_name("L");
   app.add_option("--head", s.head, "Selected stored head")->type_name("H");
   app.add_option("--token", s.token, "Selected token")->type_name("T");

@@ -85,6 +85,7 @@ void apply(const Settings& s, Document& document) {
   set_named(s.head_figure, head_figure_names(), "--heads", display.head_figure);
   display.log = display.log || s.log;
   display.attention = display.attention || s.attention;
+  display.beside = display.beside || s.beside;
   document.set_display(display);
   if (!s.run.empty()) document.set_current(find_run(document, s.run));
   if (!s.baseline.empty()) document.set_baseline(find_run(document, s.baseline));

@@ -25,7 +25,7 @@ struct Settings {
   std::vector<std::string> only;
   std::optional<double> threshold;  // percent
   std::string quantity, stack, head_figure;
-  bool log = false, attention = false, dark = false, new_session = false;
+  bool log = false, attention = false, beside = false, dark = false, new_session = false;
   int layer = -1, head = -1;
   std::int64_t token = -1;
   [[nodiscard]] bool exporting() const { return !exports.empty() || !export_all.empty(); }

@@ -19,6 +19,7 @@
 #include "gui/model/csv.h"
 #include "gui/model/head_model.h"
 #include "gui/model/residents.h"
+#include "gui/paint/lifetime_map.h"
 #include "gui/paint/theme.h"
 #include "gui/views/kept_sets.h"
 #include "gui/views/view.h"
@@ -38,6 +39,7 @@ class LivesTest : public QObject, private BundledLives {
   void lives_are_those_of_the_file();
   void the_table_of_lives_reads_back();
   void the_lifetime_view_follows_and_leads_the_document();
+  void beside_it_is_the_baselines_map();
   void attention_can_be_shown_and_cancelled();
   void a_result_without_lifetimes_says_what_is_missing();
   void without_the_trace_its_absence_is_told();
@@ -208,6 +210,64 @@ void LivesTest::the_lifetime_view_follows_and_leads_the_document() {
   document->close(result_);
   QVERIFY(view->csv().empty());
   view->grab();
+}
+
+void LivesTest::beside_it_is_the_baselines_map() {
+  const auto document = opened("h2o");
+  document->set_baseline(run_of("quest"));
+  document->set_selection({800, 1200});
+  QWidget window;
+  View* view = make_lifetime_view(*document, &window);
+  view->resize(1200, 300);
+  window.show();
+  QVERIFY(wait_for(*view));
+  std::vector<LifetimeMap*> maps;
+  for (QWidget* child : view->findChildren<QWidget*>()) {
+    if (auto* map = dynamic_cast<LifetimeMap*>(child)) maps.push_back(map);
+  }
+  QCOMPARE(maps.size(), std::size_t{2});
+  QVERIFY(maps[0]->isVisible() && !maps[1]->isVisible());
+  for (QToolButton* button : view->findChildren<QToolButton*>()) {
+    if (button->text() == "Beside baseline") button->click();
+  }
+  QVERIFY(document->display().beside);
+  QVERIFY(maps[1]->isVisible());
+  document->set_focus({1, 2, 40});
+  QVERIFY(wait_for(*view));
+  QVERIFY(maps[0]->title().startsWith("h2o") && maps[0]->title().endsWith("head 2"));
+  QVERIFY(maps[1]->title().startsWith("quest") && maps[1]->title().endsWith("head 2"));
+  // The same tokens, whichever map is moved.
+  maps[0]->set_tokens({100, 500});
+  QVERIFY(maps[1]->tokens() == (Rows{100, 500}));
+  maps[1]->zoom(0.5, 0.5, 0.5);
+  QVERIFY(maps[0]->tokens() == maps[1]->tokens() && maps[0]->tokens().size() == 200);
+  maps[1]->fit();
+  QVERIFY(maps[0]->tokens() == (Rows{0, result_->trace.tokens}));
+  QVERIFY(wait_for(*view));
+  QVERIFY(view->grab().save(picture_folder().filePath("lifetimes-beside-window.png")));
+  // In a picture the right half is what the baseline's own picture is.
+  export_view(*view, picture_folder().filePath("lifetimes-beside.png"), {1400, 320}, 1);
+  const QImage both(picture_folder().filePath("lifetimes-beside.png"));
+  document->set_display({});
+  QVERIFY(!maps[1]->isVisible());
+  const auto alone = [&](const char* run) {
+    document->set_current(run_of(run));
+    const QString path = picture_folder().filePath("lifetimes-alone.png");
+    export_view(*view, path, {700, 320}, 1);
+    return QImage(path);
+  };
+  // But for the ends of spans, which fall between pixels.
+  const auto differing = [&](int left, const QImage& one) {
+    int pixels = 0;
+    for (int y = 0; y < one.height(); ++y) {
+      for (int x = 0; x < one.width(); ++x)
+        pixels += both.pixel(left + x, y) == one.pixel(x, y) ? 0 : 1;
+    }
+    return pixels;
+  };
+  QVERIFY(differing(0, alone("h2o")) < 16);
+  QVERIFY(differing(700, alone("quest")) < 16);
+  QVERIFY(differing(700, alone("h2o")) > 1000);
 }
 
 void LivesTest::attention_can_be_shown_and_cancelled() {

@@ -29,6 +29,7 @@ class TradeoffTest : public QObject {
   void another_trace_is_another_front();
   void what_overlaps_is_not_ranked();
   void a_frontier_is_that_of_its_result();
+  void regrets_are_those_of_the_json();
   void chunk_sizes_are_families_of_one_front();
   void points_are_those_of_the_json();
   void the_view_opens_runs_by_key_and_click();
@@ -197,6 +198,66 @@ void TradeoffTest::a_frontier_is_that_of_its_result() {
     QVERIFY(frontiers(bad).empty());
 }
 
+void TradeoffTest::regrets_are_those_of_the_json() {
+  // tova at two budgets, quest at one, kivi without: it alters keys.
+  auto json = std::make_shared<nlohmann::json>(nlohmann::json::parse(R"([
+    {"footprint": 0.2, "fidelity": {"decode": {"retained_mass": {"mean": 0.8, "p5": 0.1}}},
+     "optimum": {"retained_mass": 0.84, "regret": 0.04, "footprint": 0.12}},
+    {"footprint": 0.3, "fidelity": {"decode": {"retained_mass": {"mean": 0.95, "p5": 0.1}}},
+     "optimum": {"retained_mass": 0.97, "regret": 0.02, "footprint": 0.26}},
+    {"footprint": 0.9, "fidelity": {"decode": {"retained_mass": {"mean": 0.7, "p5": 0.1}}},
+     "optimum": {"retained_mass": 1, "regret": 0.3, "footprint": 0.083}},
+    {"footprint": 1, "fidelity": {"decode": {"retained_mass": {"mean": 1, "p5": 1}}}}])"));
+  auto result = std::make_shared<Result>();
+  result->path = "regrets.json";
+  for (const char* policy : {"tova(budget=10%)", "tova(budget=20%)", "quest(budget=20%)", "kivi"}) {
+    Run& run = result->runs.emplace_back();
+    run.policy = run.label = policy;
+  }
+  for (std::size_t i = 0; i < 4; ++i) result->runs[i].figures = &(*json)[i];
+  result->json = json;
+  Document document;
+  document.add(result);
+  const Tradeoff t = make_tradeoff(document.runs(), FidelityFigure::mass_mean, 0.9);
+  QVERIFY(t.has_regrets());
+  QCOMPARE(t.points[1].regret, std::optional(0.02));
+  QCOMPARE(t.points[1].optimum, std::optional(0.26));
+  QVERIFY(!t.points[3].regret);
+  CriticalTable table;
+  const QAbstractItemModelTester tester(&table);
+  table.set(t, document.runs());
+  QCOMPARE(table.columnCount(), 6);
+  QCOMPARE(table.headerData(3, Qt::Horizontal).toString(), QString("regret"));
+  std::map<QString, std::pair<QString, QString>> cells;
+  for (int f = 0; f < 3; ++f) {
+    cells[table.index(f, 0).data().toString()] = {table.index(f, 3).data().toString(),
+                                                  table.index(f, 4).data().toString()};
+  }
+  const QString none(QChar(0x2013));
+  QVERIFY(cells["tova"] == std::pair(QString("2.0 to 4.0 %"), QString("26.0 %")));  // at 90 %
+  QVERIFY(cells["quest"] == std::pair(QString("30.0 %"), QString("8.3 %")));        // never there
+  QVERIFY(cells["kivi"] == std::pair(none, none));
+  QCOMPARE(table.index(0, 5).data().toString(), QString("tova(budget=20%)"));
+  // They are of mean retained attention only.
+  const Tradeoff other = make_tradeoff(document.runs(), FidelityFigure::mass_p5, 0.9);
+  QVERIFY(!other.has_regrets());
+  table.set(other, document.runs());
+  QCOMPARE(table.columnCount(), 4);
+
+  QWidget window;
+  View* view = make_tradeoff_view(document, &window);
+  view->resize(1000, 400);
+  document.set_current(1);
+  view->grab();
+  QVERIFY(view->findChild<QLabel*>("readout")->text().contains(
+      "regret 2.0 %; the optimum retains as much with 26.0 %"));
+  const auto lines = parse_csv(view->csv());
+  QCOMPARE(lines[0][15], std::string("regret"));
+  QCOMPARE(std::stod(lines[1][15]), 0.04);
+  QCOMPARE(std::stod(lines[1][16]), 0.12);
+  QCOMPARE(lines[4][16], std::string());
+}
+
 void TradeoffTest::another_trace_is_another_front() {
   Document one, two, both;
   const ResultPtr first = random_sweep(1);
@@ -320,8 +381,9 @@ void TradeoffTest::the_view_opens_runs_by_key_and_click() {
   const auto lines = parse_csv(view->csv());
   QCOMPARE(lines.size(), document.runs().size() + 1);
   QCOMPARE(std::stod(lines[2][3]), *figure(document.runs()[1].run(), "footprint"));
-  QCOMPARE(lines[0].back(), std::string("threshold"));
-  QCOMPARE(std::stod(lines[2].back()), 0.7);
+  QCOMPARE(lines[0][14], std::string("threshold"));
+  QCOMPARE(std::stod(lines[2][14]), 0.7);
+  QCOMPARE(lines[2].back(), std::string());  // no regrets
   for (const bool dark : {false, true}) {
     set_theme(dark);
     QCoreApplication::processEvents();
