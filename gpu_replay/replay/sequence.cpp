@@ -63,21 +63,28 @@ void Sequence::rows_of_all_layers(const Pass& pass, bool leaves) {
 
 void Sequence::layer_by_layer(const Pass& pass) {
   row_ = pass.end - 1;
+  const bool waits = ledger_->waits_for_layers && pass.is_evict_point();
   for (int layer = 0; layer < ledger_->layers; ++layer) {
     for (RowIndex row = pass.begin; row < pass.end; ++row) {
       if (row > pass.begin) apply(layer, row, false);
       append(layer, row);
     }
     moment(pass, row_);
-    if (pass.end == ledger_->plan.tokens) continue;
-    const LayerSteps& steps = (*steps_)[index(layer)];
-    if (!copies_ || !steps.leaves_at(pass.end)) {
-      apply(layer, pass.end, true);
-      continue;
-    }
-    pool_.apply_by_copy(layer, steps.at(pass.end), [&] { moment(pass, row_); });
-    tell_changes(layer, pass.end);
+    if (!waits) compress(layer, pass);
   }
+  for (int layer = 0; waits && layer < ledger_->layers; ++layer) compress(layer, pass);
+}
+
+void Sequence::compress(int layer, const Pass& pass) {
+  if (pass.end == ledger_->plan.tokens) return;
+  const LayerSteps& steps = (*steps_)[index(layer)];
+  if (!copies_ || !steps.leaves_at(pass.end)) {
+    apply(layer, pass.end, true);
+    return;
+  }
+  layer_ = layer;
+  pool_.apply_by_copy(layer, steps.at(pass.end), [&] { moment(pass, row_); });
+  tell_changes(layer, pass.end);
 }
 
 }  // namespace kvspan::gpu_replay

@@ -10,6 +10,7 @@
 //   for each layer
 //     its rows are born                                      `moment`: the layer attends
 //     who leaves, leaves                                     by a copy; `moment`: both are there
+//   (in a second loop where all layers attend before any is cut: Ledger::waits_for_layers)
 #pragma once
 
 #include <functional>
@@ -45,6 +46,7 @@ class Sequence {
  private:
   void rows_of_all_layers(const Pass& pass, bool leaves);
   void layer_by_layer(const Pass& pass);
+  void compress(int layer, const Pass& pass);
   void append(int layer, RowIndex row);
   void apply(int layer, RowIndex row, bool pass_ends);
   void tell_changes(int layer, RowIndex row) const;

@@ -67,8 +67,9 @@ std::int64_t LayoutPeak::add_layer(const Lives& lives, const LayerRows& kv,
     const Pass pass = pass_at(ledger_->plan, i);
     const std::size_t begin = index(pass.begin);
     const std::size_t last = index(pass.end - 1);
-    const Instant past{kv.before[begin], entries.before[begin]};
     Instant end{kv.during[last], entries.during[last]};
+    const bool waits = ledger_->waits_for_layers && pass.is_evict_point();
+    const Instant past = waits ? end : Instant{kv.before[begin], entries.before[begin]};
     Instant after = end;  // nothing is evicted after the last pass
     if (pass.end < tokens) {
       after = {kv.before[index(pass.end)], entries.before[index(pass.end)]};

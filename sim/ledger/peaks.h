@@ -38,7 +38,8 @@ struct Instant {
 //   max_l( sum_{i<l} after_i + end_l + copy_l + sum_{i>l} past_i )
 //
 // A further layer adds its past to the best so far, and competes with what the layers before it
-// hold after their evictions.
+// hold after their evictions. Where all layers attend before any is cut (budgets coupled over
+// layers), the layers above hold the pass already: end_i takes the place of past_i.
 class LayerwisePass {
  public:
   void add_layer(const Instant& past, const Instant& end_and_copy, const Instant& after,

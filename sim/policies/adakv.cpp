@@ -22,6 +22,7 @@
 #include <numeric>
 
 #include "sim/policies/shared/helpers.h"
+#include "sim/policies/shared/one_list.h"
 
 namespace kvspan::policies {
 namespace {
@@ -73,7 +74,13 @@ class AcrossHeads final : public Budget {
                                          static_cast<TokenCount>(scores.values[h].size()));
       }
     }
-    const std::vector<TokenCount> count = among_best(scores, budget, places, safe);
+    std::vector<Contender> heads;
+    for (std::size_t h = 0; h < keep.size(); ++h) {
+      const double weight =
+          settings_.normalize ? top_share(scores.values[h], budget - scores.protected_[h]) : 1.0;
+      heads.push_back({scores.entries[h], scores.values[h], safe[h], weight});
+    }
+    const std::vector<TokenCount> count = among_best(heads, places);
     for (std::size_t h = 0; h < keep.size(); ++h) {
       if (scores.protected_[h] >= budget) continue;  // the newest of the window
       TokenCount own = count[h];
@@ -87,41 +94,6 @@ class AcrossHeads final : public Budget {
   }
 
  private:
-  // Candidates of each head among the best `places` of the layer; the best safe[h] of each are in.
-  std::vector<TokenCount> among_best(const Scores& scores, TokenCount budget, TokenCount places,
-                                     const std::vector<TokenCount>& safe) const {
-    struct Candidate {
-      double score;
-      TokenIndex token;
-      std::size_t head;
-      bool operator<(const Candidate& other) const {
-        if (score != other.score) return score > other.score;
-        return token != other.token ? token < other.token : head < other.head;
-      }
-    };
-    std::vector<Candidate> all;
-    std::vector<TokenCount> count = safe;
-    for (std::size_t h = 0; h < safe.size(); ++h) {
-      const auto& values = scores.values[h];
-      const double weight =
-          settings_.normalize ? top_share(values, budget - scores.protected_[h]) : 1.0;
-      std::vector<Candidate> own(values.size());
-      for (std::size_t i = 0; i < values.size(); ++i)
-        own[i] = {values[i] * weight, scores.entries[h][i], h};
-      const auto first = own.begin() + safe[h];
-      if (first != own.begin() && first != own.end())
-        std::nth_element(own.begin(), first, own.end());
-      all.insert(all.end(), first, own.end());
-    }
-    const TokenCount rest =
-        std::max<TokenCount>(0, places - std::accumulate(safe.begin(), safe.end(), TokenCount{0}));
-    if (rest < static_cast<TokenCount>(all.size()))
-      std::nth_element(all.begin(), all.begin() + rest, all.end());
-    const auto taken = std::min(static_cast<std::size_t>(rest), all.size());
-    for (std::size_t i = 0; i < taken; ++i) ++count[all[i].head];
-    return count;
-  }
-
   // Share of a head's scores that its best `base` hold.
   static double top_share(std::vector<double> values, TokenCount base) {
     const double sum = std::accumulate(values.begin(), values.end(), 0.0);

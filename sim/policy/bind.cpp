@@ -255,10 +255,23 @@ void add_chunked(const Recipe& recipe, Rule rule, Policy& policy) {
   }
 }
 
+// A budget of all layers is shared out when all have shown their scores, before anything leaves.
+void check_coupled(const Recipe& recipe, const Rule& rule) {
+  const Schedule& when = rule.schedule;
+  if (!recipe.chunked && when.evict_point && !when.every_chunk && recipe.early == 0) return;
+  throw ConfigError(fmt::format(
+      "'{}' has no meaning: {} shares one budget among all layers, once, at the prompt's end",
+      recipe.name, recipe.shape.owner));
+}
+
 void add_ranking(const Recipe& recipe, const Geometry& geometry, Policy& policy) {
   policy.per_query_head = recipe.scorer.value.per_query_head;
   Rule rule = ranking_rule(recipe, geometry);
   policy.closed_form = policy.closed_form && rule.budget->content_free();
+  if (rule.budget->over_layers() != nullptr) {
+    check_coupled(recipe, rule);
+    policy.waits_for_layers = true;
+  }
   if (rule.axis == Axis::layer && differs_by_head(*rule.budget, rule, geometry)) {
     throw ConfigError(fmt::format(
         "'{}' has no meaning: {} ranks one set for all heads of a layer, and {} gives every head a "

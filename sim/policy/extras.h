@@ -24,6 +24,8 @@ struct TraitExtras {
   std::int64_t role_bytes = 0;
   // chunkkv: layers run in order, and View::lower() shows their decisions.
   bool reads_lower_layers = false;
+  // global, cake, lava: at the evict point no layer is cut before all have attended.
+  bool waits_for_layers = false;
   // streaming_llm: positions are places in the cache.
   bool renumbers = false;
   // locret, preset=prulong: the prompt's last rows that go through decode: what acts at the evict
@@ -77,6 +79,9 @@ class ViewExtras {
   // layers); null if nothing was decided there.
   // REQUIRES: Traits.reads_lower_layers, layer < shape().layer.
   [[nodiscard]] virtual const Decision* lower(int /*layer*/) const { return nullptr; }
+  // global, cake, lava: entries that a budget of all layers lets each head of this layer keep, from
+  // the evict point on. [heads]
+  [[nodiscard]] virtual std::span<const TokenCount> allotted() const { return {}; }
 };
 
 // Of Store.

@@ -275,35 +275,65 @@ Decision LayerPolicy::end_pass(std::span<const View* const> views) {
   return out;
 }
 
-// One rule: whose turn it is, by head.
-void LayerPolicy::apply(std::size_t r, const View& view, Decision& out) {
+// The entries of every head that a rule may choose from, and their scores.
+struct LayerPolicy::Ranking {
+  explicit Ranking(std::size_t heads) : entries(heads), storage(heads), arranged(heads) {
+    scores.entries.resize(heads);
+    scores.values.resize(heads);
+    scores.slack.assign(heads, 0.0);
+    scores.protected_.assign(heads, 0);
+  }
+  Sizing sizing;
+  std::vector<TokenCount> keep;  // of a budget that does not look at scores
+  std::vector<Split> entries;
+  Scores scores;
+  std::vector<std::vector<TokenIndex>> storage, arranged;  // of entries
+};
+
+LayerShow LayerPolicy::show(std::span<const View* const> views) {
+  LayerShow out;
+  out.shape = shape_;
+  if (scorers_.empty()) return out;
+  const std::size_t r = *coupled_rule(*policy_);
+  Decision before;
+  for (std::size_t i = 0; i < r; ++i) {
+    if (views[i] != nullptr) apply(i, *views[i], before);
+  }
+  Ranking ranking = rank(r, *views[r], before);
+  for (const auto& entries : ranking.scores.entries)
+    out.tokens.emplace_back(entries.begin(), entries.end());
+  out.scores = std::move(ranking.scores.values);
+  out.protected_ = std::move(ranking.scores.protected_);
+  out.figures = policy_->rules[r].budget->over_layers()->figures(*views[r]);
+  return out;
+}
+
+LayerPolicy::Ranking LayerPolicy::rank(std::size_t r, const View& view, const Decision& so_far) {
   const Rule& rule = policy_->rules[r];
   const auto heads = static_cast<std::size_t>(shape_.heads);
   const Pass& pass = view.pass();
-  const Sizing sizing = rule.sizing ? rule.sizing(pass) : Sizing{kAll, pass.evict_point};
+  Ranking out(heads);
+  out.sizing = rule.sizing ? rule.sizing(pass) : Sizing{kAll, pass.evict_point};
+  const Sizing& sizing = out.sizing;
+  std::vector<TokenCount>& keep = out.keep;
+  std::vector<Split>& entries = out.entries;
+  Scores& scores = out.scores;
 
   // A budget that does not look at scores is asked first, so that heads in which nobody has to
   // leave are not scored at all.
   const bool content_free = !rule.threshold && rule.budget->content_free();
-  std::vector<TokenCount> keep(heads, sizing.tokens);
-  std::vector<Split> entries(heads);
-  std::vector<std::vector<TokenIndex>> storage(heads), arranged(heads);
-  Scores scores;
-  scores.entries.resize(heads);
-  scores.values.resize(heads);
-  scores.slack.assign(heads, 0.0);
-  scores.protected_.assign(heads, 0);
+  keep.assign(heads, sizing.tokens);
   for (std::size_t h = 0; h < heads; ++h) {
     const int head = static_cast<int>(h);
     const std::span<const TokenIndex> domain =
-        domain_of(rule, view, head, out.evictions, demoted_[h], storage[h]);
+        domain_of(rule, view, head, so_far.evictions, demoted_[h], out.storage[h]);
     if (content_free) {
       const Sizing own = sizing.among(static_cast<RowIndex>(domain.size()));
       keep[h] = rule.budget->kept(shape_, head, own);
       const auto size = static_cast<TokenCount>(domain.size());
       if (size <= keep[h] && !lies_anew(rule, size, keep[h])) continue;
     }
-    entries[h] = split(rule, pass, domain, keep[h], arranged[h]);
+    entries[h] = split(rule, pass, domain, keep[h], out.arranged[h]);
     scores.protected_[h] = entries[h].protected_count();
     if (content_free && scores.protected_[h] >= keep[h]) continue;
     scores.entries[h] = entries[h].evictable;
@@ -317,16 +347,29 @@ void LayerPolicy::apply(std::size_t r, const View& view, Decision& out) {
     if (scores.values[h].empty()) continue;
     scores.slack[h] = scorers_[r]->score(view, head, entries[h].evictable, scores.values[h]);
   }
-  if (!rule.threshold && !content_free) rule.budget->counts(view, scores, sizing, keep);
+  return out;
+}
 
-  for (std::size_t h = 0; h < heads; ++h) {
+// One rule: whose turn it is, by head.
+void LayerPolicy::apply(std::size_t r, const View& view, Decision& out) {
+  const Rule& rule = policy_->rules[r];
+  const Pass& pass = view.pass();
+  Ranking ranking = rank(r, view, out);
+  std::vector<TokenCount>& keep = ranking.keep;
+  const std::vector<Split>& entries = ranking.entries;
+  const Scores& scores = ranking.scores;
+  if (!rule.threshold && !rule.budget->content_free())
+    rule.budget->counts(view, scores, ranking.sizing, keep);
+
+  for (std::size_t h = 0; h < entries.size(); ++h) {
     const int head = static_cast<int>(h);
     const Outcome outcome =
         rule.threshold
             ? admit(*rule.threshold, view, head, entries[h].evictable, scores.values[h],
                     scores.slack[h])
             : choose(rule, view, head, entries[h], scores.values[h], scores.slack[h], keep[h]);
-    if (!scores.values[h].empty() && lies_anew(rule, entries[h].size(), keep[h])) {
+    const bool chosen = !scores.values[h].empty() && entries[h].protected_count() < keep[h];
+    if (chosen && lies_anew(rule, entries[h].size(), keep[h])) {
       out.arrangements.push_back(
           arrangement(rule, head, entries[h], scores.values[h], outcome.evictions));
     }

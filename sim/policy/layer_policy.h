@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "sim/policy/model_budget.h"
 #include "sim/policy/policy.h"
 
 namespace kvspan {
@@ -30,8 +31,13 @@ class LayerPolicy {
   // Runs every rule that is due. views[r] shows the layer through rule r's domain, null if the rule
   // is not due; one more, at the end, shows it to the store if there is one.
   [[nodiscard]] Decision end_pass(std::span<const View* const> views);
+  // What this layer shows to the budget of all layers (see coupled_rule()) at the evict point: that
+  // rule's scores, once the rules before it have acted.
+  [[nodiscard]] LayerShow show(std::span<const View* const> views);
 
  private:
+  struct Ranking;
+  [[nodiscard]] Ranking rank(std::size_t rule, const View& view, const Decision& so_far);
   void apply(std::size_t rule, const View& view, Decision& out);
   const Policy* policy_;
   LayerShape shape_;

@@ -40,6 +40,14 @@ void pick_top(const View& /*view*/, int /*head*/, std::span<const TokenIndex> en
   }
 }
 
+std::optional<std::size_t> coupled_rule(const Policy& policy) {
+  for (std::size_t r = 0; r < policy.rules.size(); ++r) {
+    const Rule& rule = policy.rules[r];
+    if (rule.budget && rule.budget->over_layers() != nullptr && rule.schedule.evict_point) return r;
+  }
+  return std::nullopt;
+}
+
 PassPlan passes_of(const Policy& policy, const Geometry& geometry) {
   return make_passes(geometry.tokens, geometry.prompt, geometry.evict_point - policy.early,
                      geometry.chunk, policy.cuts);

@@ -2,6 +2,7 @@
 // What a recipe becomes when it is bound to a trace: rules, and what is known of the whole policy.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -89,6 +90,9 @@ struct Policy : Traits {
   bool alters_vectors = false;                  // the store rewrites, or adds to the output
   bool demotes = false;                         // victims stay resident in another representation
 };
+
+// The rule whose budget is coupled over layers, and acts at the evict point; nullopt: none.
+[[nodiscard]] std::optional<std::size_t> coupled_rule(const Policy& policy);
 
 // The passes that a policy falls into. Errors: see make_passes().
 [[nodiscard]] PassPlan passes_of(const Policy& policy, const Geometry& geometry);

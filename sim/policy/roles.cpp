@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "sim/policy/model_budget.h"
+
 namespace kvspan {
 
 void Needs::merge(const Needs& other) {
@@ -41,6 +43,11 @@ Sizing Sizing::among(RowIndex competing) const {
 void Budget::counts(const View& /*view*/, const Scores& /*scores*/, const Sizing& /*sizing*/,
                     std::span<TokenCount> /*keep*/) const {
   throw std::logic_error("a content-free budget is asked for capacities, not for counts");
+}
+
+void ModelBudget::counts(const View& view, const Scores& /*scores*/, const Sizing& /*sizing*/,
+                         std::span<TokenCount> keep) const {
+  std::ranges::copy(view.allotted(), keep.begin());
 }
 
 TokenCount Budget::kept(const LayerShape& shape, int head, const Sizing& sizing) const {

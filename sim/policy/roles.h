@@ -23,6 +23,7 @@
 namespace kvspan {
 
 struct Rope;
+class ModelBudget;
 
 // Rows that a role watches one by one: none; the prompt's last row and every decode row; all.
 enum class Observe : std::uint8_t { never, from_prompt_end, always };
@@ -132,6 +133,8 @@ class Budget {
                                             const Sizing& sizing) const = 0;
   // True if counts() always equals capacity(), whatever the content of the trace.
   [[nodiscard]] virtual bool content_free() const { return true; }
+  // Not null if it shares out one budget among all layers: see model_budget.h.
+  [[nodiscard]] virtual const ModelBudget* over_layers() const { return nullptr; }
   // True if it shares out among the heads of a layer what another budget gives to the layer.
   [[nodiscard]] virtual bool within_layer() const { return false; }
   // capacity() less the discount: what stays.

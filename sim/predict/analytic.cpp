@@ -114,8 +114,9 @@ struct PassOccupancy {
   Occupancy past, now, after;
 };
 
-void offer_pass(PeakBytes& peak, const CountLayout& layout, const Charge& charge, const Pass& pass,
+void offer_pass(PeakBytes& peak, const CountLayout& layout, const Policy& policy, const Pass& pass,
                 const PassOccupancy& o, bool layerwise) {
+  const Charge& charge = policy.charge;
   const bool prefill = pass.end <= pass.prompt_end;
   const std::int64_t fixed = charge.at(pass.end - 1);
   const PerLayer end_bytes = layout.bytes(o.now.units, pass.end);
@@ -123,9 +124,10 @@ void offer_pass(PeakBytes& peak, const CountLayout& layout, const Charge& charge
     offer(peak, end_bytes.sum(), o.now.entries.sum() * charge.entry + fixed, pass.end - 1, prefill);
     return;
   }
-  const PerLayer past_bytes = layout.bytes(o.past.units, pass.begin);
+  const bool waits = policy.waits_for_layers && pass.is_evict_point();
+  const PerLayer past_bytes = waits ? end_bytes : layout.bytes(o.past.units, pass.begin);
   const PerLayer after_bytes = layout.bytes(o.after.units, pass.end);
-  const PerLayer past_count = o.past.entries.rowwise().sum();
+  const PerLayer past_count = (waits ? o.now : o.past).entries.rowwise().sum();
   const PerLayer now_count = o.now.entries.rowwise().sum();
   const PerLayer after_count = o.after.entries.rowwise().sum();
   for (Eigen::Index l = 0; l < o.now.entries.rows(); ++l) {
@@ -272,9 +274,9 @@ Prediction predict(const Policy& policy, const Geometry& geometry, const Account
     // Row i of the pass holds past + i + 1: an arithmetic series from its first row to its last.
     const std::int64_t first_row = chosen.bytes(o.past.units + born, pass.begin + 1).sum();
     kv_byte_rows += (first_row + chosen.bytes(o.now.units, pass.end).sum()) * rows / 2;
-    offer_pass(out.peak_bytes, chosen, policy.charge, pass, o, accounting.layerwise);
+    offer_pass(out.peak_bytes, chosen, policy, pass, o, accounting.layerwise);
     for (auto& [name, layout] : others)
-      offer_pass(out.layouts[name], layout, policy.charge, pass, o, accounting.layerwise);
+      offer_pass(out.layouts[name], layout, policy, pass, o, accounting.layerwise);
     o.past = o.after;
   }
   set_shares(out, o.past.entries.size(), plan.tokens, peak_entries);

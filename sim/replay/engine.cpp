@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/replay/engine.h"
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
 #include <map>
 #include <mutex>
 
-#include <tbb/global_control.h>
-#include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
-
-#include "sim/base/error.h"
 #include "sim/replay/layer_walk.h"
 #include "sim/replay/memory_plan.h"
 
@@ -37,6 +33,7 @@ Ledger empty_ledger(const TraceMeta& m, const Policy& policy, const PassPlan& pa
   ledger.query_heads = m.query_heads;
   ledger.sliding_window = m.sliding_window;
   ledger.representations = policy.representations;
+  ledger.waits_for_layers = policy.waits_for_layers;
   ledger.charge = {policy.charge.entry, policy.charge.once, nullptr};
   if (policy.charge.during) {
     for (RowIndex row = 0; row < m.tokens; ++row) ledger.state.push_back(policy.charge.during(row));
@@ -110,12 +107,13 @@ class Results {
 // The share of all blocks of all layers that is done, weighed by their cells.
 class Progress {
  public:
-  Progress(const WalkPlan& plan, const EngineOptions& options) : options_(options) {
+  explicit Progress(const EngineOptions& options) : options_(options) {}
+  // All layers will be walked up to row `until`.
+  void expect(const WalkPlan& plan, RowIndex until) {
     for (RowIndex begin = 0; const RowIndex end : plan.block_ends) {
-      whole_ += cells(begin, end);
+      if (end <= until) whole_ += plan.lineup.geometry.layers() * cells(begin, end);
       begin = end;
     }
-    whole_ *= plan.lineup.geometry.layers();
   }
   void add(RowIndex begin, RowIndex end) {
     const double more = cells(begin, end);
@@ -132,44 +130,81 @@ class Progress {
   std::atomic<double> done_{0};
 };
 
+// The policies whose budgets are coupled over layers: what all layers show at the evict point is
+// shared out before the replay, whose lanes then only look up what they may keep.
+class Survey {
+ public:
+  Survey(const Trace& trace, const Lineup& lineup, const EngineOptions& options,
+         RowIndex block_rows)
+      : trace_(trace), options_(options) {
+    coupled_.geometry = lineup.geometry;
+    options_.fidelity = false;
+    for (std::size_t p = 0; p < lineup.policies.size(); ++p) {
+      const PassPlan& passes = lineup.requirements[p].passes;
+      if (!coupled_rule(lineup.policies[p]) || passes.evict_point == passes.tokens) continue;
+      coupled_.policies.push_back(lineup.policies[p]);
+      coupled_.requirements.push_back(lineup.requirements[p]);
+      places_.push_back(p);
+      until_ = std::max(until_, passes.evict_point);
+    }
+    if (!places_.empty()) plan_.emplace(plan_walk(trace, coupled_, options_, block_rows));
+  }
+  void announce(Progress& progress) const {
+    if (plan_) progress.expect(*plan_, until_);
+  }
+  // boards [policies of the lineup]
+  void run(int in_flight, Progress& progress, std::vector<DecisionBoard>& boards) const {
+    if (!plan_) return;
+    const int layers = coupled_.geometry.layers();
+    std::vector<Replay> replays(places_.size());
+    std::vector<DecisionBoard> own(places_.size(), DecisionBoard(layers));
+    std::vector<std::vector<LayerShow>> shown(places_.size(),
+                                              std::vector<LayerShow>(index(layers)));
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      replays[i].ledger = empty_ledger(trace_.meta(), coupled_.policies[i],
+                                       coupled_.requirements[i].passes, options_);
+    }
+    walk_layers(*plan_, options_, in_flight, until_, replays, own,
+                {[&](RowIndex begin, RowIndex end) { progress.add(begin, end); },
+                 [&](int layer, LayerWalk& walk) {
+                   for (std::size_t i = 0; i < places_.size(); ++i)
+                     shown[i][index(layer)] = std::move(walk.lane(i).shown());
+                 }});
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      const Rule& rule = coupled_.policies[i].rules[*coupled_rule(coupled_.policies[i])];
+      const PassPlan& passes = coupled_.requirements[i].passes;
+      const auto at = std::ranges::lower_bound(passes.ends, passes.evict_point);
+      const Pass pass = pass_at(passes, index(at - passes.ends.begin()));
+      boards[places_[i]].shares =
+          rule.budget->over_layers()->share_out(shown[i], rule.sizing(pass));
+    }
+  }
+
+ private:
+  const Trace& trace_;
+  EngineOptions options_;
+  Lineup coupled_;
+  std::vector<std::size_t> places_;  // in the lineup
+  std::optional<WalkPlan> plan_;
+  RowIndex until_ = 0;
+};
+
 }  // namespace
 
 std::vector<Replay> replay(const Trace& trace, const Lineup& lineup, const EngineOptions& options) {
   const MemoryPlan memory = plan_memory(trace, lineup, options);
   const WalkPlan plan = plan_walk(trace, lineup, options, memory.block_rows);
-  const int layers = trace.meta().layers;
+  const Survey survey(trace, lineup, options, memory.block_rows);
   Results results(plan, options);
-  Progress progress(plan, options);
-  std::vector<DecisionBoard> boards(lineup.policies.size(),
-                                    DecisionBoard(static_cast<std::size_t>(layers)));
-  std::atomic<int> next_layer{0};
-  std::atomic<bool> failed{false};
-  const auto walk_layer = [&](int layer) {
-    LayerWalk walk(plan, layer, results.replays(), boards);
-    for (RowIndex begin = 0; const RowIndex end : plan.block_ends) {
-      if (options.cancelled && options.cancelled()) throw Interrupted();
-      if (failed) return;
-      walk.step(begin, end);
-      progress.add(begin, end);
-      begin = end;
-    }
-    results.finish_layer(layer, walk);
-  };
-  const auto walk_layers = [&](int /*in flight*/) {
-    try {
-      for (int layer = next_layer++; layer < layers && !failed; layer = next_layer++)
-        walk_layer(layer);
-    } catch (...) {
-      failed = true;
-      throw;
-    }
-  };
-  const tbb::global_control allow(tbb::global_control::max_allowed_parallelism,
-                                  static_cast<std::size_t>(threads_of(options)));
-  tbb::task_arena arena(threads_of(options));
-  arena.execute([&] {
-    tbb::parallel_for(0, memory.layers_in_flight, 1, walk_layers, tbb::simple_partitioner());
-  });
+  Progress progress(options);
+  survey.announce(progress);
+  progress.expect(plan, lineup.geometry.tokens);
+  std::vector<DecisionBoard> boards(lineup.policies.size(), DecisionBoard(trace.meta().layers));
+  survey.run(memory.layers_in_flight, progress, boards);
+  walk_layers(plan, options, memory.layers_in_flight, lineup.geometry.tokens, results.replays(),
+              boards,
+              {[&](RowIndex begin, RowIndex end) { progress.add(begin, end); },
+               [&](int layer, LayerWalk& walk) { results.finish_layer(layer, walk); }});
   return results.take();
 }
 

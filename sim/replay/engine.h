@@ -7,6 +7,9 @@
 //       softmax terms of the block's rows that anybody needs      parallel over KV heads
 //       for each policy: attend, and decide where a pass ends     parallel over policies
 //
+// Before it, the same walk up to the evict point for policies whose budget is coupled over layers:
+// what the layers show there is shared out, and the replay looks it up (policy/model_budget.h).
+//
 // Results are bit-identical for any number of threads and any set of other policies in the run.
 #pragma once
 

@@ -317,25 +317,35 @@ void Lane::end_pass() {
   }
   const bool last = now_.pass.end == plan_.tokens;
   if (!last && driver_.due(now_.pass)) {
-    Decision decision = decide();
+    std::deque<ReplayView> storage;
+    const std::vector<const View*> shown_to = views(storage);
+    if (surveys()) {
+      shown_ = driver_.show(shown_to);
+      return;
+    }
+    Decision decision = driver_.end_pass(shown_to);
     apply(decision);
     if (policy_.reads_lower_layers) {
-      board_[static_cast<std::size_t>(now_.shape.layer)].emplace(now_.pass_index,
-                                                                 std::move(decision));
+      board_.decisions[static_cast<std::size_t>(now_.shape.layer)].emplace(now_.pass_index,
+                                                                           std::move(decision));
     }
   }
   if (++now_.pass_index < plan_.ends.size()) now_.pass = pass_at(plan_, now_.pass_index);
 }
 
-Decision Lane::decide() {
-  std::deque<ReplayView> views;
+bool Lane::surveys() const {
+  return now_.pass.is_evict_point() && board_.shares.empty() && coupled_rule(policy_);
+}
+
+// One of each rule that is due, null for the others; and one of the store.
+std::vector<const View*> Lane::views(std::deque<ReplayView>& storage) const {
   std::vector<const View*> pointers;
   for (std::size_t r = 0; r < policy_.rules.size(); ++r) {
-    pointers.push_back(driver_.due(now_.pass, r) ? &views.emplace_back(now_, &policy_.rules[r])
+    pointers.push_back(driver_.due(now_.pass, r) ? &storage.emplace_back(now_, &policy_.rules[r])
                                                  : nullptr);
   }
-  if (driver_.store() != nullptr) pointers.push_back(&views.emplace_back(now_, nullptr));
-  return driver_.end_pass(pointers);
+  if (driver_.store() != nullptr) pointers.push_back(&storage.emplace_back(now_, nullptr));
+  return pointers;
 }
 
 void Lane::apply(const Decision& decision) {

@@ -3,6 +3,7 @@
 // ends with the policy's decision.
 #pragma once
 
+#include <deque>
 #include <vector>
 
 #include "sim/policy/layer_policy.h"
@@ -21,6 +22,8 @@ class Lane {
   void process(const RowBlock& block);
   [[nodiscard]] LayerFidelity& fidelity() { return fidelity_; }
   [[nodiscard]] std::int64_t undecided() const { return undecided_; }
+  // What the layer showed at the evict point, where a budget of all layers has not been shared out.
+  [[nodiscard]] LayerShow& shown() { return shown_; }
   [[nodiscard]] const std::vector<std::int64_t>& loaded() const { return now_.reads.loaded(); }
 
  private:
@@ -38,10 +41,12 @@ class Lane {
   void measure_held(const HeadRows& rows);
   void show(RowIndex begin, RowIndex end);
   void end_pass();
-  [[nodiscard]] Decision decide();
+  [[nodiscard]] std::vector<const View*> views(std::deque<ReplayView>& storage) const;
   void apply(const Decision& decision);
   void add_file_column_mass();
 
+  // A budget of all layers is still to be shared out: this walk is their survey.
+  [[nodiscard]] bool surveys() const;
   // A row of the block whose attention somebody looks at.
   [[nodiscard]] bool wants(RowIndex row) const;
   // Every row reads the full cache, as the model left it.
@@ -59,6 +64,7 @@ class Lane {
   HeldVectors held_;
   LayerFidelity fidelity_;
   std::int64_t undecided_ = 0;
+  LayerShow shown_;
 };
 
 }  // namespace kvspan

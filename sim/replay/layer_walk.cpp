@@ -2,11 +2,15 @@
 #include "sim/replay/layer_walk.h"
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 
+#include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
 
 #include "sim/attention/kernels.h"
+#include "sim/base/error.h"
 
 namespace kvspan {
 
@@ -180,6 +184,39 @@ void LayerWalk::compute_outputs(int kv_head, const std::vector<RowTerms>& info) 
   kernels::weighted_values(terms.data(), static_cast<std::int64_t>(terms.size()),
                            all_keys_.data() + from, block_.rows.back() + 1 - from,
                            scores_.values(kv_head), g.v_dim, g.v_dim, outputs.data());
+}
+
+void walk_layers(const WalkPlan& plan, const EngineOptions& options, int in_flight, RowIndex until,
+                 std::vector<Replay>& replays, std::vector<DecisionBoard>& boards,
+                 const WalkHooks& hooks) {
+  const int layers = plan.lineup.geometry.layers();
+  std::atomic<int> next_layer{0};
+  std::atomic<bool> failed{false};
+  const auto walk_layer = [&](int layer) {
+    LayerWalk walk(plan, layer, replays, boards);
+    for (RowIndex begin = 0; const RowIndex end : plan.block_ends) {
+      if (end > until) break;
+      if (options.cancelled && options.cancelled()) throw Interrupted();
+      if (failed) return;
+      walk.step(begin, end);
+      hooks.stepped(begin, end);
+      begin = end;
+    }
+    hooks.finished(layer, walk);
+  };
+  const auto walk_some = [&](int /*in flight*/) {
+    try {
+      for (int layer = next_layer++; layer < layers && !failed; layer = next_layer++)
+        walk_layer(layer);
+    } catch (...) {
+      failed = true;
+      throw;
+    }
+  };
+  const tbb::global_control allow(tbb::global_control::max_allowed_parallelism,
+                                  static_cast<std::size_t>(threads_of(options)));
+  tbb::task_arena arena(threads_of(options));
+  arena.execute([&] { tbb::parallel_for(0, in_flight, 1, walk_some, tbb::simple_partitioner()); });
 }
 
 }  // namespace kvspan

@@ -2,6 +2,7 @@
 // Internal to the engine: the blocks of rows of a replay, and the walk of one layer through them.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -47,5 +48,17 @@ class LayerWalk {
   std::vector<TokenIndex> all_keys_;
   std::vector<std::unique_ptr<Lane>> lanes_;
 };
+
+// Walks every layer through the blocks that end by row `until`, several layers in flight.
+//   stepped    a block is done; from any thread
+//   finished   a layer is done; from any thread, layers in any order
+// Errors: Interrupted; those of replay().
+struct WalkHooks {
+  std::function<void(RowIndex begin, RowIndex end)> stepped;
+  std::function<void(int layer, LayerWalk& walk)> finished;
+};
+void walk_layers(const WalkPlan& plan, const EngineOptions& options, int in_flight, RowIndex until,
+                 std::vector<Replay>& replays, std::vector<DecisionBoard>& boards,
+                 const WalkHooks& hooks);
 
 }  // namespace kvspan

@@ -88,6 +88,8 @@ std::int64_t result_bytes(const TraceMeta& m, const Policy& policy, const Engine
   const ReadsSample reads = sample_of_reads(m, policy, options);
   out += reads.rows * reads.row_bytes;
   if (policy.reads_lower_layers) out += entries * 32;
+  // What all layers show to a budget that they share, and the ledger of that survey.
+  if (coupled_rule(policy)) out += entries * (8 + 4 + 4);
   out += m.tokens * (8 * 5 + 8 * 4);  // pass ends, timeline, row mass
   if (options.fidelity) {
     const auto measured = [](RowIndex asked, RowIndex rows) {

@@ -170,9 +170,13 @@ double ReplayView::column_sum(int query_head, std::span<const TokenIndex> entrie
 }
 
 const Decision* ReplayView::lower(int layer) const {
-  const auto& decisions = layer_.board[static_cast<std::size_t>(layer)];
+  const auto& decisions = layer_.board.decisions[static_cast<std::size_t>(layer)];
   const auto at = decisions.find(layer_.pass_index);
   return at == decisions.end() ? nullptr : &at->second;
+}
+
+std::span<const TokenCount> ReplayView::allotted() const {
+  return layer_.board.shares[static_cast<std::size_t>(shape().layer)];
 }
 
 std::vector<float> ReplayView::query(int query_head, RowIndex row) const {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "sim/policy/model_budget.h"
 #include "sim/policy/policy.h"
 #include "sim/replay/fidelity.h"
 #include "sim/replay/reads.h"
@@ -16,9 +17,14 @@
 
 namespace kvspan {
 
-// What the layers of one policy decided, by the index of the pass; kept only for policies that
-// reuse the decisions of lower layers. [layers]
-using DecisionBoard = std::vector<std::map<std::size_t, Decision>>;
+// What the layers of one policy know of each other.
+struct DecisionBoard {
+  explicit DecisionBoard(int layers) : decisions(static_cast<std::size_t>(layers)) {}
+  // By the index of the pass; kept only for policies that reuse the decisions of lower layers.
+  std::vector<std::map<std::size_t, Decision>> decisions;  // [layers]
+  // Of a budget that is coupled over layers; empty while they are surveyed.
+  Shares shares;
+};
 
 // p' summed over all rows so far; empty unless somebody needs it.
 struct ColumnSums {
@@ -74,6 +80,7 @@ class ReplayView final : public View {
   double column_sum(int query_head, std::span<const TokenIndex> entries,
                     std::span<double> out) const override;
   const Decision* lower(int layer) const override;
+  std::span<const TokenCount> allotted() const override;
   std::vector<float> query(int query_head, RowIndex row) const override;
   std::vector<float> key(int kv_head, TokenIndex token) const override;
   std::vector<float> value(int kv_head, TokenIndex token) const override;

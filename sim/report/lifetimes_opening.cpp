@@ -176,6 +176,8 @@ class LifetimesFile::Opening {
     const json charge = meta_.parse(key("charge"), R"({"entry", "once"})");
     run.charge.entry = member(meta_, key("charge"), charge, "entry", 0, kMostBytes);
     run.charge.once = member(meta_, key("charge"), charge, "once", 0, kMostOnce);
+    run.waits_for_layers = meta_.find(key("waits_for_layers")) != nullptr &&
+                           read_choice(meta_, key("waits_for_layers"), "true", "false");
     return run;
   }
 

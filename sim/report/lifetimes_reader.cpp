@@ -163,6 +163,7 @@ Ledger LifetimesFile::shell(int run, int layers) const {
   ledger.heads = of.heads;
   ledger.query_heads = query_heads_;
   ledger.representations = of.representations;
+  ledger.waits_for_layers = of.waits_for_layers;
   ledger.charge.entry = of.charge.entry;
   ledger.death.reserve(ledger.offset(layers, 0));
   return ledger;

@@ -26,6 +26,7 @@ class LifetimesFile {
     RowIndex evict_point = 0;
     std::vector<Representation> representations;
     Charge charge;  // entry and once
+    bool waits_for_layers = false;
     bool has_selected = false;
     std::vector<RowIndex> read_rows;  // [R] rows of which reads() tells, ascending
   };

@@ -56,6 +56,7 @@ Metadata result_metadata(const RunReport& report, std::string_view format) {
     metadata[run_key(r, "representations")] = names.dump();
     metadata[run_key(r, "charge")] =
         nlohmann::json{{"entry", run.ledger.charge.entry}, {"once", run.ledger.charge.once}}.dump();
+    if (run.ledger.waits_for_layers) metadata[run_key(r, "waits_for_layers")] = "true";
   }
   return metadata;
 }

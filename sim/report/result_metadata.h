@@ -13,7 +13,9 @@
 //   runs.{r}.representations (JSON list of {"name", "device_bytes", "host_bytes", "entries"}: [0]
 //   is how entries are born; entries: as how many of the device it counts, -1: one if it has
 //   bytes),
-//   runs.{r}.charge (JSON {"entry", "once"}: overhead bytes per resident entry, and for the model).
+//   runs.{r}.charge (JSON {"entry", "once"}: overhead bytes per resident entry, and for the model),
+//   runs.{r}.waits_for_layers ("true", only where at the evict point no layer is cut before all
+//   have attended).
 // Runs are numbered as in the report. Stored heads may differ from run to run.
 #pragma once
 

@@ -76,6 +76,8 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
     }
   } else if (c.name == "locret") {
     locret(u, m, out);
+  } else if (c.name == "cake") {
+    cake(u, m, memory, out);
   } else if (c.name == "decoding") {
     decoding(u, m, due(c.count("every", 512)), memory, out);
   } else if (c.name == "foresightkv") {
@@ -91,6 +93,10 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
     return out;
   } else if (c.name == "adakv") {
     adakv(u, m, model_layer, out);
+  } else if (c.name == "global") {
+    global(u, m, out);
+  } else if (c.name == "lava") {
+    lava(u, m, out);
   } else if (c.name == "chunkkv") {
     chunkkv(u, m, model_layer, memory, out);
   } else if (c.name == "dbudgetkv") {
@@ -170,6 +176,11 @@ long long state_of(const World& u, const Choice& c, int row, long long entries) 
   if (c.name == "observed_attention") return row < u.point ? 4 * entries : 0;
   if (c.name == "simlayerkv") return (layers + 7) / 8;
   if (c.name == "adakv" || c.name == "headkv" || c.name == "baklava") return 4 * layers * heads;
+  if (c.name == "cake" || c.name == "lava") {  // scores of all layers; lengths of heads
+    const int shown = std::max(0, u.point - c.count("window", 32));
+    return (row == u.point - 1 ? layers * heads * shown * kBytes : 0) +
+           (c.name == "lava" ? 4 * layers * heads : 0);
+  }
   if (c.name == "prulong") return (layers * heads + 7) / 8;
   if (c.name == "judgeq") {  // 32 embeddings, and their entries at the prompt's end
     return 32 * queries * d * kBytes +
@@ -198,6 +209,9 @@ long long overhead(const World& u, int row, long long entries) {
   if (!c.has("inner")) return state_of(u, c, row, entries);
   const Choice p = c.inner();
   long long own = 0;
+  if (c.name == "global") {
+    own = u.layers * u.heads * (4LL + (row == u.point - 1 ? u.point * kBytes : 0));
+  }
   if (c.name == "dms") own = 1LL * u.layers * u.heads * ((c.count("window", 128) + 7) / 8);
   if (c.name == "decoding" && p.name == "snapkv" && row >= u.point) {
     const int rows = std::min(std::max(256, p.count("window", 32)), row - u.point + 1);

@@ -58,6 +58,13 @@ void chunkkv(const World& u, const Moment& m, int model_layer, Memory& memory, V
 
 void dbudgetkv(const World& u, const Moment& m, Verdict& out);
 
+// One ranking of all heads of all layers.
+void global(const World& u, const Moment& m, Verdict& out);
+
+// Layers that share a budget; cake cuts in decode, too.
+void cake(const World& u, const Moment& m, Memory& memory, Verdict& out);
+void lava(const World& u, const Moment& m, Verdict& out);
+
 // Importance of the stored heads: rows of the table that belong to stored layers.
 void headkv(const World& u, const Moment& m, int model_layer, Verdict& out);
 

@@ -82,8 +82,8 @@ struct Sums {
 struct Memory {
   std::vector<char> lazy;            // [layers] simlayerkv
   std::map<int, Tokens> leader_set;  // chunkkv: what a block of layers keeps
-  std::map<int, Tokens> places;      // decoding: the cache of a head of a layer, in its order
-  std::map<int, char> near_places;   // decoding: two places hung on a near tie
+  std::map<int, Tokens> places;      // decoding, cake: the cache of a head of a layer, in its order
+  std::map<int, char> near_places;   // ... two places hung on a near tie
   std::set<int> begun;               // foresightkv: heads of layers that have had a cut
   std::map<std::tuple<int, int, int>, Sums> sums;  // of a layer, query head, token
 };

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// Random cases of the methods of 2025 and 2026.
+#include "tests/twin/postfill_draws.h"
+
+namespace kvspan::test {
+
+const Draws& recent_draws() {
+  static const Draws all = {
+      {"global",
+       [](Random& r, Drawn& d, const std::string&) {
+         inner_policy(r, d,
+                      one_of(r, {"snapkv", "snapkv", "knorm", "keydiff", "expected_attention",
+                                 "cur", "observed_attention"}),
+                      true);
+         if (d.parameters["inner"] == "knorm" && coin(r)) d.set_inner("skip", 1);
+         d.set("alpha", one_of(r, {"0", "0.2", "1"}));
+       }},
+      {"cake",
+       [](Random& r, Drawn& d, const std::string&) {
+         d.set("budget", some_budget(r, d));
+         d.set("window", pick(r, 2, 8));
+         d.set("kernel", one_of(r, {"1", "3", "5"}));
+         d.set("gamma", one_of(r, {"0", "1", "200"}));
+         d.set("tau1", one_of(r, {"0.4", "1", "1.6"}));
+         d.set("tau2", one_of(r, {"0.4", "1", "2"}));
+       }},
+      {"lava",
+       [](Random& r, Drawn& d, const std::string&) {
+         d.set("budget", some_budget(r, d));
+         d.set("window", pick(r, 1, 8));
+         d.set("kernel", one_of(r, {"1", "3", "7"}));
+         d.set("alpha", one_of(r, {"0", "0.2", "0.5"}));
+         d.set("floor", one_of(r, {"code", "layer"}));
+       }},
+  };
+  return all;
+}
+
+}  // namespace kvspan::test
