@@ -22,7 +22,7 @@
 namespace kvspan::policies {
 namespace {
 
-std::vector<Parameter> parameters() {
+std::vector<Parameter> cake_parameters() {
   using Kind = Parameter::Kind;
   return {budget_parameter("20%", "entries kept per layer and KV head, on average"),
           {.name = "window",
@@ -65,7 +65,7 @@ PolicyEntry cake() {
       "the code's cascade holds the total and one layer while the prompt is read, here all layers "
       "attend before any is cut; shares are formed in fp32 there";
   entry.needs = "q and k, or probabilities of the last `window` prompt rows and of all decode rows";
-  entry.parameters = parameters();
+  entry.parameters = cake_parameters();
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const CakeSettings settings{arguments.count("window"), odd_count(arguments, "kernel"),
                                 arguments.real("gamma"), arguments.real("tau1"),

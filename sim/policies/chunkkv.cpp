@@ -5,6 +5,10 @@
 //   preset=paper    chunks of 10 before the window; score: the attention of the last `window`
 //                   rows, summed over rows, heads and the chunk's tokens; the best floor(budget /
 //                   length) chunks stay, and the window on top of the budget
+//   preset=entropy  chunks of 10, scored as kvpress does; exactly the budget stays: chunk by chunk,
+//                   the best first, but of one whose mean is at least the median while the entropy
+//                   of its scores is below the median only the best 4 (`spiky`); what is left over
+//                   goes to the best entries. reuse has no meaning
 //   preset=kvpress  chunks of 20 over the whole prompt; score: SnapKV's votes as kvpress takes
 //                   them (mean of the last 64 rows, average pooling of 5 before the window, window
 //                   tokens above all others), summed over KV heads, mean over the chunk; max(1,
@@ -18,7 +22,8 @@
 // trace does not store it, the lowest that is stored. The lists are needed while a layer is
 // compressed only, and are not charged.
 // Source: Liu et al., arXiv 2502.00299 (read through secondary sources; window and order of the
-// last tokens are not settled by them); code: NVIDIA/kvpress ChunkKVPress, by the first author.
+// last tokens are not settled by them); code: NVIDIA/kvpress ChunkKVPress, by the first author, and
+// EntropyGatedChunkKVPress.
 #include <algorithm>
 
 #include <fmt/format.h>
@@ -100,8 +105,8 @@ PolicyEntry chunkkv() {
       {.name = "preset",
        .kind = Kind::word,
        .fallback = "paper",
-       .help = "the paper's listing, or the first author's code",
-       .choices = {"paper", "kvpress"}},
+       .help = "the paper's listing, the first author's code, or kvpress's gate by entropy",
+       .choices = {"paper", "kvpress", "entropy"}},
       {.name = "length",
        .fallback = "auto",
        .unit = "tokens",
@@ -112,20 +117,37 @@ PolicyEntry chunkkv() {
        .unit = "rows",
        .help = "observation window; auto: 8 on top of the budget, kvpress 64 inside it",
        .range = {1, 1e6}},
+      {.name = "spiky",
+       .fallback = "4",
+       .unit = "tokens",
+       .help = "preset=entropy: kept of an important chunk of little entropy",
+       .range = {1, 1e6}},
       {.name = "reuse",
        .fallback = "1",
        .unit = "layers",
        .help = "this many layers share one set",
        .range = {1, 1e6}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    const bool kvpress = arguments.is("preset", "kvpress");
-    if (!arguments.has("length")) arguments.set("length", kvpress ? "20" : "10");
+    const bool gated = arguments.is("preset", "entropy");
+    const bool kvpress = gated || arguments.is("preset", "kvpress");
+    if (!arguments.has("length")) arguments.set("length", kvpress && !gated ? "20" : "10");
     if (!arguments.has("window")) arguments.set("window", kvpress ? "64" : "8");
     const int reuse = static_cast<int>(arguments.count("reuse"));
+    if (gated && (reuse > 1 || arguments.count("length") <= arguments.count("spiky"))) {
+      throw ConfigError(
+          fmt::format("chunkkv(preset=entropy): found length={}, spiky={}, reuse={}; expected "
+                      "chunks longer than "
+                      "what stays of a spiky one, and no reuse",
+                      arguments.count("length"), arguments.count("spiky"), reuse));
+    }
     int lacking = 0;
-    const ChunkScores::Settings settings{
-        kvpress, arguments.count("length"),         arguments.count("window"),
-        reuse,   leaders(geometry, reuse, lacking), arguments.amount("budget")};
+    const ChunkScores::Settings settings{kvpress,
+                                         arguments.count("spiky"),
+                                         arguments.count("length"),
+                                         arguments.count("window"),
+                                         reuse,
+                                         leaders(geometry, reuse, lacking),
+                                         arguments.amount("budget")};
     Scoring scoring;
     scoring.make = [settings](const LayerShape&) {
       return std::make_unique<ChunkScores>(settings);
@@ -141,15 +163,19 @@ PolicyEntry chunkkv() {
                       "decides for them",
                       lacking, reuse));
     }
-    recipe.shape = own(chunks);
+    if (!gated) recipe.shape = own(chunks);
     recipe.protect = own(protect_recent(kvpress ? 0 : settings.window));
-    recipe.pick = own(Pick(
-        [settings](const View& view, int head, std::span<const TokenIndex> entries,
-                   std::span<const double> scores, TokenCount keep, std::vector<char>& leaves) {
-          pick_chunks(settings, view, head, entries, scores, keep, leaves);
+    recipe.pick =
+        own(Pick([settings, gated](const View& view, int head, std::span<const TokenIndex> entries,
+                                   std::span<const double> scores, TokenCount keep,
+                                   std::vector<char>& leaves) {
+          if (gated)
+            pick_by_entropy(settings, entries, scores, keep, view.pass().end, leaves);
+          else
+            pick_chunks(settings, view, head, entries, scores, keep, leaves);
         }));
     recipe.reads_lower_layers = reuse > 1;
-    recipe.closed_form = geometry.chunk == 0 && chunks->exact(geometry.evict_point);
+    recipe.closed_form = gated || (geometry.chunk == 0 && chunks->exact(geometry.evict_point));
     if (geometry.trace == nullptr && !recipe.closed_form) {
       recipe.notes.emplace_back(
           "an upper bound: the last chunk is short, and the prompt decides whether it stays");

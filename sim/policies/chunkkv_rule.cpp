@@ -2,6 +2,7 @@
 #include "sim/policies/chunkkv_rule.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "sim/policies/shared/groups.h"
@@ -105,6 +106,82 @@ void pick_chunks(const ChunkScores::Settings& settings, const View& view, int he
     const TokenCount first = chunks[index(i)].first;
     std::fill(leaves.begin() + first, leaves.begin() + std::min(first + length, size), 0);
   }
+}
+
+namespace {
+
+struct GatedChunk {
+  double score = 0, entropy = 0;  // mean; in [0, 1]
+  std::size_t first = 0, size = 0;
+  bool newest = false;  // all inside the window: equals are kept from the end
+};
+
+GatedChunk gated_chunk(std::span<const double> scores, std::size_t first, std::size_t size) {
+  GatedChunk out{0, 0, first, size};
+  double lowest = 0;
+  for (std::size_t i = first; i < first + size; ++i) {
+    out.score += scores[i] / static_cast<double>(size);
+    lowest = std::min(lowest, scores[i]);
+  }
+  round_sums({&out.score, 1});
+  if (size == 1) return out;
+  double sum = 0;
+  for (std::size_t i = first; i < first + size; ++i) sum += scores[i] - lowest;
+  for (std::size_t i = first; i < first + size; ++i) {
+    const double p = (scores[i] - lowest) / (sum + 1e-8);
+    out.entropy -= p * std::log(p + 1e-8);
+  }
+  out.entropy = std::clamp(out.entropy / std::log(static_cast<double>(size)), 0.0, 1.0);
+  round_sums({&out.entropy, 1});
+  return out;
+}
+
+// torch's: the lower one of two in the middle.
+double lower_median(std::vector<double> values) {
+  const auto middle = values.begin() + (std::ssize(values) - 1) / 2;
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+}  // namespace
+
+void pick_by_entropy(const ChunkScores::Settings& settings, std::span<const TokenIndex> entries,
+                     std::span<const double> scores, TokenCount places, RowIndex end,
+                     std::vector<char>& leaves) {
+  std::vector<GatedChunk> chunks;
+  std::vector<double> means, entropies;
+  for (std::size_t first = 0; first < entries.size(); first += index(settings.length)) {
+    const std::size_t size = std::min(index(settings.length), entries.size() - first);
+    chunks.push_back(gated_chunk(scores, first, size));
+    chunks.back().newest = entries[first] >= end - settings.window;
+    means.push_back(chunks.back().score);
+    entropies.push_back(chunks.back().entropy);
+  }
+  const double important = lower_median(means);
+  const double coherent = lower_median(entropies);
+  std::sort(chunks.begin(), chunks.end(), [](const GatedChunk& a, const GatedChunk& b) {
+    if (a.score != b.score) return a.score > b.score;
+    return a.newest && b.newest ? a.first > b.first : a.first < b.first;
+  });
+  std::fill(leaves.begin(), leaves.end(), 1);
+  // The best `count` of some places that still leave.
+  const auto keep_best = [&](std::size_t first, std::size_t size, TokenCount count) {
+    std::vector<std::size_t> order;
+    for (std::size_t i = first; i < first + size; ++i) {
+      if (leaves[i] != 0) order.push_back(i);
+    }
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
+    order.resize(std::min(order.size(), index(count)));
+    for (const std::size_t i : order) leaves[i] = 0;
+    places -= std::ssize(order);
+  };
+  for (const GatedChunk& chunk : chunks) {
+    const bool spiky = chunk.score >= important && chunk.entropy < coherent;
+    const TokenCount most = std::min<TokenCount>(places, std::ssize(leaves));
+    keep_best(chunk.first, chunk.size, spiky ? std::min(most, settings.spiky) : most);
+  }
+  keep_best(0, leaves.size(), places);
 }
 
 }  // namespace kvspan::policies

@@ -16,6 +16,7 @@ class ChunkScores final : public Scorer {
  public:
   struct Settings {
     bool kvpress;
+    TokenCount spiky;   // preset=entropy: tokens kept of a chunk that one token makes important
     TokenCount length;  // tokens in a chunk
     RowIndex window;
     int reuse;
@@ -35,5 +36,11 @@ class ChunkScores final : public Scorer {
 void pick_chunks(const ChunkScores::Settings& settings, const View& view, int head,
                  std::span<const TokenIndex> entries, std::span<const double> scores,
                  TokenCount places, std::vector<char>& leaves);
+
+// preset=entropy: chunk by chunk, the best first, until `places` are filled; of an important chunk
+// with little entropy only the best `spiky` entries.
+void pick_by_entropy(const ChunkScores::Settings& settings, std::span<const TokenIndex> entries,
+                     std::span<const double> scores, TokenCount places, RowIndex end,
+                     std::vector<char>& leaves);
 
 }  // namespace kvspan::policies

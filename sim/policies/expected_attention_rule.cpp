@@ -124,6 +124,31 @@ Eigen::MatrixXd mean_rotation(const Rope& rope, RowIndex from, std::int64_t posi
 
 }  // namespace
 
+struct MeanFutureQuery::State {
+  QueryMoments moments;
+  std::int64_t future = 0;
+  RowIndex turn_from = -1;
+  Eigen::MatrixXd turn = {};  // the mean rotation
+};
+
+MeanFutureQuery::MeanFutureQuery(const LayerShape& shape, RowIndex first, std::int64_t future)
+    : state_(std::make_unique<State>(State{QueryMoments(shape, first, false), future})) {}
+
+MeanFutureQuery::~MeanFutureQuery() = default;
+
+std::vector<double> MeanFutureQuery::of(const View& view, int query_head) {
+  state_->moments.take_in(view);
+  Eigen::VectorXd mean = state_->moments.mean(query_head);
+  if (view.rope() != nullptr) {
+    if (state_->turn_from != view.pass().end) {
+      state_->turn_from = view.pass().end;
+      state_->turn = mean_rotation(*view.rope(), state_->turn_from, state_->future, mean.size());
+    }
+    mean = state_->turn * mean;
+  }
+  return {mean.data(), mean.data() + mean.size()};
+}
+
 struct Expected::State {
   QueryMoments moments;
   RowIndex turn_from = -1;

@@ -5,10 +5,25 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "sim/policy/policy.h"
 
 namespace kvspan::policies {
+
+// The mean query of a head before rotation, turned to the average of the next `future` positions.
+class MeanFutureQuery {
+ public:
+  // Of the rows from `first` on.
+  MeanFutureQuery(const LayerShape& shape, RowIndex first, std::int64_t future);
+  ~MeanFutureQuery();
+  // [k_dim], of all rows so far.
+  [[nodiscard]] std::vector<double> of(const View& view, int query_head);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 class Expected final : public Scorer {
  public:

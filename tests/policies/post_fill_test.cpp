@@ -8,6 +8,7 @@
 
 #include "sim/base/error.h"
 #include "sim/models/model_geometry.h"
+#include "sim/policies/chunkkv_rule.h"
 #include "sim/predict/analytic.h"
 #include "sim/replay/requirements.h"
 #include "tests/support/cases.h"
@@ -283,6 +284,35 @@ TEST_CASE("chunkkv reuses the set of a block's first layer", "[policy][chunkkv]"
   CHECK_THAT(part.notes.front(), Contains("1 stored layers lack"));
   CHECK_THROWS_WITH(make_policy("chunkkv(reuse=0)", geometry(2, 2, 2, 30)),
                     Contains("expected 1 to"));
+}
+
+TEST_CASE("chunkkv gated by entropy cuts chunks that one token makes important",
+          "[policy][chunkkv]") {
+  // Means 3, 2 and 1; entropies 0, 1 and 1 of 1: the first is important, and spiky.
+  const std::vector<double> scores = {9, 0, 0, 2, 2, 2, 1, 1, 1};
+  const std::vector<TokenIndex> tokens = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+  policies::ChunkScores::Settings settings{};
+  settings.length = 3;
+  settings.spiky = 1;
+  const auto kept = [&](TokenCount places) {
+    std::vector<char> leaves(9, 0);
+    policies::pick_by_entropy(settings, tokens, scores, places, 9, leaves);
+    std::vector<int> out;
+    for (std::size_t i = 0; i < leaves.size(); ++i) {
+      if (leaves[i] == 0) out.push_back(static_cast<int>(i));
+    }
+    return out;
+  };
+  CHECK(kept(5) == std::vector<int>{0, 3, 4, 5, 6});
+  // One place is left over when all chunks have had theirs.
+  CHECK(kept(8) == std::vector<int>{0, 1, 3, 4, 5, 6, 7, 8});
+  settings.spiky = 2;
+  CHECK(kept(5) == std::vector<int>{0, 1, 3, 4, 5});
+  const Trace trace = test::random_trace(60, 50, 3);
+  CHECK(test::kept_sizes(trace, "chunkkv(budget=23,preset=entropy)") ==
+        std::vector<std::size_t>(4, 23));
+  CHECK_THAT(test::refusal(trace, "chunkkv(preset=entropy,length=4)"),
+             Catch::Matchers::Contains("expected chunks longer"));
 }
 
 TEST_CASE("chunkkv runs chunk by chunk", "[policy][chunkkv]") {

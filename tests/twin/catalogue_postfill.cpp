@@ -78,6 +78,11 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
     locret(u, m, out);
   } else if (c.name == "cake") {
     cake(u, m, memory, out);
+  } else if (c.name == "triattention") {
+    // After a step of decode that leaves `every` more than the budget.
+    const int held = static_cast<int>(m.resident[0].size());
+    if (b > u.point && held >= budget_of(u, c) + c.count("every", 128))
+      plain(u, c, m, budget_of(u, c), out);
   } else if (c.name == "decoding") {
     decoding(u, m, due(c.count("every", 512)), memory, out);
   } else if (c.name == "foresightkv") {
@@ -168,7 +173,10 @@ long long state_of(const World& u, const Choice& c, int row, long long entries) 
   const Trace& t = u.t;
   const long long d = t.head_dim, dv = t.v_head_dim, layers = u.layers, heads = u.heads;
   const long long queries = t.query_heads, group = u.group();
-  if (c.name == "keydiff") return layers * heads * d * 4;      // the anchors
+  if (c.name == "keydiff") return layers * heads * d * 4;  // the anchors
+  if (c.name == "qfilter") return layers * heads * d * kBytes;
+  if (c.name == "triattention") return layers * queries * (d / 2) * 3 * 4;
+  if (c.name == "cap") return row == u.point - 1 ? 4 * (layers * queries * d + dv * dv) : 0;
   if (c.name == "expected_attention" && row == u.point - 1) {  // means and covariances
     const bool covariance = c.is("covariance", "true", "true");
     return layers * queries * (d + (covariance ? d * d : 0)) * 4;

@@ -9,6 +9,65 @@
 namespace kvspan::twin::postfill {
 namespace {
 
+// EntropyGatedChunkKVPress, step by step. Chunks inside the window tie there: the newest first.
+Tokens gated(const Values& token, int length, int spiky, int window_begin, int budget, bool& near) {
+  const int n = static_cast<int>(token.size());
+  Values score, rank, entropy;
+  for (int a = 0; a < n; a += length) {
+    const int b = std::min(a + length, n);
+    const Values own(token.begin() + a, token.begin() + b);
+    score.push_back(mean(own));
+    rank.push_back(a >= window_begin ? 1e6 * (1 + a) : score.back());
+    double sum = 0, h = 0;
+    for (const double s : own) sum += s;
+    for (const double s : own) h -= s / (sum + 1e-8) * std::log(s / (sum + 1e-8) + 1e-8);
+    entropy.push_back(b - a == 1 ? 0 : std::clamp(h / std::log(b - a), 0.0, 1.0));
+  }
+  const auto rounded = [](double x) { return static_cast<double>(static_cast<float>(x)); };
+  const auto median = [&](Values x) {
+    for (double& v : x) v = rounded(v);
+    std::sort(x.begin(), x.end());
+    return x[(x.size() - 1) / 2];
+  };
+  const double important = median(score), coherent = median(entropy);
+  std::vector<int> order = range(0, static_cast<int>(score.size()));
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return static_cast<float>(rank[at(a)]) > static_cast<float>(rank[at(b)]);
+  });
+  for (std::size_t i = 0; i < score.size(); ++i) {
+    const double gap = std::abs(rounded(entropy[i]) - coherent);
+    near = near || near_tie(rounded(score[i]), important) || (gap > 0 && gap < 1e-7);
+    if (i > 0) near = near || near_tie(rank[at(order[i])], rank[at(order[i - 1])]);
+  }
+  std::vector<char> keep(at(n), 0);
+  const auto take = [&](int a, int b, int count) {
+    Tokens left;
+    Values scores;
+    for (int j = a; j < b; ++j) {
+      if (keep[at(j)] != 0) continue;
+      left.push_back(j);
+      scores.push_back(token[at(j)]);
+    }
+    const int taken = std::min(count, static_cast<int>(left.size()));
+    std::vector<char> gone(left.size(), 0);
+    for (const std::size_t e : drop(scores, taken, near)) gone[e] = 1;
+    for (std::size_t e = 0; e < left.size(); ++e)
+      if (gone[e] == 0) keep[at(left[e])] = 1;
+    budget -= taken;
+  };
+  for (const int i : order) {
+    const int a = i * length, b = std::min(a + length, n);
+    const bool cut = static_cast<float>(score[at(i)]) >= static_cast<float>(important) &&
+                     static_cast<float>(entropy[at(i)]) < static_cast<float>(coherent);
+    take(a, b, cut ? std::min(budget, spiky) : budget);
+  }
+  take(0, n, budget);
+  Tokens out;
+  for (int j = 0; j < n; ++j)
+    if (keep[at(j)] != 0) out.push_back(j);
+  return out;
+}
+
 // One set for all heads: the best chunks of `length`, by sum or mean; `window` entries at the end
 // are added (paper), or rank above all (kvpress).
 Tokens chunk_set(const World& u, const Moment& m, bool& near) {
@@ -39,6 +98,8 @@ Tokens chunk_set(const World& u, const Moment& m, bool& near) {
       }
     }
   }
+  if (c.is("preset", "entropy", "paper"))
+    return gated(token, length, c.count("spiky", 4), n - window, budget, near);
   const int end = paper ? n - window : n;
   Values chunks;
   for (int a = 0; a < end; a += length) {

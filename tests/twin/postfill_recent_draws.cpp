@@ -32,6 +32,53 @@ const Draws& recent_draws() {
          d.set("alpha", one_of(r, {"0", "0.2", "0.5"}));
          d.set("floor", one_of(r, {"code", "layer"}));
        }},
+      {"triattention",
+       [](Random& r, Drawn& d, const std::string&) {
+         const bool stays = coin(r, 3);
+         const int lowest = stays ? d.prompt() + 1 : 1;
+         d.set("budget", pick(r, lowest, d.prompt() + 6));
+         d.set("every", pick(r, 1, 8));
+         if (!stays) return;
+         d.set("prompt", "stay");
+         d.plan.evict_point = -1;
+         d.parameters["prompt_tokens"] = std::to_string(d.prompt());
+       }},
+      {"qfilter",
+       [](Random& r, Drawn& d, const std::string&) { d.set("budget", some_budget(r, d)); }},
+      {"cap",
+       [](Random& r, Drawn& d, const std::string&) {
+         d.set("budget", some_budget(r, d));
+         d.set("sinks", pick(r, 0, 4));
+         d.set("future", pick(r, 1, 20));
+         d.set("tau", one_of(r, {"0", "1", "5"}));
+       }},
+      {"compactor",
+       [](Random& r, Drawn& d, const std::string&) {
+         d.set("budget", some_budget(r, d));
+         d.set("chunk", pick(r, 2, 12));
+         d.set("sketch", "0");
+         d.set("sinks", pick(r, 0, 3));
+         d.set("recent", pick(r, 0, 3));
+         if (coin(r)) d.set("blending", one_of(r, {"0", "0.35", "1"}));
+       }},
+      {"chunkkv",
+       [](Random& r, Drawn& d, const std::string&) {
+         d.set("budget", some_budget(r, d));
+         d.set("preset", "entropy");
+         d.set("length", pick(r, 3, 8));
+         d.set("spiky", pick(r, 1, 2));
+         d.set("window", pick(r, 1, 10));
+       }},
+      {"leverage",
+       [](Random& r, Drawn& d, const std::string&) {
+         d.set("budget", some_budget(r, d));
+         d.set("sketch", "0");
+       }},
+      {"noncausal",
+       [](Random& r, Drawn& d, const std::string&) {
+         d.set("budget", some_budget(r, d));
+         d.set("chunk", pick(r, 2, 12));
+       }},
   };
   return all;
 }

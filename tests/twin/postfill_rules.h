@@ -37,6 +37,14 @@ void decoding(const World& u, const Moment& m, bool due, Memory& memory, Verdict
 
 [[nodiscard]] Safe safe_of(const Choice& c);
 
+// Scores of methods of 2025 and 2026; compactor: of its halves, too.
+[[nodiscard]] Values triattention(const World& u, const Moment& m, int h, const Tokens& entries);
+[[nodiscard]] Values qfilter(const World& u, const Moment& m, int h, const Tokens& entries);
+[[nodiscard]] Values cap(const World& u, const Choice& c, const Moment& m, int h,
+                         const Tokens& entries);
+[[nodiscard]] Values compactor(const World& u, const Choice& c, const Moment& m, int h,
+                               const Tokens& entries);
+
 void simlayerkv(const World& u, const Moment& m, Memory& memory, Verdict& out);
 
 // Votes of every head of the layer over the entries before the window.

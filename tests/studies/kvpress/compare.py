@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -65,6 +66,38 @@ def snapkv(r=0.0):
 
 SNAPKV = "snapkv(budget={B},window=64,kernel=5,pool=avg,order=pool_then_group)"
 
+def unsketched(press):
+    """kvpress draws its sketch of the keys anew each time: a square one of the identity instead."""
+    leverage = getattr(press, "_leverage_press", None) or press
+    original = kvpress.LeverageScorePress.compute_leverage_scores
+
+    def scores(keys, sketch_dimension):
+        draw = torch.randn
+        size = keys.shape[-1]
+        torch.randn = lambda *shape, **_: torch.eye(size).expand(*shape[:-2], size, size) * math.sqrt(size)
+        try:
+            return original(keys, size)
+        finally:
+            torch.randn = draw
+
+    leverage.compute_leverage_scores = scores
+    return press
+
+
+def filtered(press, context):
+    """The filters of make_filters.py (NathanGodey/qfilters), of this prompt's queries."""
+    filters = []
+    for q in context["queries"]:  # [rows, query_heads, d]
+        rows = q.transpose(0, 1).double()
+        u, _, vh = torch.linalg.svd(rows, full_matrices=False)
+        sign = ((u[..., 0] > 0).double().mean(-1) > 0.5).double() * 2 - 1
+        kv_heads = context["kv_heads"]
+        filters.append((-sign[:, None] * vh[:, 0]).reshape(kv_heads, -1, vh.shape[-1]).mean(1))
+    press.q_filters = torch.stack(filters).float()
+    press.post_init_from_model = lambda model: None
+    return press
+
+
 REPEATED = "layer 0: a repeated token has the same norm, an ulp apart in fp32"
 
 CASES = [
@@ -104,6 +137,34 @@ CASES = [
         "expected_attention",
         lambda r, c: kvpress.ExpectedAttentionPress(r),
         ["expected_attention(budget={B})"],
+    ),
+    Case("CapPress", "cap", lambda r, c: kvpress.CapPress(r), ["cap(budget={B})"]),
+    Case(
+        "NonCausalAttnPress",
+        "noncausal",
+        lambda r, c: kvpress.NonCausalAttnPress(r),
+        ["noncausal(budget={B})"],
+    ),
+    Case(
+        "LeverageScorePress",
+        "leverage",
+        lambda r, c: unsketched(kvpress.LeverageScorePress(r)),
+        ["leverage(budget={B},sketch=0)"],
+        note="without the random sketch",
+    ),
+    Case(
+        "CompactorPress",
+        "compactor",
+        lambda r, c: unsketched(kvpress.CompactorPress(r)),
+        ["compactor(budget={B},sketch=0,blending={r})"],
+        note="without the random sketch",
+    ),
+    Case(
+        "QFilterPress",
+        "qfilter",
+        lambda r, c: filtered(kvpress.QFilterPress(r), c),
+        ["qfilter(budget={B})"],
+        note="filters of this prompt's queries, not the authors'",
     ),
     Case("CURPress", "cur", lambda r, c: kvpress.CURPress(r), ["cur(budget={B})"], note=REPEATED),
     Case(
@@ -158,6 +219,14 @@ CASES = [
         ["chunkkv(budget={share},preset=kvpress)", "chunkkv(budget={B})"],
         scope="none",
         note="whole chunks: kvpress keeps int(chunks * (1 - r)) of them, not {B} tokens",
+    ),
+    Case(
+        "EntropyGatedChunkKVPress(SnapKV)",
+        "chunkkv",
+        lambda r, c: kvpress.EntropyGatedChunkKVPress(snapkv(r)),
+        ["chunkkv(budget={B},preset=entropy)"],
+        scope="none",
+        note="equal scores of the window's chunks",
     ),
     Case(
         "ChunkPress(Knorm,256)",
@@ -583,6 +652,8 @@ def settings_context(case, setting, runner, shared):
     context = dict(shared, r=setting, n=n, B=max(1, int(n * (1 - setting))))
     context["share"] = f"{100 * (1 - setting):.12g}%"
     context["percent"] = f"{100 * setting:.12g}%"
+    context["queries"] = [q[:n] for q in runner.queries]
+    context["kv_heads"] = runner.config.num_key_value_heads
     if "quantiles" in shared and setting in shared["quantiles"]:
         context["threshold"] = shared["quantiles"][setting]
     if case.name.startswith("Duo"):
