@@ -256,6 +256,7 @@ void print_replay(const ReplayFound& found) {
 
 nlohmann::json replay_json(const ReplayFound& found, bool timelines) {
   nlohmann::json out = root_json(*found.report);
+  out["trace"]["layer_ids"] = found.report->trace.layer_ids;
   out["device"] = {{"name", found.device},
                    {"granule", found.granule},
                    {"limit", found.limit == 0 ? nlohmann::json() : nlohmann::json(found.limit)}};

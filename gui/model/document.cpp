@@ -72,6 +72,20 @@ int free_colour(const std::vector<ShownRun>& runs) {
   return slot;
 }
 
+// Of the same decisions one is simulated and the other measured: their lines have one colour.
+const ShownRun* counterpart_of(const ShownRun& shown, const std::vector<ShownRun>& runs) {
+  const auto decisions = [](const ShownRun& of) {
+    return of.run().replayed.empty() ? of.run().policy : of.run().replayed;
+  };
+  const auto found = std::find_if(runs.begin(), runs.end(), [&](const ShownRun& other) {
+    const Result &a = *shown.result, &b = *other.result;
+    return shown.run().replayed.empty() != other.run().replayed.empty() &&
+           decisions(shown) == decisions(other) && a.trace.sha256 == b.trace.sha256 &&
+           a.trace.prompt == b.trace.prompt && a.chunk == b.chunk;
+  });
+  return found == runs.end() ? nullptr : &*found;
+}
+
 }  // namespace
 
 Document::Document(QObject* parent) : QObject(parent), traces_(std::make_unique<Traces>()) {}
@@ -125,7 +139,8 @@ void Document::add(ResultPtr result) {
       for (const ShownRun& other : added) {
         if (&other != &shown) taken.push_back(other);
       }
-      shown.colour = free_colour(taken);
+      const ShownRun* counterpart = counterpart_of(shown, taken);
+      shown.colour = counterpart == nullptr ? free_colour(taken) : counterpart->colour;
     }
   }
   runs_.insert(runs_.begin() + at, added.begin(), added.end());

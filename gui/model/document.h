@@ -68,6 +68,7 @@ class Document : public QObject {
   [[nodiscard]] std::vector<ResultPtr> results() const;  // in the order they were opened
   // Adds the runs of a result. If one of the same path is open, it is replaced: runs of the same
   // policy keep colour and visibility, the others take those of the runs that are gone, in order.
+  // What was simulated and what was measured of the same decisions have one colour.
   void add(ResultPtr result);
   void close(const ResultPtr& result);
   void set_visible(std::size_t run, bool visible);

@@ -64,6 +64,13 @@ std::optional<std::int64_t> peak_total(const Result& result, std::size_t run,
 }
 
 std::vector<std::string> peak_layouts(const Result& result, std::size_t run) {
+  if (!result.runs[run].replayed.empty()) {
+    std::vector<std::string> names{kPredicted, kPool, kBacked, kDevice};
+    std::erase_if(names, [&](const std::string& name) {
+      return !peak_figure(result, run, name, "total").has_value();
+    });
+    return names;
+  }
   std::vector<std::string> names = standard_layouts();
   if (std::find(names.begin(), names.end(), result.layout) == names.end()) {
     names.insert(names.begin(), result.layout);

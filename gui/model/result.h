@@ -40,6 +40,9 @@ struct Run {
   std::string label;   // short
   std::string klass;
   bool bound = false;
+  // Of kvspan replay: the policy, canonical, whose decisions a pool was taken through; `bytes` is
+  // the memory that was measured behind it. Empty: simulated.
+  std::string replayed;
   std::vector<std::string> notes;
   int heads = 0;                            // stored; 0: not said
   const nlohmann::json* figures = nullptr;  // the run in the result JSON; null: there is none
@@ -50,6 +53,13 @@ struct Run {
   bool one_representation = true;        // every entry costs newborn_bytes
 };
 
+// Of a measured run, in the place of layouts: what was predicted, what the pool's blocks and slots
+// took, the most memory behind them, and that as the device says.
+inline constexpr const char* kPredicted = "predicted";
+inline constexpr const char* kPool = "pool";
+inline constexpr const char* kBacked = "backed";
+inline constexpr const char* kDevice = "device says";
+
 struct Result {
   std::filesystem::path path;  // of the file that was opened
   TraceInfo trace;
@@ -57,14 +67,14 @@ struct Result {
   std::int64_t kv_bytes = 2;
   std::string layout = "ideal", prefill = "whole";
   std::vector<Run> runs;
-  std::shared_ptr<const nlohmann::json> json;      // without timelines; or null
+  std::shared_ptr<const nlohmann::json> json;      // without timelines; or null; of pools: figures
   std::shared_ptr<const LifetimesFile> lifetimes;  // or null; its runs are numbered as `runs`
   std::vector<std::string> warnings;               // companions that were left out, and why
 };
 using ResultPtr = std::shared_ptr<const Result>;
 
-// Opens a result JSON (with the companions it names, looked for beside it, too), a --timeline file,
-// or a --lifetimes file.
+// Opens a result JSON (with the companions it names, looked for beside it, too), that of a replay,
+// a --timeline file, or a --lifetimes file.
 // Errors: Error with one line: what was found, what was expected.
 [[nodiscard]] ResultPtr open_result(const std::filesystem::path& path);
 

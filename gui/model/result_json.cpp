@@ -128,6 +128,7 @@ void read_json(const std::filesystem::path& path, json document, Result& result)
   result.prefill = one_line(accounting["prefill"].text());
   const Node runs = root["runs"];
   if (runs.size() == 0) fail(path, "holds no runs");
+  if (is_replay(*whole)) return read_pools(root, result);
   const Node per_layer = runs.item(0)["per_layer"];
   for (std::size_t l = 0; l < per_layer.size(); ++l) {
     info.layer_ids.push_back(static_cast<int>(per_layer.item(l)["layer"].integer(0, 1 << 20)));

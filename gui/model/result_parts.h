@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "gui/model/result.h"
+#include "gui/model/result_node.h"
 #include "sim/trace/safetensors.h"
 
 namespace kvspan::gui {
@@ -15,6 +16,11 @@ namespace kvspan::gui {
 [[nodiscard]] nlohmann::json parse_json(const std::filesystem::path& path);
 // All that a result JSON says.
 void read_json(const std::filesystem::path& path, nlohmann::json whole, Result& result);
+
+// Whether it is what kvspan replay writes; then its pools, each a run.
+// REQUIRES: result.trace.tokens.
+[[nodiscard]] bool is_replay(const nlohmann::json& document);
+void read_pools(const Node& root, Result& result);
 
 // What a timeline file says of its trace and runs, without the series.
 void read_head(const TensorSet& file, const std::filesystem::path& path, Result& result);

@@ -141,6 +141,8 @@ QVariant RunTable::data(const QModelIndex& index, int role) const {
                                                    : Qt::AlignRight | Qt::AlignVCenter);
     case slot_role:
       return shown.colour;
+    case measured_role:
+      return !shown.run().replayed.empty();
     case current_role:
       return index.row() == document_.current();
     case baseline_role:

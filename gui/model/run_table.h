@@ -28,6 +28,7 @@ class RunTable : public QAbstractTableModel {
   };
   enum Role {
     slot_role = Qt::UserRole,  // int: colour slot
+    measured_role,             // bool: a pool's memory, not a simulation
     current_role,              // bool: the run that views of one run show
     baseline_role              // bool: the run that others are compared with
   };

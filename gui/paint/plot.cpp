@@ -297,7 +297,7 @@ RowIndex Plot::row_at(double x) const {
 
 QPen Plot::pen_of(const ChartLine& line) const {
   const double width = content_.stacking || content_.difference ? 1.2 : line.current ? 2.6 : 1.5;
-  return run_pen(shown(line).colour, width);
+  return pen_of(line, width);
 }
 
 }  // namespace kvspan::gui

@@ -92,6 +92,9 @@ class Plot final : public QChartView {
     return document_.runs()[static_cast<std::size_t>(line.run)];
   }
   [[nodiscard]] QPen pen_of(const ChartLine& line) const;
+  [[nodiscard]] QPen pen_of(const ChartLine& line, double width) const {
+    return run_pen(shown(line).colour, width, !shown(line).run().replayed.empty());
+  }
   [[nodiscard]] QString text_of(double value) const {
     return content_.difference ? difference_text(content_.quantity, value)
                                : value_text(content_.quantity, value);

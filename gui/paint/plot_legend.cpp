@@ -122,7 +122,7 @@ void Plot::paint_legend(QPainter& painter) {
       break;
     }
     const ChartLine& line = content_.lines[order[k]];
-    painter.setPen(run_pen(shown(line).colour, line.current ? 2.6 : 1.6));
+    painter.setPen(pen_of(line, line.current ? 2.6 : 1.6));
     const double middle = at.y() + metrics.height() / 2;
     painter.drawLine(QPointF(at.x(), middle), QPointF(at.x() + kLegendMark - 6, middle));
     QString figures;

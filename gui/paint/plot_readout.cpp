@@ -93,7 +93,7 @@ std::vector<BoxLine> Plot::readout(RowIndex row) const {
   for (std::size_t k = 0; k < std::min(values.size(), kReadout); ++k) {
     const ChartLine& line = *values[k].line;
     box.push_back({names[static_cast<std::size_t>(line.run)], text_of(values[k].value),
-                   run_pen(shown(line).colour, line.current ? 3 : 1.6)});
+                   pen_of(line, line.current ? 3 : 1.6)});
   }
   if (values.size() > kReadout) {
     box.push_back({QString("and %1 more").arg(values.size() - kReadout), {}});

@@ -98,8 +98,9 @@ Qt::PenStyle run_dash(int slot) {
   return kDashes[static_cast<std::size_t>(slot) / (kColours.size() + 1) % kDashes.size()];
 }
 
-QPen run_pen(int slot, double width) {
-  QPen pen(run_colour(slot), width, run_dash(slot), Qt::FlatCap, Qt::RoundJoin);
+QPen run_pen(int slot, double width, bool measured) {
+  QPen pen(run_colour(slot), width, measured ? Qt::DotLine : run_dash(slot), Qt::FlatCap,
+           Qt::RoundJoin);
   return pen;
 }
 

@@ -25,10 +25,11 @@ void set_theme(bool dark);  // of the application, its palette included
 [[nodiscard]] QPalette palette_of(const Theme& theme);
 
 // Colours that the colour-blind can tell apart (Okabe and Ito; slot 0 is the ink). Beyond eight
-// slots come darker ones, then lighter ones; every eight have another dash.
+// slots come darker ones, then lighter ones; every eight have another dash. What was measured is
+// dotted.
 [[nodiscard]] QColor run_colour(int slot);
 [[nodiscard]] Qt::PenStyle run_dash(int slot);
-[[nodiscard]] QPen run_pen(int slot, double width);
+[[nodiscard]] QPen run_pen(int slot, double width, bool measured);
 
 // A colour of the sequential map (viridis-like: dark is little, on dark paper too), value in [0,
 // 1].

@@ -13,6 +13,7 @@
 #include <functional>
 
 #include "gui/model/background.h"
+#include "gui/model/columns.h"
 #include "gui/model/csv.h"
 #include "gui/model/peak_table.h"
 #include "gui/paint/theme.h"
@@ -252,7 +253,9 @@ class PeakView final : public View {
     for (const std::string& name : peak_layouts(result, shown->index)) {
       layout_->addItem(QString::fromStdString(name));
     }
-    layout_->setCurrentIndex(std::max(0, layout_->findText(wanted)));
+    int at = layout_->findText(wanted);
+    if (at < 0 && !shown->run().replayed.empty()) at = layout_->findText(kBacked);
+    layout_->setCurrentIndex(std::max(0, at));
     filling_ = false;
     for (int i = 0; i < layout_->count(); ++i) {
       const auto total =
@@ -268,6 +271,7 @@ class PeakView final : public View {
     if (phase() == PeakPhase::decode && !decodes) {
       return say(*shown, "", "This trace has no decode rows.");
     }
+    if (!shown->run().replayed.empty()) return say_measured(*shown, layout, total);
     if (!result.lifetimes) {
       return say(*shown, total ? bytes_text(static_cast<double>(*total)) : "",
                  "By layer needs the run's lifetimes: kvspan run ... --lifetimes FILE");
@@ -286,6 +290,24 @@ class PeakView final : public View {
           note_->setText(line);
           emit ready();
         });
+  }
+
+  // What was measured beside what was predicted.
+  void say_measured(const ShownRun& shown, const std::string& which,
+                    const std::optional<std::int64_t>& bytes) {
+    const auto predicted = peak_total(*shown.result, shown.index, kPredicted, phase());
+    QString figures = bytes ? bytes_text(static_cast<double>(*bytes)) : "not said";
+    if (bytes && predicted && which != kPredicted) {
+      const auto more = static_cast<double>(*bytes - *predicted);
+      figures += QString(", %1 (%2 %) beyond what was predicted")
+                     .arg(difference_text(Quantity::bytes, more))
+                     .arg(100 * more / static_cast<double>(*predicted), 0, 'f', 2);
+    }
+    QString note = QString::fromStdString(shown.run().klass) +
+                   ". predicted: by the simulator; pool: what its blocks and slots took; backed: "
+                   "the most memory behind them, and what the device says of that.";
+    for (const std::string& line : shown.run().notes) note += " " + QString::fromStdString(line);
+    say(shown, figures, note);
   }
 
   void show_parts(const ShownRun& shown, const PeakParts& parts) {
@@ -314,8 +336,8 @@ class PeakView final : public View {
 
   void say(const ShownRun& shown, const QString& figures, const QString& note) {
     caption_->setText(QString::fromStdString(shown.run().label) + ", " + phase_->currentText() +
-                      (figures.isEmpty() ? "" : ": " + figures) + ", layout " +
-                      layout_->currentText());
+                      (figures.isEmpty() ? "" : ": " + figures) +
+                      (shown.run().replayed.empty() ? ", layout " : ", ") + layout_->currentText());
     note_->setText(note);
     note_->setVisible(!note.isEmpty());
   }

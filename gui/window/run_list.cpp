@@ -55,7 +55,8 @@ class Delegate final : public QStyledItemDelegate {
     if (selected) {
       painter->fillRect(swatch.adjusted(-2, 2, 2, -2), theme().paper);
     }
-    painter->setPen(run_pen(index.data(RunTable::slot_role).toInt(), 3));
+    painter->setPen(run_pen(index.data(RunTable::slot_role).toInt(), 3,
+                            index.data(RunTable::measured_role).toBool()));
     painter->drawLine(QPointF(swatch.left(), swatch.center().y() + 0.5),
                       QPointF(swatch.right(), swatch.center().y() + 0.5));
 

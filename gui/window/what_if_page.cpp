@@ -98,6 +98,8 @@ void WhatIfPage::bind() {
   if (shown == nullptr) {
     return unbind("Open a result or run a policy; the sliders then run the current one again.");
   }
+  if (!shown->run().replayed.empty())
+    return unbind("This was measured. The sliders run policies: choose the run that it is of.");
   QString why;
   const auto held = document_.trace_of(*shown->result, &why);
   if (!held) return unbind("The sliders need the trace: " + why);

@@ -3,6 +3,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "gui/model/document.h"
+#include "gui/model/peak_table.h"
 #include "gui/model/several.h"
 #include "sim/base/error.h"
 #include "sim/report/lifetimes_reader.h"
@@ -26,6 +28,7 @@ class ResultTest : public QObject {
   void bad_lifetimes_are_one_line_data();
   void bad_lifetimes_are_one_line();
   void a_file_of_several_results_opens_whole_or_by_number();
+  void a_replay_is_a_run_for_every_pool();
 };
 
 namespace {
@@ -49,6 +52,29 @@ QString error_of(const QString& path) {
     return QString::fromUtf8(error.what());
   }
   return {};
+}
+
+// What kvspan replay writes of the second run of a result, in two layouts.
+QByteArray replay_of(const QString& result) {
+  json replay = json::parse(content(result).toStdString());
+  const json run = replay["runs"][1];
+  const auto peak = [](int total) {
+    return json{{"total", total}, {"prefill", 5000}, {"decode", total}, {"row", 8}};
+  };
+  const json blocks = {{"predicted", peak(6000)},
+                       {"measured", peak(6100)},
+                       {"most_backed", {{"backed", 8192}, {"row", 8}, {"measured", nullptr}}},
+                       {"out_of_memory", nullptr},
+                       {"timeline", {{"row", {0, 4, 8}}, {"backed", {4096, 4096, 8192}}}}};
+  json short_of = blocks;
+  short_of.erase("timeline");
+  short_of["out_of_memory"] = {{"row", 3}, {"layer", 0}, {"asked", 4096}, {"free", 100}};
+  replay["trace"]["layer_ids"] = {run["per_layer"][0]["layer"]};
+  replay["device"] = {{"name", "host, pages of 4.00 KiB"}, {"granule", 4096}, {"limit", nullptr}};
+  replay["runs"] = {{{"policy", run["policy"]},
+                     {"label", run["label"]},
+                     {"layouts", {{"ideal", short_of}, {"paged16_per_head", blocks}}}}};
+  return QByteArray::fromStdString(replay.dump());
 }
 
 QString errors_of_all(const QString& path) {
@@ -276,6 +302,44 @@ void ResultTest::a_file_of_several_results_opens_whole_or_by_number() {
   QVERIFY(errors_of_all(path + "[2]").contains("holds the results 0 to 1, and no result 2"));
   QVERIFY(errors_of_all(small_result() + "[0]").contains("one result, which has no number"));
   QCOMPARE(open_results(small_result().toStdString()).size(), std::size_t{1});
+}
+
+void ResultTest::a_replay_is_a_run_for_every_pool() {
+  const QString simulated = small_result();
+  const QString path = written("replay.json", replay_of(simulated));
+  const ResultPtr replay = open_result(path.toStdString());
+  QCOMPARE(replay->runs.size(), std::size_t{2});
+  const Run& ran_out = replay->runs[0];  // in the order of names
+  const Run& blocks = replay->runs[1];
+  QVERIFY(QString::fromStdString(blocks.label).endsWith("in paged16_per_head, measured"));
+  QVERIFY(QString::fromStdString(blocks.klass).endsWith("on host, pages of 4.00 KiB"));
+  QCOMPARE(blocks.bytes->at(0), 4096.0);
+  QCOMPARE(blocks.bytes->at(9), 8192.0);  // holds from row 8 on
+  QVERIFY(blocks.notes.empty() && blocks.entries == nullptr);
+  QVERIFY(ran_out.bytes == nullptr);  // --no-timeline
+  QVERIFY(QString::fromStdString(ran_out.notes.at(0)).contains("row 3: 4096 bytes asked, 100"));
+  const std::vector<std::string> figures{kPredicted, kPool, kBacked};  // the device did not say
+  QCOMPARE(peak_layouts(*replay, 1), figures);
+  QCOMPARE(peak_total(*replay, 1, kPredicted, PeakPhase::decode), std::int64_t{6000});
+  QCOMPARE(peak_total(*replay, 1, kPool, PeakPhase::peak), std::int64_t{6100});
+  QCOMPARE(peak_total(*replay, 1, kBacked, PeakPhase::peak), std::int64_t{8192});
+
+  Document document;
+  document.add(replay);
+  document.add(open_result(simulated.toStdString()));
+  const auto& runs = document.runs();
+  QCOMPARE(runs.size(), std::size_t{5});
+  QCOMPARE(runs[3].run().policy, blocks.replayed);  // the simulated one, after `full`
+  QCOMPARE(runs[3].colour, runs[0].colour);
+  QVERIFY(runs[2].colour != runs[3].colour && runs[4].colour != runs[3].colour);
+
+  json broken = json::parse(content(path).toStdString());
+  broken["runs"][0]["layouts"]["paged16_per_head"]["timeline"]["backed"].push_back(1);
+  QVERIFY(error_of(written("broken.json", QByteArray::fromStdString(broken.dump())))
+              .contains("found 4 values, expected one for each of 3 rows"));
+  broken["runs"][0]["layouts"] = json::object();
+  QVERIFY(error_of(written("broken.json", QByteArray::fromStdString(broken.dump())))
+              .contains("found no layout"));
 }
 
 KVSPAN_GUI_TEST(ResultTest, "result");

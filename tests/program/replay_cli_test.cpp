@@ -135,6 +135,7 @@ TEST_CASE("every field of a replay is in its page", "[cli]") {
     const nlohmann::json file = read_json(folder / name);
     CHECK(file.contains("device"));
     check({{"device", file["device"]}});
+    CHECK(file["trace"]["layer_ids"].size() == file["trace"]["layers"]);
     for (const nlohmann::json& run : file["runs"]) check(run);
   }
 }
