@@ -58,6 +58,13 @@ def without(c, *names):
     return {k: v for k, v in c.items() if k not in names}
 
 
+def three_axes(c):  # RoPE of time, height and width shares the pairs of a head
+    pairs = c["hidden_size"] // c["num_attention_heads"] // 2
+    sections = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
+    return {**c, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
+                                     "mrope_section": sections}}
+
+
 def gated_delta(r):
     return {"linear_num_key_heads": 2, "linear_num_value_heads": r.choice([2, 4]),
             "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4}
@@ -106,6 +113,8 @@ FAMILIES = {
     "mistral": lambda r: {**dense(r), "sliding_window": r.choice([None, 64])},
     "mixtral": lambda r: {**dense(r), "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2": lambda r: without(dense(r), "head_dim"),
+    "qwen2_vl_text": lambda r: three_axes(without(dense(r), "head_dim")),
+    "qwen2_5_vl_text": lambda r: three_axes(without(dense(r), "head_dim")),
     "qwen2_moe": lambda r: {**without(dense(r), "head_dim"), **experts(r), **flags(r, "qkv_bias")},
     "qwen3": lambda r: {**dense(r), **flags(r, "attention_bias")},
     "qwen3_moe": lambda r: {**dense(r), **without(experts(r), "shared_expert_intermediate_size"),
