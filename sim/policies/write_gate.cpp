@@ -20,9 +20,10 @@
 //   4 sinks. The position and the common quantile are ours. call_sinks=true is a slip of the code:
 //   the sinks are the first 4 positions of every call, so every generated token is admitted.
 // gate=random: Bernoulli(rate). gate=file: `gates` [layers, heads, tokens] of `weights`, above tau.
-// cap: whenever a layer's heads hold more than that many entries beyond the window on average, each
-//   head drops its lowest tenth: softmax over those entries of the last 256 queries, maximum over
-//   the group, mean, max-pooled over 5. The published rule takes the mean over all layers.
+// cap: whenever the heads of all layers (cap_over=model, as published) or of one (cap_over=layer)
+//   hold more than that many entries beyond the window on average, each head drops its lowest
+//   tenth: softmax over those entries of the last 256 queries, maximum over the group, mean,
+//   max-pooled over 5.
 // The oldest local entry is promoted or written over before a row attends: it reads `window` local
 // ones with itself. mask=kernel: rows of the prompt share the local range of the first row of their
 // block of 64, which gives the others up to 63 keys more.
@@ -55,7 +56,7 @@ PolicyEntry write_gate() {
   entry.evidence = "code read; weights fitted here";
   entry.differs =
       "the authors train the gate end to end; oracles, fitted gates and a random control "
-      "stand in for it; their cap is over all layers, here per layer; their prefill kernel lets a "
+      "stand in for it; their prefill kernel lets a "
       "row read up to 63 keys more (mask=kernel), here each row's window is its own, as in their "
       "training; their AdaEA++ admits the first 4 positions of every call, so every generated "
       "token (a slip: call_sinks=true); +quest is theirs: pages of admitted "
@@ -101,8 +102,13 @@ PolicyEntry write_gate() {
       {.name = "cap",
        .fallback = "auto",
        .unit = "entries",
-       .help = "beyond the window, mean over a layer's heads; auto: none",
+       .help = "beyond the window, mean over heads; auto: none",
        .range = {.lowest = 1}},
+      {.name = "cap_over",
+       .kind = Kind::word,
+       .fallback = "layer",
+       .help = "whose heads the cap is the mean of",
+       .choices = {"layer", "model"}},
       seed_parameter("of random gates and fits"),
       {.name = "hidden",
        .kind = Kind::real,
@@ -189,17 +195,19 @@ PolicyEntry write_gate() {
       }));
     }
     if (arguments.has("cap")) {
-      const TokenCount cap = arguments.count("cap");
+      const bool model = arguments.is("cap_over", "model");
+      const auto cap =
+          std::make_shared<Cap>(arguments.count("cap"), window, model ? gates : nullptr, geometry);
       Rule rule;
       rule.schedule = Schedule::every_pass();
-      rule.scorer = [cap, window](const LayerShape&) {
-        return std::make_unique<CapScorer>(cap, window);
-      };
+      rule.scorer = [cap](const LayerShape&) { return std::make_unique<CapScorer>(cap); };
       rule.budget = std::make_shared<CapBudget>(cap);
       rule.sizing = [n = geometry.evict_point](const Pass&) { return Sizing{kAll, n}; };
       rule.protect = [window](const Pass&, TokenCount) { return Protect{0, window}; };
       recipe.more_rules.push_back(rule);
-      recipe.notes.emplace_back("the cap is the mean over the heads of a layer, not of the model");
+      if (!model)
+        recipe.notes.emplace_back(
+            "the cap is the mean over the heads of a layer, not of the model");
     }
     recipe.closed_form = false;
     if (gate == "oracle" || gate == "oracle_out") {

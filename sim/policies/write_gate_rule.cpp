@@ -147,6 +147,31 @@ void WindowAndAdmitted::mask(const View& view, int query_head, RowIndex row,
   for (RowIndex i = 0; i <= first - window_; ++i) out[i] *= admitted[i];
 }
 
+bool Cap::exceeded(const Pass& pass, TokenCount beyond, int heads) {
+  if (!gates_) return beyond > most_ * heads;
+  const std::lock_guard lock(mutex_);
+  while (exceeded_.size() < pass.ends.size()) {
+    const std::size_t i = exceeded_.size();
+    count_pass(i > 0 ? pass.ends[i - 1] : 0, pass.ends[i]);
+  }
+  return exceeded_[pass.ends.size() - 1] != 0;
+}
+
+void Cap::count_pass(RowIndex begin, RowIndex end) {
+  TokenCount all = 0;
+  for (std::size_t i = 0; i < held_.size(); ++i) {
+    const auto heads = index(geometry_.kv_heads);
+    const std::vector<float>& admitted =
+        gates_->admitted(static_cast<int>(i / heads), static_cast<int>(i % heads));
+    const auto from = std::max<RowIndex>(0, begin - window_);
+    for (RowIndex t = from; t < end - window_; ++t) held_[i] += admitted[index(t)] > 0 ? 1 : 0;
+    all += held_[i];
+  }
+  exceeded_.push_back(all > most_ * std::ssize(held_) ? 1 : 0);
+  if (exceeded_.back() == 0) return;
+  for (TokenCount& held : held_) held -= held / 10;
+}
+
 Needs CapScorer::needs() const { return {.last_rows = kCapRows}; }
 
 double CapScorer::score(const View& view, int head, std::span<const TokenIndex> entries,
@@ -157,9 +182,9 @@ double CapScorer::score(const View& view, int head, std::span<const TokenIndex> 
   TokenCount beyond = 0;
   for (int h = 0; h < shape.heads; ++h) {
     const auto all = view.resident(h);
-    beyond += std::lower_bound(all.begin(), all.end(), end - window_) - all.begin();
+    beyond += std::lower_bound(all.begin(), all.end(), end - cap_->window()) - all.begin();
   }
-  if (beyond <= cap_ * shape.heads) return 0;  // nobody will be asked
+  if (!cap_->exceeded(view.pass(), beyond, shape.heads)) return 0;  // nobody will be asked
   const RowIndex rows = std::min(kCapRows, end);
   std::vector<double> p(entries.size());
   std::vector<double> best(entries.size());
@@ -181,11 +206,11 @@ double CapScorer::score(const View& view, int head, std::span<const TokenIndex> 
   return slack / static_cast<double>(rows);
 }
 
-void CapBudget::counts(const View& /*view*/, const Scores& scores, const Sizing& /*sizing*/,
+void CapBudget::counts(const View& view, const Scores& scores, const Sizing& /*sizing*/,
                        std::span<TokenCount> keep) const {
   TokenCount total = 0;
   for (const auto& e : scores.entries) total += static_cast<TokenCount>(e.size());
-  const bool over = total > cap_ * static_cast<TokenCount>(keep.size());
+  const bool over = cap_->exceeded(view.pass(), total, static_cast<int>(keep.size()));
   for (std::size_t h = 0; h < keep.size(); ++h) {
     const auto own = static_cast<TokenCount>(scores.entries[h].size());
     keep[h] = scores.protected_[h] + own - (over ? own / 10 : 0);

@@ -75,22 +75,49 @@ class WindowAndAdmitted final : public Selector {
   RowIndex block_;
 };
 
+// Whether heads hold too much beyond the window: those of a layer on average, or of all layers. Who
+// was admitted and when a tenth left tells how many every head of the model holds, so that layers
+// need not wait for each other.
+class Cap {
+ public:
+  // gates null: of a layer.
+  Cap(TokenCount most, TokenCount window, std::shared_ptr<WriteGate> gates,
+      const Geometry& geometry)
+      : most_(most),
+        window_(window),
+        gates_(std::move(gates)),
+        geometry_(geometry),
+        held_(index(std::int64_t{geometry.layers()} * geometry.kv_heads), 0) {}
+  //   beyond   entries beyond the window of a layer's `heads` heads
+  [[nodiscard]] bool exceeded(const Pass& pass, TokenCount beyond, int heads);
+  [[nodiscard]] TokenCount window() const { return window_; }
+
+ private:
+  void count_pass(RowIndex begin, RowIndex end);
+  TokenCount most_, window_;
+  std::shared_ptr<WriteGate> gates_;
+  Geometry geometry_;
+  std::mutex mutex_;
+  std::vector<TokenCount> held_;  // [layers, heads] beyond the window, after the passes so far
+  std::vector<char> exceeded_;    // [passes so far]
+};
+
 // What the newest rows attend to beyond the window; zero while nobody has to leave.
 class CapScorer final : public Scorer {
  public:
-  CapScorer(TokenCount cap, TokenCount window) : cap_(cap), window_(window) {}
+  explicit CapScorer(std::shared_ptr<Cap> cap) : cap_(std::move(cap)) {}
   Needs needs() const override;
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override;
 
  private:
-  TokenCount cap_, window_;
+  std::shared_ptr<Cap> cap_;
 };
 
-// A tenth of every head leaves while a layer's heads hold more than `cap` on average.
+// A tenth of every head leaves while the cap is exceeded.
 class CapBudget final : public Budget {
  public:
-  explicit CapBudget(TokenCount cap) : cap_(cap) {}
+  explicit CapBudget(std::shared_ptr<Cap> cap) : cap_(std::move(cap)) {}
   TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
                       const Sizing& /*sizing*/) const override {
     return kAll;
@@ -100,7 +127,7 @@ class CapBudget final : public Budget {
               std::span<TokenCount> keep) const override;
 
  private:
-  TokenCount cap_;
+  std::shared_ptr<Cap> cap_;
 };
 
 }  // namespace kvspan::policies

@@ -283,6 +283,27 @@ TEST_CASE("the cap drops a tenth of every head's entries beyond the window",
         std::vector<int>(34, 34));
 }
 
+TEST_CASE("the cap of the model is over the heads of all layers", "[policy][write_gate]") {
+  // Layer 0 admits everything, layer 1 nothing; window 4. After a prompt of 30 layer 0 holds 26
+  // beyond it: 26 on average of its heads, 13 of the model's.
+  const Trace trace = random_trace(34, 30, 6);
+  std::vector<double> gates(std::size_t{2} * 2 * 34, 0.0);
+  std::fill_n(gates.begin(), 2 * 34, 0.9);
+  const Table file("gates", {2, 2, 34}, gates);
+  const std::string spec =
+      fmt::format("write_gate(gate=file,window=4,masks_prefill=false,weights=\"{}\",", file.name());
+  const auto alive = [&](const std::string& cap) {
+    std::vector<int> out;
+    const auto d = deaths(trace, spec + cap);
+    for (const int row : {30, 31, 32}) out.push_back(alive_after(d, row) - 4);
+    return out;
+  };
+  CHECK(alive("cap=13)") == std::vector<int>{24, 23, 22});
+  // 26, 27 - 2, 26: 13.5 on average exceeds it in row 30 alone.
+  CHECK(alive("cap=13,cap_over=model)") == std::vector<int>{26, 25, 26});
+  CHECK(alive("cap=12,cap_over=model)") == std::vector<int>{24, 23, 24});
+}
+
 TEST_CASE("write_gate composes with a post-fill eviction", "[policy][write_gate]") {
   const Trace trace = random_trace(60, 50, 6);
   const RunResult run = test::run_one(

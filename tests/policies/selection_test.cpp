@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "sim/attention/layer_scores.h"
+#include "sim/policies/rocketkv_rule.h"
 #include "sim/policies/shared/groups.h"
 #include "sim/policies/shared/pages.h"
 #include "sim/predict/analytic.h"
@@ -211,6 +212,52 @@ TEST_CASE("what is read grows with the budget", "[policy][quest][refreshkv]") {
       last = run.fidelity->all->mass_mean;
     }
   }
+}
+
+// ---- rocketkv -----------------------------------------------------------------------------------
+
+TEST_CASE("rocketkv shares its saving between eviction and selection", "[policy][rocketkv]") {
+  using policies::rocket_plan;
+  // 4,096 / 1,024 = 4: r = .2 + .06 x 2; 4,096 / 4^.32 = 2,628. 2.57 are left to save: pages of 2,
+  // 128 x 2 / 2.57 = 99.7 channels.
+  const policies::RocketPlan plan = rocket_plan(4096, 100, 1024, 128, -1);
+  CHECK(plan.prompt == 2528);
+  CHECK(plan.read == 512);
+  CHECK(plan.page == 2);
+  CHECK(plan.channels == 99);
+  CHECK(rocket_plan(4096, 1500, 1024, 128, -1).prompt == 1500);  // room for what is generated
+  CHECK(rocket_plan(100, 10, 100, 64, -1).read == 100);
+  // The first stage is SnapKV's.
+  const Trace trace = test::random_trace(70, 50, 4);
+  const auto prompt = rocket_plan(70, 20, 14, 4, -1).prompt;
+  CHECK(prompt < 50);
+  CHECK(test::run_one(trace, "rocketkv(budget=14,window=4,kernel=5)", {}).ledger.death ==
+        test::run_one(trace, fmt::format("snapkv(budget={},window=4,kernel=5,group=sum)", prompt),
+                      {})
+            .ledger.death);
+}
+
+TEST_CASE("rocketkv reads by the largest channels of the query", "[policy][rocketkv]") {
+  // Nothing is evicted (r=0); 2 are read; 1.5 are left to save: single entries, one channel of two.
+  HeadVectors v{{{{0, 0}, {0, 0}, {0, 0}, {0, 0}, {3, 1}, {-2, 1}}},
+                {{{0, 9}, {2, 0}, {1, 5}, {-1, 9}, {0, 0}, {0, 0}}},
+                4};
+  SelectorBench bench(v, "rocketkv(budget=4,r=0)");
+  CHECK(bench.next()[0] == Tokens{1, 2});
+  CHECK(bench.next()[0] == Tokens{0, 3});  // three tie for the second place
+}
+
+TEST_CASE("rocketkv reads pages by their largest keys, for all heads of a group",
+          "[policy][rocketkv]") {
+  // 12 / 6: pages of 2, of which 0 and 2 promise 5 and 4; 3 entries are read.
+  const HeadVectors pages = weights({0, 5, 1, 1, 4, 0, 0, 0, 0, 0, 0, 0}, 10);
+  CHECK(SelectorBench(pages, "rocketkv(budget=6,r=0)").next()[0] == Tokens{0, 1, 4});
+  // q = 3 and -1: softmax of 3 k and of -k. Means: .50 for 2, .35 for -2, .05 for the zeros.
+  const HeadVectors two{{numbers(std::vector<float>(6, 3.0F)), numbers(std::vector<float>(6, -1.0F))},
+                        {numbers({2, 0, -2, 0, 0, 0})},
+                        4};
+  CHECK(SelectorBench(two, "rocketkv(budget=4,r=1)").next() ==
+        std::vector<Tokens>{{0, 2}, {0, 2}});
 }
 
 // ---- retroattention -----------------------------------------------------------------------------

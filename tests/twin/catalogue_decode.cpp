@@ -131,6 +131,7 @@ std::unique_ptr<Policy> make(World& w, const std::string& name) {
   if (name == "fastgen") return fastgen(w);
   if (name == "h2o") return h2o(w);
   if (name == "quest") return quest(w, "");
+  if (name == "rocketkv") return rocketkv(w);
   if (name == "retroattention") return retroattention(w);
   if (name == "refreshkv") return refreshkv(w);
   if (name == "infinigen") return infinigen(w);

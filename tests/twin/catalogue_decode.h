@@ -38,7 +38,7 @@ struct Outcome {
   std::vector<char> near;  // [layers] some decision hung on less than 1e-5, relative
 };
 
-// Policies: streaming_llm lambda scissorhands keyformer r_kv sagekv fastgen h2o quest
+// Policies: streaming_llm lambda scissorhands keyformer r_kv sagekv fastgen h2o quest rocketkv
 // retroattention refreshkv infinigen minference clusterkv; and a+quest, a+minference, where `a`
 // evicts by what is read. There, Quest's parameters are written "quest.page".
 // REQUIRES: shapes as in twin::Trace, v present; every parameter is given that the

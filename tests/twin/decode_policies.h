@@ -18,6 +18,7 @@ namespace kvspan::twin::decode {
 [[nodiscard]] std::unique_ptr<Policy> fastgen(World& w);
 [[nodiscard]] std::unique_ptr<Policy> quest(World& w,
                                             const std::string& prefix);  // of its parameters
+[[nodiscard]] std::unique_ptr<Policy> rocketkv(World& w);
 [[nodiscard]] std::unique_ptr<Policy> retroattention(World& w);
 [[nodiscard]] std::unique_ptr<Policy> refreshkv(World& w);
 [[nodiscard]] std::unique_ptr<Policy> infinigen(World& w);

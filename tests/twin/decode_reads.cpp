@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Twins of what chooses the entries that a row reads: quest, retroattention, refreshkv, infinigen
-// and minference.
+// Twins of what chooses the entries that a row reads: quest, rocketkv, retroattention, refreshkv,
+// infinigen and minference.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -306,11 +306,105 @@ struct MInference : Policy {
   }
 };
 
+// SnapKV to a prompt budget; then one set a row for the heads of a group, by padded pages of the
+// cache and the largest channels of the queries, as the authors' rocket.py.
+struct RocketKv : Policy {
+  explicit RocketKv(World& world) : Policy(world), budget(w.amount("budget")) {
+    const double c = std::max(1.0, 1.0 * w.N / budget);
+    const double r = w.has("r") ? w.real("r", 0) : std::min(0.2 + std::log2(c) * 0.06, 0.8);
+    const int m = w.N - w.point;
+    capacity = std::max(static_cast<int>(w.N / std::pow(c, r)), std::min(2 * m, w.N));
+    prompt = std::max(1, capacity - m);
+    topk = budget >= w.N ? w.N : std::max(1, budget / 2);
+    ratio = std::max(1.0, 1.0 * capacity / budget);
+    page = static_cast<int>(std::ceil(std::sqrt(ratio)));
+    if (page > ratio) page = 1;
+    channels = std::max(1, static_cast<int>(w.d * page / ratio));
+  }
+  void end(int l, Pass pass) override {
+    if (pass.end != w.point) return;
+    const int window = std::min(w.count("window", 32), pass.end);
+    for (int h = 0; h < w.Hk; ++h) {
+      const std::vector<int> held = w.residents(l, h, pass.end - 1);
+      if (static_cast<int>(held.size()) <= prompt) continue;
+      std::vector<double> score(held.size() - at(window), 0.0);
+      for (int g = h * w.G; g < (h + 1) * w.G; ++g) {
+        for (int row = pass.end - window; row < pass.end; ++row) {
+          const std::vector<double> p = w.attention(l, g, row, held);
+          for (std::size_t e = 0; e < score.size(); ++e) score[e] += p[e];
+        }
+      }
+      score = pool(score, w.count("kernel", 63), true);
+      score.resize(held.size(), 0.0);
+      const int top = prompt - window;
+      if (top > 0) {
+        evict(l, h, pass.end, held, pass.end - window, score, true, top);
+      } else {
+        evict(l, h, pass.end, held, pass.end - prompt, score, true, 0);
+      }
+    }
+  }
+  void select(int l, Pass pass) override {
+    if (pass.begin < w.n) return;
+    const int row = pass.begin;
+    for (int h = 0; h < w.Hk; ++h) {
+      const std::vector<int> held = w.residents(l, h, row);
+      const int n = static_cast<int>(held.size());
+      if (n <= topk) continue;
+      std::vector<std::vector<double>> q;
+      std::vector<double> sum(at(w.d), 0.0), size(at(w.d), 0.0), s_hat(at(n), 0.0);
+      for (int g = h * w.G; g < (h + 1) * w.G; ++g) {
+        q.push_back(w.q(l, g, row));
+        for (int i = 0; i < w.d; ++i) {
+          sum[at(i)] += q.back()[at(i)];
+          size[at(i)] += std::abs(q.back()[at(i)]) / w.G;
+        }
+      }
+      std::vector<int> all(at(w.d));
+      std::iota(all.begin(), all.end(), 0);
+      bool near = false;
+      const std::vector<int> i1 = w.best(all, size, false, channels, near);
+      for (const std::vector<double>& x : q) {
+        double some = 0, every = 0;
+        for (const int i : i1) some += std::abs(x[at(i)]);
+        for (const double v : x) every += std::abs(v);
+        if (some == 0) continue;
+        std::vector<double> z;
+        for (int e = 0; e < n; ++e) {
+          double promise = 0;
+          for (const int i : i1) {
+            const double sign = sum[at(i)] > 0 ? 1 : -1;
+            double most = -kInfinity;
+            for (int o = e / page * page; o < std::min(n, (e / page + 1) * page); ++o)
+              most = std::max(most, sign * w.k(l, h, held[at(o)])[at(i)]);
+            promise += sign * x[at(i)] * most;
+          }
+          z.push_back(promise / std::sqrt(w.d * some / every));
+        }
+        z = w.softmax(l, -1, z);
+        for (int e = 0; e < n; ++e) s_hat[at(e)] += z[at(e)];
+      }
+      const std::vector<int> chosen = w.best(held, s_hat, true, topk, near);
+      w.decide(l, near);
+      std::vector<int> sorted = chosen;
+      std::sort(sorted.begin(), sorted.end());
+      for (int g = h * w.G; g < (h + 1) * w.G; ++g) w.out.active[w.reader(l, g, row)] = sorted;
+    }
+  }
+  long long overhead(int /*row*/, long long entries) override {
+    return w.word("bounds", "formed") == "stored" ? entries * ((2 * w.d * 2 + page - 1) / page) : 0;
+  }
+  int budget, capacity = 0, prompt = 0, topk = 0, page = 1, channels = 0;
+  double ratio = 1;
+};
+
 }  // namespace
 
 std::unique_ptr<Policy> quest(World& w, const std::string& prefix) {
   return std::make_unique<Quest>(w, prefix, "query");
 }
+
+std::unique_ptr<Policy> rocketkv(World& w) { return std::make_unique<RocketKv>(w); }
 
 std::unique_ptr<Policy> retroattention(World& w) { return std::make_unique<Retro>(w); }
 

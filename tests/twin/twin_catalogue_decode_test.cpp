@@ -462,6 +462,17 @@ TEST_CASE("scores behind quest agree with their twin", "[twin_catalogue_decode]"
   });
 }
 
+TEST_CASE("rocketkv agrees with its twin", "[twin_catalogue_decode]") {
+  check("rocketkv", {}, 120, true, [](Random& random, Case& c, int prompt) {
+    c.parameters["budget"] = tokens(random, 2, prompt);
+    c.parameters["window"] = tokens(random, 1, 6);
+    c.parameters["kernel"] = one_of<std::string>(random, {"1", "3", "7"});
+    c.parameters["bounds"] = one_of<std::string>(random, {"formed", "stored"});
+    if (pick(random, 0, 1) == 0)
+      c.parameters["r"] = one_of<std::string>(random, {"0", "0.3", "0.7"});
+  });
+}
+
 TEST_CASE("retroattention agrees with its twin", "[twin_catalogue_decode]") {
   check("retroattention", {}, 80, true, [](Random& random, Case& c, int prompt) {
     draw_pages(random, c.parameters, "", prompt);

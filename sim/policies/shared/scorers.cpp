@@ -13,14 +13,7 @@ namespace {
 
 class Votes final : public Scorer {
  public:
-  struct Settings {
-    RowIndex window;
-    int kernel;
-    Pool kind;
-    Group group;
-    bool pool_first;
-  };
-  explicit Votes(Settings settings) : settings_(settings) {}
+  explicit Votes(const VotesSettings& settings) : settings_(settings) {}
   Needs needs() const override { return {.last_rows = settings_.window}; }
   double score(const View& view, int head, std::span<const TokenIndex> entries,
                std::span<double> out) override {
@@ -36,7 +29,7 @@ class Votes final : public Scorer {
   }
 
  private:
-  Settings settings_;
+  VotesSettings settings_;
 };
 
 class ColumnSums final : public Scorer {
@@ -125,10 +118,13 @@ std::vector<Parameter> votes_parameters(int window, int kernel) {
 }
 
 Scoring votes_scoring(const Arguments& arguments) {
-  const Votes::Settings settings{arguments.count("window"), odd_count(arguments, "kernel"),
-                                 arguments.is("pool", "max") ? Pool::max : Pool::avg,
-                                 parse_group(arguments.text("group")),
-                                 arguments.is("order", "pool_then_group")};
+  return votes_scoring({arguments.count("window"), odd_count(arguments, "kernel"),
+                        arguments.is("pool", "max") ? Pool::max : Pool::avg,
+                        parse_group(arguments.text("group")),
+                        arguments.is("order", "pool_then_group")});
+}
+
+Scoring votes_scoring(const VotesSettings& settings) {
   Scoring scoring;
   scoring.make = [settings](const LayerShape&) { return std::make_unique<Votes>(settings); };
   scoring.window = settings.window;

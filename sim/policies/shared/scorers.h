@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "sim/policies/shared/groups.h"
 #include "sim/policy/registry.h"
 
 namespace kvspan::policies {
@@ -13,6 +14,14 @@ namespace kvspan::policies {
 // The observation-window votes of SnapKV: their parameters and their scorer.
 [[nodiscard]] std::vector<Parameter> votes_parameters(int window, int kernel);
 [[nodiscard]] Scoring votes_scoring(const Arguments& arguments);
+struct VotesSettings {
+  RowIndex window = 0;
+  int kernel = 1;
+  Pool kind = Pool::max;
+  Group group = Group::mean;
+  bool pool_first = false;
+};
+[[nodiscard]] Scoring votes_scoring(const VotesSettings& settings);
 
 // Ranks entries by the attention they received from all rows so far, summed over the group (H2O).
 // State: 4 bytes an entry. normalise: divided by the number of rows that saw the entry.
