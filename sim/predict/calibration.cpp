@@ -78,10 +78,10 @@ double part(std::int64_t held, std::int64_t bound) {
 }
 
 // What a policy held of its bound, in one run.
-class Shares {
+class HeldShares {
  public:
   // `bound`: of the same run. REQUIRES: a timeline, and generated tokens.
-  Shares(const MeasuredRun& run, const Prediction& bound, const PassPlan& plan) {
+  HeldShares(const MeasuredRun& run, const Prediction& bound, const PassPlan& plan) {
     std::int64_t measured_at_prompt = 0;
     std::int64_t bound_at_prompt = 0;
     for (std::size_t i = 0; i < plan.ends.size(); ++i) {
@@ -143,14 +143,14 @@ class Shares {
 };
 
 // Nothing where the run is none to measure shares by.
-std::optional<Shares> shares_of(const MeasuredRun& run, const RecipeSpec& spec,
-                                const Geometry& geometry) {
+std::optional<HeldShares> shares_of(const MeasuredRun& run, const RecipeSpec& spec,
+                                    const Geometry& geometry) {
   if (run.timeline.empty() || geometry.tokens == geometry.evict_point) return std::nullopt;
   try {
     const Policy policy = make_policy(spec, geometry);
-    return Shares(run, predict(policy, geometry, {}, false),
-                  make_passes(geometry.tokens, geometry.prompt, geometry.evict_point,
-                              geometry.chunk, policy.cuts));
+    return HeldShares(run, predict(policy, geometry, {}, false),
+                      make_passes(geometry.tokens, geometry.prompt, geometry.evict_point,
+                                  geometry.chunk, policy.cuts));
   } catch (const ConfigError&) {  // has no meaning there
     return std::nullopt;
   }
@@ -246,7 +246,7 @@ Prediction Calibration::predict(const PredictionRequest& request, bool every_lay
     out.notes.push_back("as measured on " + replay->where);
     return out;
   }
-  const std::optional<Shares> shares = shares_of(run, request.spec, replay->geometry);
+  const std::optional<HeldShares> shares = shares_of(run, request.spec, replay->geometry);
   if (!shares) return bound("has no shares of it (no timeline, or nothing generated)");
   const auto prompt = static_cast<double>(request.geometry.evict_point);
   const HeldShare share = [&](const Pass& pass, std::int64_t now, std::int64_t at_prompt) {
