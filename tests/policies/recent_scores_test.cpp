@@ -162,3 +162,24 @@ TEST_CASE("cap keeps values that add most, where their keys lie along the mean q
   CHECK(test::run_one(alone, "cap(budget=1,sinks=0)", {}).metrics.timeline.overhead_bytes[3] ==
         4 * (1 + 2 * 2));
 }
+
+// ---- lookahead ----------------------------------------------------------------------------------
+
+TEST_CASE("lookahead lets the answer's rows vote for the prompt", "[policy][lookahead]") {
+  // The last row of the prompt asks for large keys, the answer's two for small ones: key j has e^k
+  // or e^-k of a row's attention. Window 1.
+  const Trace trace =
+      one_head(column({4, -4, 0, 1, 0, 0, 0}), 5, {}, column({1, 1, 1, 1, 1, -1, -1}));
+  CHECK(kept(trace, "lookahead(budget=2,window=1,ahead=0,kernel=1)") == Set{0, 4});
+  CHECK(kept(trace, "lookahead(budget=2,window=1,ahead=2,kernel=1,mask=causal)") == Set{1, 4});
+  CHECK(kept(trace, "snapkv(budget=2,window=1,kernel=1)") == Set{0, 4});
+  // Masked as the last three rows of five: token 3 is hidden from the first two of them. It is
+  // worth most here, to the prompt's row; the answer's second row alone sees it.
+  const Trace late = one_head(column({0, 0, 1, 9, 0, 0, 0}), 5, {}, column({1, 1, 1, 1, 1, 0, 0}));
+  CHECK(kept(late, "lookahead(budget=2,window=1,ahead=2,kernel=1,mask=causal)") == Set{3, 4});
+  CHECK(kept(late, "lookahead(budget=2,window=1,ahead=2,kernel=1)") == Set{2, 4});
+  const RunResult run = test::run_one(late, "lookahead(budget=2,window=1,ahead=2)", {});
+  CHECK(make_policy("lookahead", geometry_of(late, {})).bound);
+  CHECK(run.metrics.timeline.overhead_bytes[4] == (2 + 2) * 4);  // the draft's cache
+  CHECK(run.metrics.timeline.overhead_bytes[5] == 0);
+}

@@ -174,6 +174,10 @@ long long state_of(const World& u, const Choice& c, int row, long long entries) 
   const long long d = t.head_dim, dv = t.v_head_dim, layers = u.layers, heads = u.heads;
   const long long queries = t.query_heads, group = u.group();
   if (c.name == "keydiff") return layers * heads * d * 4;  // the anchors
+  if (c.name == "lookahead" && row == u.point - 1) {
+    const long long cut = std::min(budget_of(u, c), u.point);
+    return layers * heads * u.entry_bytes() * (cut + c.count("ahead", 8));
+  }
   if (c.name == "qfilter") return layers * heads * d * kBytes;
   if (c.name == "triattention") return layers * queries * (d / 2) * 3 * 4;
   if (c.name == "cap") return row == u.point - 1 ? 4 * (layers * queries * d + dv * dv) : 0;
@@ -269,7 +273,7 @@ void measure_fidelity(const World& u, Outcome& r) {
 int stored_heads(const Trace& t, const Choice& c) {
   const Choice whose = c.has("inner") ? c.inner() : c;
   const bool voted = whose.name == "snapkv" || whose.name == "adakv" || whose.name == "headkv" ||
-                     whose.name == "pyramidkv";
+                     whose.name == "pyramidkv" || whose.name == "lookahead";
   const char* const usual = whose.is("preset", "prulong", "none") ? "none" : "mean";
   return voted && whose.is("group", "none", usual) ? t.query_heads : t.kv_heads;
 }

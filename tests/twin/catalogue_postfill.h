@@ -40,11 +40,11 @@ struct Outcome {
   std::vector<Bytes> bytes;                       // [tokens]; the last is what is there at the end
 };
 
-// Policies: global cake lava triattention qfilter cap compactor leverage noncausal knorm keydiff
-// lagkv expected_attention cur observed_attention simlayerkv adakv (pyramid: under it, its beta)
-// chunkkv dbudgetkv headkv prulong baklava pyramidkv criticalkv chunk block dms decoding judgeq
-// write_gate (quest.X: pages of it) locret foresightkv (feature, feature_head: the statistic that
-// scores); snapkv inside wrappers, and with preset=prulong; chunked over such.
+// Policies: global cake lava triattention qfilter cap compactor leverage noncausal lookahead knorm
+// keydiff lagkv expected_attention cur observed_attention simlayerkv adakv (pyramid: under it, its
+// beta) chunkkv dbudgetkv headkv prulong baklava pyramidkv criticalkv chunk block dms decoding
+// judgeq write_gate (quest.X: pages of it) locret foresightkv (feature, feature_head: the
+// statistic that scores); snapkv inside wrappers, and with preset=prulong; chunked over such.
 // Errors: std::invalid_argument for a policy, parameter value or plan without meaning.
 [[nodiscard]] Outcome simulate(const Trace& trace, const std::string& policy,
                                const Parameters& parameters, const Plan& plan,

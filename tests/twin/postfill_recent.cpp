@@ -86,6 +86,36 @@ Values triattention(const World& u, const Moment& m, int h, const Tokens& entrie
   return reduce(per_head, "max");
 }
 
+// SnapKVCluster.update_kv_LAQ: rows of the window and of the answer, masked as the prompt's last.
+Values lookahead(const World& u, const Choice& c, const Moment& m, int h, const Tokens& entries) {
+  const int n = u.point, window = std::min(c.count("window", 8), n);
+  const int ahead = std::min(c.count("ahead", 8), u.t.tokens - n), rows = window + ahead;
+  const auto [first, last] = readers(u.t, u.heads, h);
+  std::vector<Values> per_head;
+  for (int g = first; g < last; ++g) {
+    Values votes(entries.size(), 0.0);
+    for (int i = 0; i < rows; ++i) {
+      const int row = n - window + i;
+      const Values q = query(u.t, u.t.layers[at(m.l)], g, row, 0);
+      Values p;
+      for (int j = 0; j < n; ++j) {
+        const double* k = key_of(u, m.l, u.kv_head(h), j);
+        double z = 0;
+        for (int d = 0; d < u.t.head_dim; ++d) z += q[at(d)] * k[d] * u.t.score_scale;
+        const bool hidden = c.is("mask", "code", "code") ? j > n - rows + i : j > row;
+        p.push_back(hidden ? -kInfinity : z);
+      }
+      const double top = *std::max_element(p.begin(), p.end());
+      if (std::isinf(top)) continue;
+      double sum = 0;
+      for (double& x : p) sum += x = std::exp(x - top);
+      for (std::size_t e = 0; e < entries.size(); ++e) votes[e] += p[at(entries[e])] / sum;
+    }
+    per_head.push_back(pool(votes, c.count("kernel", 7), true));
+  }
+  return reduce(per_head, c.text("group", "mean"));
+}
+
 namespace {
 
 // a x = b, by elimination.

@@ -69,6 +69,17 @@ const Draws& recent_draws() {
          d.set("spiky", pick(r, 1, 2));
          d.set("window", pick(r, 1, 10));
        }},
+      {"lookahead",
+       [](Random& r, Drawn& d, const std::string&) {
+         const std::string group = one_of(r, {"mean", "max", "sum", "none"});
+         d.set("budget", some_budget(r, d, group == "none" ? d.meta.query_heads : d.meta.kv_heads));
+         d.set("window", pick(r, 1, 5));
+         d.set("ahead", pick(r, 0, 5));
+         d.set("kernel", one_of(r, {"1", "3", "7"}));
+         d.set("group", group);
+         d.set("mask", one_of(r, {"code", "causal"}));
+         d.plan.evict_point = -1;
+       }},
       {"leverage",
        [](Random& r, Drawn& d, const std::string&) {
          d.set("budget", some_budget(r, d));

@@ -40,6 +40,8 @@ void decoding(const World& u, const Moment& m, bool due, Memory& memory, Verdict
 // Scores of methods of 2025 and 2026; compactor: of its halves, too.
 [[nodiscard]] Values triattention(const World& u, const Moment& m, int h, const Tokens& entries);
 [[nodiscard]] Values qfilter(const World& u, const Moment& m, int h, const Tokens& entries);
+[[nodiscard]] Values lookahead(const World& u, const Choice& c, const Moment& m, int h,
+                               const Tokens& entries);
 [[nodiscard]] Values cap(const World& u, const Choice& c, const Moment& m, int h,
                          const Tokens& entries);
 [[nodiscard]] Values compactor(const World& u, const Choice& c, const Moment& m, int h,

@@ -328,6 +328,7 @@ Values score_by(const World& u, const Choice& c, const Moment& m, int h, const T
   if (c.name == "observed_attention") return observed_attention(u, m, h, entries);
   if (c.name == "judgeq") return judgeq(u, c, m, h, entries);
   if (c.name == "triattention") return triattention(u, m, h, entries);
+  if (c.name == "lookahead") return lookahead(u, c, m, h, entries);
   if (c.name == "qfilter") return qfilter(u, m, h, entries);
   if (c.name == "cap") return cap(u, c, m, h, entries);
   if (c.name == "compactor" || c.name == "leverage" || c.name == "noncausal")
@@ -339,6 +340,7 @@ Values score_by(const World& u, const Choice& c, const Moment& m, int h, const T
 Safe safe_of(const Choice& c) {
   if (c.name == "snapkv") return {0, c.count("window", 32)};
   if (c.name == "expected_attention" || c.name == "cap") return {c.count("sinks", 4), 0};
+  if (c.name == "lookahead") return {0, c.count("window", 8)};
   if (c.name == "compactor") return {c.count("sinks", 8), c.count("recent", 4)};
   if (c.name == "triattention" && c.is("prompt", "stay", "compete"))
     return {c.count("prompt_tokens", 0), 0};
