@@ -40,6 +40,13 @@ std::size_t policies_of_a_unit(const SweepTrace& trace) {
       std::clamp<std::int64_t>(kLedgerBytes / ledger, 1, static_cast<std::int64_t>(kMostPolicies)));
 }
 
+RowIndex passes_of(const SweepTrace& trace, const Setting& setting) {
+  const RowIndex prompt =
+      std::min(setting.prompt == 0 ? trace.prompt_tokens : setting.prompt, trace.tokens);
+  const RowIndex chunk = setting.chunk == 0 ? std::max<RowIndex>(1, prompt) : setting.chunk;
+  return trace.tokens - prompt + (prompt + chunk - 1) / chunk;
+}
+
 double attention_of(const SweepTrace& trace) {
   const auto tokens = static_cast<double>(trace.tokens);
   return tokens * (tokens + 1) / 2 * trace.layers * trace.query_heads;
@@ -76,8 +83,10 @@ Unit unit_of(const Plan& plan, const Grid& grid, std::size_t first, std::size_t 
     }
   }
   unit.id = id_of(text);
-  unit.cost = attention_of(plan.traces[grid.settings[unit.setting].trace]) *
-              (kSharedCost + static_cast<double>(count));
+  const Setting& setting = grid.settings[unit.setting];
+  const SweepTrace& trace = plan.traces[setting.trace];
+  unit.cost = attention_of(trace) * (kSharedCost + static_cast<double>(count));
+  if (plan.config.regret) unit.cost *= 1 + cost_of_regrets(trace.tokens, passes_of(trace, setting));
   return unit;
 }
 
@@ -129,6 +138,12 @@ Shard array_of(const std::function<const char*(const char*)>& variable) {
 }
 
 }  // namespace
+
+double cost_of_regrets(RowIndex tokens, RowIndex passes) {
+  // The catalogue on 1,880 tokens: 7.2 times the replay with 1,369 passes, 0.07 times with 16.
+  constexpr double kAllPasses = 10;
+  return kAllPasses * static_cast<double>(passes) / static_cast<double>(tokens);
+}
 
 std::string id_text(std::uint64_t id) { return fmt::format("{:016x}", id); }
 

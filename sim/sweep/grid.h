@@ -72,6 +72,9 @@ struct Cell {
   std::size_t setting = 0, spec = 0, counting = 0;  // in the grid, the plan, the grid
 };
 
+// What the optima of regrets cost beside a replay, relative to it.
+[[nodiscard]] double cost_of_regrets(RowIndex tokens, RowIndex passes);
+
 // A replay: what is done, or lost, as a whole.
 struct Unit {
   std::uint64_t id = 0;  // of the ids of its cells

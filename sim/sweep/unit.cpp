@@ -23,9 +23,6 @@ namespace {
 using nlohmann::json;
 using Status = CellRecord::Status;
 
-// Of the work of a part with regrets: the rest are optima. See tests/studies/optimum/README.md.
-constexpr double kReplayShare = 0.3;
-
 class UnitReplay {
  public:
   UnitReplay(const UnitRun& run, MemoryGate& gate)
@@ -122,7 +119,9 @@ class UnitReplay {
 
   void finish(const Entrants& part, std::size_t begin) {
     const auto share = static_cast<double>(part.specs.size()) / static_cast<double>(specs_.size());
-    const double replay_share = regrets() ? kReplayShare : 1;
+    const PassPlan& passes = part.lineup.requirements.front().passes;
+    const double replay_share =
+        regrets() ? 1 / (1 + cost_of_regrets(passes.tokens, std::ssize(passes.ends))) : 1;
     const auto show = [&](double from, double part_of_it) {
       options_.progress = [this, before = replayed_ + share * from,
                            all = share * part_of_it](double done) {

@@ -17,6 +17,7 @@
 #include "sim/base/digest.h"
 #include "sim/base/error.h"
 #include "sim/base/file.h"
+#include "sim/policy/passes.h"
 #include "sim/run/run.h"
 #include "sim/sweep/journal.h"
 #include "tests/support/temporary_folder.h"
@@ -281,7 +282,19 @@ TEST_CASE("regrets of a sweep are those of a run", "[sweep]") {
   // Cells with regrets are other cells, and a plan without the word is one without regrets.
   Plan plan = sweep.plan;
   plan.config.regret = false;
-  CHECK(make_grid(plan).cells.front().id != sweep.grid.cells.front().id);
+  const Grid without = make_grid(plan);
+  CHECK(without.cells.front().id != sweep.grid.cells.front().id);
+  // Their units cost more, as far as rows are passes of their own: here 4 to a chunk, then one.
+  for (const Unit& unit : sweep.grid.units) {
+    const SweepTrace& of = plan.traces[sweep.grid.settings[unit.setting].trace];
+    const auto same = std::find_if(without.units.begin(), without.units.end(),
+                                   [&](const Unit& u) { return u.setting == unit.setting; });
+    REQUIRE(same != without.units.end());
+    const auto passes =
+        std::ssize(make_passes(of.tokens, of.prompt_tokens, of.prompt_tokens, 4).ends);
+    CHECK(unit.cost / same->cost == Approx(1 + cost_of_regrets(of.tokens, passes)));
+  }
+  CHECK(cost_of_regrets(1880, 1369) == Approx(7.28).epsilon(0.01));
   nlohmann::json old = to_json(plan);
   old["config"].erase("regret");
   CHECK_FALSE(parse_plan(old.dump(), "sweep.json").config.regret);
