@@ -20,6 +20,7 @@
 #include "sim/replay/requirements.h"
 #include "sim/report/json.h"
 #include "sim/report/lifetimes_writer.h"
+#include "sim/run/regret.h"
 
 namespace kvspan::cli {
 namespace {
@@ -56,8 +57,8 @@ void apply_budgets(const OptimumSettings& s, std::int64_t tokens, OptimumAnswer&
 }
 
 // A run for each budget, all of whose entries live to the end.
-RunReport report_of_plans(const OptimumSettings& s, const Trace& trace, const Geometry& geometry,
-                          const OptimumAnswer& answer) {
+RunReport report_of_budgets(const OptimumSettings& s, const Trace& trace, const Geometry& geometry,
+                            const OptimumAnswer& answer) {
   const Policy full = make_policy("full", geometry);
   RunReport report;
   report.trace_path = trace.name();
@@ -66,22 +67,10 @@ RunReport report_of_plans(const OptimumSettings& s, const Trace& trace, const Ge
   report.trace.prompt_tokens = geometry.prompt;
   report.chunk = geometry.chunk;
   for (const std::string& budget : answer.budget_texts) {
-    RunResult& run = report.runs.emplace_back();
-    run.spec = run.label =
-        fmt::format("{}(budget={})", s.value == "error" ? "optimum_error" : "optimum", budget);
-    run.klass = "bound";
-    run.bound = true;
-    Ledger& ledger = run.ledger;
-    ledger.plan = passes_of(full, geometry);
-    ledger.layers = trace.meta().layers;
-    ledger.model_layers = trace.meta().model_layers;
-    ledger.heads = trace.meta().kv_heads;
-    ledger.query_heads = trace.meta().query_heads;
-    ledger.sliding_window = trace.meta().sliding_window;
-    ledger.representations = full.representations;
-    ledger.death.assign(ledger.offset(ledger.layers, 0),
-                        static_cast<std::uint32_t>(geometry.tokens));
-    ledger.changes.resize(index(ledger.layers));
+    report.runs.push_back(run_of_plan(
+        fmt::format("{}(budget={})", s.value == "error" ? "optimum_error" : "optimum", budget),
+        ledger_of_plan(trace.meta(), passes_of(full, geometry), trace.meta().kv_heads,
+                       full.representations.front())));
   }
   return report;
 }
@@ -112,7 +101,7 @@ void run(const OptimumSettings& s, const Context& context) {
   Outputs outputs({{"--out", s.out}, {"--lifetimes", s.lifetimes, false}}, trace.tensors().files());
   RunReport plans;
   if (!s.lifetimes.empty()) {
-    plans = report_of_plans(s, trace, geometry, answer);
+    plans = report_of_budgets(s, trace, geometry, answer);
     request.use_deaths = [&](std::size_t budget, const StoredHead& head,
                              std::span<const RowIndex> deaths) {
       Ledger& ledger = plans.runs[budget].ledger;

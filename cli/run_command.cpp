@@ -29,6 +29,7 @@
 #include "sim/report/terminal_chart.h"
 #include "sim/report/timeline_writer.h"
 #include "sim/report/tradeoff_svg.h"
+#include "sim/run/regret.h"
 #include "sim/run/run.h"
 
 namespace kvspan::cli {
@@ -40,7 +41,7 @@ struct RunSettings {
   std::vector<std::string> policies;
   std::vector<std::string> budgets;
   std::string evict_point, fidelity = "auto", match, prefill = "whole", layout = "ideal";
-  std::string out, csv, lifetimes, timeline, svg, tradeoff, perfetto;
+  std::string out, csv, lifetimes, timeline, svg, tradeoff, perfetto, optimum;
   EngineOptions engine;
   bool quiet = false;
   bool regret = false;
@@ -72,7 +73,11 @@ RunRequest request_of(const RunSettings& s, const Context& context) {
                               [](const std::string& text) { return text == "all"; });
   request.evict_point = s.evict_point;
   if (!s.match.empty()) request.match = parse_match(s.match);
+  if (!s.optimum.empty() && !s.regret) {
+    throw ConfigError("--optimum writes the plans that --regret compares with; expected both");
+  }
   request.regret = s.regret;
+  request.plans = !s.optimum.empty();
   request.command = context.command;
   request.lifetimes_path = s.lifetimes;
   request.timeline_path = s.timeline;
@@ -99,6 +104,8 @@ void write_files(std::span<const RunReport> reports, const RunSettings& s, Outpu
   const RunReport& first = reports.front();
   const Timelines timelines = s.no_timeline ? Timelines::none : Timelines::all;
   outputs.write("--lifetimes", [&](const auto& path) { write_lifetimes(first, path); });
+  outputs.write("--optimum",
+                [&](const auto& path) { write_lifetimes(report_of_plans(first), path); });
   outputs.write("--timeline", [&](const auto& path) { write_timeline(first, path); });
   outputs.write_text("--out", [&] {
     return file_text(s.cells() == 1 ? to_json(first, timelines) : to_json(reports, timelines));
@@ -160,7 +167,7 @@ void forget_entries(Ledger& ledger) {
 void replay_cells(const RunSettings& s, const std::vector<Trace>& traces, RunRequest request,
                   const Outputs& outputs, std::vector<RunReport>& reports) {
   for (const Trace& trace : traces) {
-    if (!s.out.empty() || !s.lifetimes.empty() || !s.timeline.empty())
+    if (!s.out.empty() || !s.lifetimes.empty() || !s.timeline.empty() || !s.optimum.empty())
       request.checksum = [&] { return trace.sha256(); };
     for (const std::int64_t chunk : s.chunks) {
       request.engine.chunk = chunk;
@@ -180,8 +187,8 @@ void check_cells(const RunSettings& s) {
   if (s.cells() == 1) return;
   for (const auto& [option, path] :
        {std::pair("--lifetimes", s.lifetimes), std::pair("--timeline", s.timeline),
-        std::pair("--svg", s.svg), std::pair("--tradeoff", s.tradeoff),
-        std::pair("--perfetto", s.perfetto)}) {
+        std::pair("--optimum", s.optimum), std::pair("--svg", s.svg),
+        std::pair("--tradeoff", s.tradeoff), std::pair("--perfetto", s.perfetto)}) {
     if (path.empty()) continue;
     throw ConfigError(
         fmt::format("{}: found {} traces and {} chunk sizes, expected one of each; --out and --csv "
@@ -206,6 +213,7 @@ void run(const RunSettings& s, const Context& context) {
   Outputs outputs({{"--out", s.out},
                    {"--csv", s.csv},
                    {"--lifetimes", s.lifetimes, false},
+                   {"--optimum", s.optimum, false},
                    {"--timeline", s.timeline, false},
                    {"--svg", s.svg},
                    {"--tradeoff", s.tradeoff},
@@ -294,6 +302,12 @@ void add_run(CLI::App& app, const Context& context) {
       ->transform(output_file())
       ->type_name("FILE");
   sub->add_option("--lifetimes", s->lifetimes, "Death row of every entry, safetensors")
+      ->transform(output_file())
+      ->type_name("FILE");
+  sub->add_option(
+         "--optimum", s->optimum,
+         "With --regret: death rows of the best plans at each run's occupancy, safetensors, "
+         "to be seen beside the runs")
       ->transform(output_file())
       ->type_name("FILE");
   sub->add_option("--timeline", s->timeline, "Memory over time at full resolution, safetensors")

@@ -75,6 +75,36 @@ std::vector<std::vector<std::pair<double, double>>> frontiers_of(
   return out;
 }
 
+void find_regret(const std::vector<Tradeoff::Point>& points, Tradeoff::Family& family) {
+  for (const std::size_t p : family.points) {
+    const std::optional<double> regret = points[p].regret;
+    if (!regret) continue;
+    if (!family.regret) family.regret = std::pair(*regret, *regret);
+    family.regret->first = std::min(family.regret->first, *regret);
+    family.regret->second = std::max(family.regret->second, *regret);
+  }
+}
+
+// Families in the order of their critical footprints.
+void sort_families(Tradeoff& out) {
+  std::vector<std::size_t> order(out.families.size());
+  for (std::size_t f = 0; f < order.size(); ++f) order[f] = f;
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    const auto rank = [&](std::size_t f) {
+      const auto& critical = out.families[f].critical;
+      return std::tuple(out.families[f].group, !critical,
+                        critical ? out.points[*critical].footprint : 0);
+    };
+    return rank(a) < rank(b);
+  });
+  std::vector<Tradeoff::Family> sorted;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    sorted.push_back(std::move(out.families[order[i]]));
+    for (const std::size_t p : sorted.back().points) out.points[p].family = i;
+  }
+  out.families = std::move(sorted);
+}
+
 }  // namespace
 
 std::optional<double> fidelity_of(const Run& run, FidelityFigure figure_wanted) {
@@ -157,13 +187,7 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
   };
   for (Tradeoff::Family& family : out.families) {
     std::sort(family.points.begin(), family.points.end(), before);
-    for (const std::size_t p : family.points) {
-      const std::optional<double> regret = out.points[p].regret;
-      if (!regret) continue;
-      if (!family.regret) family.regret = std::pair(*regret, *regret);
-      family.regret->first = std::min(family.regret->first, *regret);
-      family.regret->second = std::max(family.regret->second, *regret);
-    }
+    find_regret(out.points, family);
     for (const std::size_t p : family.points) {
       Tradeoff::Point& point = out.points[p];
       if (!family.least && point.most >= threshold) family.least = point.footprint;
@@ -197,23 +221,7 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
     });
     for (const std::size_t p : group.front) out.points[p].front = true;
   }
-  // Families in the order of their critical footprints.
-  std::vector<std::size_t> order(out.families.size());
-  for (std::size_t f = 0; f < order.size(); ++f) order[f] = f;
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    const auto rank = [&](std::size_t f) {
-      const auto& critical = out.families[f].critical;
-      return std::tuple(out.families[f].group, !critical,
-                        critical ? out.points[*critical].footprint : 0);
-    };
-    return rank(a) < rank(b);
-  });
-  std::vector<Tradeoff::Family> sorted;
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    sorted.push_back(std::move(out.families[order[i]]));
-    for (const std::size_t p : sorted.back().points) out.points[p].family = i;
-  }
-  out.families = std::move(sorted);
+  sort_families(out);
   return out;
 }
 

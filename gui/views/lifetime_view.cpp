@@ -50,7 +50,7 @@ class LifetimeView final : public View {
     beside_->setText("Beside baseline");
     beside_->setCheckable(true);
     beside_->setToolTip(
-        "Also show the baseline's map: full, or the plan of kvspan optimum --lifetimes");
+        "Also show the baseline's map: full, or the best plan, of kvspan run --regret --optimum");
     auto* fit = new QToolButton(this);
     fit->setText("Fit");
     fit->setToolTip("Show all tokens and rows (Home)");

@@ -28,8 +28,9 @@ using PassesAndHeads = std::pair<std::vector<RowIndex>, int>;
 class Regrets {
  public:
   Regrets(const Trace& trace, const EngineOptions& options, const std::vector<char>& inside,
-          std::span<RunResult> runs)
-      : trace_(trace), options_(options), runs_(runs), best_(runs.size(), 0) {
+          std::span<RunResult> runs, const RegretExtras& extras)
+      : trace_(trace), options_(options), runs_(runs), extras_(extras), best_(runs.size(), 0) {
+    if (extras.plans != nullptr) extras.plans->resize(runs.size());
     if (runs.empty()) return;
     const RowIndex prompt = runs.front().ledger.plan.prompt;
     const FidelityPlan plan = plan_fidelity(
@@ -49,10 +50,10 @@ class Regrets {
 
   // One frontier for the picture bounds all runs: every pass end of any of them, and the finest
   // heads.
-  void add(std::vector<FrontierPoint>* frontier) {
+  void add() {
     if (kinds_.empty()) return;
     const PassesAndHeads finest{ends_, heads_};
-    const bool shared = frontier != nullptr && !kinds_.contains(finest);
+    const bool shared = extras_.frontier != nullptr && !kinds_.contains(finest);
     std::size_t parts = shared ? index(trace_.meta().layers * heads_) : 0;
     for (const auto& [kind, runs] : kinds_) parts += index(trace_.meta().layers * kind.second);
     optimum::SharedProgress progress(options_.progress, parts);
@@ -63,9 +64,9 @@ class Regrets {
     for (const auto& [kind, runs] : kinds_) {
       for (const std::size_t r : runs) runs_[r].regret = regret_of(r, frontiers_.at(kind));
     }
-    if (frontier == nullptr) return;
+    if (extras_.frontier == nullptr) return;
     for (const optimum::Frontier::Point& point : frontiers_.at(finest).points(kFrontierPoints))
-      frontier->push_back({point.footprint, point.retained});
+      extras_.frontier->push_back({point.footprint, point.retained});
   }
 
  private:
@@ -88,9 +89,19 @@ class Regrets {
       head.add(values);
       const std::lock_guard lock(mutex_);
       frontiers_[kind].add(head);
-      for (std::size_t i = 0; i < runs.size(); ++i)
+      for (std::size_t i = 0; i < runs.size(); ++i) {
         best_[runs[i]] += values.own() + best[place[i]].gain;
+        if (extras_.plans != nullptr) keep(runs[i], stored, deaths_of(values, best[place[i]].plan));
+      }
     });
+  }
+
+  void keep(std::size_t r, const StoredHead& stored, const std::vector<RowIndex>& deaths) {
+    const Ledger& ledger = runs_[r].ledger;
+    std::vector<std::uint32_t>& plan = (*extras_.plans)[r];
+    plan.resize(ledger.death.size());
+    std::copy(deaths.begin(), deaths.end(),
+              plan.begin() + static_cast<std::ptrdiff_t>(ledger.offset(stored.layer, stored.head)));
   }
 
   void for_each(const std::vector<RowIndex>& ends, int heads,
@@ -119,6 +130,7 @@ class Regrets {
   const Trace& trace_;
   const EngineOptions& options_;
   std::span<RunResult> runs_;
+  RegretExtras extras_;
   std::vector<char> counts_;  // [tokens] rows by which retained attention is judged
   std::int64_t rows_ = 0;
   std::map<PassesAndHeads, std::vector<std::size_t>> kinds_;
@@ -154,8 +166,50 @@ std::int64_t regret_memory(const std::vector<RowIndex>& ends, const EngineOption
 }
 
 void add_regrets(const Trace& trace, const EngineOptions& options, const std::vector<char>& inside,
-                 std::span<RunResult> runs, std::vector<FrontierPoint>* frontier) {
-  Regrets(trace, options, inside, runs).add(frontier);
+                 std::span<RunResult> runs, const RegretExtras& extras) {
+  Regrets(trace, options, inside, runs, extras).add();
+}
+
+Ledger ledger_of_plan(const TraceMeta& trace, const PassPlan& passes, int heads,
+                      const Representation& born) {
+  Ledger ledger;
+  ledger.plan = passes;
+  ledger.layers = trace.layers;
+  ledger.model_layers = trace.model_layers;
+  ledger.heads = heads;
+  ledger.query_heads = trace.query_heads;
+  ledger.sliding_window = trace.sliding_window;
+  ledger.representations = {born};
+  ledger.death.assign(ledger.offset(ledger.layers, 0), static_cast<std::uint32_t>(passes.tokens));
+  ledger.changes.resize(static_cast<std::size_t>(trace.layers));
+  return ledger;
+}
+
+RunResult run_of_plan(const std::string& label, Ledger ledger) {
+  RunResult run;
+  run.spec = run.label = label;
+  run.klass = "bound";
+  run.bound = true;
+  run.ledger = std::move(ledger);
+  return run;
+}
+
+RunReport report_of_plans(const RunReport& report) {
+  RunReport out;
+  out.trace_path = report.trace_path;
+  out.trace_sha256 = report.trace_sha256;
+  out.trace = report.trace;
+  out.chunk = report.chunk;
+  out.accounting = report.accounting;
+  for (std::size_t r = 0; r < report.plans.size(); ++r) {
+    if (report.plans[r].empty()) continue;
+    const Ledger& of = report.runs[r].ledger;
+    out.runs.push_back(
+        run_of_plan("optimum of " + report.runs[r].label,
+                    ledger_of_plan(report.trace, of.plan, of.heads, of.representations.front())));
+    out.runs.back().ledger.death = report.plans[r];
+  }
+  return out;
 }
 
 }  // namespace kvspan

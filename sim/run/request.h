@@ -27,6 +27,7 @@ struct RunRequest {
   std::string layout = "ideal";
   std::optional<MatchTarget> match;
   bool regret = false;  // compare with the optimum, see regret.h
+  bool plans = false;   // and keep its plans
   // For the report.
   std::vector<std::string> command;
   std::string lifetimes_path, timeline_path;  // empty: not written

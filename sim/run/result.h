@@ -60,6 +60,9 @@ struct RunReport {
   std::string lifetimes_path, timeline_path;  // empty: not written
   // The most that can be retained at a footprint, ascending; empty: regrets were not asked for.
   std::vector<FrontierPoint> frontier;
+  // [runs] with RunRequest::plans: when the best plan at the run's own occupancy lets its entries
+  // die, as Ledger::death; empty: the run has no regret. For report_of_plans().
+  std::vector<std::vector<std::uint32_t>> plans;
 };
 
 }  // namespace kvspan

@@ -177,7 +177,8 @@ RunReport run(const Trace& trace, const RunRequest& request, const RunWatch& wat
     for (const Policy& policy : entrants.lineup.policies)
       inside.push_back(has_regret(policy) ? 1 : 0);
     options.progress = watch.solving;
-    add_regrets(trace, options, inside, report.runs, &report.frontier);
+    add_regrets(trace, options, inside, report.runs,
+                {&report.frontier, request.plans ? &report.plans : nullptr});
   }
   return report;
 }

@@ -163,8 +163,9 @@ TEST_CASE("the optimum of a trace, and regrets against it", "[cli]") {
           Approx(found["budgets"][b]["footprint"].get<double>()));
   }
 
-  const Outcome run = program("run " + t + " --policy tova --budget 4 --regret --tradeoff " +
-                              (folder / "t.svg") + " --out " + (folder / "r.json"));
+  const Outcome run =
+      program("run " + t + " --policy tova --budget 4 --regret --tradeoff " + (folder / "t.svg") +
+              " --out " + (folder / "r.json") + " --optimum " + (folder / "best.safetensors"));
   INFO(run.text);
   REQUIRE(run.code == 0);
   CHECK_THAT(run.text, Contains("regret"));
@@ -193,6 +194,14 @@ TEST_CASE("the optimum of a trace, and regrets against it", "[cli]") {
   fails("optimum " + trace("smollm2-passkey.safetensors") + " --reference --quiet", 2,
         "at most 512 entries, and there are 1880");
   fails("optimum " + trace("tiny-scores.safetensors") + " --quiet", 3, "a qkv trace has them all");
+  // The plan of tova's own occupancy, as a run.
+  REQUIRE(program("run " + t + " --policy \"deaths(file=" + (folder / "best.safetensors") +
+                  ")\" --out " + (folder / "b.json"))
+              .code == 0);
+  CHECK(read_json(folder / "b.json")["runs"][0]["fidelity"]["decode"]["retained_mass"]["mean"]
+            .get<double>() == Approx(result["runs"][0]["optimum"]["retained_mass"].get<double>()));
+  fails("run " + t + " --policy full --optimum " + (folder / "n.safetensors"), 2,
+        "--optimum writes the plans");
   fails("run " + t + " --policy full --regret --fidelity none", 2, "--regret: found --fidelity");
 }
 

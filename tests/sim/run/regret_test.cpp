@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Regrets of the whole catalogue: nobody is better than the optimum at the same occupancy.
+#include "sim/run/regret.h"
+
 #include <algorithm>
 #include <cmath>
 
 #include <catch2/catch.hpp>
 
+#include "sim/attention/head_attention.h"
 #include "sim/base/error.h"
 #include "sim/report/listing.h"
 #include "sim/run/run.h"
@@ -97,6 +100,48 @@ TEST_CASE("a regret is what pen and paper say", "[regret]") {
   CHECK(report.frontier.back().retained == Approx(1));
   // The least that anybody holds: the prompt's 1 + 2 + 3, and each row itself, of 21.
   CHECK(report.frontier.front().footprint == Approx(9.0 / 21));
+}
+
+TEST_CASE("the best plan holds what its run held, and retains what was said", "[regret]") {
+  const Trace trace = test::random_trace(44, 30, 21);
+  RunRequest request;
+  request.specs = expand_policies({"h2o", "snapkv(group=none,window=4)", "kivi"}, {"5"});
+  request.regret = request.plans = true;
+  const RunReport report = run(trace, request);
+  REQUIRE(report.plans.size() == 3);
+  CHECK(report.plans[2].empty());  // numbers of two bits
+  const RunReport plans = report_of_plans(report);
+  REQUIRE(plans.runs.size() == 2);
+  CHECK(plans.runs[0].label == "optimum of h2o(budget=5)");
+  for (std::size_t r = 0; r < 2; ++r) {
+    INFO(report.runs[r].spec);
+    const Ledger& run = report.runs[r].ledger;
+    const Ledger& plan = plans.runs[r].ledger;
+    double retained = 0;
+    for (int layer = 0; layer < run.layers; ++layer) {
+      for (int head = 0; head < run.heads; ++head) {
+        // Where a slot is worth nothing, the plan may leave it empty.
+        for (const RowIndex end : run.plan.ends) {
+          if (end == 44) break;
+          const auto alive = [&](const Ledger& ledger) {
+            const auto deaths = ledger.deaths(layer, head);
+            return std::count_if(deaths.begin(), deaths.begin() + end,
+                                 [&](std::uint32_t death) { return death > end; });
+          };
+          CHECK(alive(plan) <= alive(run));
+        }
+        HeadAttentionOptions early;
+        early.end = 30;
+        const HeadAttention received =
+            attention_of_head(trace, {layer, head, run.heads}, plan.deaths(layer, head));
+        const HeadAttention prompt =
+            attention_of_head(trace, {layer, head, run.heads}, plan.deaths(layer, head), early);
+        for (std::size_t t = 0; t < 44; ++t) retained += received.received[t] - prompt.received[t];
+      }
+    }
+    CHECK(retained / (14.0 * run.layers * run.heads) ==
+          Approx(report.runs[r].regret->optimum).epsilon(1e-4));
+  }
 }
 
 TEST_CASE("regrets follow the rows that were measured", "[regret]") {
