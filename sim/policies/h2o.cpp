@@ -17,12 +17,15 @@
 // to come included; nor what tables of ThinK (snapkv(window=32,kernel=1)), QPruningKV and
 // KVCache-Factory call H2O, which acts once. The paper is for MHA; GQA sums the group.
 // normalise=true divides by the rows that saw an entry, as kvpress' ObservedAttentionPress does.
+// Options of awslabs/keys_values: weight=value, see h2o_rule.h; its grace_period g of a cache of B
+// entries, which decides before the next token comes, is recent=g, heavy=B-1-g.
 #include <algorithm>
 #include <cmath>
 
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
+#include "sim/policies/h2o_rule.h"
 #include "sim/policies/shared/helpers.h"
 #include "sim/policies/shared/pages.h"
 
@@ -39,7 +42,7 @@ class OneFree final : public Budget {
 };
 
 // A decode rule of its own, because the newest h are protected there, and h - 1 after the prompt.
-void flexgen(Recipe& recipe, const Geometry& geometry, bool normalise) {
+void flexgen(Recipe& recipe, const Geometry& geometry) {
   const int heads = geometry.shape(0, recipe.scorer.value.per_query_head).heads;
   const TokenCount tokens =
       budget_tokens(recipe.size.value, geometry, heads, geometry.entry_bytes(), "h2o: budget");
@@ -48,31 +51,12 @@ void flexgen(Recipe& recipe, const Geometry& geometry, bool normalise) {
   recipe.protect = own(ProtectRule([](TokenCount held) { return Protect{0, held / 2}; }));
   Rule in_decode;
   in_decode.schedule = Schedule::each_decode_row();
-  in_decode.scorer = column_sum_scoring(normalise).make;
+  in_decode.scorer = recipe.scorer.value.make;
   in_decode.budget = recipe.shape.value;
   in_decode.sizing = [tokens](const Pass& pass) { return Sizing{tokens, pass.evict_point}; };
   in_decode.protect = [](const Pass&, TokenCount held) { return Protect{0, (held + 1) / 2}; };
   recipe.more_rules.push_back(std::move(in_decode));
 }
-
-// variant=ratio: a generated token does not read the one that leaves the window with it.
-class AllButTheLeaver final : public Selector {
- public:
-  AllButTheLeaver(TokenCount budget, TokenCount recent) : budget_(budget), recent_(recent) {}
-  void select(const View& view, std::span<Reads> reads) override {
-    const RowIndex row = view.pass().begin;
-    if (!generates(view.pass()) || row <= budget_) return;
-    const LayerShape& shape = view.shape();
-    for (std::size_t q = 0; q < reads.size(); ++q) {
-      const auto all = view.resident(static_cast<int>(q) / shape.group());
-      reads[q].attended.emplace(all.begin(), all.end());
-      std::erase(*reads[q].attended, static_cast<TokenIndex>(row - recent_));
-    }
-  }
-
- private:
-  TokenCount budget_, recent_;
-};
 
 }  // namespace
 
@@ -88,10 +72,11 @@ PolicyEntry h2o() {
       "the repository holds three definitions of the budget (variant=) and one that reads future "
       "rows (not offered); the masks of variant=ratio are one column too long: a row reads one "
       "entry less, and who leaves the window misses a row before it competes; \"H2O\" in the "
-      "tables "
-      "of ThinK, QPruningKV and KVCache-Factory acts once, after the prompt; GQA sums the group";
+      "tables of ThinK, QPruningKV and KVCache-Factory acts once, after the prompt; GQA sums the "
+      "group; weight=value makes shares of every row, its code of every chunk";
   entry.needs =
-      "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows)";
+      "q and k, or probabilities of all rows (or column_mass of the prompt and all decode rows); "
+      "weight=value: q, k and v";
   entry.parameters = {
       {.name = "heavy",
        .fallback = "auto",
@@ -131,15 +116,21 @@ PolicyEntry h2o() {
       {.name = "normalise",
        .kind = Kind::flag,
        .fallback = "false",
-       .help = "true: divides a sum by the number of rows that saw the entry"}};
+       .help = "true: divides a sum by the number of rows that saw the entry"},
+      {.name = "weight",
+       .kind = Kind::word,
+       .fallback = "none",
+       .help = "value: a row's attention times the values' lengths, as shares",
+       .choices = {"none", "value"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
     const bool normalise = arguments.flag("normalise");
-    Scoring scoring = column_sum_scoring(normalise);
+    const bool values = arguments.is("weight", "value");
+    Scoring scoring = values ? value_sum_scoring(normalise) : column_sum_scoring(normalise);
     scoring.per_query_head = arguments.is("group", "none");
     recipe.scorer = own(scoring);
     recipe.schedule = own(Schedule::from_evict_point());
-    recipe.charge.entry = 4;  // one fp32 sum per entry of a stored head
+    recipe.charge.entry = values ? 8 : 4;  // per entry of a stored head: its sum, fp32; |v|
     recipe.knob = budget_knob(geometry);
     const bool shares = arguments.given("heavy_share") || arguments.given("recent_share");
     const bool tokens = arguments.given("heavy") || arguments.given("recent");
@@ -168,9 +159,7 @@ PolicyEntry h2o() {
       if (heavy + recent == 0) recent = 1;
       recipe.size = own(Amount{Amount::Kind::tokens, heavy + recent, 0, ""});
       recipe.protect = own(protect_recent(recent));
-      recipe.selector = own(SelectorFactory([budget = heavy + recent, recent](const LayerShape&) {
-        return std::make_unique<AllButTheLeaver>(budget, recent);
-      }));
+      recipe.selector = own(all_but_the_leaver(heavy + recent, recent));
       recipe.knob = std::nullopt;
       return recipe;
     }
@@ -190,7 +179,7 @@ PolicyEntry h2o() {
     } else {
       recipe.size = size_of(arguments);
       recipe.protect = own(protect_newest_half());
-      if (arguments.is("variant", "flexgen")) flexgen(recipe, geometry, normalise);
+      if (arguments.is("variant", "flexgen")) flexgen(recipe, geometry);
     }
     return recipe;
   };

@@ -96,6 +96,23 @@ TEST_CASE("h2o with normalise=true divides by the rows that saw an entry", "[pol
   CHECK(deaths(trace, "h2o(heavy=1,recent=1,normalise=true)") == Rows{4, 4, 5, 5, 5});
 }
 
+TEST_CASE("h2o with weight=value adds shares of attention times lengths of values",
+          "[policy][h2o]") {
+  // Equal weights, but value 2 is four times as long as the others.
+  //   shares: row 0: 1 | 1: 1/2 1/2 | 2: 1/6 1/6 4/6 | 3: 1/7 1/7 4/7 1/7
+  //   sums: k0 1.81, k1 .81, k2 1.24, k3 .14; over their rows: k0 .45, k1 .27, k2 .62
+  // Row 4 reads 0, 2, 3, 4: k3 .29 is lighter than k2 1.81. Row 5: 4 is the lightest.
+  const Trace trace = weights({0, 0, 0, 0, 0, 0}, 4, {}, {1, -1, 4, 1, 1, 1});
+  CHECK(deaths(trace, "h2o(heavy=2,recent=1)") == Rows{6, 6, 4, 5, 6, 6});
+  CHECK(deaths(trace, "h2o(heavy=2,recent=1,weight=value)") == Rows{6, 4, 6, 5, 6, 6});
+  // Rows 4 and 5 read 2 and two more: k2 (1.24 + 4/6) / 3 = .63, k3 (.14 + 1/6) / 2 = .15.
+  CHECK(deaths(trace, "h2o(heavy=1,recent=1,weight=value,normalise=true)") ==
+        Rows{4, 4, 6, 5, 6, 6});
+  // A sum and a length of 4 bytes each for the four entries that row 5 reads.
+  const RunResult run = test::run_one(trace, "h2o(heavy=2,recent=1,weight=value)", {});
+  CHECK(run.metrics.timeline.overhead_bytes[5] == 4 * 8);
+}
+
 // ---- tova ---------------------------------------------------------------------------------------
 
 TEST_CASE("tova drops what the last row attends to least, the newest included", "[policy][tova]") {

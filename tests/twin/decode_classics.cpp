@@ -222,6 +222,10 @@ struct H2o : Policy {
     }
   }
   void watch(int l, Pass pass) override {
+    if (by_value()) {
+      for (int row = pass.begin; row < pass.end; ++row) watch_output(l, row);
+      return;
+    }
     for (int g = 0; g < w.Hq; ++g) {
       for (int row = pass.begin; row < pass.end; ++row) {
         const std::vector<double> p = w.observed(l, g, row);
@@ -229,6 +233,26 @@ struct H2o : Policy {
       }
     }
   }
+  // VLengthH2OKVCache._instantaneous_score of one row: norms times the group's weights, over their
+  // sum. The first head of a group holds what is its group's.
+  void watch_output(int l, int row) {
+    for (int h = 0; h < w.Hk; ++h) {
+      std::vector<double> scores(at(row + 1), 0.0);
+      for (int g = h * w.G; g < (h + 1) * w.G; ++g) {
+        const std::vector<double> p = w.observed(l, g, row);
+        for (int j = 0; j <= row; ++j) scores[at(j)] += p[at(j)];
+      }
+      double total = 0;
+      for (int j = 0; j <= row; ++j) {
+        double square = 0;
+        for (int x = 0; x < w.t.v_head_dim; ++x) square += w.v(l, h, j, x) * w.v(l, h, j, x);
+        scores[at(j)] *= std::sqrt(square);
+        total += scores[at(j)];
+      }
+      for (int j = 0; j <= row && total > 0; ++j) sum[at(h * w.G)][at(j)] += scores[at(j)] / total;
+    }
+  }
+  [[nodiscard]] bool by_value() const { return w.word("weight", "none") == "value"; }
   void end(int l, Pass pass) override {
     const int b = pass.end;
     if (b < w.point) return;
@@ -264,7 +288,9 @@ struct H2o : Policy {
     const int heavy = share("heavy_share"), recent = share("recent_share");
     return {heavy, heavy + recent == 0 ? 1 : recent};
   }
-  long long overhead(int /*row*/, long long entries) override { return 4 * entries; }
+  long long overhead(int /*row*/, long long entries) override {
+    return (by_value() ? 8 : 4) * entries;
+  }
   std::vector<std::vector<double>> sum;  // [query heads][tokens]
 };
 

@@ -418,6 +418,7 @@ TEST_CASE("variants of h2o agree with their twin", "[twin_catalogue_decode]") {
       if (kind == 1) c.parameters["variant"] = "flexgen";
     }
     if (pick(random, 0, 1) == 0) c.parameters["normalise"] = "true";
+    if (pick(random, 0, 1) == 0) c.parameters["weight"] = "value";
   });
 }
 
