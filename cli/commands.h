@@ -28,6 +28,7 @@ void add_sweep(CLI::App& app);
 void add_report(CLI::App& app);
 void add_capture(CLI::App& app, const Context& context);
 void add_tokenize(CLI::App& app);
+void add_eval(CLI::App& app, const Context& context);
 
 // ---- Terminal -----------------------------------------------------------------------------------
 

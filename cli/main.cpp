@@ -37,6 +37,7 @@ Examples:
   kvspan synth --tokens 4096 --needles 3 --out synthetic.safetensors
   kvspan fit foresightkv --train TRACE --out weights.safetensors
   kvspan capture --model DIR --text FILE --prompt 1792 --generate 256 --out TRACE.safetensors
+  kvspan eval --model DIR --task niah_single_1:length=1024 --policy snapkv --budget 10%,20%
   kvspan tokenize --model DIR --text FILE
 
 Environment: KVSPAN_SIMD=avx512|avx2|sse4 caps the instructions used (default: the best of the machine).
@@ -119,6 +120,7 @@ int main(int argc, char** argv) {
     kvspan::cli::add_fit(app);
     kvspan::cli::add_capture(app, context);
     kvspan::cli::add_tokenize(app);
+    kvspan::cli::add_eval(app, context);
     kvspan::cli::add_synth(app);
     try {
       app.parse(argc, argv);

@@ -37,6 +37,8 @@ struct LayerScores::Impl {
   std::vector<float> sink_logits;    // [query_heads] or empty
   const ScoreLayer* scores = nullptr;
 
+  Storage storage;  // of somebody else's; else empty
+
   // Filled by the first who asks.
   mutable std::once_flag keys_loaded, values_loaded;
   mutable std::vector<float>
@@ -48,50 +50,56 @@ struct LayerScores::Impl {
     return fmt::format("{}: layers.{}.{}", trace->name(), layer, name);
   }
 
-  const std::vector<float>& panels() const {
-    std::call_once(keys_loaded, [this] { load_keys(panel_store); });
+  std::span<const float> panels() const {
+    if (!storage.panels.empty()) return storage.panels;
+    std::call_once(keys_loaded, [this] {
+      panel_store.resize(static_cast<std::size_t>(panel_stride * (end_head - first_head)));
+      load_keys(0, meta().tokens, panel_store.data());
+    });
     return panel_store;
   }
-  const std::vector<float>& values() const {
-    std::call_once(values_loaded, [this] { load_values(value_store); });
+  std::span<const float> values() const {
+    if (!storage.values.empty()) return storage.values;
+    std::call_once(values_loaded, [this] {
+      value_store.resize(static_cast<std::size_t>(trace->v(layer)->elements()));
+      load_values(0, meta().tokens, value_store.data());
+    });
     return value_store;
   }
   const float* panel(int kv_head) const {
     return panels().data() + (kv_head - first_head) * panel_stride;
   }
 
-  void load_keys(std::vector<float>& panels) const {
+  // Whole panels, from the one of `begin` on.
+  void load_keys(RowIndex begin, RowIndex end, float* panels) const {
     const TensorView& k = *trace->k(layer);
-    const std::int64_t tokens = meta().tokens;
     const std::int64_t stride = static_cast<std::int64_t>(meta().kv_heads) * meta().head_dim;
-    panels.resize(static_cast<std::size_t>(panel_stride * (end_head - first_head)));
     std::vector<float> piece;
-    for (std::int64_t t = 0; t < tokens; t += kPieceTokens) {
-      const std::int64_t count = std::min(kPieceTokens, tokens - t);
+    for (std::int64_t t = begin / kPanel * kPanel; t < end; t += kPieceTokens) {
+      const std::int64_t count = std::min(kPieceTokens, end - t);
       piece.resize(static_cast<std::size_t>(count * stride));
       widen(k, t * stride, piece, tensor("k"));
       for (int h = first_head; h < end_head; ++h) {
         kernels::pack_keys(piece.data() + static_cast<std::int64_t>(h) * meta().head_dim, count,
                            stride, meta().head_dim,
-                           panels.data() + (h - first_head) * panel_stride + t * meta().head_dim);
+                           panels + (h - first_head) * panel_stride + t * meta().head_dim);
       }
     }
   }
 
-  void load_values(std::vector<float>& values) const {
+  void load_values(RowIndex begin, RowIndex end, float* values) const {
     const TensorView& v = *trace->v(layer);
-    values.resize(static_cast<std::size_t>(v.elements()));
     const std::int64_t dim = meta().v_head_dim;
     const std::int64_t stride = meta().kv_heads * dim;
     std::vector<float> piece;
-    for (std::int64_t t = 0; t < meta().tokens; t += kPieceTokens) {
-      const std::int64_t count = std::min(kPieceTokens, meta().tokens - t);
+    for (std::int64_t t = begin; t < end; t += kPieceTokens) {
+      const std::int64_t count = std::min(kPieceTokens, end - t);
       piece.resize(static_cast<std::size_t>(count * stride));
       widen(v, t * stride, piece, tensor("v"));
       for (std::int64_t h = 0; h < meta().kv_heads; ++h) {
         for (std::int64_t i = 0; i < count; ++i) {
           std::copy_n(piece.data() + i * stride + h * dim, dim,
-                      values.data() + (h * meta().tokens + t + i) * dim);
+                      values + (h * meta().tokens + t + i) * dim);
         }
       }
     }
@@ -188,6 +196,16 @@ struct LayerScores::Impl {
 
 LayerScores::LayerScores(const Trace& trace, int layer)
     : LayerScores(trace, layer, 0, trace.meta().kv_heads) {}
+
+LayerScores::LayerScores(const Trace& trace, int layer, Storage storage)
+    : LayerScores(trace, layer) {
+  impl_->storage = storage;
+}
+
+void LayerScores::read(RowIndex begin, RowIndex end) {
+  impl_->load_keys(begin, end, impl_->storage.panels.data());
+  impl_->load_values(begin, end, impl_->storage.values.data());
+}
 
 LayerScores LayerScores::of_kv_head(const Trace& trace, int layer, int kv_head) {
   return {trace, layer, kv_head, kv_head + 1};

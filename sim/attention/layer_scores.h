@@ -43,6 +43,15 @@ struct RowTerms {
 class LayerScores {
  public:
   LayerScores(const Trace& trace, int layer);
+  // Where keys and values lie when somebody else owns them: panels as of key_panels(), values as of
+  // values(). Of a trace whose rows are still being written, read() says which ones are there.
+  struct Storage {
+    std::span<float> panels;  // [kv_heads][padded(tokens) / kPanel, head_dim, kPanel]
+    std::span<float> values;  // [kv_heads][tokens, v_dim]
+  };
+  LayerScores(const Trace& trace, int layer, Storage storage);
+  // Rows [begin, end) of k and v have been written. REQUIRES: a Storage; no other call meanwhile.
+  void read(RowIndex begin, RowIndex end);
   // Holds the keys of one KV head, and only its query heads may be asked for.
   [[nodiscard]] static LayerScores of_kv_head(const Trace& trace, int layer, int kv_head);
   ~LayerScores();

@@ -116,6 +116,7 @@ PolicyEntry scissorhands() {
       recipe.shape = own(keep_positive());
       recipe.protect = own(protect_recent(kNewest));
       recipe.closed_form = false;
+      recipe.reads_trace = true;
       return recipe;
     }
     const RowIndex window = arguments.count("window");

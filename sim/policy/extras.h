@@ -26,6 +26,8 @@ struct TraitExtras {
   bool reads_lower_layers = false;
   // global, cake, lava: at the evict point no layer is cut before all have attended.
   bool waits_for_layers = false;
+  // scissorhands(mode=eval_code): a role looks rows of the whole trace up, not of its own run.
+  bool reads_trace = false;
   // streaming_llm: positions are places in the cache.
   bool renumbers = false;
   // locret, preset=prulong: the prompt's last rows that go through decode: what acts at the evict

@@ -20,6 +20,7 @@ Traits merge_traits(const Traits& a, const Traits& b) {
   out.role_bytes += b.role_bytes;
   out.reads_lower_layers = a.reads_lower_layers || b.reads_lower_layers;
   out.waits_for_layers = a.waits_for_layers || b.waits_for_layers;
+  out.reads_trace = a.reads_trace || b.reads_trace;
   out.renumbers = a.renumbers || b.renumbers;
   out.early = std::max(a.early, b.early);
   out.capacity_step = std::max(a.capacity_step, b.capacity_step);

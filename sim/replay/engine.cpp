@@ -23,6 +23,8 @@ std::vector<RowIndex> rows_of_sample(const PassPlan& plan, RowIndex rows) {
   return out;
 }
 
+}  // namespace
+
 Ledger empty_ledger(const TraceMeta& m, const Policy& policy, const PassPlan& passes,
                     const EngineOptions& options) {
   Ledger ledger;
@@ -53,6 +55,8 @@ Ledger empty_ledger(const TraceMeta& m, const Policy& policy, const PassPlan& pa
   }
   return ledger;
 }
+
+namespace {
 
 // What comes of a replay. Layers finish in any order, but are summed in order.
 class Results {

@@ -35,6 +35,11 @@ double relative_error(std::span<const double> full, double full_sum, std::span<c
   return norm > 0 ? std::sqrt(difference / norm) : std::numeric_limits<double>::infinity();
 }
 
+void normalise(std::span<const double> output, double sum, float* out) {
+  for (std::size_t d = 0; d < output.size(); ++d)
+    out[d] = sum > 0 ? static_cast<float>(output[d] / sum) : 0.0F;
+}
+
 FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex prompt_rows,
                            RowIndex decode_rows) {
   FidelityPlan plan;

@@ -65,6 +65,9 @@ struct Fidelity {
 [[nodiscard]] double relative_error(std::span<const double> full, double full_sum,
                                     std::span<const double> kept, double kept_sum);
 
+// A row's output [dim], normalised; zero where nothing was read.
+void normalise(std::span<const double> output, double sum, float* out);
+
 // Which rows are measured.
 struct FidelityPlan {
   std::vector<char> measured;  // [tokens]; empty: fidelity is off

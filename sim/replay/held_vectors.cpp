@@ -38,6 +38,22 @@ void HeldVectors::rewrite(const std::vector<Rewrite>& rewrites, const LayerScore
   }
 }
 
+void HeldVectors::add(RowIndex begin, RowIndex end, const LayerScores& scores) {
+  if (panels_.empty()) return;
+  const TraceMeta& m = trace_.meta();
+  const std::int64_t head_stride = padded(m.tokens) * m.head_dim;
+  const float* panels = scores.key_panels().data();
+  for (int h = 0; h < m.kv_heads; ++h) {
+    for (RowIndex t = begin; t < end; ++t) {
+      const std::int64_t at = h * head_stride + t / kPanel * kPanel * m.head_dim + t % kPanel;
+      for (std::int64_t d = 0; d < m.head_dim; ++d)
+        panels_[index(at + d * kPanel)] = panels[at + d * kPanel];
+    }
+    std::copy_n(scores.values(h) + begin * m.v_head_dim, (end - begin) * m.v_head_dim,
+                values_.begin() + (h * m.tokens + begin) * m.v_head_dim);
+  }
+}
+
 bool HeldVectors::differ(int head) const {
   const int kv_head = shape_.kv_head(head);
   return absorbed_ || (renumbers_ && !residency_.whole(head)) ||
@@ -176,6 +192,7 @@ double HeldVectors::output_error(const Query& query, std::span<const float> q, c
   const RowTerms& full = *query.full;
   double sum = held.sum + (full.sink > 0 ? full.sink * std::exp(full.max - held.max) : 0.0);
   if (absorbed_) store->add_output(query.head, q, held.max, output, sum);
+  if (query.output != nullptr) normalise(output, sum, query.output);
   return relative_error({query.full_output, output.size()}, full.sum + full.sink, output, sum);
 }
 

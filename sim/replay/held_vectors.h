@@ -20,6 +20,8 @@ class HeldVectors {
   HeldVectors(const Trace& trace, const LayerShape& shape, bool renumbers,
               const Residency& residency);
 
+  // Entries [begin, end) are born: taken over where vectors are copies.
+  void add(RowIndex begin, RowIndex end, const LayerScores& scores);
   // What a decision changed; copies the layer's vectors when something first differs.
   void rewrite(const std::vector<Rewrite>& rewrites, const LayerScores& scores);
   // From here on the store adds to the output of every row.
@@ -34,6 +36,7 @@ class HeldVectors {
     RowIndex row = 0;
     const RowTerms* full = nullptr;
     const double* full_output = nullptr;  // [v_dim] unnormalised
+    float* output = nullptr;              // [v_dim] receives what the row reads, if wanted
   };
   // Rows of the query heads of one stored head that read the same entries, each those that are not
   // behind it and lie in the model's own window.

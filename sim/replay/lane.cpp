@@ -46,8 +46,9 @@ Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const
   }
 }
 
-void Lane::process(const RowBlock& block) {
+void Lane::process(const RowBlock& block, std::span<float> outputs) {
   now_.block = &block;
+  outputs_ = outputs;
   now_.readable.assign(block.info.size(), 0.0);
   for (RowIndex row = block.begin; row < block.end;) {
     if (row == now_.pass.begin) begin_pass();
@@ -62,6 +63,7 @@ void Lane::process(const RowBlock& block) {
 
 void Lane::begin_pass() {
   now_.residency.add(now_.pass.begin, now_.pass.end);
+  held_.add(now_.pass.begin, now_.pass.end, *now_.block->scores);
   now_.reads.begin(driver_.selector(now_.pass), ReplayView(now_, nullptr), *now_.block->scores);
 }
 
@@ -75,6 +77,7 @@ void Lane::attend(RowIndex begin, RowIndex end) {
   if (untouched()) {
     for (RowIndex row = begin; row < end; ++row) {
       if (now_.fidelity.measures(row)) fidelity_.add_unchanged(row);
+      for (int q = 0; q < now_.shape.query_heads && !outputs_.empty(); ++q) hand_over_full(q, row);
     }
     if (!needs_.column_sums) return;
   }
@@ -208,6 +211,20 @@ const double* Lane::full_output(int query_head, RowIndex row) const {
          now_.block->at(query_head, row) * static_cast<std::size_t>(now_.shape.v_dim);
 }
 
+float* Lane::output_of(int query_head, RowIndex row) const {
+  if (outputs_.empty()) return nullptr;
+  const RowIndex at = (row - now_.block->begin) * now_.shape.query_heads + query_head;
+  return outputs_.data() + at * now_.shape.v_dim;
+}
+
+void Lane::hand_over_full(int query_head, RowIndex row) const {
+  float* out = output_of(query_head, row);
+  if (out == nullptr) return;
+  const RowTerms& full = now_.block->full(query_head, row);
+  normalise({full_output(query_head, row), static_cast<std::size_t>(now_.shape.v_dim)},
+            full.sum + full.sink, out);
+}
+
 // The outputs of the query heads of one stored head, over the entries that they read, against the
 // full cache's.
 void Lane::measure_outputs(const HeadRows& rows) {
@@ -237,6 +254,7 @@ void Lane::measure_outputs(const HeadRows& rows) {
       fidelity_.add_error(q, row,
                           relative_error({full_output(q, row), dim}, full.sum + full.sink,
                                          {out[i], dim}, attended->whole()));
+      if (float* wanted = output_of(q, row)) normalise({out[i], dim}, attended->whole(), wanted);
     }
   };
   std::vector<Row> shared;
@@ -249,6 +267,7 @@ void Lane::measure_outputs(const HeadRows& rows) {
       if (!now_.fidelity.measures(row)) continue;
       if (now_.reads.everything(q)) {
         fidelity_.add_error(q, row, 0.0);
+        hand_over_full(q, row);
         continue;
       }
       (chosen != nullptr ? own : shared).push_back({q, row, &rows.attended[rows.at(g, i)]});
@@ -267,7 +286,7 @@ void Lane::measure_held(const HeadRows& rows) {
     const std::vector<HeldVectors::Error> errors =
         held_.errors(read, *block.scores, driver_.store());
     for (std::size_t i = 0; i < errors.size(); ++i) {
-      const auto& [head, row, full, full_output] = read.queries[i];
+      const auto& [head, row, full, full_output, output] = read.queries[i];
       if (errors[i].logits) fidelity_.add_logit_error(head, row, *errors[i].logits);
       fidelity_.add_error(head, row, errors[i].output);
     }
@@ -280,7 +299,8 @@ void Lane::measure_held(const HeadRows& rows) {
   for (const RowIndex row : rows.rows) {
     if (!block.has(row) || !now_.fidelity.measures(row)) continue;
     for (int q = rows.head * group(); q < (rows.head + 1) * group(); ++q) {
-      const HeldVectors::Query query{q, row, &block.full(q, row), full_output(q, row)};
+      const HeldVectors::Query query{q, row, &block.full(q, row), full_output(q, row),
+                                     output_of(q, row)};
       if (together) {
         all.queries.push_back(query);
         continue;

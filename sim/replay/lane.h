@@ -19,7 +19,11 @@ class Lane {
   Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const LayerShape& shape,
        const FidelityPlan& fidelity, Ledger& ledger, DecisionBoard& board);
   // Consumes the next block. REQUIRES: blocks come in order, without gaps.
-  void process(const RowBlock& block);
+  void process(const RowBlock& block) { process(block, {}); }
+  // The same, and hands over what its rows read, for a model at work.
+  //   outputs  [rows of the block][query_heads][v_dim]; empty: not wanted
+  // REQUIRES: outputs are wanted only where all rows are computed and measured, with output errors.
+  void process(const RowBlock& block, std::span<float> outputs);
   [[nodiscard]] LayerFidelity& fidelity() { return fidelity_; }
   [[nodiscard]] std::int64_t undecided() const { return undecided_; }
   // What the layer showed at the evict point, where a budget of all layers has not been shared out.
@@ -53,6 +57,9 @@ class Lane {
   [[nodiscard]] bool untouched() const;
   [[nodiscard]] int group() const { return now_.shape.group(); }
   [[nodiscard]] const double* full_output(int query_head, RowIndex row) const;
+  // Where the output of a row goes; null: nobody wants it.
+  [[nodiscard]] float* output_of(int query_head, RowIndex row) const;
+  void hand_over_full(int query_head, RowIndex row) const;
 
   const Policy& policy_;
   const PassPlan& plan_;
@@ -62,6 +69,7 @@ class Lane {
   LayerPolicy driver_;
   Needs needs_;
   HeldVectors held_;
+  std::span<float> outputs_;  // of the block that is processed
   LayerFidelity fidelity_;
   std::int64_t undecided_ = 0;
   LayerShow shown_;

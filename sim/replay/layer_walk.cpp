@@ -3,18 +3,14 @@
 
 #include <algorithm>
 #include <atomic>
-#include <numeric>
 
 #include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
-#include "sim/attention/kernels.h"
 #include "sim/base/error.h"
 
 namespace kvspan {
-
-using kernels::padded;
 
 namespace {
 
@@ -109,12 +105,9 @@ LayerWalk::LayerWalk(const WalkPlan& plan, int layer, std::vector<Replay>& repla
                      std::vector<DecisionBoard>& boards)
     : plan_(plan),
       scores_(plan.trace, layer),
-      stride_(static_cast<std::size_t>(row_stride(plan.lineup.geometry.tokens))),
+      terms_(plan.lineup.geometry, plan.fidelity, plan.block_rows, plan.values),
       lanes_(plan.lineup.policies.size()) {
   const Lineup& lineup = plan.lineup;
-  block_.capacity = plan.block_rows;
-  block_.tokens = lineup.geometry.tokens;
-  block_.scores = &scores_;
   // In parallel, since what looks ahead walks the layer's attention here.
   tbb::parallel_for(std::size_t{0}, lanes_.size(), [&](std::size_t p) {
     const Policy& policy = lineup.policies[p];
@@ -122,68 +115,12 @@ LayerWalk::LayerWalk(const WalkPlan& plan, int layer, std::vector<Replay>& repla
                                        lineup.geometry.shape(layer, policy.per_query_head),
                                        plan.fidelity, replays[p].ledger, boards[p]);
   });
-  block_.info.resize(static_cast<std::size_t>(lineup.geometry.query_heads) *
-                     static_cast<std::size_t>(plan.block_rows));
-}
-
-void LayerWalk::allocate() {
-  const std::size_t rows = block_.info.size();
-  buffer_.resize(rows * stride_);
-  if (!plan_.values) return;
-  block_.full_output.resize(rows * static_cast<std::size_t>(plan_.lineup.geometry.v_dim));
-  all_keys_.resize(static_cast<std::size_t>(block_.tokens));
-  std::iota(all_keys_.begin(), all_keys_.end(), 0);
 }
 
 void LayerWalk::step(RowIndex begin, RowIndex end) {
-  block_.move_to(begin, end, plan_.needed);
-  if (!block_.rows.empty()) {
-    if (buffer_.empty()) allocate();
-    tbb::parallel_for(0, plan_.lineup.geometry.kv_heads, [&](int kv_head) { compute(kv_head); });
-  }
+  const RowBlock& block = terms_.compute(scores_, begin, end, plan_.needed);
   tbb::parallel_for(std::size_t{0}, lanes_.size(),
-                    [&](std::size_t p) { lanes_[p]->process(block_); });
-}
-
-void LayerWalk::compute(int kv_head) {
-  const Geometry& g = plan_.lineup.geometry;
-  const int group = g.query_heads / g.kv_heads;
-  const std::size_t rows = block_.rows.size();
-  std::vector<float*> out;
-  std::vector<RowTerms> info(static_cast<std::size_t>(group) * rows);
-  for (int in_group = 0; in_group < group; ++in_group) {
-    for (const RowIndex row : block_.rows)
-      out.push_back(buffer_.data() + block_.at(kv_head * group + in_group, row) * stride_);
-  }
-  scores_.compute(kv_head, {block_.rows, padded(block_.rows.back() + 1)}, out, info);
-  for (std::size_t i = 0; i < info.size(); ++i) {
-    const int q = kv_head * group + static_cast<int>(i / rows);
-    block_.info[block_.at(q, block_.rows[i % rows])] = info[i];
-  }
-  if (plan_.values) compute_outputs(kv_head, info);
-}
-
-// The full cache's outputs of the rows that are measured. info [group][rows]
-void LayerWalk::compute_outputs(int kv_head, const std::vector<RowTerms>& info) {
-  const Geometry& g = plan_.lineup.geometry;
-  const int group = g.query_heads / g.kv_heads;
-  const std::size_t rows = block_.rows.size();
-  std::vector<const float*> terms;
-  std::vector<double*> outputs;
-  for (std::size_t i = 0; i < info.size(); ++i) {
-    const RowIndex row = block_.rows[i % rows];
-    if (!plan_.fidelity.measures(row)) continue;
-    terms.push_back(info[i].terms);
-    outputs.push_back(block_.full_output.data() +
-                      block_.at(kv_head * group + static_cast<int>(i / rows), row) *
-                          static_cast<std::size_t>(g.v_dim));
-  }
-  // Sums go by kValueChunk keys, from a place that does not depend on the block.
-  const RowIndex from =
-      scores_.first_key(block_.rows.front()) / kernels::kValueChunk * kernels::kValueChunk;
-  kernels::weighted_values(terms.data(), static_cast<std::int64_t>(terms.size()),
-                           all_keys_.data() + from, block_.rows.back() + 1 - from,
-                           scores_.values(kv_head), g.v_dim, g.v_dim, outputs.data());
+                    [&](std::size_t p) { lanes_[p]->process(block); });
 }
 
 void walk_layers(const WalkPlan& plan, const EngineOptions& options, int in_flight, RowIndex until,

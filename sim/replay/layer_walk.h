@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "sim/replay/block_terms.h"
 #include "sim/replay/engine.h"
 #include "sim/replay/lane.h"
 #include "sim/replay/memory_plan.h"
@@ -25,6 +26,10 @@ struct WalkPlan {
 [[nodiscard]] WalkPlan plan_walk(const Trace& trace, const Lineup& lineup,
                                  const EngineOptions& options, RowIndex block_rows);
 
+// Of a run in which nobody has died yet.
+[[nodiscard]] Ledger empty_ledger(const TraceMeta& m, const Policy& policy, const PassPlan& passes,
+                                  const EngineOptions& options);
+
 // One layer: computes each block of attention once, and shows it to every policy.
 class LayerWalk {
  public:
@@ -36,16 +41,9 @@ class LayerWalk {
   [[nodiscard]] Lane& lane(std::size_t policy) { return *lanes_[policy]; }
 
  private:
-  void allocate();
-  void compute(int kv_head);
-  void compute_outputs(int kv_head, const std::vector<RowTerms>& info);
-
   const WalkPlan& plan_;
   LayerScores scores_;
-  RowBlock block_;
-  std::size_t stride_;         // floats from one row of the buffer to the next
-  std::vector<float> buffer_;  // [query_heads][block rows][stride]; empty until a row is needed
-  std::vector<TokenIndex> all_keys_;
+  BlockTerms terms_;
   std::vector<std::unique_ptr<Lane>> lanes_;
 };
 

@@ -120,6 +120,13 @@ Parts memory_parts(const Trace& trace, const Lineup& lineup, const EngineOptions
 
 }  // namespace
 
+std::int64_t live_lane_bytes(const TraceMeta& meta, const Policy& policy, const Needs& needs,
+                             RowIndex prompt) {
+  const EngineOptions options;
+  return meta.layers * (lane_bytes(meta, policy, needs, true, 1) + meta.tokens * 8) +
+         result_bytes(meta, policy, options, true, prompt);
+}
+
 int threads_of(const EngineOptions& options) {
   return options.threads > 0 ? options.threads : tbb::this_task_arena::max_concurrency();
 }

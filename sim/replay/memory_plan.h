@@ -39,4 +39,8 @@ struct ReadsSample {
 [[nodiscard]] ReadsSample sample_of_reads(const TraceMeta& meta, const Policy& policy,
                                           const EngineOptions& options);
 
+// One policy on all layers at once, its ledger and figures, beside the trace.
+[[nodiscard]] std::int64_t live_lane_bytes(const TraceMeta& meta, const Policy& policy,
+                                           const Needs& needs, RowIndex prompt);
+
 }  // namespace kvspan

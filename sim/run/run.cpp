@@ -52,6 +52,8 @@ RunReport empty_report(const Trace& trace, const RunRequest& request, const Geom
   return report;
 }
 
+}  // namespace
+
 RunResult result_of(const Trace& trace, const RecipeSpec& spec, const Policy& policy,
                     Replay&& replay, const Accounting& accounting) {
   RunResult run;
@@ -74,8 +76,6 @@ RunResult result_of(const Trace& trace, const RecipeSpec& spec, const Policy& po
   run.undecided = replay.undecided;
   return run;
 }
-
-}  // namespace
 
 RowIndex evict_row(const Trace& trace, const std::string& text) {
   std::vector<std::string> names;

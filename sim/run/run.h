@@ -39,6 +39,10 @@ struct Entrants {
 // The row of --evict-at: of a span's begin, or a row number. Errors: ConfigError.
 [[nodiscard]] RowIndex evict_row(const Trace& trace, const std::string& text);
 
+// What a report says of one replay, and of one on a model.
+[[nodiscard]] RunResult result_of(const Trace& trace, const RecipeSpec& spec, const Policy& policy,
+                                  Replay&& replay, const Accounting& accounting);
+
 // Replays them in one pass over the scores.
 [[nodiscard]] std::vector<RunResult> run_policies(const Trace& trace, const Entrants& entrants,
                                                   const EngineOptions& options,

@@ -39,6 +39,10 @@ class TensorSet {
   };
   [[nodiscard]] static TensorSet from_memory(Metadata metadata,
                                              std::map<std::string, Owned> tensors);
+  // Tensors in memory that somebody goes on writing (a model at work), which `owner` keeps alive.
+  [[nodiscard]] static TensorSet from_views(Metadata metadata,
+                                            std::map<std::string, TensorView> tensors,
+                                            std::shared_ptr<const void> owner);
 
   [[nodiscard]] const Metadata& metadata() const { return metadata_; }
   [[nodiscard]] const std::map<std::string, TensorView>& tensors() const { return tensors_; }

@@ -302,6 +302,15 @@ TensorSet TensorSet::from_memory(Metadata metadata, std::map<std::string, Owned>
   return set;
 }
 
+TensorSet TensorSet::from_views(Metadata metadata, std::map<std::string, TensorView> tensors,
+                                std::shared_ptr<const void> owner) {
+  TensorSet set;
+  set.metadata_ = std::move(metadata);
+  set.tensors_ = std::move(tensors);
+  set.owners_.push_back(std::move(owner));
+  return set;
+}
+
 const TensorView* TensorSet::find(const std::string& name) const {
   const auto found = tensors_.find(name);
   return found == tensors_.end() ? nullptr : &found->second;

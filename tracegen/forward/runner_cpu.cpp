@@ -19,7 +19,7 @@
 
 #include "tracegen/forward/attention.h"
 #include "tracegen/forward/dense_kernels.h"
-#include "tracegen/forward/rope_table.h"
+#include "tracegen/forward/layer_math.h"
 #include "tracegen/forward/runner.h"
 #include "tracegen/forward/runner_common.h"
 #include "tracegen/forward/scratch.h"
@@ -37,6 +37,9 @@ class CpuRunner final : public Runner {
       : checkpoint_(checkpoint),
         spec_(checkpoint_.spec()),
         options_(options),
+        math_(spec_, [this](const float* x, std::int64_t rows, const WeightMatrix& w,
+                            const std::vector<float>& bias, float* y,
+                            std::int64_t ldy) { dense(x, rows, w, bias, y, ldy); }),
         arena_(options.threads > 0 ? options.threads : tbb::task_arena::automatic) {
     const std::size_t layers = options.keep_kv ? static_cast<std::size_t>(spec_.layers) : 1;
     keys_.reserve(layers);
@@ -82,7 +85,8 @@ class CpuRunner final : public Runner {
                         emit.top_k > 0 ? index_.data() : nullptr,
                         emit.lse ? lse_.data() : nullptr});
       }
-      arena_.execute([&] { finish(weights, wave); });
+      arena_.execute(
+          [&] { math_.finish(weights, layer, attended_.data(), count, wave.hidden.data()); });
       if (progress) progress(static_cast<double>(begin + count) / static_cast<double>(rows));
     }
     if (emit.column_mass) hook.on_column_mass(layer, first + rows, mass_);
@@ -100,14 +104,11 @@ class CpuRunner final : public Runner {
     const std::int64_t rows = static_cast<std::int64_t>(hidden.size()) / spec_.hidden;
     const WeightMatrix& head = checkpoint_.head();
     const std::int64_t block = head_block_rows(spec_);
-    std::vector<float> normed(static_cast<std::size_t>(std::min(rows, block) * spec_.hidden));
     std::vector<float> logits(static_cast<std::size_t>(std::min(rows, block) * head.rows));
     for (std::int64_t begin = 0; begin < rows; begin += block) {
       const std::int64_t count = std::min(block, rows - begin);
       arena_.execute([&] {
-        norm_rows(hidden.data() + begin * spec_.hidden, checkpoint_.final_norm(), count, normed);
-        dense(normed.data(), count, head, {}, logits.data(), head.rows);
-        require_finite(logits.data(), count * head.rows, "the logits");
+        math_.head(checkpoint_, hidden.data() + begin * spec_.hidden, count, logits.data());
       });
       use(begin, count, logits.data());
     }
@@ -188,53 +189,13 @@ class CpuRunner final : public Runner {
     });
   }
 
-  void for_rows(std::int64_t rows, const std::function<void(std::int64_t)>& use) {
-    tbb::parallel_for(tbb::blocked_range<std::int64_t>(0, rows, 16), [&](const auto& range) {
-      for (std::int64_t r = range.begin(); r < range.end(); ++r) use(r);
-    });
-  }
-
-  void norm_rows(const float* x, const std::vector<float>& weight, std::int64_t rows,
-                 std::vector<float>& out) {
-    for_rows(rows, [&](std::int64_t r) {
-      kernels::rms_norm(x + r * spec_.hidden, weight.data(), spec_.hidden, spec_.norm_eps,
-                        out.data() + r * spec_.hidden);
-    });
-  }
-
-  // Norms of the heads of one row (Qwen3), then the rotation.
-  void finish_heads(float* row, int heads, const std::vector<float>& norm, const RopeTable& rope,
-                    std::int64_t position) const {
-    for (int h = 0; h < heads; ++h) {
-      float* head = row + std::int64_t{h} * spec_.head_dim;
-      if (!norm.empty()) {
-        kernels::rms_norm(head, norm.data(), spec_.head_dim, spec_.norm_eps, head);
-      }
-      kernels::rotate_half(head, rope.cosine.data() + position * rope.pairs,
-                           rope.sine.data() + position * rope.pairs, rope.pairs);
-    }
-  }
-
   // q of the wave, and its keys and values into the cache.
   void project(const LayerWeights& w, const Wave& wave, const Kv& kv) {
-    const auto rows = static_cast<std::size_t>(wave.count);
-    normed_.resize(rows * static_cast<std::size_t>(spec_.hidden));
-    q_.resize(rows * static_cast<std::size_t>(spec_.q_width()));
-    norm_rows(wave.hidden.data(), w.attention_norm, wave.count, normed_);
-    float* k = kv.k + wave.row * spec_.kv_width();
-    float* v = kv.v + wave.row * spec_.kv_width();
-    dense(normed_.data(), wave.count, w.q, w.q_bias, q_.data(), spec_.q_width());
-    dense(normed_.data(), wave.count, w.k, w.k_bias, k, spec_.kv_width());
-    dense(normed_.data(), wave.count, w.v, w.v_bias, v, spec_.kv_width());
-    const RopeTable rope = rope_table(spec_, wave.row, wave.count);
-    for_rows(wave.count, [&](std::int64_t r) {
-      finish_heads(q_.data() + r * spec_.q_width(), spec_.query_heads, w.q_norm, rope, r);
-      finish_heads(k + r * spec_.kv_width(), spec_.kv_heads, w.k_norm, rope, r);
-    });
-    const std::string where = fmt::format("layer {}", wave.layer);
-    require_finite(q_.data(), wave.count * spec_.q_width(), where + ": q");
-    require_finite(k, wave.count * spec_.kv_width(), where + ": k");
-    require_finite(v, wave.count * spec_.kv_width(), where + ": v");
+    q_.resize(static_cast<std::size_t>(wave.count * spec_.q_width()));
+    const PositionRun run{wave.row, wave.count};
+    math_.project(
+        w, wave.layer, {&run, 1}, wave.hidden.data(),
+        {q_.data(), kv.k + wave.row * spec_.kv_width(), kv.v + wave.row * spec_.kv_width()});
   }
 
   void attend(const Wave& wave, const Kv& kv, std::span<const std::uint8_t> visible,
@@ -276,40 +237,15 @@ class CpuRunner final : public Runner {
     attention_cpu(problem, tensors);
   }
 
-  // Output projection and MLP, each added to the hidden states.
-  void finish(const LayerWeights& w, const Wave& wave) {
-    const std::int64_t hidden = wave.count * spec_.hidden;
-    const std::int64_t inner = spec_.intermediate;
-    dense(attended_.data(), wave.count, w.o, w.o_bias, normed_.data(), spec_.hidden);
-    add_rows(wave, normed_);
-    norm_rows(wave.hidden.data(), w.mlp_norm, wave.count, normed_);
-    gate_.resize(static_cast<std::size_t>(wave.count * inner));
-    up_.resize(gate_.size());
-    dense(normed_.data(), wave.count, w.gate, w.gate_bias, gate_.data(), inner);
-    dense(normed_.data(), wave.count, w.up, w.up_bias, up_.data(), inner);
-    for_rows(wave.count, [&](std::int64_t r) {
-      kernels::silu_multiply(gate_.data() + r * inner, up_.data() + r * inner, inner);
-    });
-    dense(gate_.data(), wave.count, w.down, w.down_bias, normed_.data(), spec_.hidden);
-    add_rows(wave, normed_);
-    require_finite(wave.hidden.data(), hidden, fmt::format("layer {}: hidden states", wave.layer));
-  }
-
-  void add_rows(const Wave& wave, const std::vector<float>& y) {
-    for_rows(wave.count, [&](std::int64_t r) {
-      kernels::add(wave.hidden.data() + r * spec_.hidden, y.data() + r * spec_.hidden,
-                   spec_.hidden);
-    });
-  }
-
   Checkpoint checkpoint_;
   const ModelSpec& spec_;
   RunnerOptions options_;
+  LayerMath math_;
   tbb::task_arena arena_;
   std::vector<Scratch> keys_, values_;  // [layers or 1] of [tokens, kv_heads, head_dim]
   tbb::enumerable_thread_specific<std::vector<float>> widened_;
   // Of one wave, [rows, width].
-  std::vector<float> normed_, q_, attended_, gate_, up_, prob_, lse_;
+  std::vector<float> q_, attended_, prob_, lse_;
   std::vector<std::int32_t> index_;
   std::vector<std::uint8_t> visible_;
   std::vector<float> mass_;  // [query_heads, keys of the pass]

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tracegen/eval/closed_loop.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <memory>
+
+#include <fmt/format.h>
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include "sim/base/error.h"
+#include "sim/base/text.h"
+#include "sim/policy/registry.h"
+#include "sim/replay/layer_walk.h"
+#include "sim/run/run.h"
+#include "tracegen/eval/batch.h"
+#include "tracegen/eval/divergence.h"
+#include "tracegen/eval/shared_prompt.h"
+#include "tracegen/forward/token_sampling.h"
+
+namespace kvspan::tracegen {
+namespace {
+
+constexpr double kPrefillShare = 0.3;  // of the progress
+
+// A policy that the model can serve.
+struct Entrant {
+  std::size_t spec = 0;    // in the caller's list
+  std::size_t policy = 0;  // in the lineup
+  RowIndex fork = 0;       // rows before it are the full cache's
+  std::int64_t bytes = 0;  // of its branches
+};
+
+// One reading of the rows behind the prompt, under one policy.
+struct Course {
+  Branch branch;
+  std::size_t entrant = 0;
+  bool answers = false;              // else it reads the reference
+  std::vector<std::int32_t> tokens;  // behind the prompt, so far
+  std::vector<float> logits;         // after the latest row
+  bool ended = false;
+};
+
+class ClosedLoop {
+ public:
+  ClosedLoop(const Checkpoint& checkpoint, const LoopInput& input,
+             const std::vector<RecipeSpec>& specs, const LoopOptions& options)
+      : checkpoint_(checkpoint),
+        model_(checkpoint.spec()),
+        input_(input),
+        specs_(specs),
+        options_(options),
+        arena_(options.threads > 0 ? options.threads : tbb::task_arena::automatic),
+        reference_(std::ssize(input.reference)),
+        tokens_(std::ssize(input.prompt.ids) + std::max<RowIndex>(input.generate, reference_)),
+        prompt_(checkpoint, input.prompt,
+                {tokens_, std::ssize(input.prompt.ids), input.spans, input.name}, options.threads,
+                [this](double done) { advance_to(kPrefillShare * done); }) {}
+
+  LoopResult run() {
+    bind();
+    arena_.execute([&] {
+      Batch batch(checkpoint_, lineup_.geometry, measured_, block_rows_);
+      for (std::size_t begin = 0; begin < entrants_.size();) {
+        const std::size_t end = end_of_group(begin);
+        run_group(batch, begin, end);
+        begin = end;
+      }
+    });
+    std::sort(order_.begin(), order_.end());
+    LoopResult out = std::move(result_);
+    std::vector<LoopRun> runs = std::move(out.runs);
+    out.runs.clear();
+    for (const auto& [spec, place] : order_) out.runs.push_back(std::move(runs[place]));
+    out.report.trace_path = input_.name;
+    out.report.trace = prompt_.sequence().trace().meta();
+    out.report.chunk = options_.chunk;
+    out.report.accounting = options_.accounting;
+    return out;
+  }
+
+ private:
+  void advance_to(double done) const {
+    if (options_.cancelled && options_.cancelled()) throw Interrupted();
+    if (options_.progress) options_.progress(done);
+  }
+  [[nodiscard]] std::int64_t readings() const {
+    return (input_.generate > 0 ? 1 : 0) + (reference_ > 0 ? 1 : 0);
+  }
+  // Rows that the reference takes. Its last token predicts nothing, so that its row is only worth
+  // having where it belongs to the ledger.
+  [[nodiscard]] RowIndex reference_rows() const {
+    return input_.generate > 0 ? reference_ - 1 : reference_;
+  }
+
+  // ---- Policies ---------------------------------------------------------------------------------
+
+  void bind() {
+    const Trace& trace = prompt_.sequence().trace();
+    EngineOptions engine;
+    engine.evict_point = options_.evict_point;
+    engine.chunk = options_.chunk;
+    engine.kv_bytes = options_.accounting.kv_bytes;
+    engine.seed = options_.seed;
+    lineup_.geometry = geometry_of(trace, engine);
+    lineup_.geometry.trace = &prompt_.trace();
+    block_rows_ = plan_memory(trace, lineup_, engine).block_rows;
+    measured_ = plan_fidelity(tokens_, prompt_.rows(), 0, 0);
+    measured_.output_error = true;
+    fixed_bytes_ = prompt_.memory_bytes() + reference_ * model_.vocabulary * 4;
+    for (std::size_t s = 0; s < specs_.size(); ++s) {
+      if (auto reason = why_not_enter(s)) {
+        if (s == 0) throw ConfigError(*reason);
+        result_.refused.push_back({label_of(specs_[s]), std::move(*reason)});
+      }
+    }
+    // Those that share the whole prompt come first, `full` before all.
+    std::stable_sort(entrants_.begin(), entrants_.end(),
+                     [&](const Entrant& a, const Entrant& b) { return a.fork > b.fork; });
+  }
+
+  // Binds a policy, or says why it cannot be served.
+  std::optional<std::string> why_not_enter(std::size_t s) {
+    Policy policy;
+    Requirements asked;
+    try {
+      policy = make_policy(specs_[s], lineup_.geometry);
+      asked = requirements_of(policy, lineup_.geometry);
+    } catch (const TraceError& error) {
+      return error.what();
+    }
+    if (auto reason = why_not(prompt_.trace(), policy, asked)) return reason;
+    if (auto reason = why_not_live(policy, asked)) return reason;
+    const RowIndex fork = std::min(asked.changes_from, prompt_.rows());
+    const std::int64_t bytes =
+        readings() *
+        (LiveReplay::memory_bytes(prompt_.sequence().trace(), lineup_.geometry, policy, asked) +
+         Sequence::fork_bytes(model_, tokens_ - fork) + model_.vocabulary * 4);
+    if (fixed_bytes_ + bytes > options_.memory) {
+      return fmt::format("{} needs {} beside the {} of model and prompt; --memory allows {}",
+                         policy.spec, human_bytes(bytes), human_bytes(fixed_bytes_),
+                         human_bytes(options_.memory));
+    }
+    entrants_.push_back({s, lineup_.policies.size(), fork, bytes});
+    lineup_.policies.push_back(std::move(policy));
+    lineup_.requirements.push_back(std::move(asked));
+    return std::nullopt;
+  }
+
+  // Entrants [begin, end) fork at the same row, and fit into memory together.
+  [[nodiscard]] std::size_t end_of_group(std::size_t begin) {
+    std::size_t end = begin;
+    std::int64_t bytes = fixed_bytes_;
+    while (end < entrants_.size() && entrants_[end].fork == entrants_[begin].fork &&
+           (end == begin || bytes + entrants_[end].bytes <= options_.memory)) {
+      bytes += entrants_[end++].bytes;
+    }
+    result_.memory_bytes = std::max(result_.memory_bytes, bytes);
+    return end;
+  }
+
+  // ---- A group ----------------------------------------------------------------------------------
+
+  void run_group(Batch& batch, std::size_t begin, std::size_t end) {
+    std::vector<Course> courses;
+    for (std::size_t e = begin; e < end; ++e) {
+      for (const bool answers : {true, false}) {
+        if (!(answers ? input_.generate > 0 : reference_ > 0)) continue;
+        Course& course = courses.emplace_back();
+        course.entrant = e;
+        course.answers = answers;
+        course.logits.assign(prompt_.logits().begin(), prompt_.logits().end());
+      }
+    }
+    tbb::parallel_for(std::size_t{0}, courses.size(), [&](std::size_t i) {
+      const std::size_t p = entrants_[courses[i].entrant].policy;
+      courses[i].branch.sequence = prompt_.sequence().fork();
+      courses[i].branch.replay =
+          std::make_unique<LiveReplay>(courses[i].branch.sequence->trace(), lineup_.geometry,
+                                       lineup_.policies[p], lineup_.requirements[p]);
+    });
+    walk(courses, begin, end);
+    if (entrants_[begin].fork < prompt_.rows()) catch_up(batch, courses);
+    results_.assign(courses.size(), {});
+    decode(batch, courses, static_cast<double>(begin), static_cast<double>(end));
+    for (std::size_t i = 0; i < courses.size(); ++i) finish(courses, i);
+  }
+
+  // Rows before the fork, whose attention is computed once for all.
+  void walk(std::vector<Course>& courses, std::size_t begin, std::size_t end) {
+    Lineup group{lineup_.geometry, {}, {}};
+    bool in_order = false;
+    for (std::size_t e = begin; e < end; ++e) {
+      group.policies.push_back(lineup_.policies[entrants_[e].policy]);
+      group.requirements.push_back(lineup_.requirements[entrants_[e].policy]);
+      in_order = in_order || group.policies.back().reads_lower_layers;
+    }
+    const RowIndex fork = entrants_[begin].fork;
+    const WalkPlan plan = plan_walk(prompt_.sequence().trace(), group, {}, block_rows_);
+    const auto walk_layer = [&](int layer) {
+      BlockTerms terms(lineup_.geometry, plan.fidelity, block_rows_, false);
+      for (RowIndex from = 0; const RowIndex to : plan.block_ends) {
+        if (to > fork) break;
+        const RowBlock& block =
+            terms.compute(prompt_.sequence().scores(layer), from, to, plan.needed);
+        tbb::parallel_for(std::size_t{0}, courses.size(), [&](std::size_t i) {
+          courses[i].branch.replay->process(layer, block, {});
+        });
+        from = to;
+      }
+    };
+    if (in_order) {
+      for (int l = 0; l < model_.layers; ++l) walk_layer(l);
+    } else {
+      tbb::parallel_for(0, model_.layers, walk_layer);
+    }
+  }
+
+  // The rest of the prompt, pass by pass, of policies that evict inside it.
+  void catch_up(Batch& batch, std::vector<Course>& courses) {
+    for (std::size_t i = 0; i < courses.size(); ++i) {
+      const Entrant& entrant = entrants_[courses[i].entrant];
+      RowIndex from = entrant.fork;
+      for (const RowIndex to : lineup_.requirements[entrant.policy].passes.ends) {
+        if (to <= from) continue;
+        if (to > prompt_.rows()) break;
+        advance_to(kPrefillShare);
+        const Batch::Rows rows{&courses[i].branch,
+                               from,
+                               {input_.prompt.ids.begin() + from, input_.prompt.ids.begin() + to}};
+        batch.advance({&rows, 1});
+        from = to;
+      }
+      std::vector<std::vector<float>> logits(1);
+      batch.logits(std::vector<std::size_t>{0}, logits);
+      courses[i].logits = std::move(logits[0]);
+    }
+  }
+
+  // ---- Decode -----------------------------------------------------------------------------------
+
+  void decode(Batch& batch, std::vector<Course>& courses, double begin, double end) {
+    const auto all = static_cast<double>(entrants_.size());
+    const RowIndex most = std::max<RowIndex>(input_.generate, reference_rows());
+    for (RowIndex step = 0;; ++step) {
+      advance_to(kPrefillShare +
+                 (1 - kPrefillShare) *
+                     (begin + (end - begin) * static_cast<double>(step) /
+                                  static_cast<double>(std::max<RowIndex>(1, most))) /
+                     all);
+      std::vector<Batch::Rows> rows;
+      std::vector<std::size_t> going;
+      for (std::size_t i = 0; i < courses.size(); ++i) {
+        if (const auto token = next_token(courses[i], i)) {
+          rows.push_back({&courses[i].branch, prompt_.rows() + step, {*token}});
+          courses[i].tokens.push_back(*token);
+          going.push_back(i);
+        }
+      }
+      if (rows.empty()) return;
+      batch.advance(rows);
+      std::vector<std::size_t> wanted;
+      for (std::size_t r = 0; r < going.size(); ++r) {
+        if (!is_over(courses[going[r]])) wanted.push_back(r);
+      }
+      std::vector<std::vector<float>> logits(going.size());
+      batch.logits(wanted, logits);
+      for (const std::size_t r : wanted) courses[going[r]].logits = std::move(logits[r]);
+    }
+  }
+
+  // No logits are needed behind its latest token.
+  [[nodiscard]] bool is_over(const Course& course) const {
+    const auto rows = std::ssize(course.tokens);
+    if (!course.answers) return rows >= reference_;
+    return rows >= input_.generate || std::ranges::count(input_.stop, course.tokens.back()) > 0;
+  }
+
+  // What the course reads next; nullopt: it is at its end. Measures what it expected.
+  std::optional<std::int32_t> next_token(Course& course, std::size_t i) {
+    if (course.ended) return std::nullopt;
+    const auto at = std::ssize(course.tokens);
+    if (course.answers) {
+      course.ended = at > 0 && is_over(course);
+      return course.ended ? std::nullopt : std::optional(Sampler({})(course.logits));
+    }
+    if (at < reference_) judge(course, i, static_cast<std::size_t>(at));
+    course.ended = at >= reference_rows();
+    return course.ended ? std::nullopt
+                        : std::optional(input_.reference[static_cast<std::size_t>(at)]);
+  }
+
+  // How surprising the next token of the reference is, and how far from the full cache's mind.
+  void judge(const Course& course, std::size_t i, std::size_t at) {
+    if (entrants_[course.entrant].spec == 0) full_logits_.push_back(course.logits);
+    results_[i].nll.push_back(nll_of(course.logits, input_.reference[at]));
+    results_[i].divergence.push_back(divergence(full_logits_[at], course.logits));
+  }
+
+  // Puts both readings of an entrant together.
+  void finish(std::vector<Course>& courses, std::size_t i) {
+    const Entrant& entrant = entrants_[courses[i].entrant];
+    const bool with_reference = courses[i].answers && reference_ > 0;
+    if (!courses[i].answers && input_.generate > 0) return;  // belongs to the answer before it
+    LoopRun out = std::move(results_[with_reference ? i + 1 : i]);
+    const RowIndex rows = prompt_.rows() + std::ssize(courses[i].tokens);
+    out.run = result_of(prompt_.sequence().trace(), specs_[entrant.spec],
+                        lineup_.policies[entrant.policy], courses[i].branch.replay->finish(rows),
+                        options_.accounting);
+    if (courses[i].answers) out.answer = std::move(courses[i].tokens);
+    order_.emplace_back(entrant.spec, result_.runs.size());
+    result_.runs.push_back(std::move(out));
+  }
+
+  const Checkpoint& checkpoint_;
+  const ModelSpec& model_;
+  const LoopInput& input_;
+  const std::vector<RecipeSpec>& specs_;
+  const LoopOptions& options_;
+  tbb::task_arena arena_;
+  RowIndex reference_;  // tokens
+  RowIndex tokens_;     // that there is room for
+  SharedPrompt prompt_;
+  Lineup lineup_;
+  RowIndex block_rows_ = 0;
+  FidelityPlan measured_;
+  std::int64_t fixed_bytes_ = 0;
+  std::vector<Entrant> entrants_;                // by fork, falling
+  std::vector<std::vector<float>> full_logits_;  // [reference][vocabulary] of specs[0]
+  std::vector<LoopRun> results_;                 // [courses] of the group
+  LoopResult result_;
+  std::vector<std::pair<std::size_t, std::size_t>> order_;  // specification, place in result_.runs
+};
+
+}  // namespace
+
+LoopResult run_closed_loop(const Checkpoint& checkpoint, const LoopInput& input,
+                           const std::vector<RecipeSpec>& specs, const LoopOptions& options) {
+  return ClosedLoop(checkpoint, input, specs, options).run();
+}
+
+}  // namespace kvspan::tracegen

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// Policies at tasks: every sample of every task under every policy, and what follows: scores beside
+// footprints, and the critical footprint, the smallest that keeps a share of the full cache's
+// score.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "sim/sweep/curves.h"
+#include "tracegen/eval/closed_loop.h"
+#include "tracegen/eval/task.h"
+#include "tracegen/tokenizer/tokenizer.h"
+
+namespace kvspan::tracegen {
+
+struct EvalRequest {
+  std::vector<std::string> tasks;
+  std::int64_t samples = 5;
+  std::uint64_t seed = 0;         // of samples and draws
+  std::vector<RecipeSpec> specs;  // specs[0] is `full`
+  std::string evict_at;           // a span of the samples; empty: the prompt's end
+  bool chat = false;              // a prompt is a user's turn
+  std::optional<std::int32_t> bos;
+  double least = 0.9;  // share of the full cache's score that a critical footprint keeps
+  int draws = 2000;    // of the bootstrap
+  LoopOptions loop;    // evict_point and progress are this one's own
+  // Told what is being done, and the share of all samples.
+  std::function<void(const std::string& what, double done)> progress;
+};
+
+// One policy at one sample.
+struct Outcome {
+  std::string answer;  // as text, without the stop
+  std::int64_t answer_tokens = 0;
+  double score = 0;
+  std::optional<double> nll;         // mean over the reference's tokens, nats
+  std::optional<double> delta_nll;   // against the full cache's
+  std::optional<double> divergence;  // KL(full cache || policy), mean over its rows, nats
+};
+
+struct SampleResult {
+  Sample sample;
+  std::int64_t prompt_tokens = 0, reference_tokens = 0;
+  RunReport report;               // with its runs
+  std::vector<Outcome> outcomes;  // [runs]
+  std::int64_t memory_bytes = 0;
+  double seconds = 0;
+};
+
+// A policy over the samples of a task: means, and 95 % bootstrap intervals.
+struct PolicyFigures {
+  std::string label, method, klass;
+  double score = 0, footprint = 0, peak_kv = 0;
+  sweep::Interval score_interval, footprint_interval;
+  std::optional<double> nll, delta_nll, divergence;
+  std::optional<double> retained;  // of decode rows, along its own run
+};
+
+// A method at all its budgets. Intervals are of the crossing; an open end is where draws have none.
+struct CriticalFigures {
+  std::string method;
+  sweep::Critical footprint, peak_kv;
+  std::optional<double> low, high;  // of the footprint
+};
+
+struct TaskResult {
+  std::string task;
+  std::vector<SampleResult> samples;
+  std::vector<PolicyFigures> policies;    // in the order of the specifications
+  std::vector<CriticalFigures> critical;  // empty: see `why_not`
+  std::string why_not;                    // no critical footprint is given
+  std::vector<Refusal> refused;
+};
+
+struct EvalResult {
+  std::vector<TaskResult> tasks;
+  double least = 0.9;
+};
+
+// Errors: ConfigError, TraceError, CheckpointError, PolicyError, Interrupted.
+[[nodiscard]] EvalResult evaluate(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
+                                  const EvalRequest& request);
+
+// The tokens of a sample as the model reads them. Errors: ConfigError when `evict_at` names no
+// span.
+struct ReadSample {
+  LoopInput input;
+  RowIndex evict_point = 0;  // 0: the prompt's end
+};
+[[nodiscard]] ReadSample read_sample(const Tokenizer& tokenizer, const Sample& sample,
+                                     const EvalRequest& request);
+
+// Figures of finished samples. REQUIRES: they have the same runs in the same order, `full` first.
+void summarise(TaskResult& task, const EvalRequest& request);
+
+}  // namespace kvspan::tracegen

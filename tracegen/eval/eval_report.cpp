@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tracegen/eval/eval_report.h"
+
+#include <cmath>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "sim/base/text.h"
+#include "sim/report/means.h"
+
+namespace kvspan::tracegen {
+namespace {
+
+using nlohmann::json;
+
+json number(const std::optional<double>& value) { return value ? json(*value) : json(nullptr); }
+json interval_json(const sweep::Interval& interval) {
+  return json::array({interval.low, interval.high});
+}
+
+json critical_json(const sweep::Critical& critical) {
+  using Kind = sweep::Critical::Kind;
+  if (critical.kind == Kind::unknown) return nullptr;
+  return {{"kind", critical.kind == Kind::exact   ? "exact"
+                   : critical.kind == Kind::below ? "below"
+                                                  : "above"},
+          {"value", critical.x}};
+}
+
+json outcome_json(const Outcome& outcome) {
+  return {{"answer", valid_utf8(outcome.answer)},
+          {"answer_tokens", outcome.answer_tokens},
+          {"score", outcome.score},
+          {"nll", number(outcome.nll)},
+          {"delta_nll", number(outcome.delta_nll)},
+          {"kl", number(outcome.divergence)}};
+}
+
+json sample_json(const SampleResult& sample) {
+  json answers = json::array();
+  for (const std::string& answer : sample.sample.answers) answers.push_back(valid_utf8(answer));
+  return {{"name", valid_utf8(sample.sample.name)},
+          {"scoring", scoring_name(sample.sample.scoring)},
+          {"answers", std::move(answers)},
+          {"prompt_tokens", sample.prompt_tokens},
+          {"reference_tokens", sample.reference_tokens},
+          {"memory_bytes", sample.memory_bytes},
+          {"seconds", sample.seconds}};
+}
+
+json policy_json(const PolicyFigures& policy) {
+  return {{"label", valid_utf8(policy.label)},
+          {"method", valid_utf8(policy.method)},
+          {"class", policy.klass},
+          {"score", policy.score},
+          {"score_interval", interval_json(policy.score_interval)},
+          {"footprint", policy.footprint},
+          {"footprint_interval", interval_json(policy.footprint_interval)},
+          {"peak_kv", policy.peak_kv},
+          {"nll", number(policy.nll)},
+          {"delta_nll", number(policy.delta_nll)},
+          {"kl", number(policy.divergence)},
+          {"retained_mass", number(policy.retained)}};
+}
+
+json task_json(const TaskResult& task) {
+  json policies = json::array();
+  for (const PolicyFigures& policy : task.policies) policies.push_back(policy_json(policy));
+  json critical = json::array();
+  for (const CriticalFigures& method : task.critical) {
+    critical.push_back(
+        {{"method", valid_utf8(method.method)},
+         {"footprint", critical_json(method.footprint)},
+         {"footprint_interval", json::array({number(method.low), number(method.high)})},
+         {"peak_kv", critical_json(method.peak_kv)}});
+  }
+  json refused = json::array();
+  for (const Refusal& refusal : task.refused)
+    refused.push_back(
+        {{"label", valid_utf8(refusal.label)}, {"reason", valid_utf8(refusal.reason)}});
+  return {{"task", valid_utf8(task.task)},
+          {"samples", task.samples.size()},
+          {"policies", std::move(policies)},
+          {"critical", std::move(critical)},
+          {"no_critical", task.why_not.empty() ? json(nullptr) : json(task.why_not)},
+          {"refused", std::move(refused)}};
+}
+
+std::string percent(double share) { return fmt::format("{:.1f}", 100 * share); }
+std::string fixed(const std::optional<double>& value, int digits) {
+  return value ? fmt::format("{:.{}f}", *value, digits) : "-";
+}
+
+std::string critical_text(const sweep::Critical& critical) {
+  using Kind = sweep::Critical::Kind;
+  if (critical.kind == Kind::unknown) return "-";
+  const char* sign = critical.kind == Kind::below ? "<" : critical.kind == Kind::above ? ">" : "";
+  return sign + percent(critical.x);
+}
+
+}  // namespace
+
+nlohmann::json to_json(const EvalResult& result, const std::vector<std::string>& command,
+                       Timelines timelines) {
+  std::vector<RunReport> reports;
+  json tasks = json::array();
+  for (const TaskResult& task : result.tasks) {
+    tasks.push_back(task_json(task));
+    for (const SampleResult& sample : task.samples) {
+      reports.push_back(sample.report);
+      reports.back().command = command;
+    }
+  }
+  json out = kvspan::to_json(std::span<const RunReport>(reports), timelines);
+  std::size_t at = 0;
+  for (const TaskResult& task : result.tasks) {
+    for (const SampleResult& sample : task.samples) {
+      json& of_sample = out["results"][at++];
+      of_sample["sample"] = sample_json(sample);
+      of_sample["sample"]["task"] = valid_utf8(task.task);
+      for (std::size_t r = 0; r < sample.outcomes.size(); ++r)
+        of_sample["runs"][r]["eval"] = outcome_json(sample.outcomes[r]);
+    }
+  }
+  out["eval"] = {{"at", result.least}, {"tasks", std::move(tasks)}};
+  return out;
+}
+
+Cells policy_cells(const TaskResult& task) {
+  Cells out{
+      {"policy", "score", "KV footprint %", "peak KV %", "nll", "delta nll", "KL", "retained %"}};
+  for (const PolicyFigures& p : task.policies) {
+    out.push_back({one_line(valid_utf8(p.label)), fmt::format("{:.3f}", p.score),
+                   percent(p.footprint), percent(p.peak_kv), fixed(p.nll, 3), fixed(p.delta_nll, 3),
+                   fixed(p.divergence, 4), p.retained ? percent(*p.retained) : "-"});
+  }
+  return out;
+}
+
+Cells critical_cells(const TaskResult& task, double least) {
+  Cells out{{fmt::format("keeps {:.0f} % of the score", 100 * least), "KV footprint %",
+             "95 % interval", "peak KV %"}};
+  for (const CriticalFigures& c : task.critical) {
+    std::string interval = "-";
+    if (c.low || c.high) {
+      interval =
+          fmt::format("{} .. {}", c.low ? percent(*c.low) : "?", c.high ? percent(*c.high) : "?");
+    }
+    out.push_back({one_line(valid_utf8(c.method)), critical_text(c.footprint), std::move(interval),
+                   critical_text(c.peak_kv)});
+  }
+  return out;
+}
+
+}  // namespace kvspan::tracegen

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// An evaluation as a table and as JSON.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "sim/report/json.h"
+#include "tracegen/eval/eval.h"
+
+namespace kvspan::tracegen {
+
+// The JSON of several runs (sim/report/README.md), a result for each sample, whose runs have a
+// field `eval`, and beside them `eval`: figures by task and policy, critical footprints.
+[[nodiscard]] nlohmann::json to_json(const EvalResult& result,
+                                     const std::vector<std::string>& command, Timelines timelines);
+
+// Rows of cells, headings first: a table of policies, and one of critical footprints.
+using Cells = std::vector<std::vector<std::string>>;
+[[nodiscard]] Cells policy_cells(const TaskResult& task);
+[[nodiscard]] Cells critical_cells(const TaskResult& task, double least);
+
+}  // namespace kvspan::tracegen
