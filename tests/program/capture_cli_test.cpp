@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// `kvspan capture`, as a user runs it.
+// `kvspan capture` and `kvspan eval`, as a user runs them.
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <thread>
 #include <unistd.h>
@@ -296,4 +297,34 @@ TEST_CASE("a capture replaces and removes none of its inputs", "[cli]") {
       2, "the text has 2 tokens\n");
   CHECK(fs::exists(model / "model.safetensors.index.json"));
   CHECK(fs::exists(folder / "ids.safetensors.index.json"));
+}
+
+TEST_CASE("a model under policies answers a task, and writes what several runs write", "[cli]") {
+  const Folder folder;
+  const std::string out = folder / "e.json";
+  const std::string base = fmt::format("eval --model {} --bos 1 --quiet ", kModel);
+  const Outcome done = program(
+      base + fmt::format("--task perplexity:text={},prompt=32,length=48 --samples 2 --policy knorm "
+                         "--policy 'foresightkv(scorer=golden)' --budget 25%,50% --out {} --csv {}",
+                         text("sherlock-excerpt.txt"), out, folder / "e.csv"));
+  INFO(done.text);
+  REQUIRE(done.code == 0);
+  CHECK_THAT(done.text, Contains("knorm(budget=25%)") && Contains("of anonymous memory at most") &&
+                            Contains("keeps 90 % of the score"));
+  const nlohmann::json json = read_json(out);
+  REQUIRE(json["results"].size() == 2);
+  const nlohmann::json& runs = json["results"][1]["runs"];
+  REQUIRE(runs.size() == 3);  // full runs along, a bound cannot
+  CHECK(runs[0]["label"] == "full");
+  CHECK(runs[0]["eval"]["kl"] == 0);
+  // The score is 1 / perplexity; the figures by task are means over its samples.
+  const double nll = runs[1]["eval"]["nll"];
+  CHECK(runs[1]["eval"]["score"].get<double>() == Approx(std::exp(-nll)));
+  const nlohmann::json& task = json["eval"]["tasks"][0];
+  const double other = json["results"][0]["runs"][1]["eval"]["nll"];
+  CHECK(task["policies"][1]["nll"].get<double>() == Approx((nll + other) / 2));
+  CHECK(task["refused"].size() == 2);
+  const Outcome wrong = program(base + "--task perplexity:length=64 --policy knorm");
+  CHECK(wrong.code == 2);
+  CHECK_THAT(wrong.text, Contains("needs text=FILE"));
 }

@@ -18,8 +18,8 @@ class TaskParameters {
   // Errors: ConfigError unless it is a whole number in [low, high].
   [[nodiscard]] std::int64_t integer(const std::string& key, std::int64_t absent, std::int64_t low,
                                      std::int64_t high);
-  // The words of the file `text=`. Errors: ConfigError when the key is missing; CheckpointError when
-  // the file cannot be read.
+  // The words of the file `text=`. Errors: ConfigError when the key is missing; CheckpointError
+  // when the file cannot be read.
   [[nodiscard]] std::vector<std::string> words_of_text();
   // Errors: ConfigError naming a key that nobody has asked for.
   void done() const;
