@@ -278,9 +278,9 @@ TEST_CASE("what a policy evicts is gone, in attention and in its own later decis
   const std::string name = GENERATE(as<std::string>(), "llama", "qwen2", "qwen3");
   const LoopInput input = random_input(120, 0, 40);
   LoopOptions options;
-  options.chunk = 48;
   EngineOptions engine;
-  engine.chunk = 48;
+  options.chunk = engine.chunk = 48;
+  options.evict_point = engine.evict_point = GENERATE(0, 103);
   const LoopResult result =
       run(tiny(name), input,
           {"full", "h2o(budget=32)", "tova(budget=32)", "chunked(snapkv(budget=12,window=4))",

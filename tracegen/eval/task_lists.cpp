@@ -199,13 +199,14 @@ std::vector<Sample> perplexity(const TaskRequest& request, TaskParameters& param
                                   request.text, prompt, length));
   }
   std::size_t at = 0;
+  const std::int64_t none = request.tokens("");  // a bos
   // The next words, up to so many tokens.
   const auto take = [&](std::int64_t tokens, const char* before) {
     std::string out;
     std::int64_t held = 0;
     for (; at < words.size(); ++at) {
       const std::string more = (out.empty() ? before : " ") + words[at];
-      held += request.tokens(more);
+      held += request.tokens(more) - none;
       if (held > tokens && !out.empty()) break;
       out += more;
     }
