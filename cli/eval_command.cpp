@@ -76,6 +76,7 @@ void print_task(const tracegen::TaskResult& task, double least) {
   } else if (!task.critical.empty()) {
     fmt::print("{}\n", align(critical_cells(task, least)));
   }
+  if (!task.proxies.empty()) fmt::print("{}\n", align(proxy_cells(task)));
 }
 
 void run(const EvalSettings& s, const Context& context) {
@@ -172,6 +173,9 @@ void add_eval(CLI::App& app, const Context& context) {
   sub->add_option("--at", s->request.least, "Share of the full cache's score to be kept")
       ->check(CLI::Range(0.01, 1.0))
       ->type_name("F");
+  sub->add_flag("--proxies", s->request.loop.proxies,
+                "Replay the full cache's reading as well: do its figures rank policies as the "
+                "model does?");
   sub->add_option("--layout", s->request.loop.accounting.layout,
                   "Storage layout that bytes are counted in")
       ->type_name("NAME");

@@ -52,9 +52,12 @@ std::optional<std::string> why_not_live(const Policy& policy, const Requirements
 }
 
 LiveReplay::LiveReplay(const Trace& trace, const Geometry& geometry, const Policy& policy,
-                       const Requirements& asked)
-    : fidelity_(plan_fidelity(geometry.tokens, geometry.prompt, 0, 0)),
-      board_(static_cast<std::size_t>(geometry.layers())) {
+                       const Requirements& asked, Shares shares)
+    : policy_(policy),
+      passes_(asked.passes),
+      fidelity_(plan_fidelity(geometry.tokens, geometry.prompt, 0, 0)),
+      board_(geometry.layers()) {
+  board_.shares = std::move(shares);
   fidelity_.output_error = true;
   fidelity_.spans = trace.meta().spans;
   replay_.ledger = empty_ledger(trace.meta(), policy, asked.passes, {});
@@ -69,6 +72,15 @@ LiveReplay::~LiveReplay() = default;
 
 void LiveReplay::process(int layer, const RowBlock& block, std::span<float> outputs) {
   lanes_[static_cast<std::size_t>(layer)]->process(block, outputs);
+}
+
+Shares LiveReplay::share_out() {
+  std::vector<LayerShow> shown;
+  for (const auto& lane : lanes_) shown.push_back(std::move(lane->shown()));
+  const Rule& rule = policy_.rules[*coupled_rule(policy_)];
+  const auto at = std::ranges::lower_bound(passes_.ends, passes_.evict_point);
+  const Pass pass = pass_at(passes_, index(at - passes_.ends.begin()));
+  return rule.budget->over_layers()->share_out(shown, rule.sizing(pass));
 }
 
 Replay LiveReplay::finish(RowIndex tokens) {

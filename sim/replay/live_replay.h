@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "sim/policy/model_budget.h"
 #include "sim/replay/engine.h"
 #include "sim/replay/replay_view.h"
 
@@ -24,8 +25,10 @@ class LiveReplay {
  public:
   // `trace` has room for geometry.tokens rows. REQUIRES: a qkv trace with v; `policy` and `asked`
   // are of `geometry`, outlive this, and why_not_live() has nothing against them.
+  // shares: what a budget of all layers left every head; empty: the policy has none, or this object
+  // finds them out, and ends at its evict point.
   LiveReplay(const Trace& trace, const Geometry& geometry, const Policy& policy,
-             const Requirements& asked);
+             const Requirements& asked, Shares shares = {});
   ~LiveReplay();
   LiveReplay(const LiveReplay&) = delete;
   LiveReplay& operator=(const LiveReplay&) = delete;
@@ -36,6 +39,9 @@ class LiveReplay {
   // REQUIRES: blocks of a layer come in order; with outputs, all rows of the block are computed,
   // with values. Errors: PolicyError when the policy breaks its contract.
   void process(int layer, const RowBlock& block, std::span<float> outputs);
+  // Of a policy with coupled_rule(): what stays in every head. REQUIRES: constructed without
+  // shares; all layers have been processed up to the evict point.
+  [[nodiscard]] Shares share_out();
   // What became of it, as if the trace had ended after `tokens` rows. Ends the use of this object.
   // REQUIRES: they have all been processed.
   [[nodiscard]] Replay finish(RowIndex tokens);
@@ -46,6 +52,8 @@ class LiveReplay {
                                                  const Policy& policy, const Requirements& asked);
 
  private:
+  const Policy& policy_;
+  const PassPlan& passes_;
   FidelityPlan fidelity_;
   Replay replay_;
   DecisionBoard board_;

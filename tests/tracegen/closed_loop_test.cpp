@@ -186,11 +186,14 @@ TEST_CASE("the dense product of a row does not depend on the rows beside it", "[
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i) * 0.37F);
   std::vector<float> bias(static_cast<std::size_t>(w.rows), 0.25F);
   std::vector<float> together(static_cast<std::size_t>(kRows * w.rows));
-  stable_dense(x.data(), kRows, w, bias, together.data(), w.rows);
+  StableDense dense(false);
+  StableDense keeping(true);
+  dense(x.data(), kRows, w, bias, together.data(), w.rows);
   std::vector<float> alone(static_cast<std::size_t>(w.rows));
   std::vector<float> weights(static_cast<std::size_t>(w.columns));
   for (std::int64_t r = 0; r < kRows; r += 3) {
-    stable_dense(x.data() + r * w.columns, 1, w, bias, alone.data(), w.rows);
+    // The first call packs, later ones take what was kept.
+    keeping(x.data() + r * w.columns, 1, w, bias, alone.data(), w.rows);
     CHECK(std::equal(alone.begin(), alone.end(), together.begin() + r * w.rows));
     for (std::int64_t o = 0; o < w.rows; o += 97) {
       widen_rows(w, o, 1, weights.data());
@@ -249,10 +252,14 @@ TEST_CASE("policies that act once keep on a model what they keep in a replay", "
                                           "knorm(budget=20%)",
                                           "adakv(snapkv(budget=24,window=8))",
                                           "streaming_llm(budget=32)",
+                                          "lava(budget=24)",
+                                          "cake(budget=24)",
                                           "quest(budget=32)",
                                           "kivi"};
   const LoopInput input = random_input(120, 0, 40);
-  const LoopResult result = run(tiny(name), input, policies);
+  LoopOptions options;
+  options.proxies = true;
+  const LoopResult result = run(tiny(name), input, policies, options);
   REQUIRE(result.refused.empty());
   // The prompt alone decides: the text behind it is the full cache's in the replay.
   const Plain plain = read_plainly(tiny(name), result.runs[0].run.ledger, input);
@@ -268,6 +275,9 @@ TEST_CASE("policies that act once keep on a model what they keep in a replay", "
     CHECK(loop.run.metrics.peak_bytes.total == replay.metrics.peak_bytes.total);
     CHECK(loop.nll.size() == 40);
     CHECK(loop.divergence[0] == 0);  // the prompt's last row still has all of it
+    REQUIRE(loop.open);
+    CHECK(loop.open->agreement == 1);
+    CHECK(loop.open->retained == Approx(replay.fidelity->decode->mass_mean).epsilon(1e-5));
   }
   CHECK(result.runs[0].divergence[39] == 0);
   CHECK(result.runs[1].divergence[39] > 0);

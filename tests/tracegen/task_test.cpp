@@ -287,6 +287,14 @@ TEST_CASE("a task that is wrong says what would be right", "[eval]") {
   CHECK_THAT(error_of("perplexity:length=500,text=" + book()), Contains("the text ends"));
 }
 
+TEST_CASE("ranks correlate as Spearman has it", "[eval]") {
+  CHECK(rank_correlation({1, 2, 3}, {10, 30, 20}) == Approx(0.5));
+  CHECK(rank_correlation({1, 2, 3}, {9, 8, 1}) == Approx(-1));
+  // Ranks 1.5, 1.5, 3 and 1, 2, 3: 1.5 / sqrt(1.5 * 2)
+  CHECK(rank_correlation({5, 5, 7}, {1, 2, 3}) == Approx(0.8660254));
+  CHECK(rank_correlation({4, 4}, {1, 2}) == 0);
+}
+
 // Two samples, `full` at 1 and 1; "a" at footprints 0.2, 0.4 and 0.8.
 TEST_CASE("a critical footprint is where the mean score crosses its share", "[eval]") {
   EvalRequest request;
@@ -303,6 +311,8 @@ TEST_CASE("a critical footprint is where the mean score crosses its share", "[ev
       sample.report.runs.push_back(std::move(run));
       Outcome outcome;
       outcome.score = scores[r];
+      outcome.divergence = 1 - scores[r];
+      outcome.open = OpenLoop{footprints[r], 1 - footprints[r], std::nullopt, 1};
       sample.outcomes.push_back(outcome);
     }
   };
@@ -321,6 +331,9 @@ TEST_CASE("a critical footprint is where the mean score crosses its share", "[ev
     CHECK(task.policies[1].score == Approx(0.3));
     CHECK(task.policies[1].score_interval.low == Approx(0.2));
     CHECK(task.policies[1].score_interval.high == Approx(0.4));
+    // More attention, less error, a better score, and a smaller divergence go together here.
+    REQUIRE(task.proxies.size() == 4);
+    for (const ProxyFigures& proxy : task.proxies) CHECK(proxy.correlation == Approx(1));
   }
   SECTION("and is refused where the full cache fails") {
     add({0.4, 0.2, 0.7, 1}, {1, 0.1, 0.3, 0.7});

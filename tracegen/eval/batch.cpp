@@ -2,23 +2,23 @@
 #include "tracegen/eval/batch.h"
 
 #include <algorithm>
+#include <functional>
 
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
 #include "tracegen/forward/runner_common.h"
-#include "tracegen/forward/stable_dense.h"
 
 namespace kvspan::tracegen {
 
-Batch::Batch(const Checkpoint& checkpoint, const Geometry& geometry,
+Batch::Batch(const Checkpoint& checkpoint, StableDense& dense, const Geometry& geometry,
              const FidelityPlan& all_measured, RowIndex block_rows)
     : checkpoint_(checkpoint),
       spec_(checkpoint.spec()),
       geometry_(geometry),
       measured_(all_measured),
       block_rows_(block_rows),
-      math_(spec_, stable_dense),
+      math_(spec_, std::ref(dense)),
       all_rows_(static_cast<std::size_t>(geometry.tokens), 1) {}
 
 void Batch::advance(std::span<const Rows> rows) {

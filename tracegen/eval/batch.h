@@ -15,6 +15,7 @@
 #include "sim/replay/live_replay.h"
 #include "tracegen/eval/sequence.h"
 #include "tracegen/forward/layer_math.h"
+#include "tracegen/forward/stable_dense.h"
 
 namespace kvspan::tracegen {
 
@@ -27,8 +28,8 @@ struct Branch {
 class Batch {
  public:
   // Everything outlives this. block_rows: of attention, at a time.
-  Batch(const Checkpoint& checkpoint, const Geometry& geometry, const FidelityPlan& all_measured,
-        RowIndex block_rows);
+  Batch(const Checkpoint& checkpoint, StableDense& dense, const Geometry& geometry,
+        const FidelityPlan& all_measured, RowIndex block_rows);
 
   // Rows [begin, begin + ids.size()) of a branch: one pass of its policy.
   struct Rows {

@@ -62,13 +62,16 @@ class ClosedLoop {
   LoopResult run() {
     bind();
     arena_.execute([&] {
-      Batch batch(checkpoint_, lineup_.geometry, measured_, block_rows_);
+      StableDense own(false);
+      Batch batch(checkpoint_, options_.dense != nullptr ? *options_.dense : own, lineup_.geometry,
+                  measured_, block_rows_);
       for (std::size_t begin = 0; begin < entrants_.size();) {
         const std::size_t end = end_of_group(begin);
         run_group(batch, begin, end);
         begin = end;
       }
     });
+    if (full_reading_) replay_reading();
     std::sort(order_.begin(), order_.end());
     LoopResult out = std::move(result_);
     std::vector<LoopRun> runs = std::move(out.runs);
@@ -85,9 +88,6 @@ class ClosedLoop {
   void advance_to(double done) const {
     if (options_.cancelled && options_.cancelled()) throw Interrupted();
     if (options_.progress) options_.progress(done);
-  }
-  [[nodiscard]] std::int64_t readings() const {
-    return (input_.generate > 0 ? 1 : 0) + (reference_ > 0 ? 1 : 0);
   }
   // Rows that the reference takes. Its last token predicts nothing, so that its row is only worth
   // having where it belongs to the ledger.
@@ -109,7 +109,10 @@ class ClosedLoop {
     block_rows_ = plan_memory(trace, lineup_, engine).block_rows;
     measured_ = plan_fidelity(tokens_, prompt_.rows(), 0, 0);
     measured_.output_error = true;
+    deaths_.resize(specs_.size());
     fixed_bytes_ = prompt_.memory_bytes() + reference_ * model_.vocabulary * 4;
+    if (options_.dense != nullptr && options_.dense->keeps())
+      fixed_bytes_ += StableDense::kept_bytes(checkpoint_);
     for (std::size_t s = 0; s < specs_.size(); ++s) {
       if (auto reason = why_not_enter(s)) {
         if (s == 0) throw ConfigError(*reason);
@@ -135,7 +138,7 @@ class ClosedLoop {
     if (auto reason = why_not_live(policy, asked)) return reason;
     const RowIndex fork = std::min(asked.changes_from, prompt_.rows());
     const std::int64_t bytes =
-        readings() *
+        ((input_.generate > 0 ? 1 : 0) + (reference_ > 0 ? 1 : 0)) *
         (LiveReplay::memory_bytes(prompt_.sequence().trace(), lineup_.geometry, policy, asked) +
          Sequence::fork_bytes(model_, tokens_ - fork) + model_.vocabulary * 4);
     if (fixed_bytes_ + bytes > options_.memory) {
@@ -174,22 +177,49 @@ class ClosedLoop {
         course.logits.assign(prompt_.logits().begin(), prompt_.logits().end());
       }
     }
+    const std::vector<Shares> shares = survey(begin, end);
+    std::vector<LiveReplay*> replays(courses.size());
     tbb::parallel_for(std::size_t{0}, courses.size(), [&](std::size_t i) {
-      const std::size_t p = entrants_[courses[i].entrant].policy;
-      courses[i].branch.sequence = prompt_.sequence().fork();
-      courses[i].branch.replay =
-          std::make_unique<LiveReplay>(courses[i].branch.sequence->trace(), lineup_.geometry,
-                                       lineup_.policies[p], lineup_.requirements[p]);
+      Branch& branch = courses[i].branch;
+      branch.sequence = prompt_.sequence().fork();
+      branch.replay = replay_of(courses[i].entrant, branch.sequence->trace(),
+                                shares[courses[i].entrant - begin]);
+      replays[i] = branch.replay.get();
     });
-    walk(courses, begin, end);
+    walk(replays, begin, end);
     if (entrants_[begin].fork < prompt_.rows()) catch_up(batch, courses);
     results_.assign(courses.size(), {});
     decode(batch, courses, static_cast<double>(begin), static_cast<double>(end));
     for (std::size_t i = 0; i < courses.size(); ++i) finish(courses, i);
   }
 
+  [[nodiscard]] std::unique_ptr<LiveReplay> replay_of(std::size_t entrant, const Trace& trace,
+                                                      Shares shares) const {
+    const std::size_t p = entrants_[entrant].policy;
+    return std::make_unique<LiveReplay>(trace, lineup_.geometry, lineup_.policies[p],
+                                        lineup_.requirements[p], std::move(shares));
+  }
+
+  // What budgets of all layers share out, which the layers have to show first. [end - begin]
+  std::vector<Shares> survey(std::size_t begin, std::size_t end) {
+    std::vector<Shares> out(end - begin);
+    std::vector<std::unique_ptr<LiveReplay>> coupled;
+    std::vector<LiveReplay*> replays;
+    std::vector<std::size_t> places;
+    for (std::size_t e = begin; e < end; ++e) {
+      if (!coupled_rule(lineup_.policies[entrants_[e].policy])) continue;
+      coupled.push_back(replay_of(e, prompt_.sequence().trace(), {}));
+      replays.push_back(coupled.back().get());
+      places.push_back(e - begin);
+    }
+    if (replays.empty()) return out;
+    walk(replays, begin, end);
+    for (std::size_t i = 0; i < places.size(); ++i) out[places[i]] = replays[i]->share_out();
+    return out;
+  }
+
   // Rows before the fork, whose attention is computed once for all.
-  void walk(std::vector<Course>& courses, std::size_t begin, std::size_t end) {
+  void walk(std::span<LiveReplay* const> replays, std::size_t begin, std::size_t end) {
     Lineup group{lineup_.geometry, {}, {}};
     bool in_order = false;
     for (std::size_t e = begin; e < end; ++e) {
@@ -205,9 +235,8 @@ class ClosedLoop {
         if (to > fork) break;
         const RowBlock& block =
             terms.compute(prompt_.sequence().scores(layer), from, to, plan.needed);
-        tbb::parallel_for(std::size_t{0}, courses.size(), [&](std::size_t i) {
-          courses[i].branch.replay->process(layer, block, {});
-        });
+        tbb::parallel_for(std::size_t{0}, replays.size(),
+                          [&](std::size_t i) { replays[i]->process(layer, block, {}); });
         from = to;
       }
     };
@@ -242,14 +271,11 @@ class ClosedLoop {
   // ---- Decode -----------------------------------------------------------------------------------
 
   void decode(Batch& batch, std::vector<Course>& courses, double begin, double end) {
-    const auto all = static_cast<double>(entrants_.size());
-    const RowIndex most = std::max<RowIndex>(input_.generate, reference_rows());
+    const double most = static_cast<double>(std::max<RowIndex>(input_.generate, reference_)) + 1;
     for (RowIndex step = 0;; ++step) {
+      const double share = begin + (end - begin) * static_cast<double>(step) / most;
       advance_to(kPrefillShare +
-                 (1 - kPrefillShare) *
-                     (begin + (end - begin) * static_cast<double>(step) /
-                                  static_cast<double>(std::max<RowIndex>(1, most))) /
-                     all);
+                 (1 - kPrefillShare) * share / static_cast<double>(entrants_.size()));
       std::vector<Batch::Rows> rows;
       std::vector<std::size_t> going;
       for (std::size_t i = 0; i < courses.size(); ++i) {
@@ -304,14 +330,41 @@ class ClosedLoop {
     const Entrant& entrant = entrants_[courses[i].entrant];
     const bool with_reference = courses[i].answers && reference_ > 0;
     if (!courses[i].answers && input_.generate > 0) return;  // belongs to the answer before it
-    LoopRun out = std::move(results_[with_reference ? i + 1 : i]);
+    const std::size_t reading = with_reference ? i + 1 : i;
+    LoopRun out = std::move(results_[reading]);
     const RowIndex rows = prompt_.rows() + std::ssize(courses[i].tokens);
     out.run = result_of(prompt_.sequence().trace(), specs_[entrant.spec],
                         lineup_.policies[entrant.policy], courses[i].branch.replay->finish(rows),
                         options_.accounting);
     if (courses[i].answers) out.answer = std::move(courses[i].tokens);
+    if (options_.proxies && reference_rows() > 0) {
+      if (entrant.spec == 0) full_reading_ = std::move(courses[reading].branch.sequence);
+      deaths_[entrant.spec] = with_reference
+                                  ? courses[reading]
+                                        .branch.replay->finish(prompt_.rows() + reference_rows())
+                                        .ledger.death
+                                  : out.run.ledger.death;
+    }
     order_.emplace_back(entrant.spec, result_.runs.size());
     result_.runs.push_back(std::move(out));
+  }
+
+  // What a replay of the full cache's reading says of the same policies.
+  void replay_reading() {
+    const RowIndex rows = prompt_.rows() + reference_rows();
+    Sequence::Text text = input_.prompt;
+    text.ids.insert(text.ids.end(), input_.reference.begin(), input_.reference.end());
+    text.ids.resize(static_cast<std::size_t>(rows));
+    text.pieces.resize(static_cast<std::size_t>(rows));
+    const Trace full = full_reading_->prompt_trace(rows, text, checkpoint_);
+    EngineOptions engine;
+    engine.prompt = prompt_.rows();
+    engine.evict_point = options_.evict_point;
+    engine.chunk = options_.chunk;
+    engine.seed = options_.seed;
+    engine.threads = options_.threads;
+    const auto found = open_loop(full, specs_, engine, deaths_);
+    for (const auto& [spec, place] : order_) result_.runs[place].open = found[spec];
   }
 
   const Checkpoint& checkpoint_;
@@ -327,9 +380,11 @@ class ClosedLoop {
   RowIndex block_rows_ = 0;
   FidelityPlan measured_;
   std::int64_t fixed_bytes_ = 0;
-  std::vector<Entrant> entrants_;                // by fork, falling
-  std::vector<std::vector<float>> full_logits_;  // [reference][vocabulary] of specs[0]
-  std::vector<LoopRun> results_;                 // [courses] of the group
+  std::vector<Entrant> entrants_;                   // by fork, falling
+  std::vector<std::vector<float>> full_logits_;     // [reference][vocabulary] of specs[0]
+  std::vector<LoopRun> results_;                    // [courses] of the group
+  std::unique_ptr<Sequence> full_reading_;          // of the reference, by specs[0]
+  std::vector<std::vector<std::uint32_t>> deaths_;  // [specs] while the reference was read
   LoopResult result_;
   std::vector<std::pair<std::size_t, std::size_t>> order_;  // specification, place in result_.runs
 };

@@ -22,7 +22,9 @@
 
 #include "sim/policy/spec.h"
 #include "sim/run/result.h"
+#include "tracegen/eval/open_loop.h"
 #include "tracegen/eval/sequence.h"
+#include "tracegen/forward/stable_dense.h"
 #include "tracegen/model/checkpoint.h"
 
 namespace kvspan::tracegen {
@@ -42,8 +44,12 @@ struct LoopOptions {
   RowIndex chunk = 0;        // prefill chunk, tokens; 0: one pass
   Accounting accounting;
   std::uint64_t seed = 0;
-  int threads = 0;                                 // 0: all
-  std::int64_t memory = std::int64_t{4} << 30U;    // anonymous memory at most
+  int threads = 0;                               // 0: all
+  std::int64_t memory = std::int64_t{4} << 30U;  // anonymous memory at most
+  // Products that keep widened weights over several prompts (of the same checkpoint); null: an own
+  // one, which keeps nothing.
+  StableDense* dense = nullptr;
+  bool proxies = false;  // replays the full cache's reading as well, see open_loop.h
   std::function<void(double done)> progress = {};  // in [0, 1]
   std::function<bool()> cancelled = {};            // polled; true ends it with Interrupted
 };
@@ -55,6 +61,7 @@ struct LoopRun {
   std::vector<std::int32_t> answer;  // the stop included
   std::vector<float> nll;            // [reference] -ln p of each token, nats
   std::vector<double> divergence;    // [reference] KL(full cache || policy) of each row, nats
+  std::optional<OpenLoop> open;      // absent: not asked for, or nothing is read
 };
 
 // Which of them no model can serve, by label, and why.

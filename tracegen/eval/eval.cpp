@@ -46,6 +46,7 @@ Outcome outcome_of(const Tokenizer& tokenizer, const Sample& sample, const LoopI
   out.answer_tokens = std::ssize(run.answer);
   out.nll = mean_of(run.nll);
   out.divergence = mean_of(run.divergence);
+  out.open = run.open;
   if (out.nll) out.delta_nll = *out.nll - *mean_of(full.nll);
   out.score = sample.scoring == Scoring::log_likelihood
                   ? std::exp(-out.nll.value_or(0))
@@ -54,13 +55,14 @@ Outcome outcome_of(const Tokenizer& tokenizer, const Sample& sample, const LoopI
 }
 
 SampleResult run_sample(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
-                        const EvalRequest& request, const Sample& sample, TaskResult& task,
-                        const std::function<void(double)>& progress) {
+                        const EvalRequest& request, const Sample& sample, StableDense& dense,
+                        TaskResult& task, const std::function<void(double)>& progress) {
   const auto begin = std::chrono::steady_clock::now();
   const ReadSample read = read_sample(tokenizer, sample, request);
   LoopOptions options = request.loop;
   options.evict_point = read.evict_point;
   options.seed = request.seed;
+  options.dense = &dense;
   options.progress = progress;
   LoopResult loop = run_closed_loop(checkpoint, read.input, request.specs, options);
   SampleResult out;
@@ -169,6 +171,8 @@ EvalResult evaluate(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
   }
   const auto all = std::accumulate(samples.begin(), samples.end(), std::size_t{0},
                                    [](std::size_t n, const auto& task) { return n + task.size(); });
+  // Half of the memory at most goes to weights that need not be widened for every token.
+  StableDense dense(StableDense::kept_bytes(checkpoint) <= request.loop.memory / 2);
   std::size_t done = 0;
   for (std::size_t t = 0; t < samples.size(); ++t) {
     TaskResult& task = out.tasks.emplace_back();
@@ -179,7 +183,8 @@ EvalResult evaluate(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
           request.progress(sample.name,
                            (static_cast<double>(done) + share) / static_cast<double>(all));
       };
-      task.samples.push_back(run_sample(checkpoint, tokenizer, request, sample, task, progress));
+      task.samples.push_back(
+          run_sample(checkpoint, tokenizer, request, sample, dense, task, progress));
       ++done;
     }
     keep_common_runs(task);

@@ -39,6 +39,7 @@ struct Outcome {
   std::optional<double> nll;         // mean over the reference's tokens, nats
   std::optional<double> delta_nll;   // against the full cache's
   std::optional<double> divergence;  // KL(full cache || policy), mean over its rows, nats
+  std::optional<OpenLoop> open;      // what a replay says
 };
 
 struct SampleResult {
@@ -66,12 +67,21 @@ struct CriticalFigures {
   std::optional<double> low, high;  // of the footprint
 };
 
+// How well a figure of the replay ranks policies and budgets by what came of them on the model:
+// Spearman's correlation of means over samples, 1: in the same order, better is better.
+struct ProxyFigures {
+  std::string proxy, outcome;
+  double correlation = 0;
+  sweep::Interval interval;  // 95 % bootstrap over samples
+};
+
 struct TaskResult {
   std::string task;
   std::vector<SampleResult> samples;
   std::vector<PolicyFigures> policies;    // in the order of the specifications
   std::vector<CriticalFigures> critical;  // empty: see `why_not`
   std::string why_not;                    // no critical footprint is given
+  std::vector<ProxyFigures> proxies;      // where they were asked for, of three runs at least
   std::vector<Refusal> refused;
 };
 
@@ -95,5 +105,7 @@ struct ReadSample {
 
 // Figures of finished samples. REQUIRES: they have the same runs in the same order, `full` first.
 void summarise(TaskResult& task, const EvalRequest& request);
+// Its part that holds proxies against outcomes.
+void judge_proxies(TaskResult& task, const EvalRequest& request);
 
 }  // namespace kvspan::tracegen

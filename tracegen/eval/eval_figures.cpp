@@ -128,6 +128,7 @@ CriticalFigures critical_of(const TaskResult& task, const std::string& method,
 void summarise(TaskResult& task, const EvalRequest& request) {
   const std::size_t runs = task.samples.front().report.runs.size();
   for (std::size_t r = 0; r < runs; ++r) task.policies.push_back(figures_of(task, r, request));
+  judge_proxies(task, request);
   const double full = task.policies.front().score;
   const bool scored = task.samples.front().sample.scoring != Scoring::log_likelihood;
   if (scored && full < kDoesTheTask) {

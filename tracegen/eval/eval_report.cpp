@@ -28,13 +28,22 @@ json critical_json(const sweep::Critical& critical) {
           {"value", critical.x}};
 }
 
+json open_json(const std::optional<OpenLoop>& open) {
+  if (!open) return nullptr;
+  return {{"retained_mass", open->retained},
+          {"output_error", number(open->output_error)},
+          {"spans_left", number(open->spans)},
+          {"agreement", open->agreement}};
+}
+
 json outcome_json(const Outcome& outcome) {
   return {{"answer", valid_utf8(outcome.answer)},
           {"answer_tokens", outcome.answer_tokens},
           {"score", outcome.score},
           {"nll", number(outcome.nll)},
           {"delta_nll", number(outcome.delta_nll)},
-          {"kl", number(outcome.divergence)}};
+          {"kl", number(outcome.divergence)},
+          {"replay", open_json(outcome.open)}};
 }
 
 json sample_json(const SampleResult& sample) {
@@ -75,6 +84,13 @@ json task_json(const TaskResult& task) {
          {"footprint_interval", json::array({number(method.low), number(method.high)})},
          {"peak_kv", critical_json(method.peak_kv)}});
   }
+  json proxies = json::array();
+  for (const ProxyFigures& p : task.proxies) {
+    proxies.push_back({{"proxy", p.proxy},
+                       {"outcome", p.outcome},
+                       {"rank_correlation", p.correlation},
+                       {"interval", interval_json(p.interval)}});
+  }
   json refused = json::array();
   for (const Refusal& refusal : task.refused)
     refused.push_back(
@@ -84,6 +100,7 @@ json task_json(const TaskResult& task) {
           {"policies", std::move(policies)},
           {"critical", std::move(critical)},
           {"no_critical", task.why_not.empty() ? json(nullptr) : json(task.why_not)},
+          {"proxies", std::move(proxies)},
           {"refused", std::move(refused)}};
 }
 
@@ -149,6 +166,15 @@ Cells critical_cells(const TaskResult& task, double least) {
     }
     out.push_back({one_line(valid_utf8(c.method)), critical_text(c.footprint), std::move(interval),
                    critical_text(c.peak_kv)});
+  }
+  return out;
+}
+
+Cells proxy_cells(const TaskResult& task) {
+  Cells out{{"the replay's", "the model's", "rank correlation", "95 % interval"}};
+  for (const ProxyFigures& p : task.proxies) {
+    out.push_back({p.proxy, p.outcome, fmt::format("{:.2f}", p.correlation),
+                   fmt::format("{:.2f} .. {:.2f}", p.interval.low, p.interval.high)});
   }
   return out;
 }

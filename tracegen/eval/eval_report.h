@@ -17,9 +17,10 @@ namespace kvspan::tracegen {
 [[nodiscard]] nlohmann::json to_json(const EvalResult& result,
                                      const std::vector<std::string>& command, Timelines timelines);
 
-// Rows of cells, headings first: a table of policies, and one of critical footprints.
+// Rows of cells, headings first: of policies, of critical footprints, of proxies on trial.
 using Cells = std::vector<std::vector<std::string>>;
 [[nodiscard]] Cells policy_cells(const TaskResult& task);
 [[nodiscard]] Cells critical_cells(const TaskResult& task, double least);
+[[nodiscard]] Cells proxy_cells(const TaskResult& task);
 
 }  // namespace kvspan::tracegen

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include <tbb/enumerable_thread_specific.h>
 #include <tbb/parallel_for.h>
 
 #include "sim/attention/kernels.h"
@@ -10,48 +11,93 @@
 namespace kvspan::tracegen {
 namespace {
 
-constexpr std::int64_t kOutputs = 4 * kvspan::kernels::kPanel;  // of W in one tile
+namespace panels = kvspan::kernels;
 
-// Outputs [first, first + count) of all rows. Weights stand where keys stand in attention: packed
-// in panels, whose products have one order.
-void tile(const float* x, std::int64_t rows, const WeightMatrix& w, const std::vector<float>& bias,
-          std::int64_t first, std::int64_t count, float* y, std::int64_t ldy) {
-  namespace k = kvspan::kernels;
-  const auto columns = static_cast<int>(w.columns);
-  std::vector<float> widened(static_cast<std::size_t>(count * w.columns));
+constexpr std::int64_t kOutputs = 4 * panels::kPanel;  // of W in one tile
+constexpr std::int64_t kMostRows = 256;                // so that a tile's sums stay in the cache
+
+std::int64_t tiles_of(const WeightMatrix& w) { return (w.rows + kOutputs - 1) / kOutputs; }
+
+// Outputs [first, first + count) of W. Weights stand where keys stand in attention: packed in
+// panels, whose products have one order.
+void pack(const WeightMatrix& w, std::int64_t first, std::int64_t count,
+          std::vector<float>& widened, float* out) {
+  widened.resize(static_cast<std::size_t>(kOutputs * w.columns));
   widen_rows(w, first, count, widened.data());
-  std::vector<float> panels(static_cast<std::size_t>(k::padded(count) * w.columns));
-  k::pack_keys(widened.data(), count, w.columns, columns, panels.data());
-  std::vector<float> sums(static_cast<std::size_t>(rows * k::padded(count)));
+  panels::pack_keys(widened.data(), count, w.columns, static_cast<int>(w.columns), out);
+}
+
+struct Product {
+  const float* x;  // [rows, columns]
+  std::int64_t rows;
+  const float* packed;  // of the tile
+  float* y;             // its outputs of the first row, rows `ldy` apart
+  std::int64_t ldy;
+  const float* bias;  // of the tile's outputs; null: none
+};
+
+void multiply(const Product& p, std::int64_t columns, std::int64_t count,
+              std::vector<float>& sums) {
+  const std::int64_t width = panels::padded(count);
+  sums.resize(static_cast<std::size_t>(kMostRows * kOutputs));
   std::vector<const float*> from;
   std::vector<float*> to;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    from.push_back(x + r * w.columns);
-    to.push_back(sums.data() + r * k::padded(count));
-  }
-  k::logits(from.data(), rows, columns, panels.data(), 0, k::padded(count) / k::kPanel, 1, 0,
-            to.data());
-  for (std::int64_t r = 0; r < rows; ++r) {
-    float* out = y + r * ldy + first;
-    std::copy_n(to[static_cast<std::size_t>(r)], count, out);
-    for (std::int64_t i = 0; i < count && !bias.empty(); ++i)
-      out[i] += bias[static_cast<std::size_t>(first + i)];
+  for (std::int64_t begin = 0; begin < p.rows; begin += kMostRows) {
+    const std::int64_t rows = std::min(kMostRows, p.rows - begin);
+    from.clear();
+    to.clear();
+    for (std::int64_t r = 0; r < rows; ++r) {
+      from.push_back(p.x + (begin + r) * columns);
+      to.push_back(sums.data() + r * width);
+    }
+    panels::logits(from.data(), rows, static_cast<int>(columns), p.packed, 0,
+                   width / panels::kPanel, 1, 0, to.data());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      float* out = p.y + (begin + r) * p.ldy;
+      std::copy_n(to[static_cast<std::size_t>(r)], count, out);
+      for (std::int64_t i = 0; i < count && p.bias != nullptr; ++i) out[i] += p.bias[i];
+    }
   }
 }
 
+// Of one thread.
+struct Room {
+  std::vector<float> widened, packed, sums;
+};
+
 }  // namespace
 
-void stable_dense(const float* x, std::int64_t rows, const WeightMatrix& w,
-                  const std::vector<float>& bias, float* y, std::int64_t ldy) {
-  constexpr std::int64_t kMostRows = 256;  // so that a tile's sums stay in the cache
-  tbb::parallel_for(std::int64_t{0}, (w.rows + kOutputs - 1) / kOutputs, [&](std::int64_t t) {
+void StableDense::operator()(const float* x, std::int64_t rows, const WeightMatrix& w,
+                             const std::vector<float>& bias, float* y, std::int64_t ldy) {
+  tbb::enumerable_thread_specific<Room> rooms;
+  const auto tile_floats = static_cast<std::size_t>(kOutputs * w.columns);
+  std::vector<float>* kept = keeps_ ? &kept_[w.bytes.data()] : nullptr;
+  const bool fresh = kept == nullptr || kept->empty();
+  if (kept != nullptr && fresh) kept->resize(static_cast<std::size_t>(tiles_of(w)) * tile_floats);
+  tbb::parallel_for(std::int64_t{0}, tiles_of(w), [&](std::int64_t t) {
+    Room& room = rooms.local();
     const std::int64_t first = t * kOutputs;
     const std::int64_t count = std::min(kOutputs, w.rows - first);
-    for (std::int64_t r = 0; r < rows; r += kMostRows) {
-      tile(x + r * w.columns, std::min(kMostRows, rows - r), w, bias, first, count, y + r * ldy,
-           ldy);
-    }
+    if (kept == nullptr) room.packed.resize(tile_floats);
+    float* packed = kept == nullptr ? room.packed.data()
+                                    : kept->data() + static_cast<std::size_t>(t) * tile_floats;
+    if (fresh) pack(w, first, count, room.widened, packed);
+    multiply({x, rows, packed, y + first, ldy, bias.empty() ? nullptr : bias.data() + first},
+             w.columns, count, room.sums);
   });
+}
+
+std::int64_t StableDense::kept_bytes(const Checkpoint& checkpoint) {
+  const auto bytes = [](const WeightMatrix& w) {
+    return tiles_of(w) * kOutputs * w.columns * static_cast<std::int64_t>(sizeof(float));
+  };
+  std::int64_t out = bytes(checkpoint.head());
+  for (int l = 0; l < checkpoint.spec().layers; ++l) {
+    const LayerWeights& w = checkpoint.layer(l);
+    for (const WeightMatrix* matrix : {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down})
+      out += bytes(*matrix);
+  }
+  return out;
 }
 
 }  // namespace kvspan::tracegen

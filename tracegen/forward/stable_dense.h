@@ -4,16 +4,33 @@
 // library's product, kernels::gemm, promises no such thing.)
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "tracegen/model/checkpoint.h"
 
 namespace kvspan::tracegen {
 
-// y [rows, ldy] = x [rows, columns] W^T + bias; `bias` may be empty. Work is divided among the
-// calling TBB arena's threads.
-void stable_dense(const float* x, std::int64_t rows, const WeightMatrix& w,
+class StableDense {
+ public:
+  // keeps: weights stay in memory as fp32, in the order of the product, from their first use on;
+  // else they are widened for every call. The bits are the same.
+  explicit StableDense(bool keeps) : keeps_(keeps) {}
+
+  // y [rows, ldy] = x [rows, columns] W^T + bias; `bias` may be empty. Work is divided among the
+  // calling TBB arena's threads. REQUIRES: no other call meanwhile; the weights outlive this.
+  void operator()(const float* x, std::int64_t rows, const WeightMatrix& w,
                   const std::vector<float>& bias, float* y, std::int64_t ldy);
+
+  // What the weights of a model take where they are kept.
+  [[nodiscard]] static std::int64_t kept_bytes(const Checkpoint& checkpoint);
+  [[nodiscard]] bool keeps() const { return keeps_; }
+
+ private:
+  bool keeps_;
+  std::map<const std::byte*, std::vector<float>> kept_;  // by a matrix' bytes: its panels
+};
 
 }  // namespace kvspan::tracegen
