@@ -360,9 +360,12 @@ TEST_CASE("an answer that stops ends the ledger, as if the trace had ended there
 // StreamingLLM's finding: without the first token attention has nowhere to go.
 TEST_CASE("MiniMind2 collapses without its sink, and recovers with it", "[eval]") {
   const LoopInput input = input_of(real_ids(44), 20, 0);
-  const LoopResult result =
-      run(minimind(), input,
-          {"full", "streaming_llm(sinks=0,window=20)", "streaming_llm(sinks=1,window=19)"});
+  StableDense dense(true);
+  LoopOptions options;
+  options.dense = &dense;
+  const LoopResult result = run(
+      minimind(), input,
+      {"full", "streaming_llm(sinks=0,window=20)", "streaming_llm(sinks=1,window=19)"}, options);
   const auto perplexity = [&](std::size_t run) {
     double sum = 0;
     for (const float nll : result.runs[run].nll) sum += double{nll};

@@ -174,7 +174,9 @@ Cells proxy_cells(const TaskResult& task) {
   Cells out{{"the replay's", "the model's", "rank correlation", "95 % interval"}};
   for (const ProxyFigures& p : task.proxies) {
     out.push_back({p.proxy, p.outcome, fmt::format("{:.2f}", p.correlation),
-                   fmt::format("{:.2f} .. {:.2f}", p.interval.low, p.interval.high)});
+                   task.samples.size() < 2
+                       ? "-"
+                       : fmt::format("{:.2f} .. {:.2f}", p.interval.low, p.interval.high)});
   }
   return out;
 }
