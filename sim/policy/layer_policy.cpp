@@ -11,11 +11,10 @@
 #include "sim/base/error.h"
 
 namespace kvspan {
-namespace {
 
 // The domain of a rule, split into what may leave and what may not. When more is protected than the
 // head may keep, the newest protected entries stay.
-struct Split {
+struct DomainParts {
   std::span<const TokenIndex> sinks, evictable, recent;
   // Places for protected positions of the domain, whether or not they are still resident.
   TokenCount reserved = 0;
@@ -26,6 +25,8 @@ struct Split {
     return protected_count() + static_cast<TokenCount>(evictable.size());
   }
 };
+
+namespace {
 
 // Entries before it are not in the domain.
 RowIndex first_of(const Rule& rule, const Pass& pass) {
@@ -59,8 +60,8 @@ std::span<const TokenIndex> domain_of(const Rule& rule, const View& view, int he
 }
 
 // In cache order the last places are the recent ones, whoever lies there.
-Split split_places(const Protect& protect, std::span<const TokenIndex> domain,
-                   std::vector<TokenIndex>& arranged) {
+DomainParts split_places(const Protect& protect, std::span<const TokenIndex> domain,
+                         std::vector<TokenIndex>& arranged) {
   arranged.assign(domain.begin(), domain.end());
   const auto rest = std::stable_partition(arranged.begin(), arranged.end(),
                                           [&](TokenIndex t) { return t < protect.sinks; });
@@ -68,7 +69,7 @@ Split split_places(const Protect& protect, std::span<const TokenIndex> domain,
   const std::size_t recent =
       std::min(arranged.size() - sinks, static_cast<std::size_t>(protect.recent));
   const std::span<const TokenIndex> all = arranged;
-  Split out;
+  DomainParts out;
   out.sinks = all.first(sinks);
   out.evictable = all.subspan(sinks, all.size() - sinks - recent);
   out.recent = all.last(recent);
@@ -77,15 +78,15 @@ Split split_places(const Protect& protect, std::span<const TokenIndex> domain,
 }
 
 // `arranged` is used in cache order.
-Split split(const Rule& rule, const Pass& pass, std::span<const TokenIndex> domain,
-            TokenCount tokens, std::vector<TokenIndex>& arranged) {
+DomainParts split(const Rule& rule, const Pass& pass, std::span<const TokenIndex> domain,
+                  TokenCount tokens, std::vector<TokenIndex>& arranged) {
   const Protect protect = rule.protect ? rule.protect(pass, tokens) : Protect{};
   if (rule.order.by_score) return split_places(protect, domain, arranged);
   const RowIndex first_recent = pass.end - std::min<TokenCount>(protect.recent, pass.end);
   const auto begin = domain.begin();
   const auto sinks_end = std::lower_bound(begin, domain.end(), protect.sinks);
   const auto recent_begin = std::lower_bound(sinks_end, domain.end(), first_recent);
-  Split out;
+  DomainParts out;
   out.sinks = {begin, sinks_end};
   out.evictable = {sinks_end, recent_begin};
   out.recent = {recent_begin, domain.end()};
@@ -128,7 +129,7 @@ bool lies_anew(const Rule& rule, TokenCount size, TokenCount keep) {
 }
 
 // How the survivors of a decision come to lie in the cache.
-Arrangement arrangement(const Rule& rule, int head, const Split& entries,
+Arrangement arrangement(const Rule& rule, int head, const DomainParts& entries,
                         std::span<const double> scores, const std::vector<Eviction>& gone) {
   std::vector<std::size_t> order;
   for (std::size_t i = 0; i < entries.evictable.size(); ++i) {
@@ -164,7 +165,7 @@ Outcome admit(double threshold, const View& view, int head, std::span<const Toke
   return out;
 }
 
-Outcome choose(const Rule& rule, const View& view, int head, const Split& entries,
+Outcome choose(const Rule& rule, const View& view, int head, const DomainParts& entries,
                std::span<const double> scores, double slack, TokenCount keep) {
   Outcome out;
   const TokenCount protected_count = entries.protected_count();
@@ -285,7 +286,7 @@ struct LayerPolicy::Ranking {
   }
   Sizing sizing;
   std::vector<TokenCount> keep;  // of a budget that does not look at scores
-  std::vector<Split> entries;
+  std::vector<DomainParts> entries;
   Scores scores;
   std::vector<std::vector<TokenIndex>> storage, arranged;  // of entries
 };
@@ -316,7 +317,7 @@ LayerPolicy::Ranking LayerPolicy::rank(std::size_t r, const View& view, const De
   out.sizing = rule.sizing ? rule.sizing(pass) : Sizing{kAll, pass.evict_point};
   const Sizing& sizing = out.sizing;
   std::vector<TokenCount>& keep = out.keep;
-  std::vector<Split>& entries = out.entries;
+  std::vector<DomainParts>& entries = out.entries;
   Scores& scores = out.scores;
 
   // A budget that does not look at scores is asked first, so that heads in which nobody has to
@@ -356,7 +357,7 @@ void LayerPolicy::apply(std::size_t r, const View& view, Decision& out) {
   const Pass& pass = view.pass();
   Ranking ranking = rank(r, view, out);
   std::vector<TokenCount>& keep = ranking.keep;
-  const std::vector<Split>& entries = ranking.entries;
+  const std::vector<DomainParts>& entries = ranking.entries;
   const Scores& scores = ranking.scores;
   if (!rule.threshold && !rule.budget->content_free())
     rule.budget->counts(view, scores, ranking.sizing, keep);
