@@ -41,10 +41,11 @@ void LifetimeMap::draw(QPainter& painter, const QSize& size, double scale) {
   bold.setBold(true);
   painter.setFont(bold);
   painter.setPen(theme().ink);
-  painter.drawText(legend, Qt::AlignLeft | Qt::AlignVCenter, title());
+  const QFontMetrics metrics(bold);
+  const QString name = metrics.elidedText(title(), Qt::ElideMiddle, legend.width() / 2);
+  painter.drawText(legend, Qt::AlignLeft | Qt::AlignVCenter, name);
   painter.setFont(font());
-  paint_legend(painter,
-               legend.adjusted(QFontMetrics(bold).horizontalAdvance(title()) + 24, 0, 0, 0));
+  paint_legend(painter, legend.adjusted(metrics.horizontalAdvance(name) + 24, 0, 0, 0));
   const QRect rest(0, legend.bottom() + 4, size.width(), size.height() - legend.bottom() - 4);
   if (const auto frame = frame_for(map_rect(rest), scale)) {
     try {
