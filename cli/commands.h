@@ -16,6 +16,7 @@ struct Context {
 };
 
 void add_run(CLI::App& app, const Context& context);
+void add_explain(CLI::App& app, const Context& context);
 void add_optimum(CLI::App& app, const Context& context);
 void add_predict(CLI::App& app, const Context& context);
 void add_replay(CLI::App& app, const Context& context);

@@ -28,6 +28,7 @@ Examples:
   kvspan run traces/smollm2-passkey.safetensors --policy all --budget 20%
   kvspan run TRACE --policy full --policy "snapkv(budget={128,512})" --policy "chunked(snapkv(budget=10%))" --chunk 512
   kvspan sweep TRACE TRACE --policy all --budget 5%,10%,20% --out results && kvspan report results
+  kvspan explain result.json --policy snapkv --against tova
   kvspan optimum traces/smollm2-passkey.safetensors --prompt 512 --budget 10%,20%
   kvspan predict --model Llama-3.1-8B --prompt 131072 --gen 128 --chunk 32768 --policy full --policy "duoattention(sparsity=0.7)"
   kvspan replay TRACE --policy full --policy snapkv --budget 20% --limit 64MiB --fill
@@ -109,6 +110,7 @@ int main(int argc, char** argv) {
     app.footer(kFooter);
     app.require_subcommand(1);
     kvspan::cli::add_run(app, context);
+    kvspan::cli::add_explain(app, context);
     kvspan::cli::add_optimum(app, context);
     kvspan::cli::add_predict(app, context);
     kvspan::cli::add_plan(app, context);

@@ -106,6 +106,11 @@ Outputs::Outputs(std::vector<Output> outputs, const std::vector<fs::path>& input
   }
 }
 
+std::string json_output(const std::string& out) {
+  if (!out.empty()) throw ConfigError("--json is --out - without the table: give one of them");
+  return "/dev/stdout";
+}
+
 const Output* Outputs::find(std::string_view option) const {
   const auto at = std::find_if(outputs_.begin(), outputs_.end(),
                                [&](const Output& output) { return output.option == option; });

@@ -25,6 +25,9 @@ struct Output {
   bool streams = true;  // false: not written from front to back, so that it cannot go into a pipe
 };
 
+// What --json says in place of --out. Errors: ConfigError when both are given.
+[[nodiscard]] std::string json_output(const std::string& out);
+
 class Outputs {
  public:
   // Where a file goes to standard output, all that is printed goes to standard error from now on.

@@ -87,6 +87,7 @@ void refuse_half_a_question(const PredictSettings& s, const CLI::App& sub) {
 
 void run(const PredictSettings& given, const CLI::App& sub, const Context& context) {
   PredictSettings s = given;
+  if (s.json) s.out = json_output(s.out);
   if (s.model == "?") return list_models();
   if (s.prompt == 0) throw ConfigError("predict: --prompt is required (see kvspan predict --help)");
   read_deployment(s);
@@ -106,7 +107,7 @@ void run(const PredictSettings& given, const CLI::App& sub, const Context& conte
   // Before the table: whoever reads that may stop doing so.
   outputs.write_text("--out",
                      [&] { return answer_json(s, context.command, model, found).dump(1) + "\n"; });
-  print_answer(s, model, found);
+  if (!s.json) print_answer(s, model, found);
   outputs.finish(true);
   if (!found.memory) return;
   const auto any = [&](const auto& holds) {
@@ -144,6 +145,7 @@ void add_predict(CLI::App& app, const Context& context) {
   sub->add_option("--layout", s->layout, "Storage layout that bytes are counted in")
       ->type_name("NAME");
   sub->add_option("--out", s->out, "Result as JSON")->transform(output_file())->type_name("FILE");
+  sub->add_flag("--json", s->json, "That JSON to standard output, and no table: for pipes");
   add_gpu_options(*sub, *s);
   sub->add_option("--batch", s->deployment.batch, "Requests at a time")
       ->check(CLI::Range(1, 1000000))

@@ -21,6 +21,7 @@ struct PredictSettings : DeploymentSettings {
   std::int64_t prompt = 0, generated = 0, chunk = 0;
   std::vector<std::string> policies, budgets;
   std::string prefill = "whole", layout = "ideal", out, calibrate;
+  bool json = false;  // to standard output, and no table
 };
 
 // One prediction a policy, and what fits if that was asked.

@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -15,6 +16,7 @@
 #include "sim/policy/spec.h"
 #include "sim/report/json.h"
 #include "sim/sweep/report_forms.h"
+#include "sim/sweep/search.h"
 
 namespace kvspan::cli {
 namespace {
@@ -22,15 +24,16 @@ namespace {
 constexpr int kChanged = 7;
 
 struct ReportSettings {
-  std::string folder, against, least = "90%";
+  std::string folder, against, least = "90%", search;
+  int threads = 0;
   std::string json, csv, svg, markdown;
   sweep::ReportOptions options;
   double tolerance = 1e-6;
   bool quiet = false;
 };
 
-// "90%" or "0.9".
-double parse_least(const std::string& text) {
+// "90%" or "0.9", of an option.
+double parse_share(const std::string& text, const char* option) {
   double value = 0;
   const bool percent = text.ends_with('%');
   const std::string number = percent ? text.substr(0, text.size() - 1) : text;
@@ -38,7 +41,7 @@ double parse_least(const std::string& text) {
   if (percent) value /= 100;
   const bool is_share = value > 0 && value <= 1;
   if (!is_share)
-    throw ConfigError(fmt::format("--at: found '{}', expected a share such as 90%", text));
+    throw ConfigError(fmt::format("{}: found '{}', expected a share such as 90%", option, text));
   return value;
 }
 
@@ -69,15 +72,34 @@ void report(const ReportSettings& s) {
                    {"--markdown", s.markdown}},
                   {});
   sweep::ReportOptions options = s.options;
-  options.least = parse_least(s.least);
+  options.least = parse_share(s.least, "--at");
+  sweep::SearchOptions search;
+  if (!s.search.empty()) search.least = parse_share(s.search, "--search");
   const sweep::SweepFolder folder = sweep::open_sweep(s.folder);
   const sweep::SweepReport made = make_report(folder, options);
-  outputs.write_text("--out", [&] { return file_text(to_json(made, folder.plan)); });
+  std::vector<sweep::CriticalBudget> found;
+  if (!s.search.empty()) {
+    Progress progress("searching", s.quiet);
+    search.threads = s.threads;
+    search.progress = [&](double done) { progress(done); };
+    search.cancelled = [] { return interrupted(); };
+    found = search_budgets(folder, made, search);
+  }
+  const auto markdown = [&] {
+    return to_markdown(made, folder.plan) +
+           (s.search.empty() ? "" : "\n" + to_markdown(found, made, folder.plan, search.least));
+  };
+  outputs.write_text("--out", [&] {
+    nlohmann::json all = to_json(made, folder.plan);
+    if (!s.search.empty())
+      all["search"] = {{"at", search.least}, {"budgets", to_json(found, made, folder.plan)}};
+    return file_text(all);
+  });
   outputs.write_text("--csv", [&] { return to_csv(made, folder.plan); });
   write_schema(s.csv, outputs);
   outputs.write_text("--svg", [&] { return to_svg(made, folder.plan); });
-  outputs.write_text("--markdown", [&] { return to_markdown(made, folder.plan); });
-  if (s.markdown.empty()) fmt::print("{}", to_markdown(made, folder.plan));
+  outputs.write_text("--markdown", markdown);
+  if (s.markdown.empty()) fmt::print("{}", markdown());
   outputs.finish(s.quiet);
 }
 
@@ -101,6 +123,12 @@ void add_report(CLI::App& app) {
   sub->add_option("--markdown", s->markdown, "The tables into a file, not to standard output")
       ->transform(output_file())
       ->type_name("FILE");
+  sub->add_option("--search", s->search,
+                  "Also the smallest budget that keeps this share, by bisection on the traces")
+      ->type_name("F");
+  sub->add_option("--threads", s->threads, "Threads of the search; 0: all cores")
+      ->check(CLI::Range(0, 4096))
+      ->type_name("T");
   sub->add_option("--draws", s->options.draws, "Bootstrap samples of the traces")
       ->check(CLI::Range(1, 1'000'000))
       ->type_name("N");
@@ -117,6 +145,7 @@ void add_report(CLI::App& app) {
 Examples:
   kvspan report results
   kvspan report results --at 95% --csv critical.csv --svg curves.svg --out report.json
+  kvspan report results --search 90%       the critical budgets themselves
   kvspan report new --against old          exit code 7 if anything changed
 
 The cells themselves are in results/cells.csv, a line each, with their columns in cells.schema.json.)help");

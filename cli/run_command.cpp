@@ -22,6 +22,7 @@
 #include "sim/report/csv.h"
 #include "sim/report/json.h"
 #include "sim/report/lifetimes_writer.h"
+#include "sim/report/massif.h"
 #include "sim/report/means.h"
 #include "sim/report/perfetto.h"
 #include "sim/report/svg.h"
@@ -41,11 +42,11 @@ struct RunSettings {
   std::vector<std::string> policies;
   std::vector<std::string> budgets;
   std::string evict_point, fidelity = "auto", match, prefill = "whole", layout = "ideal";
-  std::string out, csv, lifetimes, timeline, svg, tradeoff, perfetto, optimum;
+  std::string out, csv, lifetimes, timeline, svg, tradeoff, perfetto, massif, optimum;
   EngineOptions engine;
   bool quiet = false;
   bool regret = false;
-  bool chart = false, no_chart = false, no_timeline = false;
+  bool chart = false, no_chart = false, no_timeline = false, json = false;
   [[nodiscard]] std::size_t cells() const { return traces.size() * chunks.size(); }
 };
 
@@ -114,6 +115,7 @@ void write_files(std::span<const RunReport> reports, const RunSettings& s, Outpu
   outputs.write_text("--svg", [&] { return memory_svg(first); });
   outputs.write_text("--tradeoff", [&] { return tradeoff_svg(first); });
   outputs.write_text("--perfetto", [&] { return perfetto_trace(first); });
+  outputs.write_text("--massif", [&] { return massif_profile(first); });
 }
 
 void print_reports(std::span<const RunReport> reports, const RunSettings& s) {
@@ -188,7 +190,8 @@ void check_cells(const RunSettings& s) {
   for (const auto& [option, path] :
        {std::pair("--lifetimes", s.lifetimes), std::pair("--timeline", s.timeline),
         std::pair("--optimum", s.optimum), std::pair("--svg", s.svg),
-        std::pair("--tradeoff", s.tradeoff), std::pair("--perfetto", s.perfetto)}) {
+        std::pair("--tradeoff", s.tradeoff), std::pair("--perfetto", s.perfetto),
+        std::pair("--massif", s.massif)}) {
     if (path.empty()) continue;
     throw ConfigError(
         fmt::format("{}: found {} traces and {} chunk sizes, expected one of each; --out and --csv "
@@ -197,9 +200,16 @@ void check_cells(const RunSettings& s) {
   }
 }
 
-void run(const RunSettings& s, const Context& context) {
+void run(RunSettings s, const Context& context) {
+  if (s.json) s.out = json_output(s.out);
   check_cells(s);
   const RunRequest request = request_of(s, context);
+  if (!s.massif.empty() && request.specs.size() != 1) {
+    throw ConfigError(
+        fmt::format("--massif: found {} policies, expected one: the format has no "
+                    "place for more",
+                    request.specs.size()));
+  }
   std::vector<std::filesystem::path> inputs = files_of_policies(s.policies, request.specs);
   std::vector<Trace> traces;
   std::set<std::optional<FileKey>> known;
@@ -217,7 +227,8 @@ void run(const RunSettings& s, const Context& context) {
                    {"--timeline", s.timeline, false},
                    {"--svg", s.svg},
                    {"--tradeoff", s.tradeoff},
-                   {"--perfetto", s.perfetto}},
+                   {"--perfetto", s.perfetto},
+                   {"--massif", s.massif}},
                   inputs);
   std::vector<RunReport> reports;
   std::exception_ptr stopped;
@@ -228,7 +239,7 @@ void run(const RunSettings& s, const Context& context) {
   }
   if (!reports.empty()) {
     write_files(reports, s, outputs);
-    print_reports(reports, s);
+    if (!s.json) print_reports(reports, s);
     outputs.finish(s.quiet);
   }
   if (!stopped) return;
@@ -296,6 +307,7 @@ void add_run(CLI::App& app, const Context& context) {
       ->check(a_seed())
       ->type_name("S");
   sub->add_option("--out", s->out, "Result as JSON")->transform(output_file())->type_name("FILE");
+  sub->add_flag("--json", s->json, "That JSON to standard output, and no table: for pipes");
   sub->add_flag("--no-timeline", s->no_timeline,
                 "Without memory over time in that JSON, which is nine tenths of it");
   sub->add_option("--csv", s->csv, "Result as CSV, one line a run")
@@ -326,6 +338,11 @@ void add_run(CLI::App& app, const Context& context) {
                   "Memory over time as counters for ui.perfetto.dev, a row a millisecond")
       ->transform(output_file())
       ->type_name("FILE");
+  sub->add_option("--massif", s->massif,
+                  "Memory of one policy over time as a heap profile, for massif-visualizer and "
+                  "ms_print")
+      ->transform(output_file())
+      ->type_name("FILE");
   sub->add_flag("--quiet", s->quiet, "No progress on stderr");
   sub->add_flag("--chart", s->chart, "Terminal chart below the table, also when --svg is given");
   sub->add_flag("--no-chart", s->no_chart, "No terminal chart below the table");
@@ -337,6 +354,7 @@ Examples:
   kvspan run TRACE --policy "chunked(snapkv(budget=10%),variant=patched)" --chunk 512
   kvspan run TRACE --policy snapkv --policy h2o --policy tova --match footprint=40%
   kvspan run TRACE --policy all --budget 20% --prompt 512 --regret
+  kvspan run TRACE --policy snapkv --json --no-timeline --quiet | jq .runs[0].footprint
   kvspan run TRACE TRACE TRACE --policy full --policy snapkv --budget 10%,20% --chunk 128,512 --csv all.csv)help");
   sub->callback([s, &context] { run(*s, context); });
 }

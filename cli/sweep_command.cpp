@@ -230,7 +230,7 @@ void add_axes(CLI::App* sub, Config& config) {
       ->allow_extra_args(false)
       ->type_name("SPAN[,SPAN]");
   sub->add_option("--fidelity", config.fidelity, "Rows to measure, as of kvspan run")
-      ->type_name("all|auto|rows=K|none");
+      ->type_name("auto|all|rows=K|none");
   sub->add_flag(
       "--regret", config.regret,
       "Compare each cell with the best that any eviction policy could do at its occupancy, "

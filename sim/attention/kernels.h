@@ -90,8 +90,9 @@ struct HeldTerms {
                                    const float* full, double full_max, float* z);
 
 // Dot products in double, in order of i: out[j] = sum_i x[j][i] * y[i], and of x[j] with itself.
-//   x       [count][dim];  y [dim];  out [count]
+//   x       [count][dim] with `stride` floats from one to the next (dots: dim);  y [dim]
+//   out     [count]
 void dots(const float* x, std::int64_t count, int dim, const double* y, double* out);
-void squared_norms(const float* x, std::int64_t count, int dim, double* out);
+void squared_norms(const float* x, std::int64_t count, std::int64_t stride, int dim, double* out);
 
 }  // namespace kvspan::kernels

@@ -129,7 +129,8 @@ void weighted_values(const float* const* terms, std::int64_t rows, const std::in
 }
 
 // Every lane is a vector of its own, so that its sum runs in order; y null: x itself.
-void dots(const float* x, std::int64_t count, int dim, const double* y, double* out) {
+void dots(const float* x, std::int64_t count, std::int64_t stride, int dim, const double* y,
+          double* out) {
   constexpr int kBlockVecs = 8;
   constexpr int kBlock = kBlockVecs * kDoubleLanes;
   const HalfFloats dh;
@@ -138,7 +139,7 @@ void dots(const float* x, std::int64_t count, int dim, const double* y, double* 
   double sums[kPanel];
   for (std::int64_t first = 0; first < count; first += kPanel) {
     const std::int64_t vectors = std::min(kPanel, count - first);
-    pack_keys(x + first * dim, vectors, dim, dim, panel.data());
+    pack_keys(x + first * stride, vectors, stride, dim, panel.data());
     for (int begin = 0; begin < kPanel; begin += kBlock) {
       VD sum[kBlockVecs];
       HWY_UNROLL(8)
@@ -227,11 +228,11 @@ void weighted_values(const float* const* terms, std::int64_t rows, const std::in
 }
 
 void dots(const float* x, std::int64_t count, int dim, const double* y, double* out) {
-  HWY_DYNAMIC_DISPATCH(dots)(x, count, dim, y, out);
+  HWY_DYNAMIC_DISPATCH(dots)(x, count, dim, dim, y, out);
 }
 
-void squared_norms(const float* x, std::int64_t count, int dim, double* out) {
-  HWY_DYNAMIC_DISPATCH(dots)(x, count, dim, nullptr, out);
+void squared_norms(const float* x, std::int64_t count, std::int64_t stride, int dim, double* out) {
+  HWY_DYNAMIC_DISPATCH(dots)(x, count, stride, dim, nullptr, out);
 }
 
 HeldTerms held_terms(const std::int32_t* entries, std::int64_t count, const float* full,

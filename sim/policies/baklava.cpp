@@ -25,6 +25,7 @@
 #include "sim/policies/baklava_rule.h"
 #include "sim/policies/shared/helpers.h"
 #include "sim/policies/shared/trace_reads.h"
+#include "sim/policy/memo.h"
 
 namespace kvspan::policies {
 
@@ -70,7 +71,9 @@ PolicyEntry baklava() {
     const bool known = !source.fitted() && power;  // nothing to calibrate
     if (base != nullptr && !known) {
       const RowIndex end = source.other ? base->meta().prompt_tokens : geometry.evict_point / 2;
-      calibration = std::make_shared<Calibration>(calibrate(*base, end, sinks, geometry));
+      calibration = remembered<Calibration>(
+          geometry.memo, fmt::format("baklava {} {} {}", base->name(), end, sinks),
+          [&] { return calibrate(*base, end, sinks, geometry); });
       importance = calibration->importance;
       recipe.notes.push_back(fmt::format(
           "baklava-like stand-in: {} calibrated on the {}{}", source.fitted() ? "budgets" : "power",

@@ -14,6 +14,7 @@
 
 #include "sim/policies/expected_attention_rule.h"
 #include "sim/policies/shared/helpers.h"
+#include "sim/policies/shared/kernels.h"
 
 namespace kvspan::policies {
 namespace {
@@ -28,7 +29,9 @@ class Capacity final : public Scorer {
     const LayerShape& shape = view.shape();
     const int kv_head = shape.kv_head(head);
     const std::vector<float> keys = vectors_of(view, Vectors::keys, kv_head, entries);
-    const std::vector<double> lengths = squared_norms(view, Vectors::keys, kv_head, entries);
+    std::vector<double> lengths(entries.size());
+    kernels::squared_norms(keys.data(), std::ssize(entries), shape.k_dim, shape.k_dim,
+                           lengths.data());
     const std::vector<float> raw = vectors_of(view, Vectors::values, kv_head, entries);
     const Eigen::MatrixXd values =
         Eigen::Map<const Eigen::MatrixXf>(raw.data(), shape.v_dim, std::ssize(entries))

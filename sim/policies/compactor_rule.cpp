@@ -54,7 +54,10 @@ std::vector<double> attention_of(const View& view, int head, std::span<const Tok
     }
     return 0.0;
   });
-  const std::vector<double> squared = squared_norms(view, Vectors::values, kv_head, entries);
+  const std::vector<float> values = vectors_of(view, Vectors::values, kv_head, entries);
+  std::vector<double> squared(entries.size());
+  kernels::squared_norms(values.data(), std::ssize(entries), shape.v_dim, shape.v_dim,
+                         squared.data());
   for (std::size_t i = 0; i < out.size(); ++i) out[i] *= std::sqrt(squared[i]);
   pool(Pool::avg, 3, out);
   return out;

@@ -29,8 +29,8 @@ class Cur final : public Scorer {
     const int kv_head = shape.kv_head(head);
     std::vector<double> k2;
     std::vector<double> v2;
-    if (needs().k) k2 = local(squared_norms(view, Vectors::keys, kv_head, entries));
-    if (needs().v) v2 = local(squared_norms(view, Vectors::values, kv_head, entries));
+    if (needs().k) k2 = local(keys_.of(view, kv_head, entries));
+    if (needs().v) v2 = local(values_.of(view, kv_head, entries));
     for (std::size_t i = 0; i < entries.size(); ++i) {
       switch (leverage_) {
         case Leverage::product:
@@ -67,6 +67,7 @@ class Cur final : public Scorer {
   TokenCount sinks_;
   std::int64_t window_;
   Leverage leverage_;
+  SquaredNorms keys_{Vectors::keys}, values_{Vectors::values};
 };
 
 Leverage parse_leverage(const std::string& word) {
@@ -110,6 +111,7 @@ PolicyEntry cur() {
       return std::make_unique<Cur>(sinks, window, leverage);
     };
     scoring.by_place = true;
+    scoring.sharing = Sharing::always;
     return budgeted(arguments, geometry, own(scoring));
   };
   return entry;

@@ -50,6 +50,7 @@ PolicyEntry expected_attention() {
     scoring.make = [settings](const LayerShape& shape) {
       return std::make_unique<Expected>(settings, shape);
     };
+    scoring.sharing = Sharing::once;  // sums over queries are cut where it is asked
     Recipe recipe = budgeted(arguments, geometry, own(scoring));
     recipe.protect = own(ProtectRule([sinks = settings.sinks](TokenCount) {
       return Protect{sinks, 0};

@@ -151,6 +151,7 @@ std::vector<double> MeanFutureQuery::of(const View& view, int query_head) {
 
 struct Expected::State {
   QueryMoments moments;
+  SquaredNorms value_norms{Vectors::values};
   RowIndex turn_from = -1;
   Eigen::MatrixXd turn = {};  // the mean rotation
   // Softmax over the candidates of the expected logits of one query head.
@@ -179,7 +180,7 @@ double Expected::score(const View& view, int head, std::span<const TokenIndex> e
   });
   for (double& score : out) score += settings_.epsilon;
   if (settings_.by_value) {
-    const std::vector<double> squared = squared_norms(view, Vectors::values, kv_head, entries);
+    const std::vector<double> squared = state_->value_norms.of(view, kv_head, entries);
     for (std::size_t i = 0; i < entries.size(); ++i) out[i] *= std::sqrt(squared[i]);
   }
   round_sums(out);

@@ -116,15 +116,19 @@ PolicyEntry foresightkv() {
       Foresight::Settings settings;
       settings.schedule = schedule;
       settings.interval = interval;
+      settings.budget = budget;
       settings.vectors = !attention_only;
       settings.weights = weights;
       settings.fit.method = method;
       settings.fit.seed = seed;
-      settings.fit.interval = interval;
-      settings.fit.budget = budget;
+      // As the fit takes them: many budgets have one fit.
+      const RowIndex fit_end = geometry.evict_point / 2;
+      settings.fit.interval = std::min(interval, std::max<RowIndex>(1, fit_end / 4));
+      settings.fit.budget = std::min(budget, std::max<TokenCount>(1, fit_end / 2));
       settings.fit.attention_only = attention_only;
-      settings.fit_end = geometry.evict_point / 2;
+      settings.fit_end = fit_end;
       settings.trace = geometry.trace;
+      settings.memo = geometry.memo;
       scoring.make = [settings](const LayerShape& shape) {
         return std::make_unique<Foresight>(shape, settings);
       };

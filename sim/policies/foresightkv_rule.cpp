@@ -65,7 +65,7 @@ void Foresight::observe(const View& view, RowIndex /*begin*/, RowIndex end) {
   if (end != view.pass().end || !settings_.schedule.due(view.pass())) return;
   for (int h = 0; h < shape_.heads; ++h) {
     const auto held = static_cast<TokenCount>(view.resident(h).size());
-    if (heads_[index(h)].started || held >= settings_.fit.budget) update(view, h);
+    if (heads_[index(h)].started || held >= settings_.budget) update(view, h);
   }
 }
 

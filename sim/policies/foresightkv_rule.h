@@ -36,6 +36,7 @@ class Foresight final : public Scorer {
   struct Settings : FitSource {
     Schedule schedule;
     RowIndex interval = 0;
+    TokenCount budget = 0;
     bool vectors = true;  // k and v are features
   };
   Foresight(const LayerShape& shape, const Settings& settings);

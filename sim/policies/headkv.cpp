@@ -23,6 +23,7 @@
 #include "sim/policies/shared/head_masks.h"
 #include "sim/policies/shared/helpers.h"
 #include "sim/policies/shared/whole_trace.h"
+#include "sim/policy/memo.h"
 
 namespace kvspan::policies {
 namespace {
@@ -129,7 +130,9 @@ PolicyEntry headkv() {
             from, scores.front().size(), geometry.query_heads));
       }
     } else if (source.trace != nullptr) {
-      scores = mean_mass_outside(*source.trace, 4, window);
+      scores = *remembered<HeadScores>(geometry.memo,
+                                       fmt::format("mean_mass_outside {} {}", from, window),
+                                       [&] { return mean_mass_outside(*source.trace, 4, window); });
       recipe.notes.push_back(
           fmt::format("stand-in: head scores are the attention outside sinks and window on {}, not "
                       "the authors'",

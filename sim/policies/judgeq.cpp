@@ -100,6 +100,7 @@ PolicyEntry judgeq() {
     scoring.make = [settings = std::shared_ptr<const JudgeQ::Settings>(s)](const LayerShape&) {
       return std::make_unique<JudgeQ>(settings);
     };
+    scoring.sharing = Sharing::always;
     recipe.scorer = own(scoring);
     recipe.protect = own(protect_recent(arguments.count("window")));
     // Embeddings of the soft tokens; query heads x head_dim stands for the hidden size.

@@ -151,7 +151,8 @@ class StaticQueries final : public AnswerVotes {
 class PredictedQueries final : public AnswerVotes {
  public:
   explicit PredictedQueries(const std::shared_ptr<const JudgeQ::Settings>& s)
-      : AnswerVotes(s), models_("judgeq", {s->weights, s->fit, s->fit_end, s->geometry.trace}) {}
+      : AnswerVotes(s),
+        models_("judgeq", {s->weights, s->fit, s->fit_end, s->geometry.trace, s->geometry.memo}) {}
 
  protected:
   Queries queries_of(const View& view, int query_head) override {

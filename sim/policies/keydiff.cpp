@@ -23,7 +23,8 @@ class Distinct final : public Scorer {
     const auto dim = index(shape.k_dim);
     const std::vector<float> keys = vectors_of(view, Vectors::keys, kv_head, entries);
     std::vector<double> norms(entries.size());
-    kernels::squared_norms(keys.data(), std::ssize(entries), shape.k_dim, norms.data());
+    kernels::squared_norms(keys.data(), std::ssize(entries), shape.k_dim, shape.k_dim,
+                           norms.data());
     std::vector<double> anchor(dim, 0.0);
     for (std::size_t i = 0; i < entries.size(); ++i) {
       norms[i] = std::sqrt(norms[i]);
@@ -59,6 +60,7 @@ PolicyEntry keydiff() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Scoring scoring;
     scoring.make = [](const LayerShape&) { return std::make_unique<Distinct>(); };
+    scoring.sharing = Sharing::always;
     Recipe recipe = budgeted(arguments, geometry, own(scoring));
     // One anchor, fp32, per layer and head.
     recipe.charge.once =

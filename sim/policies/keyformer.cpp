@@ -176,6 +176,7 @@ PolicyEntry keyformer() {
     if (arguments.is("variant", "code")) {
       as_coded(recipe, arguments, geometry, settings);
     } else {
+      recipe.scorer.value.sharing = Sharing::always;
       recipe.protect = own(ProtectRule([recent = arguments.real("recent")](TokenCount budget) {
         return Protect{0, recent_of(recent, budget)};
       }));

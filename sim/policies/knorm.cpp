@@ -71,16 +71,19 @@ PolicyEntry knorm() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Scoring scoring;
     scoring.make = birth_scorer({.k = true}, [](const LayerShape& shape) -> BirthValues {
-      return [group = shape.heads / shape.kv_heads](const View& view, int head, TokenIndex begin,
-                                                    TokenIndex /*end*/, std::span<double> out) {
+      return [group = shape.heads / shape.kv_heads,
+              norms = std::make_shared<SquaredNorms>(Vectors::keys)](
+                 const View& view, int head, TokenIndex begin, TokenIndex /*end*/,
+                 std::span<double> out) {
         std::vector<TokenIndex> born(out.size());
         std::iota(born.begin(), born.end(), begin);
-        std::ranges::transform(squared_norms(view, Vectors::keys, head / group, born), out.begin(),
+        std::ranges::transform(norms->of(view, head / group, born), out.begin(),
                                [](double squared) { return -std::sqrt(squared); });
         round_sums(out);
       };
     });
     scoring.at_birth = true;
+    scoring.sharing = Sharing::always;
     Recipe recipe = budgeted(arguments, geometry, own(scoring));
     const RowIndex prune_after = arguments.count("prune_after");
     if (const bool up = arguments.is("rounding", "ceil"); up || prune_after > 0) {

@@ -149,6 +149,7 @@ PolicyEntry lagkv() {
       return std::make_unique<Lag>(sinks, lag, cross);
     };
     scoring.by_place = true;
+    scoring.sharing = Sharing::always;
     scoring.order.ties_from = 1;  // the top rank
     return budgeted(arguments, geometry, own(scoring));
   };

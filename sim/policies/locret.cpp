@@ -18,6 +18,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include <fmt/format.h>
+
 #include "sim/base/error.h"
 #include "sim/policies/shared/entry_values.h"
 #include "sim/policies/shared/fitted.h"
@@ -150,6 +152,7 @@ PolicyEntry locret() {
     s.fit.window = arguments.count("local");
     s.fit_end = geometry.evict_point / 2;
     s.trace = geometry.trace;
+    s.memo = geometry.memo;
     const Needs needs = s.table ? Needs{} : Needs{.k = true, .v = true};
 
     const bool share = budget.kind == Amount::Kind::share;
@@ -160,6 +163,8 @@ PolicyEntry locret() {
     rule.schedule = share || arguments.count("local") == 0 ? Schedule::each_chunk()
                                                            : Schedule::chunks_before_evict_point();
     rule.scorer = birth_scorer(needs, [s](const LayerShape&) { return values_of(s); });
+    rule.ranking = fmt::format("locret({},{},{})", arguments.text("scorer"),
+                               arguments.text("weights"), arguments.count("local"));
     rule.budget = uniform_budget();
     rule.sizing = [=, n = geometry.evict_point](const Pass& pass) {
       if (pass.end > tail && !(share && pass.is_evict_point())) return Sizing{kAll, n};

@@ -37,6 +37,7 @@ PolicyEntry observed_attention() {
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Scoring scoring;
     scoring.make = [](const LayerShape&) { return std::make_unique<Observed>(); };
+    scoring.sharing = Sharing::always;
     Recipe recipe = budgeted(arguments, geometry, own(scoring));
     // One fp32 sum per prompt token so far of every layer and head, until the sums have been used.
     const std::int64_t heads = std::int64_t{geometry.layers()} * geometry.kv_heads;

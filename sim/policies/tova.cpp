@@ -38,6 +38,7 @@ PolicyEntry tova() {
     Scoring scoring;
     scoring.make = [](const LayerShape&) { return std::make_unique<LastRow>(); };
     scoring.axis = Axis::layer;
+    scoring.sharing = Sharing::always;
     scoring.evicts_in_decode = true;
     return budgeted(arguments, geometry, own(scoring), own(Schedule::from_evict_point()));
   };

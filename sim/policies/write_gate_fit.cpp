@@ -7,7 +7,9 @@
 #include <limits>
 
 #include <tbb/parallel_for.h>
+#include <tbb/task_group.h>
 
+#include "sim/base/error.h"
 #include "sim/policies/shared/trace_reads.h"
 
 namespace kvspan::policies {
@@ -99,6 +101,7 @@ LearnedGates::LearnedGates(const FitSource& source, const Geometry& geometry)
   tbb::parallel_for(0, layers, [&](int l) {
     samples[index(l)] = gather(trace_, l, 0, source.fit_end, source.fit);
   });
+  if (tbb::is_current_task_group_canceling()) throw Interrupted();  // not all were gathered
   label_all(samples, source.fit);
   tbb::parallel_for(0, layers, [&](int l) {
     for (const Samples& head : samples[index(l)])

@@ -7,7 +7,9 @@
 
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
+#include <tbb/task_group.h>
 
+#include "sim/base/error.h"
 #include "sim/base/random.h"
 #include "sim/policies/shared/entry_values.h"
 #include "sim/policies/shared/groups.h"
@@ -103,6 +105,8 @@ void WriteGate::ready() {
   // Whoever computes may not run another policy's layer meanwhile, which might wait for this one.
   std::call_once(once_, [&] {
     tbb::this_task_arena::isolate([&] { compute(); });
+    // Where somebody else has failed, or Ctrl-C came, loops end early.
+    if (tbb::is_current_task_group_canceling()) throw Interrupted();
     admitted_ = values_;
     for (HeadValues& layer : admitted_) {
       for (auto& head : layer) {

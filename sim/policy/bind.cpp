@@ -218,6 +218,10 @@ Rule ranking_rule(const Recipe& recipe, const Geometry& geometry) {
     };
   }
   rule.schedule = recipe.schedule ? recipe.schedule.value : Schedule::at_evict_point();
+  const bool once =
+      !recipe.chunked && !rule.schedule.every_chunk && rule.schedule.decode_every == 0;
+  if (scoring.sharing == Sharing::always || (scoring.sharing == Sharing::once && once))
+    rule.ranking = scoring.ranking;
   return rule;
 }
 

@@ -5,8 +5,11 @@
 
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "sim/base/types.h"
 
@@ -57,8 +60,14 @@ struct SizingExtras {
       0;  // pyramid+adakv: the window of the heads that share out a layer's size
 };
 
+// Of Scoring: whether budgets of one ranking may share the scores of a cache that nothing has left.
+// once: only where one decision is taken, since the scorer remembers what it looked at.
+enum class Sharing : std::uint8_t { none, once, always };
+
 // Of Scoring.
 struct ScoringExtras {
+  Sharing sharing = Sharing::none;
+  std::string ranking;  // canonical text without the budget, of what is shared; empty: nothing is
   bool by_position = false;  // criticalkv asks: the ranking does not look at attention
   bool at_birth = false;     // dms, block ask: a score is known at birth, and never changes
   bool by_place = false;     // decoding asks: a score depends on what lies beside an entry
@@ -67,16 +76,36 @@ struct ScoringExtras {
 
 // Of Rule.
 struct RuleExtras {
+  std::string ranking;                  // rules of one ranking may share scores; empty: they do not
   bool window_in_pass = false;          // chunked: votes() look at rows of this pass only
   bool probe_with_prompt_tail = false;  // chunked: score with the prompt's last rows, re-rotated
   TokenIndex first = 0;                 // sagekv: entries before it neither compete nor count
   CacheOrder order;
 };
 
+// Scores of entries of one stored head.
+struct KnownScores {
+  std::vector<double> values;  // [entries]
+  double slack = 0;
+};
+
 // Of View.
 class ViewExtras {
  public:
   virtual ~ViewExtras() = default;
+  // What another budget of the rule's ranking was given for these entries, if nothing has left
+  // either cache; null: to be scored, and then handed over by share().
+  [[nodiscard]] virtual const KnownScores* known(int /*head*/,
+                                                 std::span<const TokenIndex> /*entries*/) const {
+    return nullptr;
+  }
+  virtual void share(int /*head*/, std::span<const TokenIndex> /*entries*/,
+                     std::span<const double> /*scores*/, double /*slack*/) const {}
+  // RowSums: the same of what a role remembers of the rows before `end`.
+  [[nodiscard]] virtual std::shared_ptr<const void> known_state(RowIndex /*end*/) const {
+    return nullptr;
+  }
+  virtual void share_state(RowIndex /*end*/, const std::shared_ptr<const void>& /*state*/) const {}
   // chunkkv: what a lower stored layer decided at the end of the same pass (index reuse across
   // layers); null if nothing was decided there.
   // REQUIRES: Traits.reads_lower_layers, layer < shape().layer.

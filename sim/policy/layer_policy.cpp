@@ -105,6 +105,7 @@ struct Outcome {
 void rank_victims(const View& view, int head, std::span<const TokenIndex> entries,
                   std::span<const double> scores, const std::vector<char>& leaves, Outcome& out) {
   std::vector<std::size_t> order;  // places of the victims, the first to go in front
+  order.reserve(static_cast<std::size_t>(std::count(leaves.begin(), leaves.end(), 1)));
   for (std::size_t i = 0; i < leaves.size(); ++i) {
     if (leaves[i] != 0) order.push_back(i);
   }
@@ -187,7 +188,7 @@ Outcome choose(const Rule& rule, const View& view, int head, const DomainParts& 
   rule.pick(view, head, entries.evictable, scores, places, leaves);
   double lowest_kept = std::numeric_limits<double>::infinity();
   double highest_gone = -lowest_kept;
-  for (std::size_t i = 0; i < leaves.size(); ++i) {
+  for (std::size_t i = 0; slack > 0 && i < leaves.size(); ++i) {
     if (leaves[i] == 0) {
       lowest_kept = std::min(lowest_kept, scores[i]);
     } else {
@@ -338,6 +339,11 @@ LayerPolicy::Ranking LayerPolicy::rank(std::size_t r, const View& view, const De
     scores.protected_[h] = entries[h].protected_count();
     if (content_free && scores.protected_[h] >= keep[h]) continue;
     scores.entries[h] = entries[h].evictable;
+    if (const KnownScores* known = view.known(head, entries[h].evictable)) {
+      scores.values[h] = known->values;
+      scores.slack[h] = known->slack;
+      continue;
+    }
     scores.values[h].resize(entries[h].evictable.size());
     if (rule.axis == Axis::layer && h > 0 &&
         std::ranges::equal(entries[h].evictable, entries[0].evictable)) {
@@ -347,6 +353,7 @@ LayerPolicy::Ranking LayerPolicy::rank(std::size_t r, const View& view, const De
     }
     if (scores.values[h].empty()) continue;
     scores.slack[h] = scorers_[r]->score(view, head, entries[h].evictable, scores.values[h]);
+    view.share(head, entries[h].evictable, scores.values[h], scores.slack[h]);
   }
   return out;
 }

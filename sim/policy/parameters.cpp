@@ -113,9 +113,10 @@ double Arguments::real(const std::string& name) const { return parse_real(text(n
 Amount Arguments::amount(const std::string& name) const { return Amount::parse(text(name), name); }
 const std::string& Arguments::text(const std::string& name) const { return values_.at(name); }
 
-std::string Arguments::canonical() const {
+std::string Arguments::canonical(const std::string& without) const {
   std::vector<std::string> parts;
   for (const Parameter& p : *parameters_) {
+    if (p.name == without) continue;
     parts.push_back(fmt::format("{}={}", p.name, quote_if_needed(values_.at(p.name))));
   }
   return parts.empty() ? policy_ : fmt::format("{}({})", policy_, fmt::join(parts, ","));

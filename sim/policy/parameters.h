@@ -49,7 +49,8 @@ class Arguments {
   [[nodiscard]] bool flag(const std::string& name) const { return is(name, "true"); }
   // Replaces a value, in the canonical text too ("auto": not in use).
   void set(const std::string& name, const std::string& value) { values_.at(name) = value; }
-  [[nodiscard]] std::string canonical() const;  // name(key=value,...)
+  // name(key=value,...); `without`: a key that is left out.
+  [[nodiscard]] std::string canonical(const std::string& without = "") const;
   [[nodiscard]] const std::string& policy() const { return policy_; }
 
  private:

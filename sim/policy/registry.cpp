@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -46,7 +47,13 @@ Recipe make_recipe(const PolicyEntry& entry, const Term& written, const Geometry
           fmt::format("{} is a wrapper: it takes a policy first, as in {}(snapkv(budget=10%))",
                       entry.name, entry.name));
     }
-    return entry.wrap(arguments, geometry, make_recipe(term.inner, geometry));
+    Recipe inner = make_recipe(term.inner, geometry);
+    const bool chunked = inner.chunked.has_value();
+    // Wrappers may rank otherwise; chunks ask the same scorer.
+    const std::string ranking = std::exchange(inner.scorer.value.ranking, "");
+    Recipe wrapped = entry.wrap(arguments, geometry, std::move(inner));
+    if (wrapped.chunked && !chunked) wrapped.scorer.value.ranking = ranking;
+    return wrapped;
   }
   if (!term.inner.empty() && !spreads_a_budget(entry.kind)) {
     throw ConfigError(fmt::format("{} takes no policy inside its parentheses; found '{}'",
@@ -56,6 +63,8 @@ Recipe make_recipe(const PolicyEntry& entry, const Term& written, const Geometry
   recipe.name = entry.name;
   recipe.kinds = {entry.kind};
   recipe.terms = {arguments.canonical()};
+  if (recipe.scorer.value.sharing != Sharing::none)
+    recipe.scorer.value.ranking = arguments.canonical("budget");
   const auto claim = [&](auto& slot) { slot.owner = entry.name; };
   claim(recipe.scorer);
   claim(recipe.size);

@@ -28,6 +28,20 @@ void View::values(int kv_head, std::span<const TokenIndex> entries, std::span<fl
     to = std::ranges::copy(value(kv_head, t), to).out;
 }
 
+void View::key_rows(TokenIndex begin, TokenIndex end, std::span<float> out) const {
+  auto to = out.begin();
+  for (TokenIndex t = begin; t < end; ++t) {
+    for (int h = 0; h < shape().kv_heads; ++h) to = std::ranges::copy(key(h, t), to).out;
+  }
+}
+
+void View::value_rows(TokenIndex begin, TokenIndex end, std::span<float> out) const {
+  auto to = out.begin();
+  for (TokenIndex t = begin; t < end; ++t) {
+    for (int h = 0; h < shape().kv_heads; ++h) to = std::ranges::copy(value(h, t), to).out;
+  }
+}
+
 Sizing Sizing::of_competing(TokenCount most) {
   Sizing out(most);
   out.competing_rows = true;

@@ -78,6 +78,10 @@ class View : public ViewExtras {
   // The same of many entries, at a fraction of the cost; out [entries][k_dim], [entries][v_dim].
   virtual void keys(int kv_head, std::span<const TokenIndex> entries, std::span<float> out) const;
   virtual void values(int kv_head, std::span<const TokenIndex> entries, std::span<float> out) const;
+  // Those of every KV head of the tokens [begin, end), as they lie in the trace, at a fraction
+  // again; out [tokens][kv_heads][k_dim], [tokens][kv_heads][v_dim].
+  virtual void key_rows(TokenIndex begin, TokenIndex end, std::span<float> out) const;
+  virtual void value_rows(TokenIndex begin, TokenIndex end, std::span<float> out) const;
   [[nodiscard]] virtual double score_scale() const = 0;  // of q . k
   // Null when the trace does not say how q and k were rotated. See Needs.rope.
   [[nodiscard]] virtual const Rope* rope() const = 0;

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace kvspan {
 
+class Memo;
 class Trace;
 
 // Geometry of one stored layer. heads is the head axis of ledger and decisions: kv_heads, or
@@ -45,6 +47,7 @@ struct Geometry {
   std::uint64_t seed = 0;                    // --seed: of every policy that does not give its own
   std::vector<std::int64_t> sliding_window;  // [stored layers], 0: none; empty: none at all
   const Trace* trace = nullptr;              // null in the analytic model
+  std::shared_ptr<Memo> memo;                // of the policies of one replay; may be null
   [[nodiscard]] int layers() const { return static_cast<int>(layer_ids.size()); }
   [[nodiscard]] std::int64_t entry_bytes() const { return (k_dim + v_dim) * kv_bytes; }
   [[nodiscard]] LayerShape shape(int layer, bool per_query_head) const {

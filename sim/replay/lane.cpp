@@ -28,19 +28,20 @@ struct Lane::HeadRows {
 };
 
 Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const LayerShape& shape,
-           const FidelityPlan& fidelity, Ledger& ledger, DecisionBoard& board)
+           const FidelityPlan& fidelity, Ledger& ledger, DecisionBoard& board, SharedWork* shared)
     : policy_(policy),
       plan_(plan),
       ledger_(ledger),
       board_(board),
-      now_(policy, plan, trace, shape, fidelity, ledger, board),
+      now_(policy, plan, trace, shape, fidelity, ledger, board, shared),
       driver_(policy, shape),
       needs_(driver_.needs()),
       held_(trace, shape, policy.renumbers, now_.residency),
       fidelity_(fidelity, shape.query_heads) {
   const auto query_heads = static_cast<std::size_t>(shape.query_heads);
+  now_.own_columns = shared == nullptr || !needs_.column_sums || !now_.plain || !trace.is_qkv();
   now_.columns.slack.assign(query_heads, 0.0);
-  if (needs_.column_sums) {
+  if (needs_.column_sums && now_.own_columns) {
     now_.columns.sums.assign(
         query_heads, std::vector<double>(static_cast<std::size_t>(padded(plan.tokens)), 0.0));
   }
@@ -50,21 +51,18 @@ void Lane::process(const RowBlock& block, std::span<float> outputs) {
   now_.block = &block;
   outputs_ = outputs;
   now_.readable.assign(block.info.size(), 0.0);
+  // Passes of the prompt end where blocks do, and the shared sums are of whole blocks.
+  if (shares_columns() && block.end > plan_.prompt) own_columns();
   for (RowIndex row = block.begin; row < block.end;) {
-    if (row == now_.pass.begin) begin_pass();
+    if (row == now_.pass.begin) begin_pass(block.end);
     const RowIndex end = std::min(now_.pass.end, block.end);
     attend(row, end);
     show(row, end);
     row = end;
     if (row == now_.pass.end) end_pass();
   }
+  if (shares_columns() && !now_.residency.whole()) own_columns();
   now_.block = nullptr;
-}
-
-void Lane::begin_pass() {
-  now_.residency.add(now_.pass.begin, now_.pass.end);
-  held_.add(now_.pass.begin, now_.pass.end, *now_.block->scores);
-  now_.reads.begin(driver_.selector(now_.pass), ReplayView(now_, nullptr), *now_.block->scores);
 }
 
 // ---- Attend -------------------------------------------------------------------------------------
@@ -79,7 +77,7 @@ void Lane::attend(RowIndex begin, RowIndex end) {
       if (now_.fidelity.measures(row)) fidelity_.add_unchanged(row);
       for (int q = 0; q < now_.shape.query_heads && !outputs_.empty(); ++q) hand_over_full(q, row);
     }
-    if (!needs_.column_sums) return;
+    if (!needs_.column_sums || shares_columns()) return;
   }
   for (int head = 0; head < now_.shape.heads; ++head) attend_head(head, begin, end);
 }
@@ -136,7 +134,8 @@ void Lane::attend_rows(int query_head, HeadRows& rows) {
     if (!untouched() && now_.fidelity.measures(row))
       measure_mass(query_head, row, attended[i], mask);
   }
-  if (needs_.column_sums) add_columns(query_head, rows, 0, attended.size(), mask);
+  if (needs_.column_sums && !shares_columns())
+    add_columns(query_head, rows, 0, attended.size(), mask);
 }
 
 // Rows with masks of their own.

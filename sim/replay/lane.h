@@ -15,15 +15,25 @@ namespace kvspan {
 
 class Lane {
  public:
-  // `board` takes up what is decided, where somebody asks for it.
+  // `board` takes up what is decided, where somebody asks for it; `shared` what other policies need
+  // not do again, null: nothing is shared.
   Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const LayerShape& shape,
-       const FidelityPlan& fidelity, Ledger& ledger, DecisionBoard& board);
+       const FidelityPlan& fidelity, Ledger& ledger, DecisionBoard& board,
+       SharedWork* shared = nullptr);
   // Consumes the next block. REQUIRES: blocks come in order, without gaps.
   void process(const RowBlock& block) { process(block, {}); }
   // The same, and hands over what its rows read, for a model at work.
   //   outputs  [rows of the block][query_heads][v_dim]; empty: not wanted
   // REQUIRES: outputs are wanted only where all rows are computed and measured, with output errors.
   void process(const RowBlock& block, std::span<float> outputs);
+  // It looks at the column sums that the layer shares.
+  [[nodiscard]] bool shares_columns() const { return needs_.column_sums && !now_.own_columns; }
+  // In this block of the prompt it does what other budgets of its ranking do, too.
+  [[nodiscard]] bool does_as_others(RowIndex block_end) const {
+    if (now_.ranking.empty() || !now_.residency.whole() || block_end > plan_.prompt) return false;
+    return needs_.observe != Observe::never ||
+           (now_.pass.end == block_end && driver_.due(now_.pass));
+  }
   [[nodiscard]] LayerFidelity& fidelity() { return fidelity_; }
   [[nodiscard]] std::int64_t undecided() const { return undecided_; }
   // What the layer showed at the evict point, where a budget of all layers has not been shared out.
@@ -33,7 +43,12 @@ class Lane {
  private:
   struct HeadRows;
 
-  void begin_pass();
+  // From here on the sums are not the full cache's, or others go on at another row.
+  void own_columns() {
+    now_.columns = now_.shared->columns.columns();
+    now_.own_columns = true;
+  }
+  void begin_pass(RowIndex block_end);
   void attend(RowIndex begin, RowIndex end);
   void attend_head(int head, RowIndex begin, RowIndex end);
   void attend_rows(int query_head, HeadRows& rows);

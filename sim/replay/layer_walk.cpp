@@ -3,10 +3,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
+#include <string>
 
 #include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
+#include <tbb/task_group.h>
 
 #include "sim/base/error.h"
 
@@ -106,6 +109,7 @@ LayerWalk::LayerWalk(const WalkPlan& plan, int layer, std::vector<Replay>& repla
     : plan_(plan),
       scores_(plan.trace, layer),
       terms_(plan.lineup.geometry, plan.fidelity, plan.block_rows, plan.values),
+      shared_(plan.lineup.policies),
       lanes_(plan.lineup.policies.size()) {
   const Lineup& lineup = plan.lineup;
   // In parallel, since what looks ahead walks the layer's attention here.
@@ -113,14 +117,41 @@ LayerWalk::LayerWalk(const WalkPlan& plan, int layer, std::vector<Replay>& repla
     const Policy& policy = lineup.policies[p];
     lanes_[p] = std::make_unique<Lane>(policy, lineup.requirements[p].passes, plan.trace,
                                        lineup.geometry.shape(layer, policy.per_query_head),
-                                       plan.fidelity, replays[p].ledger, boards[p]);
+                                       plan.fidelity, replays[p].ledger, boards[p], &shared_);
   });
+  std::map<std::string, std::size_t> place;  // in kin_
+  for (std::size_t p = 0; p < lanes_.size(); ++p) {
+    const std::string ranking = shared_ranking(lineup.policies[p]);
+    const bool first = ranking.empty() || place.try_emplace(ranking, kin_.size()).second;
+    if (first)
+      kin_.push_back({p});
+    else
+      kin_[place.at(ranking)].push_back(p);
+  }
 }
 
 void LayerWalk::step(RowIndex begin, RowIndex end) {
   const RowBlock& block = terms_.compute(scores_, begin, end, plan_.needed);
-  tbb::parallel_for(std::size_t{0}, lanes_.size(),
-                    [&](std::size_t p) { lanes_[p]->process(block); });
+  // Another layer has failed: loops inside end early, and what they were to fill is not there.
+  if (tbb::is_current_task_group_canceling()) return;
+  shared_.scores.clear();
+  const auto shares = [](const auto& lane) { return lane->shares_columns(); };
+  if (end <= plan_.lineup.geometry.prompt && std::any_of(lanes_.begin(), lanes_.end(), shares))
+    shared_.columns.add(block, plan_.lineup.geometry.shape(0, false));
+  if (tbb::is_current_task_group_canceling()) return;
+  tbb::parallel_for(std::size_t{0}, kin_.size(), [&](std::size_t k) { process(block, kin_[k]); });
+  if (std::none_of(lanes_.begin(), lanes_.end(), shares)) shared_.columns.clear();
+}
+
+// The first works for all others: alone, so that nobody does the same meanwhile.
+void LayerWalk::process(const RowBlock& block, const std::vector<std::size_t>& kin) {
+  std::size_t next = 0;
+  const std::string ranking = shared_ranking(plan_.lineup.policies[kin.front()]);
+  while (kin.size() > 1 && next < kin.size() && lanes_[kin[next]]->does_as_others(block.end) &&
+         !shared_.scores.begun(ranking)) {
+    lanes_[kin[next++]]->process(block);
+  }
+  tbb::parallel_for(next, kin.size(), [&](std::size_t i) { lanes_[kin[i]]->process(block); });
 }
 
 void walk_layers(const WalkPlan& plan, const EngineOptions& options, int in_flight, RowIndex until,

@@ -41,10 +41,14 @@ class LayerWalk {
   [[nodiscard]] Lane& lane(std::size_t policy) { return *lanes_[policy]; }
 
  private:
+  void process(const RowBlock& block, const std::vector<std::size_t>& kin);
+
   const WalkPlan& plan_;
   LayerScores scores_;
   BlockTerms terms_;
+  SharedWork shared_;
   std::vector<std::unique_ptr<Lane>> lanes_;
+  std::vector<std::vector<std::size_t>> kin_;  // of lanes_; those of one ranking stand together
 };
 
 // Walks every layer through the blocks that end by row `until`, several layers in flight.

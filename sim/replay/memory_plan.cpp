@@ -6,6 +6,7 @@
 #include <tbb/task_arena.h>
 
 #include "sim/attention/kernels.h"
+#include "sim/replay/shared_work.h"
 
 namespace kvspan {
 
@@ -115,6 +116,10 @@ Parts memory_parts(const Trace& trace, const Lineup& lineup, const EngineOptions
     if (options.fidelity) out.lane += m.tokens * 8;
     out.fixed += result_bytes(m, policy, options, values, lineup.geometry.prompt);
   }
+  const auto sums = [](const Requirements& asked) { return asked.needs.column_sums; };
+  if (std::any_of(lineup.requirements.begin(), lineup.requirements.end(), sums))
+    out.lane += m.query_heads * padded(m.tokens) * (8 + 4);
+  out.lane += SharedScores(lineup.policies).rankings() * m.query_heads * padded(m.tokens) * 8;
   return out;
 }
 

@@ -2,6 +2,7 @@
 #include "sim/replay/replay_view.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <limits>
 
@@ -48,18 +49,23 @@ std::vector<float> vector_of(const TensorView& tensor, std::int64_t index, int d
 
 LayerState::LayerState(const Policy& policy, const PassPlan& plan, const Trace& of,
                        const LayerShape& layer, const FidelityPlan& measured, Ledger& ledger,
-                       const DecisionBoard& decided)
+                       const DecisionBoard& decided, SharedWork* of_layer)
     : trace(of),
       shape(layer),
       fidelity(measured),
       board(decided),
+      shared(of_layer),
       keeps_ranks(!ledger.rank.empty()),
       q_name(tensor_name(of, layer, 'q')),
       k_name(tensor_name(of, layer, 'k')),
       v_name(tensor_name(of, layer, 'v')),
       pass(pass_at(plan, 0)),
       residency(layer.heads, plan.tokens),
-      reads(policy, layer, residency, ledger) {}
+      reads(policy, layer, residency, ledger),
+      ranking(of_layer != nullptr && of_layer->scores.shares(shared_ranking(policy))
+                  ? shared_ranking(policy)
+                  : ""),
+      plain(holds_plainly(policy)) {}
 
 const float* mask_of(const LayerState& layer, int query_head, RowIndex row,
                      std::vector<float>& storage) {
@@ -163,10 +169,11 @@ void ReplayView::logits(int query_head, RowIndex row, std::span<const TokenIndex
 
 double ReplayView::column_sum(int query_head, std::span<const TokenIndex> entries,
                               std::span<double> out) const {
-  const std::vector<double>& sums = layer_.columns.sums[static_cast<std::size_t>(query_head)];
+  const ColumnSums& columns = layer_.column_sums();
+  const std::vector<double>& sums = columns.sums[static_cast<std::size_t>(query_head)];
   for (std::size_t i = 0; i < entries.size(); ++i)
     out[i] = sums[static_cast<std::size_t>(entries[i])];
-  return layer_.columns.slack[static_cast<std::size_t>(query_head)];
+  return columns.slack[static_cast<std::size_t>(query_head)];
 }
 
 const Decision* ReplayView::lower(int layer) const {
@@ -177,6 +184,37 @@ const Decision* ReplayView::lower(int layer) const {
 
 std::span<const TokenCount> ReplayView::allotted() const {
   return layer_.board.shares[static_cast<std::size_t>(shape().layer)];
+}
+
+std::optional<SharedScores::Key> ReplayView::shared_key(int head,
+                                                        std::span<const TokenIndex> entries) const {
+  if (rule_ == nullptr || entries.empty() || layer_.ranking.empty() ||
+      rule_->ranking != layer_.ranking || !layer_.residency.whole()) {
+    return std::nullopt;
+  }
+  if (index(entries.back() - entries.front()) + 1 != entries.size()) return std::nullopt;
+  return SharedScores::Key{rule_->ranking, pass().begin,    pass().end,    how_it_looks(*rule_),
+                           head,           entries.front(), entries.size()};
+}
+
+const KnownScores* ReplayView::known(int head, std::span<const TokenIndex> entries) const {
+  const auto key = shared_key(head, entries);
+  return key ? layer_.shared->scores.find(*key) : nullptr;
+}
+
+void ReplayView::share(int head, std::span<const TokenIndex> entries,
+                       std::span<const double> scores, double slack) const {
+  if (const auto key = shared_key(head, entries)) layer_.shared->scores.add(*key, scores, slack);
+}
+
+std::shared_ptr<const void> ReplayView::known_state(RowIndex end) const {
+  if (layer_.ranking.empty() || !layer_.residency.whole()) return nullptr;
+  return layer_.shared->scores.state(layer_.ranking, end);
+}
+
+void ReplayView::share_state(RowIndex end, const std::shared_ptr<const void>& state) const {
+  if (layer_.ranking.empty() || !layer_.residency.whole()) return;
+  layer_.shared->scores.add_state(layer_.ranking, end, state);
 }
 
 std::vector<float> ReplayView::query(int query_head, RowIndex row) const {
@@ -222,6 +260,20 @@ void ReplayView::values(int kv_head, std::span<const TokenIndex> entries,
   const TraceMeta& m = layer_.trace.meta();
   widen_all(*layer_.trace.v(shape().layer), m.kv_heads, kv_head, m.v_head_dim, entries, out,
             layer_.v_name);
+}
+
+void ReplayView::key_rows(TokenIndex begin, TokenIndex end, std::span<float> out) const {
+  const TraceMeta& m = layer_.trace.meta();
+  assert(std::ssize(out) == std::int64_t{end - begin} * m.kv_heads * m.head_dim);
+  widen(*layer_.trace.k(shape().layer), std::int64_t{begin} * m.kv_heads * m.head_dim, out,
+        layer_.k_name);
+}
+
+void ReplayView::value_rows(TokenIndex begin, TokenIndex end, std::span<float> out) const {
+  const TraceMeta& m = layer_.trace.meta();
+  assert(std::ssize(out) == std::int64_t{end - begin} * m.kv_heads * m.v_head_dim);
+  widen(*layer_.trace.v(shape().layer), std::int64_t{begin} * m.kv_heads * m.v_head_dim, out,
+        layer_.v_name);
 }
 
 const Rope* ReplayView::rope() const {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "sim/replay/reads.h"
 #include "sim/replay/residency.h"
 #include "sim/replay/row_block.h"
+#include "sim/replay/shared_work.h"
 #include "sim/trace/trace.h"
 
 namespace kvspan {
@@ -26,16 +28,11 @@ struct DecisionBoard {
   Shares shares;
 };
 
-// p' summed over all rows so far; empty unless somebody needs it.
-struct ColumnSums {
-  std::vector<std::vector<double>> sums;  // [query_heads][padded tokens]
-  std::vector<double> slack;              // [query_heads]
-};
-
 // One layer of one policy.
 struct LayerState {
   LayerState(const Policy& policy, const PassPlan& plan, const Trace& of, const LayerShape& layer,
-             const FidelityPlan& measured, Ledger& ledger, const DecisionBoard& decided);
+             const FidelityPlan& measured, Ledger& ledger, const DecisionBoard& decided,
+             SharedWork* of_layer = nullptr);
   LayerState(const LayerState&) = delete;
   LayerState& operator=(const LayerState&) = delete;
 
@@ -43,6 +40,7 @@ struct LayerState {
   LayerShape shape;
   const FidelityPlan& fidelity;
   const DecisionBoard& board;
+  SharedWork* shared;  // null: nothing is shared
   bool keeps_ranks;
   std::string q_name, k_name, v_name;  // of the tensors, for messages
   std::size_t pass_index = 0;
@@ -50,7 +48,13 @@ struct LayerState {
   const RowBlock* block = nullptr;
   Residency residency;
   PassReads reads;
+  std::string ranking;      // that is shared with other budgets; empty: none
+  bool plain;               // see holds_plainly()
+  bool own_columns = true;  // false: those that are shared, until something leaves
   ColumnSums columns;
+  [[nodiscard]] const ColumnSums& column_sums() const {
+    return own_columns ? columns : shared->columns.columns();
+  }
   std::vector<double> readable;  // [query_heads][block rows] sum + sink, 0: not attended
 };
 
@@ -81,18 +85,28 @@ class ReplayView final : public View {
                     std::span<double> out) const override;
   const Decision* lower(int layer) const override;
   std::span<const TokenCount> allotted() const override;
+  const KnownScores* known(int head, std::span<const TokenIndex> entries) const override;
+  void share(int head, std::span<const TokenIndex> entries, std::span<const double> scores,
+             double slack) const override;
+  std::shared_ptr<const void> known_state(RowIndex end) const override;
+  void share_state(RowIndex end, const std::shared_ptr<const void>& state) const override;
   std::vector<float> query(int query_head, RowIndex row) const override;
   std::vector<float> key(int kv_head, TokenIndex token) const override;
   std::vector<float> value(int kv_head, TokenIndex token) const override;
   void keys(int kv_head, std::span<const TokenIndex> entries, std::span<float> out) const override;
   void values(int kv_head, std::span<const TokenIndex> entries,
               std::span<float> out) const override;
+  void key_rows(TokenIndex begin, TokenIndex end, std::span<float> out) const override;
+  void value_rows(TokenIndex begin, TokenIndex end, std::span<float> out) const override;
   double score_scale() const override { return layer_.trace.meta().score_scale; }
   const Rope* rope() const override;
   bool measures_output() const override { return layer_.fidelity.output_error; }
   bool keeps_ranks() const override { return layer_.keeps_ranks; }
 
  private:
+  // Of entries whose scores are shared.
+  [[nodiscard]] std::optional<SharedScores::Key> shared_key(
+      int head, std::span<const TokenIndex> entries) const;
   // Adds p' of one row; returns its slack.
   double add_row(int query_head, RowIndex row, std::span<const TokenIndex> entries,
                  std::span<double> out) const;

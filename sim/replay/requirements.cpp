@@ -7,6 +7,7 @@
 
 #include "sim/base/error.h"
 #include "sim/policy/layer_policy.h"
+#include "sim/policy/memo.h"
 
 namespace kvspan {
 namespace {
@@ -104,6 +105,7 @@ Geometry geometry_of(const Trace& trace, const EngineOptions& options) {
     g.sliding_window = m.sliding_window;
   }
   g.trace = &trace;
+  g.memo = std::make_shared<Memo>();
   (void)make_passes(g.tokens, g.prompt, g.evict_point, g.chunk);  // checks them
   return g;
 }

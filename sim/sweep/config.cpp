@@ -133,7 +133,7 @@ class File {
     list("seeds", config.seeds, "a list of whole numbers from 0");
     if (root_.contains("fidelity")) {
       known_.emplace_back("fidelity");
-      read_value(root_["fidelity"], config.fidelity, "/fidelity", "all, none or rows=K");
+      read_value(root_["fidelity"], config.fidelity, "/fidelity", "auto, all, none or rows=K");
     }
     if (root_.contains("regret")) {
       known_.emplace_back("regret");

@@ -26,7 +26,7 @@ struct Config {
   std::vector<std::string> prefill{"whole"};
   std::vector<std::string> layouts{"ideal"};
   std::vector<std::uint64_t> seeds{0};
-  std::string fidelity = "all";
+  std::string fidelity = "auto";
   bool regret = false;  // of every cell, against the best that eviction could do
 };
 

@@ -13,6 +13,8 @@
 
 namespace kvspan::sweep {
 
+// In a cell of a Markdown table: one line, without bars.
+[[nodiscard]] std::string table_cell(const std::string& text);
 // "31.2 %", "< 31.2 %", "> 31.2 %", "-".
 [[nodiscard]] std::string share_text(const Critical& critical);
 // The same in bytes: "1.23 MiB".

@@ -22,16 +22,6 @@ const char* sign_of(Kind kind) {
   return kind == Kind::below ? "< " : kind == Kind::above ? "> " : "";
 }
 
-// In a cell of a Markdown table.
-std::string cell_text(const std::string& text) {
-  std::string out;
-  for (const char c : one_line(text)) {
-    if (c == '|') out += '\\';
-    out += c;
-  }
-  return out;
-}
-
 std::string interval_text(const std::optional<Interval>& interval, double scale, int digits) {
   if (!interval) return "-";
   return fmt::format("{:.{}f} to {:.{}f}", scale * interval->low, digits, scale * interval->high,
@@ -68,7 +58,7 @@ std::string curve_line(const Curve& curve, const std::set<std::uint64_t>& front,
   std::string critical = share_text(curve.footprint);
   if (curve.footprint_low) critical += " (from " + share_text(*curve.footprint_low) + ")";
   return fmt::format("| {}{} | {} | {} | {} | {:.1f} to {:.1f} | {:.1f} to {:.1f} {}| {} | {} |\n",
-                     cell_text(curve.method), curve.bound ? " (bound)" : "", critical,
+                     table_cell(curve.method), curve.bound ? " (bound)" : "", critical,
                      share_text(curve.peak_kv), bytes_text(curve.peak_bytes), 100 * least.footprint,
                      100 * most.footprint, 100 * least.retained, 100 * most.retained,
                      regret_cells(curve, regrets), curve.points.size(),
@@ -94,7 +84,7 @@ std::string ranking_text(const SweepReport& report) {
           text_of(report.groups[ranked.group]), ranked.traces);
     }
     text +=
-        fmt::format("| {} | {:.1f} | {} | {} | {} |\n", cell_text(ranked.method), ranked.mean_rank,
+        fmt::format("| {} | {:.1f} | {} | {} | {} |\n", table_cell(ranked.method), ranked.mean_rank,
                     interval_text(ranked.rank_interval, 1, 1),
                     ranked.mean_critical ? fmt::format("{:.1f}", 100 * *ranked.mean_critical) : "-",
                     interval_text(ranked.critical_interval, 100, 1));
@@ -178,6 +168,15 @@ const std::vector<Column>& columns() {
 }
 
 }  // namespace
+
+std::string table_cell(const std::string& text) {
+  std::string out;
+  for (const char c : one_line(text)) {
+    if (c == '|') out += '\\';
+    out += c;
+  }
+  return out;
+}
 
 std::string share_text(const Critical& critical) {
   if (critical.kind == Kind::unknown) return "-";

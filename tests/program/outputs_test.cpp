@@ -214,3 +214,51 @@ TEST_CASE("several traces and chunk sizes are the runs of each, and their means"
   fails("run " + traces[0] + " --policy full --chunk 1e3", 2, "expected whole tokens");
   fails("run " + traces[0] + " --policy full --chunk 2,4 --svg x.svg", 2, "expected one of each");
 }
+
+TEST_CASE("--json is the result and nothing else", "[cli][outputs]") {
+  const Results folder;
+  const Outcome run = in(folder, "run t.safetensors --policy full --json --no-timeline --quiet");
+  CHECK(run.code == 0);
+  CHECK(nlohmann::json::parse(run.text)["runs"][0]["footprint"] == 1.0);
+  const Outcome predict =
+      in(folder, "predict --model t.safetensors --prompt 8 --policy full --json");
+  CHECK(predict.code == 0);
+  CHECK(nlohmann::json::parse(predict.text).is_object());
+  const Outcome both = in(folder, "run t.safetensors --json --out x.json 2>&1");
+  CHECK(both.code == 2);
+  CHECK_THAT(both.text, Contains("give one of them"));
+}
+
+TEST_CASE("a result is explained from its own command, on its own trace", "[cli][outputs]") {
+  const Results folder;
+  REQUIRE(in(folder, kRun + "--prompt 4 --policy full --policy 'streaming_llm(budget=2)' "
+                            "--policy 'tova(budget=2)' --out s.json")
+              .code == 0);
+  const nlohmann::json result = read_json(folder / "s.json");
+  const Outcome table = in(folder, "explain s.json --policy tova --against streaming --quiet");
+  INFO(table.text);
+  CHECK(table.code == 0);
+  CHECK_THAT(table.text, Contains("heavy hitter") && Contains("rows that make the p5") &&
+                             Contains("loses more than streaming_llm(budget=2)"));
+  const Outcome json = in(folder, "explain s.json --json --quiet");
+  REQUIRE(json.code == 0);
+  const nlohmann::json all = nlohmann::json::parse(json.text);
+  REQUIRE(all["runs"].size() == 3);
+  for (std::size_t r = 0; r < 3; ++r) {
+    const double retained =
+        result["runs"][r]["fidelity"]["decode"]["retained_mass"]["mean"].get<double>();
+    CHECK(std::abs(all["runs"][r]["lost"]["all"].get<double>() - (1 - retained)) < 1e-6);
+    CHECK(all["runs"][r]["policy"] == result["runs"][r]["policy"]);
+  }
+  const auto refused = [&](const std::string& arguments, int code, const std::string& why) {
+    const Outcome out = in(folder, "explain " + arguments + " 2>&1");
+    INFO(out.text);
+    CHECK(out.code == code);
+    CHECK_THAT(out.text, Contains(why));
+  };
+  refused("s.json --policy h2o", 2, "0 runs of 'h2o'");
+  refused("t.safetensors", 3, "no result of `kvspan run --out`");
+  refused("s.json --trace " + trace("tiny-paper.safetensors"), 3, "its checksum");
+  std::ofstream(folder / "cut.json") << read_text(folder / "s.json").substr(0, 400);
+  refused("cut.json", 3, "no result");
+}

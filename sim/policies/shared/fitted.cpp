@@ -34,17 +34,32 @@ std::vector<Regressor> fit_layer(const FittedScorer& scorer, const Trace& trace,
   return out;
 }
 
+namespace {
+
+// All that a fit depends on, within one replay of a trace.
+std::string key_of(const std::string& scorer, const FitSource& source, int layer) {
+  const FitOptions& o = source.fit;
+  return fmt::format("fit {} {} {} {} {} {} {} {} {} {} {} {} {}", scorer, layer, source.fit_end,
+                     o.method, o.lambda, o.seed, o.steps, o.budget, o.interval, o.window, o.rate,
+                     o.queries, o.attention_only);
+}
+
+}  // namespace
+
 LayerModels::LayerModels(std::string scorer, FitSource source)
     : scorer_(std::move(scorer)), source_(std::move(source)) {}
 
 const std::vector<Regressor>& LayerModels::of(const LayerShape& shape, int heads,
                                               std::size_t width) {
   if (source_.weights) return source_.weights->layer(shape.model_layer, index(heads), width);
-  if (fitted_.empty()) {
-    fitted_ = fit_layer(fitted_scorer(scorer_), *source_.trace, shape.layer, source_.fit_end,
-                        source_.fit);
+  if (!fitted_) {
+    fitted_ = remembered<std::vector<Regressor>>(
+        source_.memo, key_of(scorer_, source_, shape.layer), [&] {
+          return fit_layer(fitted_scorer(scorer_), *source_.trace, shape.layer, source_.fit_end,
+                           source_.fit);
+        });
   }
-  return fitted_;
+  return *fitted_;
 }
 
 Parameter weights_parameter() {

@@ -12,6 +12,7 @@
 #include "sim/learn/regression.h"
 #include "sim/learn/regressor_set.h"
 #include "sim/policies/shared/layer_table.h"
+#include "sim/policy/memo.h"
 
 namespace kvspan::policies {
 
@@ -63,6 +64,7 @@ struct FitSource {
   FitOptions fit;
   RowIndex fit_end = 0;
   const Trace* trace = nullptr;
+  std::shared_ptr<Memo> memo = nullptr;  // where fits are kept; may be null
 };
 
 // The models of one layer, fitted when somebody first asks.
@@ -76,7 +78,7 @@ class LayerModels {
  private:
   std::string scorer_;
   FitSource source_;
-  std::vector<Regressor> fitted_;
+  std::shared_ptr<const std::vector<Regressor>> fitted_;
 };
 
 // The parameter `weights`, and what it says. `method`: what the file must hold; empty: anything.

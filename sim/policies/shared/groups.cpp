@@ -49,20 +49,36 @@ std::vector<float> vectors_of(const View& view, Vectors which, int kv_head,
   return out;
 }
 
-std::vector<double> squared_norms(const View& view, Vectors which, int kv_head,
-                                  std::span<const TokenIndex> entries) {
-  constexpr std::size_t kPiece = 512;  // entries whose vectors stay in a core's cache
-  const bool keys = which == Vectors::keys;
-  const int dim = keys ? view.shape().k_dim : view.shape().v_dim;
-  std::vector<double> out(entries.size());
-  std::vector<float> vectors(std::min(kPiece, entries.size()) * index(dim));
-  for (std::size_t at = 0; at < entries.size(); at += kPiece) {
-    const auto piece = entries.subspan(at, std::min(kPiece, entries.size() - at));
-    const std::span<float> to = std::span(vectors).first(piece.size() * index(dim));
-    keys ? view.keys(kv_head, piece, to) : view.values(kv_head, piece, to);
-    kernels::squared_norms(to.data(), std::ssize(piece), dim, out.data() + at);
-  }
+std::vector<double> SquaredNorms::of(const View& view, int kv_head,
+                                     std::span<const TokenIndex> entries) {
+  take_in(view);
+  std::vector<double> out;
+  out.reserve(entries.size());
+  for (const TokenIndex t : entries) out.push_back(norms_[index(kv_head)][index(t)]);
   return out;
+}
+
+void SquaredNorms::take_in(const View& view) {
+  constexpr TokenIndex kPiece = 64;  // tokens whose vectors stay in a core's cache
+  const LayerShape& shape = view.shape();
+  const bool keys = which_ == Vectors::keys;
+  const int dim = keys ? shape.k_dim : shape.v_dim;
+  const std::int64_t stride = std::int64_t{shape.kv_heads} * dim;
+  const auto last = static_cast<TokenIndex>(view.pass().end);
+  norms_.resize(index(shape.kv_heads));
+  if (end_ < last) {
+    for (auto& head : norms_) head.resize(index(last));
+  }
+  std::vector<float> rows(index(std::min(kPiece, last - end_) * stride));
+  for (; end_ < last; end_ = std::min(end_ + kPiece, last)) {
+    const TokenIndex count = std::min(kPiece, last - end_);
+    const std::span<float> piece = std::span(rows).first(index(count * stride));
+    keys ? view.key_rows(end_, end_ + count, piece) : view.value_rows(end_, end_ + count, piece);
+    for (int h = 0; h < shape.kv_heads; ++h) {
+      kernels::squared_norms(piece.data() + std::ptrdiff_t{h} * dim, count, stride, dim,
+                             norms_[index(h)].data() + end_);
+    }
+  }
 }
 
 double dot(std::span<const float> a, std::span<const float> b) {

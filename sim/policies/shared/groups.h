@@ -35,9 +35,22 @@ void round_sums(std::span<double> scores);
 enum class Vectors : std::uint8_t { keys, values };
 [[nodiscard]] std::vector<float> vectors_of(const View& view, Vectors which, int kv_head,
                                             std::span<const TokenIndex> entries);
-// Their squared norms, as squared_norm() has them.  [entries]
-[[nodiscard]] std::vector<double> squared_norms(const View& view, Vectors which, int kv_head,
-                                                std::span<const TokenIndex> entries);
+
+// Squared norms of one layer's keys, or values, as squared_norm() has them. All heads of a token
+// are read together, once: vectors of a head lie far apart.
+class SquaredNorms {
+ public:
+  explicit SquaredNorms(Vectors which) : which_(which) {}
+  // Of entries of a KV head.  [entries]  REQUIRES: the same layer at every call.
+  [[nodiscard]] std::vector<double> of(const View& view, int kv_head,
+                                       std::span<const TokenIndex> entries);
+
+ private:
+  void take_in(const View& view);
+  Vectors which_;
+  TokenIndex end_ = 0;                      // tokens before it are known
+  std::vector<std::vector<double>> norms_;  // [kv_heads][end_]
+};
 
 // Sums in double, in order.
 [[nodiscard]] double dot(std::span<const float> a, std::span<const float> b);

@@ -23,7 +23,9 @@ struct AttentionRow {
 // over its group, rounded so that the paper's ties stay ties. A policy says what a row adds.
 class RowSums : public Scorer {
  public:
-  explicit RowSums(const LayerShape& shape) : sums_(index(shape.query_heads)) {}
+  explicit RowSums(const LayerShape& shape) : state_(std::make_shared<State>()) {
+    state_->sums.resize(index(shape.query_heads));
+  }
   [[nodiscard]] Needs needs() const override { return {.observe = Observe::always}; }
   void observe(const View& view, RowIndex begin, RowIndex end) final;
   double score(const View& view, int head, std::span<const TokenIndex> entries,
@@ -36,8 +38,11 @@ class RowSums : public Scorer {
   virtual void add(std::span<const double> p, std::span<double> sums) const;
 
  private:
-  std::vector<std::vector<double>> sums_;  // [query_heads][tokens so far]
-  double slack_ = 0;                       // of one sum
+  struct State {
+    std::vector<std::vector<double>> sums;  // [query_heads][tokens so far]
+    double slack = 0;                       // of one sum
+  };
+  std::shared_ptr<State> state_;  // maybe another budget's, too, while nothing has left
 };
 
 // S(shape, arguments...) ranks.

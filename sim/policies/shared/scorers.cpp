@@ -130,6 +130,7 @@ Scoring votes_scoring(const VotesSettings& settings) {
   scoring.window = settings.window;
   scoring.per_query_head = settings.group == Group::none;
   scoring.by_place = true;
+  scoring.sharing = Sharing::always;
   return scoring;
 }
 

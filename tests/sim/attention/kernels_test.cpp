@@ -580,7 +580,7 @@ TEST_CASE("dot products are those of a loop, norms to the bit", "[kernels]") {
   std::vector<double> products(static_cast<std::size_t>(count));
   std::vector<double> norms = products;
   kernels::dots(x.data().data(), count, dim, y.data(), products.data());
-  kernels::squared_norms(x.data().data(), count, dim, norms.data());
+  kernels::squared_norms(x.data().data(), count, dim, dim, norms.data());
   if (count == 0) SUCCEED("nothing is read, and nothing written");
   for (std::int64_t j = 0; j < count; ++j) {
     double product = 0;

@@ -12,7 +12,9 @@
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
 
+#include "sim/base/error.h"
 #include "sim/report/lifetimes_writer.h"
+#include "sim/report/massif.h"
 #include "sim/report/perfetto.h"
 #include "sim/report/timeline_writer.h"
 #include "sim/trace/safetensors.h"
@@ -67,6 +69,31 @@ TEST_CASE("a trace of events has each run's memory as counters", "[report]") {
   CHECK(rows.back() == 64'000);
   CHECK(resident.back() == 0);
   CHECK(slices == std::vector<std::int64_t>{48'000, 16'000});  // one prefill pass, decoding
+}
+
+TEST_CASE("a heap profile has a snapshot a row, the peak by layer", "[report]") {
+  RunReport report = fake_report({.tokens = 6, .prompt = 4, .layers = 2, .heads = 2}, {{"full"}});
+  report.command = {"kvspan", "run"};
+  const std::int64_t entry = report.runs[0].ledger.representations[0].device_bytes;
+  const std::vector<std::string> lines = kvspan::test::lines_of(kvspan::massif_profile(report));
+  CHECK(lines[0].starts_with("desc: "));
+  CHECK(lines[1] == "cmd: kvspan run");
+  CHECK(lines[2] == "time_unit: ms");
+  // full: both layers' and heads' entries, one more a row; the last row is the peak.
+  std::vector<std::string> heap, tree, nodes;
+  for (const std::string& line : lines) {
+    if (line.starts_with("mem_heap_B=")) heap.push_back(line.substr(11));
+    if (line.starts_with("heap_tree=")) tree.push_back(line.substr(10));
+    if (line.starts_with("n") || line.starts_with(" n")) nodes.push_back(line);
+  }
+  REQUIRE(heap.size() == 6);
+  for (std::int64_t row = 0; row < 6; ++row)
+    CHECK(heap[static_cast<std::size_t>(row)] == std::to_string(4 * (row + 1) * entry));
+  CHECK(tree == std::vector<std::string>{"empty", "empty", "empty", "empty", "empty", "peak"});
+  REQUIRE(nodes.size() == 3);
+  CHECK(nodes[0].starts_with("n2: " + std::to_string(24 * entry) + " "));
+  CHECK(nodes[1].starts_with(" n0: " + std::to_string(12 * entry) + " 0x"));
+  CHECK_THROWS_AS(kvspan::massif_profile(small_report()), kvspan::ConfigError);
 }
 
 TEST_CASE("lifetimes come back as they were written", "[report][lifetimes]") {

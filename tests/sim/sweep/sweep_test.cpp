@@ -20,6 +20,7 @@
 #include "sim/policy/passes.h"
 #include "sim/run/run.h"
 #include "sim/sweep/journal.h"
+#include "sim/sweep/search.h"
 #include "tests/support/temporary_folder.h"
 
 using namespace kvspan;
@@ -93,7 +94,7 @@ TEST_CASE("a cell's id is the digest of all that its figures depend on", "[sweep
   const Cell& cell = grid.cells[5 + 2];
   const std::string text =
       R"x({"accounting":{"kv_bytes":2,"layout":"ideal","prefill":"whole"},"chunk":4,)x"
-      R"x("evict_at":"","fidelity":"all","files":[],)x"
+      R"x("evict_at":"","fidelity":"auto","files":[],)x"
       R"x("policy":"streaming_llm(budget=50%)","prompt":0,"seed":0,)x"
       R"x("trace":"be268cf13c0550ebd0a38951edd9505b6569190e957d38487c6f729dd6d2ab06",)x"
       R"x("version":"1.2.3 abc"})x";
@@ -315,6 +316,49 @@ TEST_CASE("a sweep that is stopped keeps the units that were done", "[sweep]") {
   CHECK(counts.left == 15);
   CHECK_THAT(results(folder / "s"), Contains(",left,"));
   CHECK(swept(tiny(), folder / "s") == swept(tiny(), folder / "whole"));
+}
+
+TEST_CASE("the critical budget is the smallest that keeps enough", "[sweep]") {
+  const TemporaryFolder folder;
+  Config config = tiny();
+  config.prompts = {5};
+  config.chunks = {0};
+  config.policies = {"full", "streaming_llm", "knorm"};
+  (void)swept(config, folder.path);
+  const SweepFolder sweep = open_sweep(folder.path);
+  const SweepReport report = make_report(sweep, {});
+  SearchOptions options;
+  options.least = 0.8;
+  options.threads = 1;
+  const std::vector<CriticalBudget> found = search_budgets(sweep, report, options);
+  REQUIRE(found.size() == report.curves.size());
+  std::size_t compared = 0;
+  for (const CriticalBudget& one : found) {
+    const Curve& curve = report.curves[one.curve];
+    INFO(curve.method << " " << sweep.plan.traces[curve.trace].path);
+    CHECK(one.why_not.empty() == (curve.method != "full"));
+    if (!one.why_not.empty()) continue;
+    // Every budget, one run each.
+    const Trace of = Trace::open(sweep.plan.traces[curve.trace].path);
+    EngineOptions engine;
+    engine.prompt = 5;
+    for (int budget = 1; budget <= of.meta().tokens; ++budget) {
+      RecipeSpec spec = parse_spec(curve.method);
+      apply_budget(spec, std::to_string(budget));
+      const RunResult run = run_policies(of, {spec}, engine, {}).front();
+      if (run.fidelity->decode->mass_mean < options.least) continue;
+      CHECK(one.reached);
+      CHECK(one.budget == std::to_string(budget));
+      CHECK(one.footprint == run.metrics.footprint);
+      CHECK(one.retained == run.fidelity->decode->mass_mean);
+      ++compared;
+      break;
+    }
+  }
+  CHECK(compared == 4);
+  CHECK_THAT(to_markdown(found, report, sweep.plan, 0.8),
+             Contains("## Critical budgets at 80 %") && Contains("| streaming_llm |"));
+  CHECK(to_json(found, report, sweep.plan).size() == found.size());
 }
 
 TEST_CASE("what fails is recorded with its reason, and the rest goes on", "[sweep]") {
