@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "sim/policies/shared/kernels.h"
 #include "sim/policies/shared/pages.h"
 
 namespace kvspan::policies {
@@ -22,9 +23,12 @@ class ValueSums final : public Scorer {
     const LayerShape& shape = view.shape();
     std::vector<TokenIndex> born(index(end - begin));
     std::iota(born.begin(), born.end(), static_cast<TokenIndex>(begin));
+    std::vector<double> squares(born.size());
     for (int kv = 0; kv < shape.kv_heads; ++kv) {
-      for (const double square : squared_norms(view, Vectors::values, kv, born))
-        lengths_[index(kv)].push_back(std::sqrt(square));
+      const std::vector<float> values = vectors_of(view, Vectors::values, kv, born);
+      kernels::squared_norms(values.data(), std::ssize(born), shape.v_dim, shape.v_dim,
+                             squares.data());
+      for (const double square : squares) lengths_[index(kv)].push_back(std::sqrt(square));
     }
     for (int head = 0; head < shape.heads; ++head) {
       sums_[index(head)].resize(index(end), 0.0);
