@@ -18,19 +18,19 @@ namespace {
 using Table = std::vector<std::vector<std::string>>;
 using Parts = std::vector<double>;
 
-std::string percent(double share) { return fmt::format("{:.2f}", 100 * share); }
+std::string as_percent(double share) { return fmt::format("{:.2f}", 100 * share); }
 std::string change(double share) { return fmt::format("{:+.2f}", 100 * share); }
 
 double total(const Parts& parts) { return std::accumulate(parts.begin(), parts.end(), 0.0); }
 
 // A line of a table: what it is of, the sum, its parts by cause.
-std::vector<std::string> line(std::vector<std::string> of, const Parts& parts) {
-  of.push_back(percent(total(parts)));
-  for (const double part : parts) of.push_back(percent(part));
+std::vector<std::string> cause_line(std::vector<std::string> of, const Parts& parts) {
+  of.push_back(as_percent(total(parts)));
+  for (const double part : parts) of.push_back(as_percent(part));
   return of;
 }
 
-std::vector<std::string> heading(std::vector<std::string> of, const Explanation& found) {
+std::vector<std::string> cause_heading(std::vector<std::string> of, const Explanation& found) {
   of.emplace_back("lost");
   for (const std::string& cause : found.causes) of.push_back(one_line(cause));
   return of;
@@ -73,31 +73,31 @@ std::string layer_name(const Trace& trace, int layer) {
 }
 
 void print_runs(const ExplainAnswer& answer) {
-  Table table{heading({"policy"}, answer.found)};
+  Table table{cause_heading({"policy"}, answer.found)};
   table.front().emplace_back("retained p5");
   for (std::size_t r = 0; r < answer.found.runs.size(); ++r) {
     const LostAttention& run = answer.found.runs[r];
-    table.push_back(line({answer.labels[r]}, run.by_cause));
-    table.back().push_back(percent(run.p5));
+    table.push_back(cause_line({answer.labels[r]}, run.by_cause));
+    table.back().push_back(as_percent(run.p5));
   }
   fmt::print("{}\n", align(table));
 }
 
 void print_layers(const Trace& trace, const ExplainAnswer& answer, std::size_t r) {
-  Table table{heading({"layer"}, answer.found)};
+  Table table{cause_heading({"layer"}, answer.found)};
   const auto& layers = answer.found.runs[r].by_head;
   for (std::size_t l = 0; l < layers.size(); ++l)
-    table.push_back(line({layer_name(trace, static_cast<int>(l))}, mean(layers[l])));
+    table.push_back(cause_line({layer_name(trace, static_cast<int>(l))}, mean(layers[l])));
   fmt::print("{}\n", align(table));
 }
 
 void print_heads(const ExplainSettings& s, const Trace& trace, const ExplainAnswer& answer,
                  std::size_t r) {
-  Table table{heading({"layer", "query head"}, answer.found)};
+  Table table{cause_heading({"layer", "query head"}, answer.found)};
   for (const HeadParts& head : sorted_heads(answer.found.runs[r].by_head)) {
     if (table.size() > s.shown || total(head.parts) <= 0) break;
     table.push_back(
-        line({layer_name(trace, head.layer), fmt::format("{}", head.head)}, head.parts));
+        cause_line({layer_name(trace, head.layer), fmt::format("{}", head.head)}, head.parts));
   }
   if (table.size() > 1) fmt::print("heads that lose most\n{}\n", align(table));
 }
@@ -106,26 +106,26 @@ void print_rows(const ExplainSettings& s, const Trace& trace, const ExplainAnswe
                 std::size_t r) {
   const LostAttention& run = answer.found.runs[r];
   if (run.worst.empty()) return;
-  Table rows{heading({"row", "cells", "least left"}, answer.found)};
+  Table rows{cause_heading({"row", "cells", "least left"}, answer.found)};
   for (const WorstRow& row : worst_rows(run)) {
     if (rows.size() > s.shown) break;
-    rows.push_back(
-        line({fmt::format("{}", row.row), fmt::format("{}", row.cells), percent(row.least)},
-             row.by_cause));
+    rows.push_back(cause_line(
+        {fmt::format("{}", row.row), fmt::format("{}", row.cells), as_percent(row.least)},
+        row.by_cause));
   }
   fmt::print(
       "rows that make the p5: of the {} cells (layer, query head, row) that retain at most "
       "{} %\n{}\n",
-      run.worst.size(), percent(run.p5), align(rows));
-  Table cells{heading({"row", "layer", "query head"}, answer.found)};
+      run.worst.size(), as_percent(run.p5), align(rows));
+  Table cells{cause_heading({"row", "layer", "query head"}, answer.found)};
   cells.front().insert(cells.front().end(), {"largest loss: token", "%"});
   for (const LostAttention::Cell& cell : run.worst) {
     if (cells.size() > s.shown) break;
-    cells.push_back(line({fmt::format("{}", cell.row), layer_name(trace, cell.layer),
-                          fmt::format("{}", cell.query_head)},
-                         cell.by_cause));
+    cells.push_back(cause_line({fmt::format("{}", cell.row), layer_name(trace, cell.layer),
+                                fmt::format("{}", cell.query_head)},
+                               cell.by_cause));
     cells.back().insert(cells.back().end(),
-                        {fmt::format("{}", cell.token), percent(cell.token_share)});
+                        {fmt::format("{}", cell.token), as_percent(cell.token_share)});
   }
   fmt::print("cells that lose most\n{}\n", align(cells));
 }
@@ -140,7 +140,7 @@ void print_against(const ExplainSettings& s, const Trace& trace, const ExplainAn
     for (const double part : parts) of.push_back(change(part));
     return of;
   };
-  Table table{heading({"layer", "query head"}, answer.found)};
+  Table table{cause_heading({"layer", "query head"}, answer.found)};
   table.push_back(signed_line({"all", "all"}, difference(run.by_cause, other.by_cause)));
   auto heads = run.by_head;
   for (std::size_t l = 0; l < heads.size(); ++l) {

@@ -46,7 +46,7 @@ PastResult result_of(const json& root) {
   return out;
 }
 
-const json& chosen(const json& root, std::size_t place) {
+const json& chosen_document(const json& root, std::size_t place) {
   if (!root.is_object()) throw std::invalid_argument("found no object");
   if (!root.contains("results")) {
     if (place > 1)
@@ -74,7 +74,7 @@ PastResult read_result(const std::filesystem::path& path, std::size_t place) {
   try {
     const json root = parse_json_strict(
         {reinterpret_cast<const char*>(file.bytes.data()), file.bytes.size()}, kLimits);
-    return result_of(chosen(root, place));
+    return result_of(chosen_document(root, place));
   } catch (const std::exception& error) {
     throw TraceError(fmt::format("{}: no result of `kvspan run --out`: {}", path_text(path),
                                  one_line(error.what())));

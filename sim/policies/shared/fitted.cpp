@@ -37,7 +37,7 @@ std::vector<Regressor> fit_layer(const FittedScorer& scorer, const Trace& trace,
 namespace {
 
 // All that a fit depends on, within one replay of a trace.
-std::string key_of(const std::string& scorer, const FitSource& source, int layer) {
+std::string fit_key(const std::string& scorer, const FitSource& source, int layer) {
   const FitOptions& o = source.fit;
   return fmt::format("fit {} {} {} {} {} {} {} {} {} {} {} {} {}", scorer, layer, source.fit_end,
                      o.method, o.lambda, o.seed, o.steps, o.budget, o.interval, o.window, o.rate,
@@ -54,7 +54,7 @@ const std::vector<Regressor>& LayerModels::of(const LayerShape& shape, int heads
   if (source_.weights) return source_.weights->layer(shape.model_layer, index(heads), width);
   if (!fitted_) {
     fitted_ = remembered<std::vector<Regressor>>(
-        source_.memo, key_of(scorer_, source_, shape.layer), [&] {
+        source_.memo, fit_key(scorer_, source_, shape.layer), [&] {
           return fit_layer(fitted_scorer(scorer_), *source_.trace, shape.layer, source_.fit_end,
                            source_.fit);
         });
