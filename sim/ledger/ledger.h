@@ -19,9 +19,9 @@ struct Ledger {
   int query_heads = 0;
   std::vector<std::int64_t> sliding_window;  // [layers] of the model, 0: none; empty: none at all
   std::vector<Representation> representations;  // [0]: as born
-  bool waits_for_layers = false;  // at the evict point all layers attend before any is cut
-  Charge charge;                                // entry and once; what comes and goes is in `state`
-  std::vector<std::int64_t> state;              // [tokens] bytes of Charge::during, or empty
+  bool waits_for_layers = false;    // at the evict point all layers attend before any is cut
+  Charge charge;                    // entry and once; what comes and goes is in `state`
+  std::vector<std::int64_t> state;  // [tokens] bytes of Charge::during, or empty
 
   std::vector<std::uint32_t>
       death;  // [layers, heads, tokens] row at which the entry dies; N: never

@@ -231,10 +231,10 @@ TEST_CASE("rocketkv shares its saving between eviction and selection", "[policy]
   const Trace trace = test::random_trace(70, 50, 4);
   const auto prompt = rocket_plan(70, 20, 14, 4, -1).prompt;
   CHECK(prompt < 50);
-  CHECK(test::run_one(trace, "rocketkv(budget=14,window=4,kernel=5)", {}).ledger.death ==
-        test::run_one(trace, fmt::format("snapkv(budget={},window=4,kernel=5,group=sum)", prompt),
-                      {})
-            .ledger.death);
+  CHECK(
+      test::run_one(trace, "rocketkv(budget=14,window=4,kernel=5)", {}).ledger.death ==
+      test::run_one(trace, fmt::format("snapkv(budget={},window=4,kernel=5,group=sum)", prompt), {})
+          .ledger.death);
 }
 
 TEST_CASE("rocketkv reads by the largest channels of the query", "[policy][rocketkv]") {
@@ -253,11 +253,11 @@ TEST_CASE("rocketkv reads pages by their largest keys, for all heads of a group"
   const HeadVectors pages = weights({0, 5, 1, 1, 4, 0, 0, 0, 0, 0, 0, 0}, 10);
   CHECK(SelectorBench(pages, "rocketkv(budget=6,r=0)").next()[0] == Tokens{0, 1, 4});
   // q = 3 and -1: softmax of 3 k and of -k. Means: .50 for 2, .35 for -2, .05 for the zeros.
-  const HeadVectors two{{numbers(std::vector<float>(6, 3.0F)), numbers(std::vector<float>(6, -1.0F))},
-                        {numbers({2, 0, -2, 0, 0, 0})},
-                        4};
-  CHECK(SelectorBench(two, "rocketkv(budget=4,r=1)").next() ==
-        std::vector<Tokens>{{0, 2}, {0, 2}});
+  const HeadVectors two{
+      {numbers(std::vector<float>(6, 3.0F)), numbers(std::vector<float>(6, -1.0F))},
+      {numbers({2, 0, -2, 0, 0, 0})},
+      4};
+  CHECK(SelectorBench(two, "rocketkv(budget=4,r=1)").next() == std::vector<Tokens>{{0, 2}, {0, 2}});
 }
 
 // ---- retroattention -----------------------------------------------------------------------------
