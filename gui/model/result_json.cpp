@@ -20,28 +20,8 @@ namespace {
 constexpr int kSchemaVersion = 1;
 constexpr std::int64_t kMostTokens = std::numeric_limits<std::int32_t>::max();
 
-SeriesPtr json_series(const Node& timeline, const char* name, const std::vector<RowIndex>& rows,
-                      RowIndex tokens) {
-  const Node values = timeline[name];
-  if (values.size() != rows.size()) {
-    values.wrong(fmt::format("found {} values, expected one for each of {} rows", values.size(),
-                             rows.size()));
-  }
-  std::vector<double> read;
-  bool any = false;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    read.push_back(values.number_or_null(i));
-    any = any || read.back() == read.back();
-  }
-  return any ? series_of_steps(rows, std::move(read), tokens) : nullptr;
-}
-
 void read_timeline(const Node& timeline, RowIndex tokens, Run& run) {
-  const Node rows = timeline["row"];
-  std::vector<RowIndex> at;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    at.push_back(rows.item(i).integer(at.empty() ? 0 : at.back() + 1, tokens - 1));
-  }
+  const std::vector<RowIndex> at = json_rows(timeline, tokens);
   if (at.empty()) return;
   run.entries = json_series(timeline, "resident_entries", at, tokens);
   run.bytes = json_series(timeline, "resident_bytes", at, tokens);
@@ -79,6 +59,31 @@ Run read_run(const Node& node, const TraceInfo& trace) {
 }
 
 }  // namespace
+
+std::vector<RowIndex> json_rows(const Node& timeline, RowIndex tokens) {
+  const Node rows = timeline["row"];
+  std::vector<RowIndex> at;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    at.push_back(rows.item(i).integer(at.empty() ? 0 : at.back() + 1, tokens - 1));
+  }
+  return at;
+}
+
+SeriesPtr json_series(const Node& timeline, const char* name, const std::vector<RowIndex>& rows,
+                      RowIndex tokens) {
+  const Node values = timeline[name];
+  if (values.size() != rows.size()) {
+    values.wrong(fmt::format("found {} values, expected one for each of {} rows", values.size(),
+                             rows.size()));
+  }
+  std::vector<double> read;
+  bool any = false;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    read.push_back(values.number_or_null(i));
+    any = any || read.back() == read.back();
+  }
+  return any ? series_of_steps(rows, std::move(read), tokens) : nullptr;
+}
 
 // The path in a message that already names it is one too many.
 json parse_json(const std::filesystem::path& path) {

@@ -17,6 +17,12 @@ namespace kvspan::gui {
 // All that a result JSON says.
 void read_json(const std::filesystem::path& path, nlohmann::json whole, Result& result);
 
+// The rows of a JSON timeline, ascending; a series of it, with a value for each of them, null where
+// there is none. REQUIRES of the second: a row.
+[[nodiscard]] std::vector<RowIndex> json_rows(const Node& timeline, RowIndex tokens);
+[[nodiscard]] SeriesPtr json_series(const Node& timeline, const char* name,
+                                    const std::vector<RowIndex>& rows, RowIndex tokens);
+
 // Whether it is what kvspan replay writes; then its pools, each a run.
 // REQUIRES: result.trace.tokens.
 [[nodiscard]] bool is_replay(const nlohmann::json& document);

@@ -34,21 +34,6 @@ json figures_of(const Node& layout) {
   return out;
 }
 
-void read_timeline(const Node& timeline, RowIndex tokens, Run& run) {
-  const Node rows = timeline["row"], backed = timeline["backed"];
-  if (backed.size() != rows.size()) {
-    backed.wrong(fmt::format("found {} values, expected one for each of {} rows", backed.size(),
-                             rows.size()));
-  }
-  std::vector<RowIndex> at;
-  std::vector<double> bytes;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    at.push_back(rows.item(i).integer(at.empty() ? 0 : at.back() + 1, tokens - 1));
-    bytes.push_back(backed.number_or_null(i));
-  }
-  if (!at.empty()) run.bytes = series_of_steps(std::move(at), std::move(bytes), tokens);
-}
-
 std::string shortage_text(const Node& shortage) {
   constexpr std::int64_t kMost = std::int64_t{1} << 60U;
   return fmt::format("out of memory in row {}: {} bytes asked, {} free",
@@ -85,7 +70,11 @@ void read_pools(const Node& root, Result& result) {
       run.klass = "memory behind a pool on " + device;
       if (!of["out_of_memory"].value().is_null())
         run.notes.push_back(shortage_text(of["out_of_memory"]));
-      if (found.contains("timeline")) read_timeline(of["timeline"], result.trace.tokens, run);
+      if (found.contains("timeline")) {
+        const Node timeline = of["timeline"];
+        const std::vector<RowIndex> rows = json_rows(timeline, result.trace.tokens);
+        if (!rows.empty()) run.bytes = json_series(timeline, "backed", rows, result.trace.tokens);
+      }
       figures.push_back(figures_of(of));
     }
   }

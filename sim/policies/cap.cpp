@@ -92,11 +92,7 @@ PolicyEntry cap() {
   entry.parameters = {
       budget_parameter(),
       {.name = "sinks", .fallback = "4", .unit = "tokens", .help = "first tokens, always kept"},
-      {.name = "future",
-       .fallback = "512",
-       .unit = "rows",
-       .help = "coming positions that are averaged",
-       .range = {1, 1e6}},
+      future_parameter(),
       {.name = "tau",
        .kind = Kind::real,
        .fallback = "5",

@@ -24,11 +24,7 @@ PolicyEntry expected_attention() {
   entry.parameters = {
       budget_parameter(),
       {.name = "sinks", .fallback = "4", .unit = "tokens", .help = "first tokens, always kept"},
-      {.name = "future",
-       .fallback = "512",
-       .unit = "rows",
-       .help = "coming positions that are averaged",
-       .range = {1, 1e6}},
+      future_parameter(),
       {.name = "covariance",
        .kind = Kind::flag,
        .fallback = "true",

@@ -11,6 +11,14 @@
 
 namespace kvspan::policies {
 
+[[nodiscard]] inline Parameter future_parameter() {
+  return {.name = "future",
+          .fallback = "512",
+          .unit = "rows",
+          .help = "coming positions that are averaged",
+          .range = {1, 1e6}};
+}
+
 // The mean query of a head before rotation, turned to the average of the next `future` positions.
 class MeanFutureQuery {
  public:

@@ -13,6 +13,7 @@
 #include "sim/report/run_names.h"
 #include "sim/run/run.h"
 #include "sim/sweep/report_forms.h"
+#include "sim/sweep/unit.h"
 
 namespace kvspan::sweep {
 namespace {
@@ -29,14 +30,12 @@ class SettingSearch {
       throw TraceError(
           fmt::format("{}: it has changed since the sweep; run the sweep again", about_.path));
     }
-    engine_.prompt = group_.prompt;
-    engine_.chunk = group_.chunk;
-    engine_.kv_bytes = group_.kv_bytes;
-    engine_.seed = group_.seed;
+    engine_ = replay_options(
+        trace_,
+        {first.trace, group_.prompt, group_.evict_at, group_.chunk, group_.kv_bytes, group_.seed},
+        sweep.plan.config.fidelity);
     engine_.threads = options.threads;
     engine_.cancelled = options.cancelled;
-    apply_fidelity(sweep.plan.config.fidelity, engine_);
-    if (!group_.evict_at.empty()) engine_.evict_point = evict_row(trace_, group_.evict_at);
     target_.what = MatchTarget::What::mass;
     target_.value = options.least;
   }

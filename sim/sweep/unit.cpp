@@ -50,14 +50,9 @@ class UnitReplay {
 
   void prepare() {
     trace_ = std::make_unique<const Trace>(Trace::open(run_.plan.traces[setting_.trace].path));
-    options_.prompt = setting_.prompt;
-    options_.chunk = setting_.chunk;
-    options_.kv_bytes = setting_.kv_bytes;
-    options_.seed = setting_.seed;
+    options_ = replay_options(*trace_, setting_, run_.plan.config.fidelity);
     options_.threads = run_.threads;
     options_.cancelled = run_.cancelled;
-    apply_fidelity(run_.plan.config.fidelity, options_);
-    if (!setting_.evict_at.empty()) options_.evict_point = evict_row(*trace_, setting_.evict_at);
     entrants_.lineup.geometry = geometry_of(*trace_, options_);
   }
 
@@ -207,6 +202,18 @@ void MemoryGate::give_back(std::int64_t bytes) {
   const std::lock_guard lock(mutex_);
   held_ -= bytes;
   freed_.notify_all();
+}
+
+EngineOptions replay_options(const Trace& trace, const Setting& setting,
+                             const std::string& fidelity) {
+  EngineOptions options;
+  options.prompt = setting.prompt;
+  options.chunk = setting.chunk;
+  options.kv_bytes = setting.kv_bytes;
+  options.seed = setting.seed;
+  apply_fidelity(fidelity, options);
+  if (!setting.evict_at.empty()) options.evict_point = evict_row(trace, setting.evict_at);
+  return options;
 }
 
 std::vector<json> run_unit(const UnitRun& run, MemoryGate& gate) {

@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "sim/replay/options.h"
 #include "sim/sweep/grid.h"
 
 namespace kvspan::sweep {
@@ -29,6 +31,10 @@ class MemoryGate {
   std::mutex mutex_;
   std::condition_variable freed_;
 };
+
+// What a setting says of its replays. Errors: ConfigError, TraceError.
+[[nodiscard]] EngineOptions replay_options(const Trace& trace, const Setting& setting,
+                                           const std::string& fidelity);
 
 struct UnitRun {
   const Plan& plan;

@@ -2,15 +2,19 @@
 // Checkpoints of tests/data/tracegen/checkpoints, and what is said about damaged ones.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
 #include <string>
+#include <vector>
 
 #include <catch2/catch.hpp>
 
 #include "sim/base/error.h"
+#include "sim/trace/safetensors.h"
 #include "tests/support/temporary_folder.h"
 #include "tracegen/model/checkpoint.h"
 
@@ -23,6 +27,15 @@ inline std::filesystem::path copy_fixture(const std::string& name,
                                           const kvspan::test::TemporaryFolder& to) {
   std::filesystem::copy(kFixtures / name, to / name, std::filesystem::copy_options::recursive);
   return to / name;
+}
+
+// Token 1 (bos), then ids of a text of the references.
+inline std::vector<std::int32_t> real_ids(std::size_t count) {
+  const TensorSet set = TensorSet::open(KVSPAN_TESTS_DIR "/data/references.safetensors");
+  const TensorView& all = *set.find("minimind2.token_ids");
+  std::vector<std::int32_t> ids(count);
+  std::memcpy(ids.data(), all.bytes.data(), count * 4);
+  return ids;
 }
 
 inline std::string read_bytes(const std::filesystem::path& path) {

@@ -12,6 +12,7 @@
 #include "sim/report/lifetimes_writer.h"
 #include "sim/run/run.h"
 #include "sim/trace/trace_tools.h"
+#include "tests/support/checkpoint_case.h"
 #include "tests/support/fake_runner.h"
 #include "tests/support/temporary_folder.h"
 #include "tests/support/tensor_values.h"
@@ -34,20 +35,11 @@ const Checkpoint& minimind() {
   return checkpoint;
 }
 
-// Token 1 (bos), then ids of a text of the references.
-std::vector<std::int32_t> real_ids(std::size_t count) {
-  const TensorSet set = TensorSet::open(KVSPAN_TESTS_DIR "/data/references.safetensors");
-  const TensorView& all = *set.find("minimind2.token_ids");
-  std::vector<std::int32_t> ids(count);
-  std::memcpy(ids.data(), all.bytes.data(), count * 4);
-  return ids;
-}
-
 CaptureOptions real_options(const fs::path& out, std::size_t prompt, std::int64_t generate) {
   CaptureOptions o;
   o.out = out;
   o.dtype = Dtype::f32;
-  o.token_ids = real_ids(prompt);
+  o.token_ids = testing::real_ids(prompt);
   o.prompt = static_cast<std::int64_t>(prompt);
   o.generate = generate;
   return o;
@@ -267,7 +259,7 @@ struct Masked : AttentionHook {
 
 TEST_CASE("rows see what the hook lets them see", "[capture]") {
   constexpr std::int64_t kRows = 24, kPast = 16;  // one pass, then a second that is masked
-  const std::vector<std::int32_t> ids = real_ids(kRows);
+  const std::vector<std::int32_t> ids = testing::real_ids(kRows);
   const auto hidden_after = [&](Masked& past, Masked& now) {
     const auto runner = make_cpu_runner(minimind(), {.tokens = kRows, .scratch = {}});
     std::vector<float> hidden(kRows * 512);

@@ -41,15 +41,6 @@ const Checkpoint& tiny(const std::string& name) {
   return all.emplace(name, Checkpoint::open(testing::kFixtures / name)).first->second;
 }
 
-// Token 1 (bos), then ids of a text of the references.
-std::vector<std::int32_t> real_ids(std::size_t count) {
-  const TensorSet set = TensorSet::open(KVSPAN_TESTS_DIR "/data/references.safetensors");
-  const TensorView& all = *set.find("minimind2.token_ids");
-  std::vector<std::int32_t> ids(count);
-  std::memcpy(ids.data(), all.bytes.data(), count * 4);
-  return ids;
-}
-
 // The first `prompt` ids; `reference` more of them are read.
 LoopInput input_of(std::vector<std::int32_t> ids, std::size_t prompt, std::int64_t generate) {
   LoopInput input;
@@ -359,7 +350,7 @@ TEST_CASE("an answer that stops ends the ledger, as if the trace had ended there
 
 // StreamingLLM's finding: without the first token attention has nowhere to go.
 TEST_CASE("MiniMind2 collapses without its sink, and recovers with it", "[eval]") {
-  const LoopInput input = input_of(real_ids(44), 20, 0);
+  const LoopInput input = input_of(testing::real_ids(44), 20, 0);
   StableDense dense(true);
   LoopOptions options;
   options.dense = &dense;

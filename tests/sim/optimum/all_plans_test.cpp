@@ -11,33 +11,12 @@
 #include "sim/optimum/bounds.h"
 #include "sim/optimum/certificate.h"
 #include "sim/optimum/slot_flow.h"
+#include "tests/sim/optimum/random_values.h"
 
 using namespace kvspan;
 using namespace kvspan::optimum;
 
 namespace {
-
-using Random = std::mt19937;
-
-int draw(Random& random, int below) {
-  return static_cast<int>(random() % static_cast<unsigned>(below));
-}
-
-// Passes of one to `longest` rows, an entry a row, gains that grow by 0 to `most` a pass; some
-// entries are worth nothing in some passes, so that ties are frequent.
-Values random_values(Random& random, RowIndex rows, int longest, int most) {
-  std::vector<RowIndex> ends, births;
-  for (RowIndex end = 0; end < rows;)
-    ends.push_back(end = std::min<RowIndex>(rows, end + 1 + draw(random, longest)));
-  for (RowIndex row = 0; row < rows; ++row) births.push_back(row);
-  Values values(ends, births);
-  for (int entry = 0; entry < values.entries(); ++entry) {
-    const std::span<Mass> gains = values.gains(entry);
-    for (std::size_t j = 1; j < gains.size(); ++j)
-      gains[j] = gains[j - 1] + (draw(random, 3) == 0 ? 0 : draw(random, most + 1));
-  }
-  return values;
-}
 
 // The most that any plan gains: over every set S of entries that may be held after pass k, the most
 // so far. From S the next pass goes to any set of at most c entries out of S and its newborns.
@@ -172,7 +151,8 @@ TEST_CASE("every budget of heads of up to ten entries has the best of all plans"
   Random random(seed);
   for (int head = 0; head < heads; ++head) {
     const Values values =
-        random_values(random, 2 + draw(random, 9), 1 + draw(random, 3), head % 2 == 0 ? 3 : 1000);
+        random_values(random, random_passes(random, 2 + draw(random, 9), 1 + draw(random, 3)),
+                      head % 2 == 0 ? 3 : 1000);
     std::vector<std::int64_t> budgets;
     for (int budget = 0; budget <= values.entries(); ++budget) budgets.push_back(budget);
     const std::vector<Mass> gains = best_plans_by_budget(values, budgets, nullptr);
@@ -194,7 +174,8 @@ TEST_CASE("on larger heads a linear program finds nothing better", "[optimum]") 
   Random random(17);
   for (int head = 0; head < heads; ++head) {
     const Values values =
-        random_values(random, 24 + 6 * (head % 5), 1 + head % 3, head % 2 == 0 ? 9 : 100000);
+        random_values(random, random_passes(random, 24 + 6 * (head % 5), 1 + head % 3),
+                      head % 2 == 0 ? 9 : 100000);
     Capacities slots = constant_capacities(values, 2 + head % 6);
     if (head % 2 == 1) {
       for (std::int64_t& of : slots) of = draw(random, 8);

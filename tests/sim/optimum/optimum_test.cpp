@@ -14,6 +14,7 @@
 #include "sim/optimum/slot_flow.h"
 #include "sim/optimum/survey.h"
 #include "sim/optimum/values.h"
+#include "tests/sim/optimum/random_values.h"
 #include "tests/support/cases.h"
 
 using namespace kvspan;
@@ -21,33 +22,6 @@ using namespace kvspan::optimum;
 using Catch::Matchers::Contains;
 
 namespace {
-
-using Random = std::mt19937;
-
-int draw(Random& random, int below) {
-  return static_cast<int>(random() % static_cast<unsigned>(below));
-}
-
-// Entries of the rows of `ends`, with gains that grow by 0 to `most` a pass.
-Values random_values(Random& random, const std::vector<RowIndex>& ends, int most) {
-  std::vector<RowIndex> births;
-  for (RowIndex row = 0; row < ends.back(); ++row) births.push_back(row);
-  Values values(ends, births);
-  for (int entry = 0; entry < values.entries(); ++entry) {
-    const std::span<Mass> gains = values.gains(entry);
-    for (std::size_t j = 1; j < gains.size(); ++j)
-      gains[j] = gains[j - 1] + (draw(random, 3) == 0 ? 0 : draw(random, most + 1));
-  }
-  return values;
-}
-
-// Passes of one to `longest` rows, `rows` in all.
-std::vector<RowIndex> random_passes(Random& random, RowIndex rows, int longest) {
-  std::vector<RowIndex> ends;
-  for (RowIndex end = 0; end < rows;)
-    ends.push_back(end = std::min<RowIndex>(rows, end + 1 + draw(random, longest)));
-  return ends;
-}
 
 // Tries every plan.
 class AllPlans {

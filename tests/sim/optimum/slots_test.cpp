@@ -14,6 +14,7 @@
 #include "sim/base/error.h"
 #include "sim/optimum/lifetime_graph.h"
 #include "sim/run/run.h"
+#include "tests/sim/optimum/random_values.h"
 #include "tests/support/cases.h"
 
 using namespace kvspan;
@@ -21,12 +22,6 @@ using namespace kvspan::optimum;
 using Catch::Matchers::Contains;
 
 namespace {
-
-using Random = std::mt19937;
-
-int draw(Random& random, int below) {
-  return static_cast<int>(random() % static_cast<unsigned>(below));
-}
 
 // One birth a row, as entries have.
 std::vector<Life> random_lives(Random& random, int count, int longest) {
