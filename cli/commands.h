@@ -9,6 +9,10 @@ namespace CLI {
 class App;
 }
 
+namespace kvspan {
+class Footnotes;
+}
+
 namespace kvspan::cli {
 
 struct Context {
@@ -39,6 +43,9 @@ void add_eval(CLI::App& app, const Context& context);
 [[nodiscard]] std::string time_text(double seconds);
 // Aligned columns; the first is left-aligned, the others right-aligned.
 [[nodiscard]] std::string align(const std::vector<std::vector<std::string>>& rows);
+
+// "[1] ..." a line, below a table whose rows have their marks.
+void print_footnotes(const Footnotes& footnotes);
 
 // Progress of long work on stderr: a bar on a terminal, one line per 10 % otherwise.
 class Progress {

@@ -70,12 +70,15 @@ void print_task(const tracegen::TaskResult& task, double least) {
              tracegen::scoring_name(first.sample.scoring));
   fmt::print("took     {}; {} of anonymous memory at most\n\n", time_text(seconds),
              human_bytes(memory));
-  fmt::print("{}\n", align(policy_cells(task)));
+  Footnotes footnotes;
+  fmt::print("{}\n", align(policy_cells(task, footnotes)));
   if (!task.why_not.empty()) {
     fmt::print("no critical footprint: {}\n\n", task.why_not);
   } else if (!task.critical.empty()) {
-    fmt::print("{}\n", align(critical_cells(task, least)));
+    fmt::print("{}\n", align(critical_cells(task, least, footnotes)));
   }
+  print_footnotes(footnotes);
+  if (!footnotes.notes().empty()) fmt::print("\n");
   if (!task.proxies.empty()) fmt::print("{}\n", align(proxy_cells(task)));
 }
 

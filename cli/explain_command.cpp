@@ -16,6 +16,7 @@
 #include "sim/replay/engine.h"
 #include "sim/report/json.h"
 #include "sim/report/lifetimes_writer.h"
+#include "sim/report/listing.h"
 #include "sim/report/past_result.h"
 #include "sim/run/run.h"
 
@@ -72,6 +73,8 @@ ExplainAnswer answer(const ExplainSettings& s, const Trace& trace, const PastRes
     specs.push_back(parse_spec(past.runs[r].spec));
     out.specs.push_back(past.runs[r].spec);
     out.labels.push_back(past.runs[r].label);
+    out.notes.push_back(past.runs[r].notes);
+    std::erase(out.notes.back(), layer_subset(trace.meta()));  // of bytes, which are not shown
   }
   EngineOptions engine;
   engine.prompt = past.prompt;

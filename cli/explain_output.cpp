@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "sim/base/text.h"
 #include "sim/report/json.h"
+#include "sim/report/listing.h"
 
 namespace kvspan::cli {
 namespace {
@@ -75,12 +76,16 @@ std::string layer_name(const Trace& trace, int layer) {
 void print_runs(const ExplainAnswer& answer) {
   Table table{cause_heading({"policy"}, answer.found)};
   table.front().emplace_back("retained p5");
+  Footnotes footnotes;
   for (std::size_t r = 0; r < answer.found.runs.size(); ++r) {
     const LostAttention& run = answer.found.runs[r];
-    table.push_back(cause_line({answer.labels[r]}, run.by_cause));
+    table.push_back(
+        cause_line({answer.labels[r] + footnotes.marks(answer.notes[r])}, run.by_cause));
     table.back().push_back(as_percent(run.p5));
   }
-  fmt::print("{}\n", align(table));
+  fmt::print("{}", align(table));
+  print_footnotes(footnotes);
+  fmt::print("\n");
 }
 
 void print_layers(const Trace& trace, const ExplainAnswer& answer, std::size_t r) {
@@ -167,6 +172,7 @@ nlohmann::json run_json(const Trace& trace, const ExplainAnswer& answer, std::si
   const LostAttention& run = answer.found.runs[r];
   json out = {{"policy", valid_utf8(answer.specs[r])},
               {"label", valid_utf8(answer.labels[r])},
+              {"notes", answer.notes[r]},
               {"rows_measured", run.rows.size()},
               {"retained_mass", {{"mean", run.retained}, {"p5", run.p5}}},
               {"lost", parts_json(run.by_cause)},

@@ -23,8 +23,9 @@ struct ExplainSettings {
 
 struct ExplainAnswer {
   Explanation found;
-  std::vector<std::string> specs, labels;  // of its runs
-  std::optional<std::size_t> against;      // one of them
+  std::vector<std::string> specs, labels;       // of its runs
+  std::vector<std::vector<std::string>> notes;  // of what the result says of them
+  std::optional<std::size_t> against;           // one of them
 };
 
 void print_explanation(const ExplainSettings& s, const Trace& trace, const ExplainAnswer& answer);

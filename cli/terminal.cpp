@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "cli/commands.h"
+#include "sim/report/listing.h"
 
 namespace kvspan::cli {
 namespace {
@@ -54,6 +55,11 @@ std::string time_text(double seconds) {
   if (seconds < 100) return fmt::format("{:.3g} s", seconds);
   return seconds < 6000 ? fmt::format("{:.3g} min", seconds / 60)
                         : fmt::format("{:.3g} h", seconds / 3600);
+}
+
+void print_footnotes(const Footnotes& footnotes) {
+  for (std::size_t i = 0; i < footnotes.notes().size(); ++i)
+    fmt::print("[{}] {}\n", i + 1, footnotes.notes()[i]);
 }
 
 std::string align(const std::vector<std::vector<std::string>>& rows) {

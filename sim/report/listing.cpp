@@ -66,6 +66,16 @@ std::string brief_label(std::string label) {
   return label;
 }
 
+std::string Footnotes::marks(const std::vector<std::string>& notes) {
+  std::string out;
+  for (const std::string& note : notes) {
+    const auto known = std::find(notes_.begin(), notes_.end(), one_line(note));
+    out += fmt::format("{}[{}]", out.empty() ? " " : "", known - notes_.begin() + 1);
+    if (known == notes_.end()) notes_.push_back(one_line(note));
+  }
+  return out;
+}
+
 std::string label_of(const RunResult& run) {
   return one_line(
       label_with_amount(run.label.empty() ? run.spec : run.label, chunked_amount(run.spec)));

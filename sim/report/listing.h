@@ -37,6 +37,18 @@ inline constexpr std::string_view kIntervalNote =
     "score trace: retained attention is at least what stands there, at most its upper bound";
 [[nodiscard]] std::vector<std::string> notes_of(const RunReport& report, const RunResult& run);
 
+// What tables say of their runs below them, numbered: equal notes have one number.
+class Footnotes {
+ public:
+  // " [1][3]", or empty where there are none.
+  std::string marks(const std::vector<std::string>& notes);
+  // In one line each, the first one has number 1.
+  [[nodiscard]] const std::vector<std::string>& notes() const { return notes_; }
+
+ private:
+  std::vector<std::string> notes_;
+};
+
 // "retained attention and output error of prompt rows are of 512 of 32768", or empty when all rows
 // of both phases were measured.
 [[nodiscard]] std::string sample_note(const RunResult& run);

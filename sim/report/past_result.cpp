@@ -40,8 +40,10 @@ PastResult result_of(const json& root) {
   out.chunk = root.at("chunk");
   out.evict_point = root.at("evict_at").is_null() ? 0 : root.at("evict_at").get<RowIndex>();
   out.kv_bytes = root.at("accounting").at("kv_bytes");
-  for (const json& run : root.at("runs"))
-    out.runs.push_back({run.at("policy"), run.at("label"), retained_of(run.at("fidelity"))});
+  for (const json& run : root.at("runs")) {
+    out.runs.push_back(
+        {run.at("policy"), run.at("label"), run.at("notes"), retained_of(run.at("fidelity"))});
+  }
   if (out.runs.empty()) throw std::invalid_argument("found no run in it");
   return out;
 }

@@ -17,7 +17,8 @@ struct PastResult {
   std::int64_t kv_bytes = 2;
   struct Run {
     std::string spec, label;  // canonical; as it was asked for
-    double retained = 0;      // of decode rows, of all where there are none; NaN: not measured
+    std::vector<std::string> notes;
+    double retained = 0;  // of decode rows, of all where there are none; NaN: not measured
   };
   std::vector<Run> runs;
 };

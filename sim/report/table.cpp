@@ -37,7 +37,8 @@ class Table {
     leave_out_columns();
     title();
     rows();
-    for (std::size_t i = 0; i < notes_.size(); ++i) wrapped(fmt::format("[{}] ", i + 1), notes_[i]);
+    for (std::size_t i = 0; i < footnotes_.notes().size(); ++i)
+      wrapped(fmt::format("[{}] ", i + 1), footnotes_.notes()[i]);
     twins();
     overlaps();
     legend();
@@ -68,13 +69,7 @@ class Table {
         if (std::string note = match_note(*run(i).match, run(i).metrics.footprint); !note.empty())
           notes.push_back(std::move(note));
       }
-      std::string marks;
-      for (const std::string& note : notes) {
-        const auto known = std::find(notes_.begin(), notes_.end(), one_line(note));
-        marks += fmt::format("[{}]", known - notes_.begin() + 1);
-        if (known == notes_.end()) notes_.push_back(one_line(note));
-      }
-      marks_.push_back(marks.empty() ? "" : " " + marks);
+      marks_.push_back(footnotes_.marks(notes));
     }
   }
 
@@ -262,7 +257,7 @@ class Table {
   const TableOptions& options_;
   std::vector<std::size_t> order_;
   std::vector<std::string> marks_;  // [runs] " [1][3]"
-  std::vector<std::string> notes_;
+  Footnotes footnotes_;
   std::vector<TableColumn> columns_;
   std::vector<std::string> left_out_;
   int label_width_ = 0;

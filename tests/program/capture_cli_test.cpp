@@ -305,16 +305,18 @@ TEST_CASE("a model under policies answers a task, and writes what several runs w
   const std::string base = fmt::format("eval --model {} --bos 1 --quiet ", kModel);
   const Outcome done = program(
       base + fmt::format("--task perplexity:text={},prompt=32,length=48 --samples 2 --policy knorm "
-                         "--policy 'foresightkv(scorer=golden)' --budget 25%,50% --out {} --csv {}",
+                         "--policy judgeq --policy 'foresightkv(scorer=golden)' --budget 25%,50% "
+                         "--out {} --csv {}",
                          text("sherlock-excerpt.txt"), out, folder / "e.csv"));
   INFO(done.text);
   REQUIRE(done.code == 0);
   CHECK_THAT(done.text, Contains("knorm(budget=25%)") && Contains("of anonymous memory at most") &&
                             Contains("keeps 90 % of the score"));
+  CHECK_THAT(done.text, Contains("judgeq(budget=50%) [1]") && Contains("[1] stand-in: "));
   const nlohmann::json json = read_json(out);
   REQUIRE(json["results"].size() == 2);
   const nlohmann::json& runs = json["results"][1]["runs"];
-  REQUIRE(runs.size() == 3);  // full runs along, a bound cannot
+  REQUIRE(runs.size() == 5);  // full runs along, a bound cannot
   CHECK(runs[0]["label"] == "full");
   CHECK(runs[0]["eval"]["kl"] == 0);
   // The score is 1 / perplexity; the figures by task are means over its samples.
@@ -324,6 +326,7 @@ TEST_CASE("a model under policies answers a task, and writes what several runs w
   const double other = json["results"][0]["runs"][1]["eval"]["nll"];
   CHECK(task["policies"][1]["nll"].get<double>() == Approx((nll + other) / 2));
   CHECK(task["refused"].size() == 2);
+  CHECK(task["policies"][3]["notes"] == runs[3]["notes"]);
   const Outcome wrong = program(base + "--task perplexity:length=64 --policy knorm");
   CHECK(wrong.code == 2);
   CHECK_THAT(wrong.text, Contains("needs text=FILE"));

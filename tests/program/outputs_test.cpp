@@ -232,7 +232,7 @@ TEST_CASE("--json is the result and nothing else", "[cli][outputs]") {
 TEST_CASE("a result is explained from its own command, on its own trace", "[cli][outputs]") {
   const Results folder;
   REQUIRE(in(folder, kRun + "--prompt 4 --policy full --policy 'streaming_llm(budget=2)' "
-                            "--policy 'tova(budget=2)' --out s.json")
+                            "--policy 'tova(budget=2)' --policy 'judgeq(budget=2)' --out s.json")
               .code == 0);
   const nlohmann::json result = read_json(folder / "s.json");
   const Outcome table = in(folder, "explain s.json --policy tova --against streaming --quiet");
@@ -243,8 +243,11 @@ TEST_CASE("a result is explained from its own command, on its own trace", "[cli]
   const Outcome json = in(folder, "explain s.json --json --quiet");
   REQUIRE(json.code == 0);
   const nlohmann::json all = nlohmann::json::parse(json.text);
-  REQUIRE(all["runs"].size() == 3);
-  for (std::size_t r = 0; r < 3; ++r) {
+  REQUIRE(all["runs"].size() == 4);
+  CHECK(all["runs"][3]["notes"] == result["runs"][3]["notes"]);
+  const Outcome stand_in = in(folder, "explain s.json --policy judgeq --policy tova --quiet");
+  CHECK_THAT(stand_in.text, Contains("judgeq(budget=2) [1]") && Contains("[1] stand-in: "));
+  for (std::size_t r = 0; r < 4; ++r) {
     const double retained =
         result["runs"][r]["fidelity"]["decode"]["retained_mass"]["mean"].get<double>();
     CHECK(std::abs(all["runs"][r]["lost"]["all"].get<double>() - (1 - retained)) < 1e-6);

@@ -54,6 +54,7 @@ struct SampleResult {
 // A policy over the samples of a task: means, and 95 % bootstrap intervals.
 struct PolicyFigures {
   std::string label, method, klass;
+  std::vector<std::string> notes;  // as of its run: what stands in for what, above all
   double score = 0, footprint = 0, peak_kv = 0;
   sweep::Interval score_interval, footprint_interval;
   std::optional<double> nll, delta_nll, divergence;
@@ -63,6 +64,7 @@ struct PolicyFigures {
 // A method at all its budgets. Intervals are of the crossing; an open end is where draws have none.
 struct CriticalFigures {
   std::string method;
+  std::vector<std::string> notes;  // of its first budget
   sweep::Critical footprint, peak_kv;
   std::optional<double> low, high;  // of the footprint
 };

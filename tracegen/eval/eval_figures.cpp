@@ -46,6 +46,7 @@ PolicyFigures figures_of(const TaskResult& task, std::size_t run, const EvalRequ
   out.label = first.label;
   out.method = method_of(first.label);
   out.klass = first.klass;
+  out.notes = notes_of(task.samples.front().report, first);
   const auto scores = values_of(task, [&](const SampleResult& s) { return s.outcomes[run].score; });
   const auto footprints =
       values_of(task, [&](const SampleResult& s) { return s.report.runs[run].metrics.footprint; });
@@ -96,6 +97,7 @@ CriticalFigures critical_of(const TaskResult& task, const std::string& method,
                             const std::vector<std::size_t>& runs, const EvalRequest& request) {
   CriticalFigures out;
   out.method = method;
+  out.notes = task.policies[runs.front()].notes;
   Drawn drawn{task, runs, {}};
   for (std::size_t s = 0; s < task.samples.size(); ++s) drawn.samples.push_back(s);
   out.footprint = drawn.critical(request.least, footprint_of);

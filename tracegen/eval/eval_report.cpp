@@ -62,6 +62,7 @@ json policy_json(const PolicyFigures& policy) {
   return {{"label", valid_utf8(policy.label)},
           {"method", valid_utf8(policy.method)},
           {"class", policy.klass},
+          {"notes", policy.notes},
           {"score", policy.score},
           {"score_interval", interval_json(policy.score_interval)},
           {"footprint", policy.footprint},
@@ -144,18 +145,19 @@ nlohmann::json to_json(const EvalResult& result, const std::vector<std::string>&
   return out;
 }
 
-Cells policy_cells(const TaskResult& task) {
+Cells policy_cells(const TaskResult& task, Footnotes& footnotes) {
   Cells out{
       {"policy", "score", "KV footprint %", "peak KV %", "nll", "delta nll", "KL", "retained %"}};
   for (const PolicyFigures& p : task.policies) {
-    out.push_back({one_line(valid_utf8(p.label)), fmt::format("{:.3f}", p.score),
-                   percent(p.footprint), percent(p.peak_kv), fixed(p.nll, 3), fixed(p.delta_nll, 3),
-                   fixed(p.divergence, 4), p.retained ? percent(*p.retained) : "-"});
+    out.push_back({one_line(valid_utf8(p.label)) + footnotes.marks(p.notes),
+                   fmt::format("{:.3f}", p.score), percent(p.footprint), percent(p.peak_kv),
+                   fixed(p.nll, 3), fixed(p.delta_nll, 3), fixed(p.divergence, 4),
+                   p.retained ? percent(*p.retained) : "-"});
   }
   return out;
 }
 
-Cells critical_cells(const TaskResult& task, double least) {
+Cells critical_cells(const TaskResult& task, double least, Footnotes& footnotes) {
   Cells out{{fmt::format("keeps {:.0f} % of the score", 100 * least), "KV footprint %",
              "95 % interval", "peak KV %"}};
   for (const CriticalFigures& c : task.critical) {
@@ -164,8 +166,8 @@ Cells critical_cells(const TaskResult& task, double least) {
       interval =
           fmt::format("{} .. {}", c.low ? percent(*c.low) : "?", c.high ? percent(*c.high) : "?");
     }
-    out.push_back({one_line(valid_utf8(c.method)), critical_text(c.footprint), std::move(interval),
-                   critical_text(c.peak_kv)});
+    out.push_back({one_line(valid_utf8(c.method)) + footnotes.marks(c.notes),
+                   critical_text(c.footprint), std::move(interval), critical_text(c.peak_kv)});
   }
   return out;
 }

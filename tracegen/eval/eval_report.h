@@ -8,6 +8,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "sim/report/json.h"
+#include "sim/report/listing.h"
 #include "tracegen/eval/eval.h"
 
 namespace kvspan::tracegen {
@@ -19,8 +20,8 @@ namespace kvspan::tracegen {
 
 // Rows of cells, headings first: of policies, of critical footprints, of proxies on trial.
 using Cells = std::vector<std::vector<std::string>>;
-[[nodiscard]] Cells policy_cells(const TaskResult& task);
-[[nodiscard]] Cells critical_cells(const TaskResult& task, double least);
+[[nodiscard]] Cells policy_cells(const TaskResult& task, Footnotes& footnotes);
+[[nodiscard]] Cells critical_cells(const TaskResult& task, double least, Footnotes& footnotes);
 [[nodiscard]] Cells proxy_cells(const TaskResult& task);
 
 }  // namespace kvspan::tracegen
