@@ -2,6 +2,7 @@
 #include "gpu_replay/replay/steps.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "sim/ledger/lives.h"
 
@@ -33,6 +34,24 @@ void add_changes(const Ledger& ledger, int layer, const std::vector<std::vector<
   }
 }
 
+// By row; of an entry that changes twice in one the last; who leaves the device before who comes, so
+// that a place which becomes free is taken.
+void order(const Ledger& ledger, std::vector<Dated>& dated) {
+  const auto name = [](const Dated& d) { return std::tuple(d.row, d.step.head, d.step.token); };
+  std::stable_sort(dated.begin(), dated.end(),
+                   [&](const Dated& a, const Dated& b) { return name(a) < name(b); });
+  const auto last = std::unique(dated.rbegin(), dated.rend(),
+                                [&](const Dated& a, const Dated& b) { return name(a) == name(b); });
+  dated.erase(dated.begin(), last.base());
+  const auto comes = [&](const Step& step) {
+    return step.representation != Step::kEvicted &&
+           ledger.representations[index(step.representation)].device_bytes > 0;
+  };
+  std::stable_sort(dated.begin(), dated.end(), [&](const Dated& a, const Dated& b) {
+    return std::tuple(a.row, comes(a.step)) < std::tuple(b.row, comes(b.step));
+  });
+}
+
 }  // namespace
 
 std::span<const Step> LayerSteps::at(RowIndex row) const {
@@ -54,8 +73,7 @@ std::vector<LayerSteps> steps_of(const Ledger& ledger) {
       add_deaths(ledger, layer, head, dated);
     }
     add_changes(ledger, layer, gone, dated);
-    std::stable_sort(dated.begin(), dated.end(),
-                     [](const Dated& a, const Dated& b) { return a.row < b.row; });
+    order(ledger, dated);
     of.first_.assign(index(tokens) + 1, 0);
     for (const Dated& d : dated) {
       ++of.first_[index(d.row) + 1];

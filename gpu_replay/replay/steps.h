@@ -14,6 +14,7 @@ namespace kvspan::gpu_replay {
 class LayerSteps {
  public:
   // What happens at `row`, before it attends: at the end of the pass before, where a pass begins.
+  // One step for an entry; those that leave the device first.
   [[nodiscard]] std::span<const Step> at(RowIndex row) const;
   // Whether an entry leaves the device then, for good or not.
   [[nodiscard]] bool leaves_at(RowIndex row) const { return leaves_[index(row)] != 0; }

@@ -112,6 +112,15 @@ TEST_CASE("an entry may change inside a pass, a row after its birth", "[gpu_repl
   CHECK(replay.rows[4].total() == 4 * 256 + 56);
 }
 
+TEST_CASE("what comes back takes the place of what leaves in the same row", "[gpu_replay]") {
+  // Entry 1 went to the host after row 3 and returns after row 4, when entry 2 goes there.
+  Ledger ledger = pages(1, std::vector<std::uint32_t>(6, 6));
+  ledger.representations.push_back({"host", 0, 256});
+  ledger.changes = {{{4, 0, 1, 1}, {5, 0, 1, 0}, {5, 0, 2, 1}}};
+  for (const char* layout : {"ideal", "padded", "openvino1", "paged2_per_head_compact"})
+    check_figures(ledger, layout, false);
+}
+
 TEST_CASE("a pool's bytes are the layout's, for every policy", "[gpu_replay][conformance]") {
   const Trace trace = test::random_trace(72, 56, 11);
   EngineOptions options;
