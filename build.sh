@@ -97,6 +97,13 @@ skip() {
   say "$line"
 }
 
+# What tests printed that failed, of ctest's log; skipped ones are no failures.
+failed_tests() {
+  awk '/^ *[0-9]+\/[0-9]+ Test +#/ { shown = /\*\*\*/ && !/\*\*\*Skipped/ }
+       /^ +Start +[0-9]+:/ { shown = 0 }
+       shown' "$1"
+}
+
 # However the script ends: what failed, compilers' errors first, and the stages as the last lines.
 report_failures() {
   local status=$? log
@@ -104,8 +111,9 @@ report_failures() {
   for log in "${failed_logs[@]}"; do
     say
     say "---- errors and end of $log ----"
-    { head -n -60 "$log" | grep -E '(: |fatal )error: |^FAILED: ' | head -n 40; } || true
-    tail -n 60 "$log"
+    { head -n -40 "$log" | grep -E '(: |fatal )error: |^FAILED: ' | head -n 40; } || true
+    { failed_tests "$log" | head -n 100; } || true
+    tail -n 40 "$log"
   done
   say
   say "${#failed_logs[@]} of $stage_number stages failed:"
@@ -362,7 +370,7 @@ run_test() {
   [ "$deep" = no ] || install_packages "${deep_packages[@]}"
   check_tools
   if [ "$deep" = yes ]; then
-    export KVSPAN_DEEP=1  # all random cases
+    export KVSPAN_DEEP=1  # all random cases, and others every time
     check dev -D KVSPAN_GUI=ON
   else  # each test once: those that read or decide under the sanitizers, below
     targets=(kvspan kvspan-viewer kvspan_tests kvspan_input_tests kvspan_capture_tests
