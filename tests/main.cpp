@@ -7,8 +7,8 @@
 
 #include "tests/support/chosen_target.h"
 
-// Random cases are the same in every run, so that what is checked is a change and not the seed; with
-// KVSPAN_DEEP they are others each time.
+// Random cases are the same in every run, so that what is checked is a change and not the seed;
+// with KVSPAN_DEEP they are others each time.
 int main(int argc, char** argv) {
   const int refused = kvspan::test::choose_target();
   if (refused != 0) return refused;

@@ -34,8 +34,8 @@ void add_changes(const Ledger& ledger, int layer, const std::vector<std::vector<
   }
 }
 
-// By row; of an entry that changes twice in one the last; who leaves the device before who comes, so
-// that a place which becomes free is taken.
+// By row; of an entry that changes twice in one the last; who leaves the device before who comes,
+// so that a place which becomes free is taken.
 void order(const Ledger& ledger, std::vector<Dated>& dated) {
   const auto name = [](const Dated& d) { return std::tuple(d.row, d.step.head, d.step.token); };
   std::stable_sort(dated.begin(), dated.end(),
