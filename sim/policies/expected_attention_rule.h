@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "sim/policy/parameters.h"
 #include "sim/policy/policy.h"
 
 namespace kvspan::policies {
