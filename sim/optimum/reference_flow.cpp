@@ -13,6 +13,7 @@
 #include "sim/optimum/reference_flow.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include <boost/graph/adjacency_list.hpp>
@@ -41,6 +42,17 @@ Traits::edge_descriptor connect(Graph& graph, std::size_t from, std::size_t to,
   graph[back].reverse = there;
   return there;
 }
+
+// What Boost adds up for a node. Of one that is out of reach by now, so at the largest distance that
+// there is, it adds that, too: it cannot come into reach again, and stays as it is.
+struct Potential {
+  Potential(Mass v = 0) : value(v) {}  // NOLINT(google-explicit-constructor)
+  Mass value;
+  friend Potential operator+(Potential a, Mass distance) {
+    return distance == std::numeric_limits<Mass>::max() ? a : Potential(a.value + distance);
+  }
+  friend Mass operator-(Potential a, Potential b) { return a.value - b.value; }
+};
 
 Mass most_of_a_pass(const Values& values) {
   Mass most = 0;
@@ -83,12 +95,15 @@ Plan reference_plan(const Values& values, const Capacities& capacities) {
                          connect(graph, node, born + j, 1, high * static_cast<Mass>(j) - gains[j]));
     }
   }
+  std::vector<Potential> potentials(boost::num_vertices(graph));
   boost::successive_shortest_path_nonnegative_weights(
       graph, source, sink,
       boost::capacity_map(boost::get(&EdgeData::capacity, graph))
           .residual_capacity_map(boost::get(&EdgeData::residual, graph))
           .weight_map(boost::get(&EdgeData::cost, graph))
-          .reverse_edge_map(boost::get(&EdgeData::reverse, graph)));
+          .reverse_edge_map(boost::get(&EdgeData::reverse, graph))
+          .distance_map2(boost::make_iterator_property_map(
+              potentials.begin(), boost::get(boost::vertex_index, graph))));
   Plan plan;
   for (int entry = 0; entry < values.entries(); ++entry) plan.push_back(values.born(entry));
   for (const auto& [pass, edge] : lives) {

@@ -92,7 +92,8 @@ TEST_CASE("attention equals its fp64 twin for any shape, window and visibility",
   std::vector<std::uint8_t> visible(static_cast<std::size_t>(c.kv_heads * keys));
   std::mt19937_64 random(7);
   for (auto& flag : visible) flag = random() % 3 == 0 ? 0 : 1;
-  std::fill_n(visible.begin(), 3, std::uint8_t{0});  // the first rows of head 0 read nothing
+  // The first rows of head 0 read nothing.
+  std::fill_n(visible.begin(), std::min<std::ptrdiff_t>(3, std::ssize(visible)), std::uint8_t{0});
   if (c.hides) p.visible = visible.data();
   Arrays got(p, 5, 11);
   Arrays expected(p, 5, 11);
