@@ -126,7 +126,8 @@ TEST_CASE("--evict-at a span and --match run on the bundled trace", "[cli]") {
                   "rows=4 --out " +
                   (folder / "m.json"))
               .code == 0);
-  for (const nlohmann::json& run : read_json(folder / "m.json")["runs"])
+  const nlohmann::json matched = read_json(folder / "m.json");
+  for (const nlohmann::json& run : matched["runs"])
     CHECK(run["footprint"].get<double>() <= 0.4);
 }
 

@@ -113,6 +113,11 @@ AttentionResult attend_on_host(const AttentionCase& input) {
 }
 
 AttentionResult attend_on_device(const AttentionCase& input) {
+  // Before what copies them: an error finds copies that have not begun.
+  const std::vector<std::byte> q = to_type(input.type, input.q);
+  const std::vector<std::byte> k = to_type(input.type, input.k);
+  const std::vector<std::byte> v = to_type(input.type, input.v);
+  AttentionResult r = empty_result(input);
   const CudaStream stream;
   std::vector<CudaMemory> memory;
   const auto allocate = [&](std::size_t bytes) {
@@ -126,10 +131,6 @@ AttentionResult attend_on_device(const AttentionCase& input) {
     KVSPAN_CUDA_CHECK(cudaMemcpyAsync(to, data, bytes, cudaMemcpyHostToDevice, stream.get()));
     return to;
   };
-  const std::vector<std::byte> q = to_type(input.type, input.q);
-  const std::vector<std::byte> k = to_type(input.type, input.k);
-  const std::vector<std::byte> v = to_type(input.type, input.v);
-  AttentionResult r = empty_result(input);
   AttentionProblem problem = input.problem;
   if (!input.visible.empty())
     problem.visible =
