@@ -46,8 +46,9 @@ void paint_held_table(QPainter& painter, const QRect& area, const HeadsModel& mo
   const auto cell = [&](int y, int column, const QString& text) {
     int x = area.left();
     for (int c = 0; c < column; ++c) x += kWidths[static_cast<std::size_t>(c)];
+    const int side = column == 0 ? Qt::AlignLeft : Qt::AlignRight;
     painter.drawText(QRect(x, y, kWidths[static_cast<std::size_t>(column)] - 8, line),
-                     (column == 0 ? Qt::AlignLeft : Qt::AlignRight) | Qt::AlignVCenter, text);
+                     side | Qt::AlignVCenter, text);
   };
   int y = area.top();
   painter.setPen(theme().faint);

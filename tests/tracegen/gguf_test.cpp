@@ -134,7 +134,7 @@ TEST_CASE("a GGUF tensor that does not fit its file is refused by name", "[check
   CHECK_THAT(GgufBytes::header(1, 0).text("t").u32(5).u64(1).u64(1).u64(1).error(),
              Contains("5 dimensions; expected 1 to 4"));
   GgufBytes twice = GgufBytes::header(2, 0);
-  for (const std::uint64_t offset : {0, 32}) twice.text("t").u32(1).u64(8).u32(kF32).u64(offset);
+  for (const std::uint64_t offset : {0U, 32U}) twice.text("t").u32(1).u64(8).u32(kF32).u64(offset);
   twice.bytes.resize((twice.bytes.size() + 31) / 32 * 32 + 64);
   CHECK_THAT(twice.error(), Contains("'t' appears twice"));
   GgufBytes overlap = GgufBytes::header(2, 0);

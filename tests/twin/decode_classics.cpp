@@ -188,7 +188,7 @@ struct Keyformer : Policy {
     const bool masks = w.word("variant", "paper") == "code";
     for (int h = 0; h < w.Hk; ++h) {
       const std::vector<int> held = w.residents(l, h, b - 1);
-      if (static_cast<int>(masks ? b : held.size()) <= budget) continue;
+      if ((masks ? b : static_cast<int>(held.size())) <= budget) continue;
       std::vector<double> scores;
       for (const int j : held) {
         double s = 0;

@@ -124,7 +124,7 @@ std::int64_t most_held(const std::vector<RowIndex>& deaths, const std::vector<Ro
 TEST_CASE("what is lost of outputs is bounded by a sum over entries, in every plan",
           "[output_error]") {
   bool beaten = false;
-  for (const std::uint64_t seed : {1, 2, 3}) {
+  for (const std::uint64_t seed : {1U, 2U, 3U}) {
     const Case c = random_case(seed);
     const auto p = test::attention(c.spec, 0);
     const std::vector<double>& v = c.spec.layers[0].v;

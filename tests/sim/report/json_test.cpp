@@ -305,7 +305,8 @@ TEST_CASE("CSV parses back to the values of the JSON", "[report][csv]") {
   report.runs[0].spec = R"(chunked(scores(FILE="a, ""b"".st"),count=metric))";
   report.runs[0].notes = {"one, two", "a \"quoted\" note"};
   report.runs[1].fidelity.reset();
-  report.runs[2].match.emplace().what = "mass";
+  report.runs[2].match = RunResult::Match{};
+  report.runs[2].match->what = "mass";
   const json root = kvspan::to_json(report);
   const auto table = parse_csv(kvspan::to_csv(report));
   REQUIRE(table.size() == 5);
