@@ -145,8 +145,8 @@ void ColumnsTest::differences_equal_those_of_a_walk_over_all_rows() {
   QCOMPARE(both->over(9000, kClaimed).high, 1.0);
   QVERIFY(both->over(0, kClaimed).high <= 6.0);
   const SeriesPtr steps = series_of_steps({0}, {1}, 100);
-  QVERIFY_EXCEPTION_THROWN((void)series_of_difference({steps, 1}, {steps, 1}, [] { return true; }),
-                           std::exception);
+  QVERIFY_THROWS_EXCEPTION(std::exception,
+                           (void)series_of_difference({steps, 1}, {steps, 1}, [] { return true; }));
 }
 
 void ColumnsTest::parts_of_every_stack_sum_to_the_total() {

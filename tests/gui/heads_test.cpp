@@ -68,8 +68,9 @@ void HeadsTest::the_table_equals_the_json() {
       double sum = 0;
       for (int l = 0; l < 3; ++l) {
         for (int h = 0; h < table.heads(); ++h) {
-          QCOMPARE(table.index(l, h).data(Qt::EditRole).toDouble(), values[l][h].get<double>());
-          sum += values[l][h].get<double>();
+          QCOMPARE(table.index(l, h).data(Qt::EditRole).toDouble(),
+                   values.at(kvspan::index(l)).at(kvspan::index(h)).get<double>());
+          sum += values.at(kvspan::index(l)).at(kvspan::index(h)).get<double>();
         }
       }
       QVERIFY(std::abs(table.mean(-1, -1) - sum / (3 * table.heads())) < 1e-12);

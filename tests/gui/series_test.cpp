@@ -49,7 +49,8 @@ void SeriesTest::extremes_of_levels_equal_those_of_a_walk_over_all_rows() {
   for (int i = 0; i < 400; ++i) {
     const auto length =
         static_cast<RowIndex>(std::pow(10.0, 5.4e-3 * static_cast<double>(random() % 1000)));
-    const auto begin = static_cast<RowIndex>(random() % (kTokens - length));
+    const auto begin =
+        static_cast<RowIndex>(random() % static_cast<std::uint64_t>(kTokens - length));
     const auto first = line.resident_bytes.begin() + begin;
     const auto [low, high] = std::minmax_element(first, first + length);
     const Extremes found = read.bytes->over(begin, begin + length);

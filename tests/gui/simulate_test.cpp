@@ -240,7 +240,7 @@ void SimulateTest::saved_results_stand_alone() {
     const auto result = finished[0][0].value<ResultPtr>();
     runs = (*result->json)["runs"];
     save_result(*result, target);
-    QVERIFY_EXCEPTION_THROWN(save_result(*result, "/no/such/folder/kept.json"), Error);
+    QVERIFY_THROWS_EXCEPTION(Error, save_result(*result, "/no/such/folder/kept.json"));
     for (const char* end : {".json", ".timeline.safetensors", ".lifetimes.safetensors"}) {
       std::filesystem::remove(std::filesystem::path(result->path).replace_extension(end));
     }
