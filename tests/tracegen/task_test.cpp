@@ -3,13 +3,17 @@
 #include "tracegen/eval/task.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
+#include <functional>
+#include <map>
 #include <regex>
 #include <set>
 #include <sstream>
 
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "sim/base/error.h"
 #include "tests/support/temporary_folder.h"
@@ -91,6 +95,68 @@ TEST_CASE("scores are those of pen and paper", "[eval]") {
   // A word counts as often as both have it: 1 of 2 and 1 of 1.
   CHECK(score(Scoring::f1, "otter otter", {"otter"}) == Approx(2.0 / 3));
   CHECK(normalised(" The  Quick, a-fox an ") == "quick afox");
+}
+
+// A route of four steps; LongProc's own count calls the first wrong step right.
+TEST_CASE("walks are scored by the lines before the first wrong one", "[eval]") {
+  const std::vector<std::string> route{"a to b\nb to c\nc to d\nd to e"};
+  const auto both = [&](const std::string& output, double ours, double published) {
+    INFO(output);
+    CHECK(score(Scoring::line_prefix, output, route) == ours);
+    CHECK(score(Scoring::line_prefix_published, output, route) == published);
+  };
+  both("a to b\nb to c\nc to d\nd to e\n</Route>", 1, 1);
+  both("<Route>\na to b \n b to c\n</Route>", 0.25, 0.5);  // a blank at a line's beginning counts
+  both("a to b\nb to c\n</Route>", 0.5, 0.5);              // a beginning gets its length in both
+  both("a to b\nb to x\nc to d\nd to e\n</Route> more", 0.25, 0.5);
+  both("x\n</Route>", 0, 0.25);
+  both("a to b\nb to c\nc to", 0.5, 0);  // no end
+  both("so:\n<Route>\na to b\n", 0.25, 0);
+  both("a to b\nb to c\nc to d\nd to e\ne to f\n</Route>", 1, 1);
+  both("", 0, 0);
+  CHECK(score(Scoring::first_line, " 3\n\ntext: 4", {"3"}) == 1);
+  CHECK(score(Scoring::first_line, "13\n", {"3"}) == 0);
+}
+
+TEST_CASE("searches are scored by their equations, or by what was decided", "[eval]") {
+  const std::vector<std::string> answer{
+      "Numbers: 8, 3, 2, 1. Target: 10.\nTake 8 and 3, left: 2, 1\n 8 + 3 = 11, go on\n"
+      " Take 11 and 2, left: 1\n  11 + 2 = 13, drop\n<Solution>\n8 + 3 = 11\n11 - 2 = 9\n"
+      "9 + 1 = 10\n</Solution>"};
+  const std::string first = "Numbers: 8, 3, 2, 1. Target: 10.\n";
+  const auto both = [&](const std::string& output, double ours, double published) {
+    INFO(output);
+    CHECK(score(Scoring::search, output, answer) == Approx(ours));
+    CHECK(score(Scoring::search_published, output, answer) == Approx(published));
+  };
+  both(answer[0], 1, 1);
+  // Another way, without a search: 3 - 2 = 1 of the numbers, and 1 once more.
+  both("<Solution>\n3 - 2 = 1\n8 + 1 = 9\n9 + 1 = 10\n</Solution>", 1, 1);
+  both("<Solution>\n8 + 2 = 10\n</Solution>", 0, 0);                            // not all numbers
+  both("<Solution>\n8 + 2 = 10\n10 * 1 = 10\n10 / 3 = 3\n</Solution>", 0, 0);   // not true
+  both("<Solution>\n8 + 2 = 10\n10 * 1 = 10\n10 + 8 = 18\n</Solution>", 0, 0);  // 8 twice
+  // Two of four steps are right; the results of a step, and the words, are free.
+  both(first + "Take 8 and 3, left: 2, 1\n 8 + 3 = 12, well\nTake 11 and 2, left: 1\n", 2.0 / 5,
+       2.0 / 4);
+  both(first + "Take 8 and 3, left: 2, 1\n 8 + 3 = 11, drop\n", 1.0 / 5, 1.0 / 4);
+  // All steps and no equations: LongProc's count takes the last one away.
+  both(answer[0].substr(0, answer[0].find("<Solution>")), 4.0 / 5, 3.0 / 4);
+  both("Numbers: 8, 3, 2. Target: 10.\nTake 8 and 3, left: 2, 1\n", 0, 0);
+}
+
+TEST_CASE("tables are scored by their rows", "[eval]") {
+  const std::vector<std::string> table{"Name\tPrice\nThe Otter\t1.50\nFox\t2\nCat\t3\nDog\t4\n"};
+  const auto f1 = [&](const std::string& output) { return score(Scoring::row_f1, output, table); };
+  CHECK(f1(table[0] + "```") == 1);
+  CHECK(f1("Here:\n```tsv\nname\tprice\ndog\t4\ncat\t3\nfox\t2\notter\t150\n```\nThat is all.") ==
+        1);
+  // Two of three rows, two of four: 2 (2/3) (1/2) / (7/6).
+  CHECK(f1("Name\tPrice\nFox\t2\nCat\t3\nCow\t4\n") == Approx(4.0 / 7));
+  // The last row is cut and goes; one of another width before it is a wrong row: 2/3 of 3, 2/4.
+  CHECK(f1("Name\tPrice\nFox\t2\nCat\nDog\t4\nThe") == Approx(4.0 / 7));
+  CHECK(f1("Name\nFox\nCat\n") == 0);
+  CHECK(f1("Name\tPrice\n```") == 0);
+  CHECK(f1("") == 0);
 }
 
 TEST_CASE("one needle stands in RULER's filler", "[eval]") {
@@ -246,6 +312,197 @@ TEST_CASE("key-value pairs, copies and texts are what they say", "[eval]") {
   CHECK(words(text[0].reference) == 40);
   CHECK(text[1].prompt.starts_with("w100 "));
   CHECK(text[0].generate == 0);
+}
+
+TEST_CASE("every round of shots has each label once, and words tell labels apart", "[eval]") {
+  const Sample s = make("many_shot:length=400,labels=4")[0];
+  std::map<std::string, std::set<std::string>> known;  // word: labels
+  std::vector<std::string> labels;
+  std::istringstream in(s.prompt + s.answer_prefix + s.reference);
+  std::vector<std::string> text;
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream words(line);
+    std::string first;
+    words >> first;
+    if (first == "text:") {
+      text.clear();
+      for (std::string word; words >> word;) text.push_back(word);
+      CHECK(text.size() == 5);
+    } else if (first == "label:") {
+      std::string label;
+      words >> label;
+      labels.push_back(label);
+      for (const std::string& word : text) known[word].insert(label);
+    }
+  }
+  for (const auto& [word, of] : known) CHECK(of.size() == 1);  // the asked text's, too
+  REQUIRE(labels.size() % 4 == 1);
+  for (std::size_t i = 0; i + 4 < labels.size(); i += 4)
+    CHECK(std::set(labels.begin() + static_cast<long>(i),
+                   labels.begin() + static_cast<long>(i) + 4) ==
+          std::set<std::string>{"0", "1", "2", "3"});
+  CHECK(labels.back() == s.answers[0]);
+  CHECK(words(s.prompt + s.answer_prefix) + s.generate <= 400);
+  CHECK(words(s.prompt + s.answer_prefix) + s.generate + 4 * 8 > 400);
+}
+
+TEST_CASE("a route follows the only way out of every city", "[eval]") {
+  const Sample s = make("path_traversal:length=1600")[1];
+  CHECK(words(s.prompt + s.answer_prefix) + s.generate <= 1600);
+  const std::string world = s.prompt.substr(s.prompt.find("Another world:"));
+  std::map<std::string, std::pair<std::string, std::string>> way;
+  const std::regex city(
+      "(\\w+) is a lively city. You can travel from (\\w+) to (\\w+) by (\\w+)\\.");
+  std::map<std::string, int> in;
+  for (std::sregex_iterator at(world.begin(), world.end(), city), end; at != end; ++at) {
+    CHECK((*at)[1] == (*at)[2]);
+    CHECK(way.emplace((*at)[1], std::pair((*at)[3], (*at)[4])).second);  // one way out
+    ++in[(*at)[3]];
+  }
+  std::smatch asked;
+  REQUIRE(std::regex_search(world, asked, std::regex("Find the route from (\\w+) to (\\w+)\\.")));
+  std::string route;
+  std::size_t steps = 0;
+  int distractors = 0;
+  for (std::string at = asked[1]; at != asked[2]; ++steps) {
+    REQUIRE(steps < way.size());
+    const auto [to, means] = way.at(at);
+    route += fmt::format("{}From {}, take a {} to {}.", steps == 0 ? "" : "\n", at, means, to);
+    distractors += in[to] - 1;
+    at = to;
+  }
+  CHECK(s.answers[0] == route);
+  CHECK(steps >= way.size() / 2);
+  CHECK(steps <= way.size() * 4 / 5);
+  CHECK(distractors > 0);
+  CHECK(s.reference == route + "\n</Route>");
+  CHECK(score(s.scoring, s.reference, s.answers) == 1);
+  CHECK(make("path_traversal:length=1600,published=1")[1].scoring ==
+        Scoring::line_prefix_published);
+}
+
+// Another search, which keeps what it has tried in a list of what is left to do.
+TEST_CASE("a countdown's search takes pairs in order, and drops what it says", "[eval]") {
+  for (const Sample& s : make("countdown:answer=600")) {
+    const std::string& text = s.answers[0];
+    CHECK(words(text) <= 600);
+    CHECK(words(text) >= 390);
+    CHECK(s.prompt.ends_with(text.substr(0, text.find('\n')) + "\n\n"));
+    std::smatch m;
+    REQUIRE(std::regex_search(
+        text, m, std::regex("^Numbers: (\\d+), (\\d+), (\\d+), (\\d+). Target: (\\d+).\n")));
+    std::vector<double> numbers;
+    for (int i = 1; i <= 4; ++i) numbers.push_back(std::stod(m[static_cast<std::size_t>(i)]));
+    const double target = std::stod(m[5]);
+    std::vector<std::string> tried;
+    const std::function<bool(std::vector<double>)> search = [&](const std::vector<double>& from) {
+      if (from.size() == 1) return from[0] == target;
+      for (std::size_t i = 0; i < from.size(); ++i) {
+        for (std::size_t j = i + 1; j < from.size(); ++j) {
+          const double a = std::max(from[i], from[j]), b = std::min(from[i], from[j]);
+          for (const char* op : {"+", "-", "*", "/"}) {
+            const double c = *op == '+' ? a + b : *op == '-' ? a - b : *op == '*' ? a * b : a / b;
+            const bool kept = c == std::floor(c) && c < 2000 && (from.size() > 2 || c == target);
+            tried.push_back(fmt::format("{} {} {} {}", a, op, b, kept ? "kept" : "drop"));
+            if (!kept) continue;
+            std::vector<double> next{c};
+            for (std::size_t k = 0; k < from.size(); ++k) {
+              if (k != i && k != j) next.push_back(from[k]);
+            }
+            if (search(next)) return true;
+          }
+        }
+      }
+      return false;
+    };
+    REQUIRE(search(numbers));
+    std::vector<std::string> said;
+    std::istringstream lines(text.substr(0, text.find("<Solution>")));
+    const std::regex step("^ *(\\d+) ([-+*/]) (\\d+)( = [\\d.]+)?,.*");
+    for (std::string line; std::getline(lines, line);) {
+      if (!std::regex_match(line, m, step)) continue;
+      said.push_back(fmt::format("{} {} {} {}", m[1].str(), m[2].str(), m[3].str(),
+                                 line.ends_with("drop") ? "drop" : "kept"));
+    }
+    CHECK(said == tried);
+    CHECK(score(s.scoring, text, s.answers) == 1);
+  }
+}
+
+TEST_CASE("a depth-first walk says its stack and what it has seen", "[eval]") {
+  const Sample s = make("dfs_state:length=1200,steps=25")[0];
+  const std::size_t tree = s.prompt.rfind("Edges of the tree");
+  std::map<int, std::set<int>> near;
+  const std::string edges = s.prompt.substr(tree, s.prompt.find('.', tree) - tree);
+  const std::regex edge("(\\d+)-(\\d+)");
+  for (std::sregex_iterator at(edges.begin(), edges.end(), edge), end; at != end; ++at) {
+    near[std::stoi((*at)[1])].insert(std::stoi((*at)[2]));
+    near[std::stoi((*at)[2])].insert(std::stoi((*at)[1]));
+  }
+  // By recursion: a state at every arrival, and at every return.
+  std::vector<std::string> states;
+  std::set<int> seen;
+  std::vector<int> path;
+  const std::function<void(int)> visit = [&](int node) {
+    seen.insert(node);
+    path.push_back(node);
+    const auto note = [&] {
+      states.push_back(fmt::format("Step {}: stack {}; visited {}", states.size(),
+                                   fmt::join(path, " "), fmt::join(seen, " ")));
+    };
+    if (states.empty())
+      states.emplace_back();  // the start is no step
+    else
+      note();
+    for (const int next : near[node]) {
+      if (seen.contains(next)) continue;
+      visit(next);
+      path.pop_back();
+      note();
+    }
+  };
+  visit(0);
+  CHECK(near.size() >= 20);
+  states.erase(states.begin());
+  states.resize(25);
+  CHECK(s.answers[0] == fmt::format("{}", fmt::join(states, "\n")));
+  CHECK(words(s.prompt + s.answer_prefix) + s.generate <= 1200);
+}
+
+TEST_CASE("a page's table has the columns and rows that are asked for", "[eval]") {
+  for (const char* task : {"html_tsv:length=700", "html_tsv:length=700,filter=1"}) {
+    const Sample s = make(task)[2];
+    std::smatch m;
+    REQUIRE(std::regex_search(
+        s.prompt, m,
+        std::regex("Write the columns (\\w+),(\\w+),(\\w+) of this table(, of rows whose Colour is "
+                   "(\\w+),)? as tab-separated")));
+    const std::string colour = m[5];
+    CHECK(colour.empty() == (std::string(task).find("filter") == std::string::npos));
+    std::vector<std::string> headings;
+    std::string tsv = fmt::format("{}\t{}\t{}\n", m[1].str(), m[2].str(), m[3].str());
+    const std::set<std::string> asked{m[1], m[2], m[3]};
+    const std::regex row("<tr[^>]*>(.*)</tr>"), cell("<t[dh]>([^<]*)</t[dh]>");
+    for (std::sregex_iterator at(s.prompt.begin(), s.prompt.end(), row), end; at != end; ++at) {
+      const std::string inside = (*at)[1];
+      std::vector<std::string> cells;
+      for (std::sregex_iterator c(inside.begin(), inside.end(), cell); c != end; ++c)
+        cells.push_back((*c)[1]);
+      if (headings.empty()) {
+        headings = cells;
+        continue;
+      }
+      REQUIRE(cells.size() == headings.size());
+      std::string line;
+      for (std::size_t i = 0; i < cells.size(); ++i) {
+        if (asked.contains(headings[i])) line += (line.empty() ? "" : "\t") + cells[i];
+      }
+      if (colour.empty() || std::ranges::count(cells, colour) > 0) tsv += line + "\n";
+    }
+    CHECK(s.answers[0] == tsv);
+    CHECK(s.reference == tsv + "```");
+    CHECK(score(s.scoring, s.reference, s.answers) == 1);
+  }
 }
 
 TEST_CASE("samples of one's own are read line by line", "[eval]") {

@@ -5,6 +5,8 @@
 #include <map>
 #include <utility>
 
+#include "tracegen/eval/scoring_lines.h"
+
 namespace kvspan::tracegen {
 namespace {
 
@@ -12,8 +14,14 @@ constexpr std::pair<Scoring, std::string_view> kNames[] = {
     {Scoring::all_match, "all-match"},
     {Scoring::any_match, "any-match"},
     {Scoring::exact, "exact"},
+    {Scoring::first_line, "first-line"},
     {Scoring::substring, "substring"},
     {Scoring::f1, "f1"},
+    {Scoring::line_prefix, "line-prefix"},
+    {Scoring::line_prefix_published, "line-prefix-published"},
+    {Scoring::search, "search"},
+    {Scoring::search_published, "search-published"},
+    {Scoring::row_f1, "row-f1"},
     {Scoring::log_likelihood, "log-likelihood"}};
 
 bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
@@ -53,6 +61,16 @@ std::size_t matches(std::string_view output, const std::vector<std::string>& ans
   return static_cast<std::size_t>(std::count_if(
       answers.begin(), answers.end(),
       [&](const std::string& answer) { return text.find(lowered(answer)) != std::string::npos; }));
+}
+
+bool is_one_of(std::string_view output, const std::vector<std::string>& answers) {
+  return std::any_of(answers.begin(), answers.end(),
+                     [&](const auto& answer) { return stripped(answer) == stripped(output); });
+}
+
+std::string_view first_line(std::string_view output) {
+  output = stripped(output);
+  return output.substr(0, output.find('\n'));
 }
 
 double f1(const std::string& output, const std::string& answer) {
@@ -108,10 +126,9 @@ double score(Scoring scoring, std::string_view output, const std::vector<std::st
     case Scoring::any_match:
       return matches(output, answers) > 0 ? 1 : 0;
     case Scoring::exact:
-      return std::any_of(answers.begin(), answers.end(),
-                         [&](const auto& a) { return stripped(a) == stripped(output); })
-                 ? 1
-                 : 0;
+      return is_one_of(output, answers) ? 1 : 0;
+    case Scoring::first_line:
+      return is_one_of(first_line(output), answers) ? 1 : 0;
     case Scoring::substring: {
       const std::string said = normalised(output);
       return std::any_of(
@@ -126,6 +143,14 @@ double score(Scoring scoring, std::string_view output, const std::vector<std::st
         best = std::max(best, f1(normalised(output), normalised(answer)));
       return best;
     }
+    case Scoring::line_prefix:
+    case Scoring::line_prefix_published:
+      return line_prefix(output, answers.front(), scoring == Scoring::line_prefix_published);
+    case Scoring::search:
+    case Scoring::search_published:
+      return search_steps(output, answers.front(), scoring == Scoring::search_published);
+    case Scoring::row_f1:
+      return row_f1(output, answers.front());
     case Scoring::log_likelihood:
       break;
   }

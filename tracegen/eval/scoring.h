@@ -11,11 +11,17 @@
 namespace kvspan::tracegen {
 
 enum class Scoring : std::uint8_t {
-  all_match,      // share of the answers that occur in the output, case-blind (RULER)
-  any_match,      // one of them does
-  exact,          // the output is one of them, white space around it aside
-  substring,      // one occurs when both are normalised (HELMET)
-  f1,             // best F1 of normalised words (SQuAD)
+  all_match,    // share of the answers that occur in the output, case-blind (RULER)
+  any_match,    // one of them does
+  exact,        // the output is one of them, white space around it aside
+  first_line,   // its first line is
+  substring,    // one occurs when both are normalised (HELMET)
+  f1,           // best F1 of normalised words (SQuAD)
+  line_prefix,  // of the first answer, as the next ones: see scoring_lines.h
+  line_prefix_published,
+  search,
+  search_published,
+  row_f1,
   log_likelihood  // exp of the mean log-probability of the reference's tokens: 1 / perplexity
 };
 

@@ -37,6 +37,11 @@ const std::vector<Known>& known() {
       {{"fwe", "the three most frequent coded words"}, frequent_words},
       {{"json_kv", "the value of a uuid in a JSON object"}, json_values},
       {{"copying", "a list of words once more (words=16)"}, copying},
+      {{"many_shot", "the label of a text, after many of them (labels=8)"}, many_shots},
+      {{"path_traversal", "the way through a graph of cities, step by step"}, path_traversal},
+      {{"countdown", "a search for equations that give a number, written out"}, countdown},
+      {{"dfs_state", "stack and visited nodes along a depth-first walk"}, depth_first},
+      {{"html_tsv", "columns of a web page's table, as TSV (filter=1: some rows)"}, html_tables},
       {{"perplexity", "a text goes on (text=FILE, prompt=512): score 1 / perplexity"}, perplexity}};
   return all;
 }

@@ -106,6 +106,23 @@ std::vector<std::string> draw_words(Draws& draws, std::int64_t count) {
   return all;
 }
 
+std::vector<std::string> draw_names(Draws& draws, std::int64_t count) {
+  static const std::vector<std::string> kSyllables{
+      "al",  "ber", "cor", "dan", "el",  "fal", "gar", "hol", "il",  "jor", "kel", "lan",
+      "mor", "nes", "or",  "pel", "ren", "sal", "tor", "ul",  "vel", "wan", "yor", "zan"};
+  std::set<std::string> known;
+  std::vector<std::string> out;
+  while (std::ssize(out) < count) {
+    std::string name;
+    // Two syllables give 576 names, and longer ones join when these run out.
+    const int syllables = std::ssize(out) < 200 ? 2 : 4;
+    for (int i = 0; i < syllables; ++i) name += draws.of(kSyllables);
+    name.front() = static_cast<char>(name.front() - 'a' + 'A');
+    if (known.insert(name).second) out.push_back(std::move(name));
+  }
+  return out;
+}
+
 std::vector<Sample> draw_samples(const TaskRequest& request, const Size& size, const Draft& draft) {
   const auto tokens = [&](const Sample& s) {
     return request.tokens(s.prompt + s.answer_prefix) + s.generate;

@@ -42,6 +42,9 @@ class Draws {
 // `count` different English words, longer made-up ones where the list ends.
 [[nodiscard]] std::vector<std::string> draw_words(Draws& draws, std::int64_t count);
 
+// `count` different made-up names: "Velmora".
+[[nodiscard]] std::vector<std::string> draw_names(Draws& draws, std::int64_t count);
+
 // Finds how many fillers a prompt of a length takes, then draws the samples. RULER's rule: by
 // bisection, on one draw, between one step and `reach` times what a step's tokens let one expect;
 // a sample that turns out longer loses a step at a time.

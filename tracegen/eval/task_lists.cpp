@@ -17,8 +17,6 @@
 namespace kvspan::tracegen {
 namespace {
 
-constexpr std::int64_t kMostLength = std::int64_t{1} << 24;
-
 // "1. word 2. word": `common` words `often` times, the others `seldom` times, shuffled.
 struct Counted {
   std::string text;

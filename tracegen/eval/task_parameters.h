@@ -30,6 +30,9 @@ class TaskParameters {
   std::vector<std::string> known_;
 };
 
+inline constexpr std::int64_t kMostLength = std::int64_t{1} << 24;  // tokens of a prompt
+inline constexpr std::int64_t kSpareTokens = 16;  // of an answer, beyond the reference's
+
 // The generators, by the first part of their names. Length, unless they say otherwise: `length`
 // tokens (1024) of prompt and answer.
 using Generator = std::vector<Sample> (*)(const TaskRequest&, TaskParameters&);
@@ -43,6 +46,15 @@ using Generator = std::vector<Sample> (*)(const TaskRequest&, TaskParameters&);
 [[nodiscard]] std::vector<Sample> json_values(const TaskRequest& request,
                                               TaskParameters& parameters);
 [[nodiscard]] std::vector<Sample> copying(const TaskRequest& request, TaskParameters& parameters);
+[[nodiscard]] std::vector<Sample> many_shots(const TaskRequest& request,
+                                             TaskParameters& parameters);
+[[nodiscard]] std::vector<Sample> path_traversal(const TaskRequest& request,
+                                                 TaskParameters& parameters);
+[[nodiscard]] std::vector<Sample> countdown(const TaskRequest& request, TaskParameters& parameters);
+[[nodiscard]] std::vector<Sample> depth_first(const TaskRequest& request,
+                                              TaskParameters& parameters);
+[[nodiscard]] std::vector<Sample> html_tables(const TaskRequest& request,
+                                              TaskParameters& parameters);
 [[nodiscard]] std::vector<Sample> perplexity(const TaskRequest& request,
                                              TaskParameters& parameters);
 
