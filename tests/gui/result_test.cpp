@@ -69,11 +69,12 @@ QByteArray replay_of(const QString& result) {
   json short_of = blocks;
   short_of.erase("timeline");
   short_of["out_of_memory"] = {{"row", 3}, {"layer", 0}, {"asked", 4096}, {"free", 100}};
-  replay["trace"]["layer_ids"] = {run["per_layer"][0]["layer"]};
+  replay["trace"]["layer_ids"] = json::array({run["per_layer"][0]["layer"]});
   replay["device"] = {{"name", "host, pages of 4.00 KiB"}, {"granule", 4096}, {"limit", nullptr}};
-  replay["runs"] = {{{"policy", run["policy"]},
-                     {"label", run["label"]},
-                     {"layouts", {{"ideal", short_of}, {"paged16_per_head", blocks}}}}};
+  replay["runs"] =
+      json::array({{{"policy", run["policy"]},
+                    {"label", run["label"]},
+                    {"layouts", {{"ideal", short_of}, {"paged16_per_head", blocks}}}}});
   return QByteArray::fromStdString(replay.dump());
 }
 
