@@ -68,6 +68,7 @@ class Progress {
 // From now on SIGTERM counts as well: what can be resumed stops in order.
 void terminated_too();
 inline constexpr int kNothingFits = 6;    // what fits was asked, and nothing does
+inline constexpr int kResumable = 75;     // EX_TEMPFAIL: stopped, and the same command goes on
 inline constexpr int kInterrupted = 130;  // the exit code then
 
 }  // namespace kvspan::cli

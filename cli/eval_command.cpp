@@ -15,11 +15,12 @@
 #include "cli/policy_options.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
+#include "sim/base/file.h"
 #include "sim/base/text.h"
 #include "sim/ledger/layouts.h"
-#include "sim/report/csv.h"
 #include "sim/run/request.h"
 #include "tracegen/eval/eval_report.h"
+#include "tracegen/eval/sample_runs.h"
 
 namespace kvspan::cli {
 namespace {
@@ -58,18 +59,12 @@ std::vector<RecipeSpec> with_full(std::vector<RecipeSpec> specs) {
 }
 
 void print_task(const tracegen::TaskResult& task, double least) {
-  std::int64_t memory = 0;
   double seconds = 0;
-  for (const tracegen::SampleResult& sample : task.samples) {
-    memory = std::max(memory, sample.memory_bytes);
-    seconds += sample.seconds;
-  }
+  for (const tracegen::SampleResult& sample : task.samples) seconds += sample.seconds;
   const tracegen::SampleResult& first = task.samples.front();
-  fmt::print("task     {}\nsamples  {}, the first of {} tokens; scored by {}\n",
-             one_line(valid_utf8(task.task)), task.samples.size(), first.prompt_tokens,
-             tracegen::scoring_name(first.sample.scoring));
-  fmt::print("took     {}; {} of anonymous memory at most\n\n", time_text(seconds),
-             human_bytes(memory));
+  fmt::print("task     {}\nsamples  {}, the first of {} tokens; scored by {}\ntook     {}\n\n",
+             one_line(task.task), task.samples.size(), first.prompt_tokens,
+             tracegen::scoring_name(first.sample.scoring), time_text(seconds));
   Footnotes footnotes;
   fmt::print("{}\n", align(policy_cells(task, footnotes)));
   if (!task.why_not.empty()) {
@@ -82,8 +77,47 @@ void print_task(const tracegen::TaskResult& task, double least) {
   if (!task.proxies.empty()) fmt::print("{}\n", align(proxy_cells(task)));
 }
 
+// Where samples are kept until the result is written: beside it, as a capture does.
+std::filesystem::path journal_of(const std::string& out) {
+  const bool is_file = !out.empty() && !out.starts_with("/dev/");
+  return is_file ? out + ".partial" : "";
+}
+
+EvalResult run_to_the_end(const tracegen::Checkpoint& checkpoint,
+                          const tracegen::Tokenizer& tokenizer, EvalRequest request, bool quiet) {
+  Progress progress("evaluating", quiet);
+  request.progress = [&](const std::string& what, double done) { progress(done, what); };
+  request.loop.cancelled = [] { return interrupted(); };
+  if (request.journal.empty()) {
+    (void)interrupted();
+    return evaluate(checkpoint, tokenizer, request);
+  }
+  terminated_too();
+  try {
+    return evaluate(checkpoint, tokenizer, request);
+  } catch (const Interrupted&) {
+    throw Error(
+        fmt::format("stopped; what was finished is kept in {}, and the same command goes on",
+                    path_text(request.journal)),
+        kResumable);
+  }
+}
+
+void say_refused(const EvalResult& result) {
+  std::vector<std::string> said;
+  for (const tracegen::TaskResult& task : result.tasks) {
+    for (const tracegen::Refusal& refusal : task.refused) {
+      if (std::ranges::count(said, refusal.label) > 0) continue;
+      said.push_back(refusal.label);
+      fmt::print(stderr, "kvspan: left out: {}\n", one_line(refusal.reason));
+    }
+  }
+}
+
 void run(const EvalSettings& s, const Context& context) {
   EvalRequest request = s.request;
+  request.figures.seed = request.seed;
+  request.timelines = s.no_timeline ? Timelines::none : Timelines::all;
   std::vector<std::string> repeated;
   request.specs = with_full(expand_policies(
       s.policies.empty() ? std::vector<std::string>{"all"} : s.policies, s.budgets, &repeated));
@@ -101,34 +135,22 @@ void run(const EvalSettings& s, const Context& context) {
     inputs.insert(inputs.end(), files.begin(), files.end());
   }
   Outputs outputs({{"--out", s.out}, {"--csv", s.csv}}, inputs);
-  EvalResult result;
-  {
-    Progress progress("evaluating", s.quiet);
-    request.progress = [&](const std::string& /*what*/, double done) { progress(done); };
-    request.loop.cancelled = [] { return interrupted(); };
-    (void)interrupted();
-    result = evaluate(checkpoint, tokenizer, request);
+  request.journal = journal_of(s.out);
+  if (!request.journal.empty()) {
+    std::vector<std::filesystem::path> files = files_of_policies(s.policies, request.specs);
+    files.insert(files.end(), checkpoint.files().begin(), checkpoint.files().end());
+    request.inputs_sha256 = sha256_of_files(files);
   }
-  const Timelines timelines = s.no_timeline ? Timelines::none : Timelines::all;
-  outputs.write_text("--out",
-                     [&] { return file_text(to_json(result, context.command, timelines)); });
-  outputs.write_text("--csv", [&] {
-    std::vector<RunReport> reports;
-    for (const auto& task : result.tasks) {
-      for (const auto& sample : task.samples) reports.push_back(sample.report);
-    }
-    return to_csv(reports);
-  });
-  std::vector<std::string> said;
-  for (const tracegen::TaskResult& task : result.tasks) {
-    for (const tracegen::Refusal& refusal : task.refused) {
-      if (s.quiet || std::ranges::count(said, refusal.label) > 0) continue;
-      said.push_back(refusal.label);
-      fmt::print(stderr, "kvspan: left out: {}\n", one_line(valid_utf8(refusal.reason)));
-    }
-    print_task(task, result.least);
-  }
+  const EvalResult result = run_to_the_end(checkpoint, tokenizer, request, s.quiet);
+  outputs.write_text("--out", [&] { return file_text(to_json(result, context.command)); });
+  outputs.write_text("--csv", [&] { return to_csv(result); });
+  if (!s.quiet) say_refused(result);
+  for (const tracegen::TaskResult& task : result.tasks) print_task(task, result.options.least);
+  fmt::print("{} of anonymous memory at most{}{}\n", human_bytes(result.memory_bytes),
+             result.at_once > 1 ? fmt::format(", {} samples at a time", result.at_once) : "",
+             result.resumed > 0 ? fmt::format("; {} samples were there", result.resumed) : "");
   outputs.finish(s.quiet);
+  if (!request.journal.empty()) tracegen::remove_journal(request.journal);
 }
 
 std::string task_help() {
@@ -173,7 +195,7 @@ void add_eval(CLI::App& app, const Context& context) {
   sub->add_option("--bos", s->bos,
                   "First token: as the tokenizer's settings say (auto), none, or a token id")
       ->type_name("auto|none|ID");
-  sub->add_option("--at", s->request.least, "Share of the full cache's score to be kept")
+  sub->add_option("--at", s->request.figures.least, "Share of the full cache's score to be kept")
       ->check(CLI::Range(0.01, 1.0))
       ->type_name("F");
   sub->add_flag("--proxies", s->request.loop.proxies,
@@ -185,7 +207,8 @@ void add_eval(CLI::App& app, const Context& context) {
   sub->add_option("--kv-bytes", s->request.loop.accounting.kv_bytes, "Bytes of one stored element")
       ->check(CLI::Range(1, 16))
       ->type_name("B");
-  sub->add_option("--memory", s->memory, "Anonymous memory at most; policies run in groups")
+  sub->add_option("--memory", s->memory,
+                  "Anonymous memory at most; policies run in groups, samples side by side")
       ->type_name("SIZE");
   sub->add_option("--threads", s->request.loop.threads,
                   "Threads; 0: all cores. Results do not depend on them")
@@ -194,7 +217,11 @@ void add_eval(CLI::App& app, const Context& context) {
   sub->add_option("--seed", s->request.seed, "Seed of samples, and of policies that draw")
       ->check(a_seed())
       ->type_name("S");
-  sub->add_option("--out", s->out, "Result as JSON")->transform(output_file())->type_name("FILE");
+  sub->add_option("--out", s->out,
+                  "Result as JSON; until it is written, samples that are done lie in FILE.partial, "
+                  "and the same command goes on from there")
+      ->transform(output_file())
+      ->type_name("FILE");
   sub->add_flag("--no-timeline", s->no_timeline, "Without memory over time in that JSON");
   sub->add_option("--csv", s->csv, "Result as CSV, one line a sample and policy")
       ->transform(output_file())

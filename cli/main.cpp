@@ -44,7 +44,8 @@ Examples:
 Environment: KVSPAN_SIMD=avx512|avx2|sse4 caps the instructions used (default: the best of the machine).
 Exit codes: 0 ok, 1 internal, or an output failed while it was written, 2 wrong arguments, 3 wrong input
 data, or cells of a sweep failed, 4 a policy broke its contract, 5 no usable device, 6 predict was asked
-what fits, and nothing does, 7 two sweeps differ, 75 a sweep was stopped and can go on, 130 stopped by Ctrl-C.
+what fits, and nothing does, 7 two sweeps differ, 75 a sweep or an evaluation was stopped and can go on,
+130 stopped by Ctrl-C.
 Files: - is standard input or output; tables go to standard error where a file goes to standard output.)help";
 
 // The command that the user meant, for hints: the chosen subcommand, as deep as it goes.

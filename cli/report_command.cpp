@@ -17,6 +17,8 @@
 #include "sim/report/json.h"
 #include "sim/sweep/report_forms.h"
 #include "sim/sweep/search.h"
+#include "tracegen/eval/eval_forms.h"
+#include "tracegen/eval/eval_record.h"
 
 namespace kvspan::cli {
 namespace {
@@ -46,9 +48,17 @@ double parse_share(const std::string& text, const char* option) {
 }
 
 // A schema lies beside a table that is a file.
-void write_schema(const std::string& csv, Outputs& outputs) {
-  if (!csv.empty() && !csv.starts_with("/dev/"))
-    outputs.write_text("--csv schema", [] { return sweep::critical_schema().dump(1) + "\n"; });
+std::string schema_path(const ReportSettings& s) {
+  return s.csv.empty() || s.csv.starts_with("/dev/") ? "" : s.csv + ".schema.json";
+}
+
+Outputs outputs_of(const ReportSettings& s, const std::vector<std::filesystem::path>& inputs) {
+  return {{{"--out", s.json},
+           {"--csv", s.csv},
+           {"--csv schema", schema_path(s)},
+           {"--svg", s.svg},
+           {"--markdown", s.markdown}},
+          inputs};
 }
 
 void compare(const ReportSettings& s) {
@@ -61,16 +71,28 @@ void compare(const ReportSettings& s) {
     throw Error(fmt::format("'{}' differs from '{}'", s.folder, s.against), kChanged);
 }
 
+// Of the file of an evaluation.
+void report_evaluation(const ReportSettings& s) {
+  if (!s.against.empty() || !s.search.empty()) {
+    throw ConfigError(fmt::format("{} is of sweeps; '{}' is a file, expected a sweep's folder",
+                                  s.against.empty() ? "--search" : "--against", s.folder));
+  }
+  Outputs outputs = outputs_of(s, {s.folder});
+  const tracegen::EvalResult result = tracegen::read_evaluation(
+      s.folder, {parse_share(s.least, "--at"), s.options.draws, s.options.seed});
+  outputs.write_text("--out", [&] { return file_text(tracegen::critical_json(result, s.folder)); });
+  outputs.write_text("--csv", [&] { return tracegen::critical_csv(result); });
+  outputs.write_text("--csv schema", [] { return tracegen::critical_csv_schema().dump(1) + "\n"; });
+  outputs.write_text("--svg", [&] { return tracegen::critical_svg(result); });
+  outputs.write_text("--markdown", [&] { return tracegen::critical_markdown(result); });
+  if (s.markdown.empty()) fmt::print("{}", tracegen::critical_markdown(result));
+  outputs.finish(s.quiet);
+}
+
 void report(const ReportSettings& s) {
+  if (std::filesystem::is_regular_file(s.folder)) return report_evaluation(s);
   if (!s.against.empty()) return compare(s);
-  const std::string schema =
-      s.csv.empty() || s.csv.starts_with("/dev/") ? "" : s.csv + ".schema.json";
-  Outputs outputs({{"--out", s.json},
-                   {"--csv", s.csv},
-                   {"--csv schema", schema},
-                   {"--svg", s.svg},
-                   {"--markdown", s.markdown}},
-                  {});
+  Outputs outputs = outputs_of(s, {});
   sweep::ReportOptions options = s.options;
   options.least = parse_share(s.least, "--at");
   sweep::SearchOptions search;
@@ -96,7 +118,7 @@ void report(const ReportSettings& s) {
     return file_text(all);
   });
   outputs.write_text("--csv", [&] { return to_csv(made, folder.plan); });
-  write_schema(s.csv, outputs);
+  outputs.write_text("--csv schema", [] { return sweep::critical_schema().dump(1) + "\n"; });
   outputs.write_text("--svg", [&] { return to_svg(made, folder.plan); });
   outputs.write_text("--markdown", markdown);
   if (s.markdown.empty()) fmt::print("{}", markdown());
@@ -108,16 +130,20 @@ void report(const ReportSettings& s) {
 void add_report(CLI::App& app) {
   auto s = std::make_shared<ReportSettings>();
   CLI::App* sub = app.add_subcommand(
-      "report", "Critical footprints, Pareto fronts and rankings of a sweep; two sweeps compared");
-  sub->add_option("folder", s->folder, "Folder of a sweep")->required();
-  sub->add_option("--at", s->least, "Share of attention that has to be left")->type_name("F");
+      "report",
+      "Critical footprints, Pareto fronts and rankings of a sweep or an evaluation; two sweeps "
+      "compared");
+  sub->add_option("folder", s->folder, "Folder of a sweep, or what eval --out wrote")->required();
+  sub->add_option("--at", s->least,
+                  "Share of attention, or of the full cache's score, that has to be left")
+      ->type_name("F");
   sub->add_option("--out", s->json, "Everything, as JSON")
       ->transform(output_file())
       ->type_name("FILE");
   sub->add_option("--csv", s->csv, "A line a trace, setting and method; its schema beside it")
       ->transform(output_file())
       ->type_name("FILE");
-  sub->add_option("--svg", s->svg, "Picture: footprint against retained attention")
+  sub->add_option("--svg", s->svg, "Picture: footprint against retained attention, or score")
       ->transform(output_file())
       ->type_name("FILE");
   sub->add_option("--markdown", s->markdown, "The tables into a file, not to standard output")
@@ -129,7 +155,7 @@ void add_report(CLI::App& app) {
   sub->add_option("--threads", s->threads, "Threads of the search; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->type_name("T");
-  sub->add_option("--draws", s->options.draws, "Bootstrap samples of the traces")
+  sub->add_option("--draws", s->options.draws, "Bootstrap samples of the traces, or of samples")
       ->check(CLI::Range(1, 1'000'000))
       ->type_name("N");
   sub->add_option("--seed", s->options.seed, "Seed of the bootstrap")
@@ -147,6 +173,7 @@ Examples:
   kvspan report results --at 95% --csv critical.csv --svg curves.svg --out report.json
   kvspan report results --search 90%       the critical budgets themselves
   kvspan report new --against old          exit code 7 if anything changed
+  kvspan report eval.json --svg scores.svg  of the model's own answers
 
 The cells themselves are in results/cells.csv, a line each, with their columns in cells.schema.json.)help");
   sub->callback([s] { report(*s); });

@@ -29,7 +29,6 @@ using sweep::Counts;
 using sweep::SweepFolder;
 
 constexpr int kSomeFailed = 3;
-constexpr int kResumable = 75;  // EX_TEMPFAIL: the same command goes on where this one stopped
 
 struct SweepSettings {
   std::vector<std::string> inputs;  // one configuration, or traces

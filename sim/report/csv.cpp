@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -60,8 +61,9 @@ void add_leaves(const json& value, const std::string& path, std::vector<std::str
   }
 }
 
-// Parts of a run whose columns are those that a file needs.
-constexpr std::array kVarying{"match", "spans", "layouts", "notes", "parameters"};
+// Parts of a run, and of a document, whose columns are those that a file needs.
+constexpr std::array kVarying{"match", "spans", "layouts", "notes", "parameters", "eval"};
+constexpr std::array kOfDocument{"trace", "chunk", "accounting", "sample"};
 
 // A run in which everything that may be absent is there: it names the columns of every file, so
 // that they do not depend on what was measured.
@@ -76,22 +78,13 @@ RunResult complete_run() {
   return run;
 }
 
-}  // namespace
+// A run, and the document that it stands in.
+struct Line {
+  json run;
+  std::size_t root = 0;
+};
 
-std::string to_csv(const RunReport& report) { return to_csv(std::span(&report, 1)); }
-
-std::string to_csv(std::span<const RunReport> reports) {
-  struct Line {
-    json run;
-    std::size_t root = 0;
-  };
-  std::vector<json> roots;
-  std::vector<Line> lines;
-  for (const RunReport& report : reports) {
-    for (const RunResult& run : report.runs)
-      lines.push_back({figures_json(report, run), roots.size()});
-    roots.push_back(root_json(report));
-  }
+std::string text_of(const std::vector<json>& roots, const std::vector<Line>& lines) {
   // What a reader looks for first, the rest by name, then what varies from file to file.
   std::vector<std::string> columns{"policy", "label",     "method",  "budget",
                                    "class",  "footprint", "peak_kv", "peak_bytes.total"};
@@ -104,8 +97,11 @@ std::string to_csv(std::span<const RunReport> reports) {
     }
   }
   const std::size_t of_run = columns.size();
-  for (const char* part : {"trace", "chunk", "accounting"})
-    add_leaves(roots.front().at(part), part, columns);
+  for (const char* part : kOfDocument) {
+    for (const json& root : roots) {
+      if (root.contains(part)) add_leaves(root.at(part), part, columns);
+    }
+  }
 
   std::string text;
   for (const std::string& column : columns) text += csv_field(column) + ",";
@@ -117,6 +113,35 @@ std::string to_csv(std::span<const RunReport> reports) {
     text.back() = '\n';
   }
   return text;
+}
+
+}  // namespace
+
+std::string to_csv(const RunReport& report) { return to_csv(std::span(&report, 1)); }
+
+std::string to_csv(std::span<const RunReport> reports) {
+  std::vector<json> roots;
+  std::vector<Line> lines;
+  for (const RunReport& report : reports) {
+    for (const RunResult& run : report.runs)
+      lines.push_back({figures_json(report, run), roots.size()});
+    roots.push_back(root_json(report));
+  }
+  return text_of(roots, lines);
+}
+
+std::string csv_of_documents(std::span<const json> documents) {
+  std::vector<json> roots;
+  std::vector<Line> lines;
+  for (json root : documents) {
+    for (json& run : root.at("runs")) {
+      for (const char* series : {"timeline", "per_layer", "per_head"}) run.erase(series);
+      lines.push_back({std::move(run), roots.size()});
+    }
+    root.erase("runs");
+    roots.push_back(std::move(root));
+  }
+  return text_of(roots, lines);
 }
 
 }  // namespace kvspan

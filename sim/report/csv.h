@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include <nlohmann/json_fwd.hpp>
+
 #include "sim/run/result.h"
 
 namespace kvspan {
@@ -16,6 +18,9 @@ namespace kvspan {
 [[nodiscard]] std::string to_csv(const RunReport& report);
 // The same of several reports, with the columns of all of them.
 [[nodiscard]] std::string to_csv(std::span<const RunReport> reports);
+// The same of documents of to_json(), and of what an evaluation adds to them: eval.* of a run, and
+// sample.* of a document.
+[[nodiscard]] std::string csv_of_documents(std::span<const nlohmann::json> documents);
 
 // One field, quoted where it must be.
 [[nodiscard]] std::string csv_field(std::string_view text);

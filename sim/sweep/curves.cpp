@@ -66,10 +66,25 @@ void find_criticals(Curve& curve, double least) {
   find_regrets(curve, least);
 }
 
-// For sorting: what is below x comes as x, what has no crossing comes last.
-double order_of(const Critical& critical) {
-  if (critical.kind == Kind::exact || critical.kind == Kind::below) return critical.x;
-  return std::numeric_limits<double>::infinity();
+Ranked ranked(const std::vector<double>& ranks, const std::vector<double>& criticals,
+              const ReportOptions& options) {
+  const auto mean = [](const std::vector<double>& values) {
+    double sum = 0;
+    for (const double value : values) sum += value;
+    return sum / static_cast<double>(values.size());
+  };
+  Ranked out;
+  out.traces = ranks.size();
+  out.mean_rank = mean(ranks);
+  const bool several = ranks.size() > 1;
+  if (several) out.rank_interval = bootstrap_mean(ranks, options.seed, options.draws);
+  const bool crossed = std::all_of(criticals.begin(), criticals.end(),
+                                   [](double x) { return x < std::numeric_limits<double>::max(); });
+  if (crossed) {
+    out.mean_critical = mean(criticals);
+    if (several) out.critical_interval = bootstrap_mean(criticals, options.seed, options.draws);
+  }
+  return out;
 }
 
 class Builder {
@@ -165,45 +180,8 @@ class Builder {
       criticals[curve.method].push_back(order_of(curve.footprint));
     }
     std::erase_if(criticals, [&](const auto& one) { return one.second.size() < traces.size(); });
-    std::map<std::string, std::vector<double>> ranks;
-    for (std::size_t trace = 0; trace < traces.size(); ++trace) {
-      std::vector<double> values;
-      for (const auto& [method, of_traces] : criticals) values.push_back(of_traces[trace]);
-      const std::vector<double> places = ranks_of(values);
-      std::size_t i = 0;
-      for (const auto& [method, of_traces] : criticals) ranks[method].push_back(places[i++]);
-    }
-    std::vector<Ranked> ranked_here;
-    for (const auto& [method, values] : criticals)
-      ranked_here.push_back(ranked(group, method, ranks[method], values));
-    std::stable_sort(ranked_here.begin(), ranked_here.end(),
-                     [](const Ranked& a, const Ranked& b) { return a.mean_rank < b.mean_rank; });
-    std::move(ranked_here.begin(), ranked_here.end(), std::back_inserter(report_.ranking));
-  }
-
-  Ranked ranked(std::size_t group, const std::string& method, const std::vector<double>& ranks,
-                const std::vector<double>& criticals) const {
-    const auto mean = [](const std::vector<double>& values) {
-      double sum = 0;
-      for (const double value : values) sum += value;
-      return sum / static_cast<double>(values.size());
-    };
-    const ReportOptions& options = report_.options;
-    Ranked out;
-    out.group = group;
-    out.method = method;
-    out.traces = ranks.size();
-    out.mean_rank = mean(ranks);
-    const bool several = ranks.size() > 1;
-    if (several) out.rank_interval = bootstrap_mean(ranks, options.seed, options.draws);
-    const bool crossed = std::all_of(criticals.begin(), criticals.end(), [](double x) {
-      return x < std::numeric_limits<double>::max();
-    });
-    if (crossed) {
-      out.mean_critical = mean(criticals);
-      if (several) out.critical_interval = bootstrap_mean(criticals, options.seed, options.draws);
-    }
-    return out;
+    std::vector<Ranked> found = rank_methods(criticals, group, report_.options);
+    std::move(found.begin(), found.end(), std::back_inserter(report_.ranking));
   }
 
   const SweepFolder& sweep_;
@@ -212,6 +190,33 @@ class Builder {
 };
 
 }  // namespace
+
+double order_of(const Critical& critical) {
+  if (critical.kind == Kind::exact || critical.kind == Kind::below) return critical.x;
+  return std::numeric_limits<double>::infinity();
+}
+
+std::vector<Ranked> rank_methods(const std::map<std::string, std::vector<double>>& criticals,
+                                 std::size_t group, const ReportOptions& options) {
+  const std::size_t traces = criticals.empty() ? 0 : criticals.begin()->second.size();
+  std::map<std::string, std::vector<double>> ranks;
+  for (std::size_t trace = 0; trace < traces; ++trace) {
+    std::vector<double> values;
+    for (const auto& [method, of_traces] : criticals) values.push_back(of_traces[trace]);
+    const std::vector<double> places = ranks_of(values);
+    std::size_t i = 0;
+    for (const auto& [method, of_traces] : criticals) ranks[method].push_back(places[i++]);
+  }
+  std::vector<Ranked> out;
+  for (const auto& [method, values] : criticals) {
+    out.push_back(ranked(ranks[method], values, options));
+    out.back().group = group;
+    out.back().method = method;
+  }
+  std::stable_sort(out.begin(), out.end(),
+                   [](const Ranked& a, const Ranked& b) { return a.mean_rank < b.mean_rank; });
+  return out;
+}
 
 std::string text_of(const Group& group) {
   std::string text =

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -102,6 +103,9 @@ struct Ranked {
   std::optional<Interval> critical_interval;
 };
 
+// A critical point as a number that sorts: "less than x" is x, "more than x" is infinite.
+[[nodiscard]] double order_of(const Critical& critical);
+
 struct Front {
   std::size_t trace = 0, group = 0;
   std::vector<std::uint64_t> cells;  // by footprint; bounds take no part
@@ -112,6 +116,12 @@ struct ReportOptions {
   int draws = 2000;
   std::uint64_t seed = 0;
 };
+
+// Methods by their place on traces that all of them ran on, best mean first.
+//   criticals  [method][trace], see order_of()
+[[nodiscard]] std::vector<Ranked> rank_methods(
+    const std::map<std::string, std::vector<double>>& criticals, std::size_t group,
+    const ReportOptions& options);
 
 struct SweepReport {
   ReportOptions options;

@@ -122,6 +122,17 @@ const std::vector<Column>& figure_columns() {
   return columns;
 }
 
+json schema_of(const std::vector<Column>& columns) {
+  json fields = json::array();
+  for (const Column& column : columns) {
+    fields.push_back({{"name", column.name},
+                      {"type", column.type},
+                      {"unit", *column.unit == '\0' ? json(nullptr) : json(column.unit)},
+                      {"description", column.help}});
+  }
+  return {{"schema_version", 1}, {"fields", std::move(fields)}, {"missingValues", {""}}};
+}
+
 json figures_of(const RunReport& about, const RunResult& run, const RecipeSpec& spec,
                 const Policy& policy) {
   const Metrics& metrics = run.metrics;

@@ -23,6 +23,8 @@ struct Column {
 // Of cells.csv: what the grid knows of a cell, then its figures.
 [[nodiscard]] const std::vector<Column>& grid_columns();
 [[nodiscard]] const std::vector<Column>& figure_columns();
+// A table schema: name, type, unit, description.
+[[nodiscard]] nlohmann::json schema_of(const std::vector<Column>& columns);
 
 // {column: value} of figure_columns(); null where something was not measured.
 //   about  the report that the run would stand in: trace and accounting

@@ -93,17 +93,6 @@ std::string line_of(const Plan& plan, const Grid& grid, const Records& records, 
   return line;
 }
 
-json columns_json(const std::vector<Column>& columns) {
-  json out = json::array();
-  for (const Column& column : columns) {
-    out.push_back({{"name", column.name},
-                   {"type", column.type},
-                   {"unit", *column.unit == '\0' ? json(nullptr) : json(column.unit)},
-                   {"description", column.help}});
-  }
-  return out;
-}
-
 }  // namespace
 
 void write_cells_csv(const Plan& plan, const Grid& grid, const Records& records,
@@ -130,9 +119,9 @@ void write_cells_csv(const Plan& plan, const Grid& grid, const Records& records,
 }
 
 json cells_schema() {
-  json fields = columns_json(grid_columns());
-  for (json& column : columns_json(figure_columns())) fields.push_back(std::move(column));
-  return {{"schema_version", 1}, {"fields", std::move(fields)}, {"missingValues", {""}}};
+  std::vector<Column> columns = grid_columns();
+  columns.insert(columns.end(), figure_columns().begin(), figure_columns().end());
+  return schema_of(columns);
 }
 
 void merge(const fs::path& folder) {

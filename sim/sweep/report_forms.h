@@ -19,6 +19,13 @@ namespace kvspan::sweep {
 [[nodiscard]] std::string share_text(const Critical& critical);
 // The same in bytes: "1.23 MiB".
 [[nodiscard]] std::string bytes_text(const Critical& critical);
+// "0.8 to 4.9", "-".
+[[nodiscard]] std::string interval_text(const std::optional<Interval>& interval, double scale,
+                                        int digits);
+// {"kind", "value"}: unknown (null), exact, below or above the value.
+[[nodiscard]] nlohmann::json critical_json(const Critical& critical);
+// {"low", "high"}, or null.
+[[nodiscard]] nlohmann::json interval_json(const std::optional<Interval>& interval);
 
 // A table a trace and group: points, critical footprint and peak, the front; then the ranking.
 [[nodiscard]] std::string to_markdown(const SweepReport& report, const Plan& plan);
@@ -27,9 +34,17 @@ namespace kvspan::sweep {
 [[nodiscard]] nlohmann::json critical_schema();  // the columns of that CSV
 [[nodiscard]] nlohmann::json to_json(const SweepReport& report, const Plan& plan);
 
+// What a picture says of the quality that its curves are of.
+struct PictureWords {
+  std::string kept = "attention";                   // "How small a KV cache keeps 90 % of ..."
+  std::string axis = "retained attention, mean %";  // of y
+  std::string note = "retained attention is a proxy, not accuracy";
+  std::string document = "kvspan: footprint against retained attention, by method";
+};
 // Footprint against retained attention, a panel a trace and group (the first twelve): the methods
 // with the smallest critical footprints in colour, the others grey.
-[[nodiscard]] std::string to_svg(const SweepReport& report, const Plan& plan);
+[[nodiscard]] std::string to_svg(const SweepReport& report, const Plan& plan,
+                                 const PictureWords& words = {});
 
 // ---- Two sweeps ---------------------------------------------------------------------------------
 

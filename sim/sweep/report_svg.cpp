@@ -90,13 +90,12 @@ std::vector<Featured> featured_methods(const SweepReport& report) {
 class Panel {
  public:
   Panel(svg::Canvas& canvas, const SweepReport& report, const std::vector<Featured>& featured,
-        const Box& plot)
-      : canvas_(canvas), report_(report), featured_(featured), plot_(plot) {}
+        const Box& plot, std::string_view axis)
+      : canvas_(canvas), report_(report), featured_(featured), plot_(plot), axis_(axis) {}
 
   void draw(const std::vector<const Curve*>& curves, const std::string& title) {
     scale(curves);
-    svg::draw_titles(canvas_, plot_, "", "KV footprint, % of the full cache's",
-                     "retained attention, mean %");
+    svg::draw_titles(canvas_, plot_, "", "KV footprint, % of the full cache's", axis_);
     canvas_.text(plot_.left, plot_.top - 12, "start", 13, svg::kInk,
                  svg::fitted(title, 13, plot_.width()), svg::Canvas::kBold);
     grid();
@@ -128,6 +127,7 @@ class Panel {
     for (const Curve* curve : curves) {
       for (const CurvePoint& p : curve->points) {
         lowest = std::min(lowest, 100 * p.retained);
+        top_ = std::max(top_, 100 * p.retained + 1);
         right_ = std::max(right_, 103 * p.footprint);
       }
     }
@@ -138,7 +138,7 @@ class Panel {
     return plot_.left + 100 * footprint / right_ * plot_.width();
   }
   [[nodiscard]] double y(double retained) const {
-    return plot_.bottom - (100 * retained - bottom_) / (101 - bottom_) * plot_.height();
+    return plot_.bottom - (100 * retained - bottom_) / (top_ - bottom_) * plot_.height();
   }
 
   void grid() {
@@ -147,7 +147,7 @@ class Panel {
                    1);
       canvas_.text(x(tick.value / 100), plot_.bottom + 17, "middle", 11, svg::kInk, tick.label);
     }
-    for (const Tick& tick : ticks(bottom_, 100, 6)) {
+    for (const Tick& tick : ticks(bottom_, top_ - 1, 6)) {
       canvas_.line(plot_.left, y(tick.value / 100), plot_.right, y(tick.value / 100), svg::kGrid,
                    1);
       canvas_.text(plot_.left - 8, y(tick.value / 100) + 4, "end", 11, svg::kInk, tick.label);
@@ -199,7 +199,8 @@ class Panel {
   const SweepReport& report_;
   const std::vector<Featured>& featured_;
   Box plot_;
-  double right_ = 1, bottom_ = 0;
+  std::string axis_;
+  double right_ = 1, bottom_ = 0, top_ = 101;
 };
 
 // The featured methods with their critical footprint in every panel. Returns where it ends.
@@ -237,7 +238,7 @@ double draw_key(svg::Canvas& canvas, const SweepReport& report, const std::vecto
 
 }  // namespace
 
-std::string to_svg(const SweepReport& report, const Plan& plan) {
+std::string to_svg(const SweepReport& report, const Plan& plan, const PictureWords& words) {
   const std::vector<Featured> featured = featured_methods(report);
   std::vector<Front> panels(report.fronts.begin(),
                             report.fronts.begin() + static_cast<std::ptrdiff_t>(std::min(
@@ -245,14 +246,14 @@ std::string to_svg(const SweepReport& report, const Plan& plan) {
   const std::size_t columns = panels.size() > 1 ? 2 : 1;
   const double width = kLeft + static_cast<double>(columns) * (kPanelWidth + kGapX) - kGapX + 28;
   svg::Canvas canvas;
-  canvas.text(
-      28, 36, "start", 18, svg::kInk,
-      fmt::format("How small a KV cache keeps {:g} % of attention", 100 * report.options.least),
-      svg::Canvas::kBold);
+  canvas.text(28, 36, "start", 18, svg::kInk,
+              fmt::format("How small a KV cache keeps {:g} % of {}", 100 * report.options.least,
+                          words.kept),
+              svg::Canvas::kBold);
   canvas.text(
       28, 58, "start", 12, svg::kFaint,
-      fmt::format("a line a method, a dot a budget, a ring where it reaches the line; "
-                  "retained attention is a proxy, not accuracy{}",
+      fmt::format("a line a method, a dot a budget, a ring where it reaches the line; {}{}",
+                  words.note,
                   panels.size() < report.fronts.size()
                       ? fmt::format("; {} of {} panels", panels.size(), report.fronts.size())
                       : ""));
@@ -267,14 +268,13 @@ std::string to_svg(const SweepReport& report, const Plan& plan) {
         curves.push_back(&curve);
     }
     const std::string name = one_line(plan.traces[panels[p].trace].path);
-    Panel(canvas, report, featured, {left, top, left + kPanelWidth, top + kPanelHeight})
+    Panel(canvas, report, featured, {left, top, left + kPanelWidth, top + kPanelHeight}, words.axis)
         .draw(curves, fmt::format("({}) {}: {}", p + 1, name.substr(name.rfind('/') + 1),
                                   text_of(report.groups[panels[p].group])));
     bottom = top + kPanelHeight;
   }
   if (!panels.empty()) bottom = draw_key(canvas, report, panels, featured, bottom + 84, width);
-  return svg::document(canvas, width, bottom + 28,
-                       "kvspan: footprint against retained attention, by method");
+  return svg::document(canvas, width, bottom + 28, words.document);
 }
 
 }  // namespace kvspan::sweep

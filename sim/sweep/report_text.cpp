@@ -22,12 +22,6 @@ const char* sign_of(Kind kind) {
   return kind == Kind::below ? "< " : kind == Kind::above ? "> " : "";
 }
 
-std::string interval_text(const std::optional<Interval>& interval, double scale, int digits) {
-  if (!interval) return "-";
-  return fmt::format("{:.{}f} to {:.{}f}", scale * interval->low, digits, scale * interval->high,
-                     digits);
-}
-
 std::string heading(const SweepReport& report, const Plan& plan, std::size_t trace,
                     std::size_t group) {
   const SweepTrace& t = plan.traces[trace];
@@ -90,16 +84,6 @@ std::string ranking_text(const SweepReport& report) {
                     interval_text(ranked.critical_interval, 100, 1));
   }
   return text;
-}
-
-json critical_json(const Critical& critical) {
-  static const char* const names[] = {"unknown", "exact", "below", "above"};
-  return {{"kind", names[static_cast<int>(critical.kind)]},
-          {"value", critical.kind == Kind::unknown ? json(nullptr) : json(critical.x)}};
-}
-
-json interval_json(const std::optional<Interval>& interval) {
-  return interval ? json{{"low", interval->low}, {"high", interval->high}} : json(nullptr);
 }
 
 json share_json(const std::optional<double>& share) { return share ? json(*share) : json(nullptr); }
@@ -188,6 +172,22 @@ std::string bytes_text(const Critical& critical) {
   return sign_of(critical.kind) + human_bytes(static_cast<std::int64_t>(critical.x));
 }
 
+std::string interval_text(const std::optional<Interval>& interval, double scale, int digits) {
+  if (!interval) return "-";
+  return fmt::format("{:.{}f} to {:.{}f}", scale * interval->low, digits, scale * interval->high,
+                     digits);
+}
+
+json critical_json(const Critical& critical) {
+  static const char* const names[] = {"unknown", "exact", "below", "above"};
+  return {{"kind", names[static_cast<int>(critical.kind)]},
+          {"value", critical.kind == Kind::unknown ? json(nullptr) : json(critical.x)}};
+}
+
+json interval_json(const std::optional<Interval>& interval) {
+  return interval ? json{{"low", interval->low}, {"high", interval->high}} : json(nullptr);
+}
+
 std::string to_markdown(const SweepReport& report, const Plan& plan) {
   const Counts& counts = report.counts;
   std::string text = fmt::format(
@@ -246,16 +246,7 @@ std::string to_csv(const SweepReport& report, const Plan& plan) {
   return text;
 }
 
-json critical_schema() {
-  json fields = json::array();
-  for (const Column& column : columns()) {
-    fields.push_back({{"name", column.name},
-                      {"type", column.type},
-                      {"unit", *column.unit == '\0' ? json(nullptr) : json(column.unit)},
-                      {"description", column.help}});
-  }
-  return {{"schema_version", 1}, {"fields", std::move(fields)}, {"missingValues", {""}}};
-}
+json critical_schema() { return schema_of(columns()); }
 
 json to_json(const SweepReport& report, const Plan& plan) {
   json out{{"schema_version", 1},

@@ -331,3 +331,57 @@ TEST_CASE("a model under policies answers a task, and writes what several runs w
   CHECK(wrong.code == 2);
   CHECK_THAT(wrong.text, Contains("needs text=FILE"));
 }
+
+TEST_CASE("an evaluation that is killed goes on, and ends with the same bytes", "[cli]") {
+  const Folder folder;
+  const std::string command = fmt::format(
+      "{} eval --model {} --bos 1 --quiet --task perplexity:text={},prompt=16,length=20 --samples "
+      "3 "
+      "--policy knorm --budget 50% --memory 300MiB --threads ",
+      KVSPAN_PROGRAM, kModel, text("sherlock-excerpt.txt"));
+  const auto in = [&](const char* name, const std::string& what) {
+    std::filesystem::create_directories(folder / name);
+    return shell(fmt::format("exec 2>&1; cd {} || exit 9; {}", folder / name, what));
+  };
+  const Outcome whole = in("whole", command + "2 --out e.json");
+  INFO(whole.text);
+  REQUIRE(whole.code == 0);
+  CHECK_FALSE(std::filesystem::exists(folder / "whole/e.json.partial"));
+  const std::string after_one =
+      " & p=$!; until [ -s e.json.partial/*.journal ]; do sleep 0.01; done;";
+  (void)in("killed", command + "2 --out e.json" + after_one + " kill -KILL $p; wait $p");
+  CHECK_FALSE(std::filesystem::exists(folder / "killed/e.json"));
+  // What was being written when the power went.
+  (void)in("killed", "for j in e.json.partial/*; do printf '000000ff 0123' >> $j; done");
+  const Outcome on = in("killed", command + "2 --out e.json");
+  CHECK(on.code == 0);
+  CHECK_THAT(on.text, Contains(" samples were there"));
+  CHECK(read_text(folder / "killed/e.json") == read_text(folder / "whole/e.json"));
+  CHECK_FALSE(std::filesystem::exists(folder / "killed/e.json.partial"));
+
+  const Outcome stopped =
+      in("stopped", command + "2 --out e.json" + after_one + " kill -TERM $p; wait $p");
+  CHECK((stopped.code == 75 || stopped.code == 0));  // 0: it was at its end
+  if (stopped.code == 75) CHECK_THAT(stopped.text, Contains("the same command goes on"));
+
+  nlohmann::json alone = read_json(folder / "whole/e.json");
+  const Outcome one = in("one", command + "1 --out e.json");
+  CHECK(one.code == 0);
+  nlohmann::json other = read_json(folder / "one/e.json");
+  for (nlohmann::json* file : {&alone, &other}) {
+    file->erase("command");
+    for (nlohmann::json& result : (*file)["results"]) result.erase("command");
+  }
+  CHECK(other == alone);
+
+  const Outcome report = program(
+      fmt::format("report {0} --at 50% --csv {1} --svg {2} --out {3} --quiet",
+                  folder / "one/e.json", folder / "r.csv", folder / "r.svg", folder / "r.json"));
+  CHECK(report.code == 0);
+  CHECK_THAT(report.text, Contains("# Critical footprint at 50 % of the full cache's score"));
+  CHECK(read_json(folder / "r.json")["tasks"][0]["methods"][0]["method"] == "knorm");
+  CHECK_THAT(read_text(folder / "r.svg"), Contains("</svg>"));
+  CHECK(read_json(folder / "r.csv.schema.json")["fields"].size() > 10);
+  fails("report " + (folder / "one/e.json") + " --search 90%", 2, "--search is of sweeps");
+  fails("report " + (folder / "r.json"), 3, "no result of `kvspan eval --out`");
+}

@@ -18,6 +18,7 @@
 #include "tracegen/capture/trace_parts.h"
 #include "tracegen/eval/divergence.h"
 #include "tracegen/eval/forked_memory.h"
+#include "tracegen/eval/shared_prompt.h"
 #include "tracegen/forward/runner.h"
 #include "tracegen/forward/stable_dense.h"
 #include "tracegen/forward/token_sampling.h"
@@ -348,6 +349,27 @@ TEST_CASE("an answer that stops ends the ledger, as if the trace had ended there
   CHECK(cut.runs[1].run.metrics.footprint == Approx(held / (tokens * (tokens + 1) / 2)));
 }
 
+TEST_CASE("a share of the memory makes more groups, and changes nothing else", "[eval]") {
+  const LoopInput input = random_input(60, 6, 4);
+  const std::vector<std::string> policies{"full", "tova(budget=16)", "knorm(budget=20%)", "kivi"};
+  LoopOptions options;
+  options.threads = 1;
+  const LoopResult whole = run(tiny("llama"), input, policies, options);
+  options.share = whole.memory_bytes - 1;
+  const LoopResult shared = run(tiny("llama"), input, policies, options);
+  CHECK(shared.memory_bytes <= options.share);
+  for (std::size_t i = 0; i < whole.runs.size(); ++i) {
+    CHECK(shared.runs[i].answer == whole.runs[i].answer);
+    CHECK(shared.runs[i].nll == whole.runs[i].nll);
+    CHECK(shared.runs[i].run.ledger.death == whole.runs[i].run.ledger.death);
+  }
+  // Neither the prompt nor, a little later, a policy.
+  options.share = 1 << 16;
+  CHECK_THROWS_AS(run(tiny("llama"), input, policies, options), NeedsMore);
+  options.share = whole.memory_bytes / 4;
+  CHECK_THROWS_AS(run(tiny("llama"), input, policies, options), NeedsMore);
+}
+
 // StreamingLLM's finding: without the first token attention has nowhere to go.
 TEST_CASE("MiniMind2 collapses without its sink, and recovers with it", "[eval]") {
   const LoopInput input = input_of(testing::real_ids(44), 20, 0);
@@ -383,5 +405,5 @@ TEST_CASE("what no model can serve is refused by name", "[eval]") {
   CHECK(result.runs.size() == 2);
   options.memory = 1 << 16;
   CHECK_THROWS_WITH(run(tiny("llama"), input, {"full"}, options),
-                    Contains("--memory allows 64.0 KiB"));
+                    Contains("a prompt of 60 tokens takes") && Contains("allows 64.0 KiB"));
 }

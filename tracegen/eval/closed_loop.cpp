@@ -2,9 +2,9 @@
 #include "tracegen/eval/closed_loop.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <memory>
+#include <utility>
 
 #include <fmt/format.h>
 #include <tbb/parallel_for.h>
@@ -55,9 +55,13 @@ class ClosedLoop {
         arena_(options.threads > 0 ? options.threads : tbb::task_arena::automatic),
         reference_(std::ssize(input.reference)),
         tokens_(std::ssize(input.prompt.ids) + std::max<RowIndex>(input.generate, reference_)),
+        share_(options.share > 0 ? options.share : options.memory),
+        kept_bytes_(options.dense != nullptr && options.dense->keeps()
+                        ? StableDense::kept_bytes(checkpoint)
+                        : 0),
         prompt_(checkpoint, input.prompt,
                 {tokens_, std::ssize(input.prompt.ids), input.spans, input.name}, options.threads,
-                [this](double done) { advance_to(kPrefillShare * done); }) {}
+                share_ - kept_bytes_, [this](double done) { advance_to(kPrefillShare * done); }) {}
 
   LoopResult run() {
     bind();
@@ -74,8 +78,7 @@ class ClosedLoop {
     if (full_reading_) replay_reading();
     std::sort(order_.begin(), order_.end());
     LoopResult out = std::move(result_);
-    std::vector<LoopRun> runs = std::move(out.runs);
-    out.runs.clear();
+    std::vector<LoopRun> runs = std::exchange(out.runs, {});
     for (const auto& [spec, place] : order_) out.runs.push_back(std::move(runs[place]));
     out.report.trace_path = input_.name;
     out.report.trace = prompt_.sequence().trace().meta();
@@ -95,24 +98,27 @@ class ClosedLoop {
     return input_.generate > 0 ? reference_ - 1 : reference_;
   }
 
-  // ---- Policies ---------------------------------------------------------------------------------
+  [[nodiscard]] EngineOptions engine_options() const {
+    EngineOptions out;
+    out.prompt = prompt_.rows();
+    out.evict_point = options_.evict_point;
+    out.chunk = options_.chunk;
+    out.kv_bytes = options_.accounting.kv_bytes;
+    out.seed = options_.seed;
+    out.threads = options_.threads;
+    return out;
+  }
 
   void bind() {
     const Trace& trace = prompt_.sequence().trace();
-    EngineOptions engine;
-    engine.evict_point = options_.evict_point;
-    engine.chunk = options_.chunk;
-    engine.kv_bytes = options_.accounting.kv_bytes;
-    engine.seed = options_.seed;
+    const EngineOptions engine = engine_options();
     lineup_.geometry = geometry_of(trace, engine);
     lineup_.geometry.trace = &prompt_.trace();
     block_rows_ = plan_memory(trace, lineup_, engine).block_rows;
     measured_ = plan_fidelity(tokens_, prompt_.rows(), 0, 0);
     measured_.output_error = true;
     deaths_.resize(specs_.size());
-    fixed_bytes_ = prompt_.memory_bytes() + reference_ * model_.vocabulary * 4;
-    if (options_.dense != nullptr && options_.dense->keeps())
-      fixed_bytes_ += StableDense::kept_bytes(checkpoint_);
+    fixed_bytes_ = prompt_.memory_bytes() + reference_ * model_.vocabulary * 4 + kept_bytes_;
     for (std::size_t s = 0; s < specs_.size(); ++s) {
       if (auto reason = why_not_enter(s)) {
         if (s == 0) throw ConfigError(*reason);
@@ -146,6 +152,7 @@ class ClosedLoop {
                          policy.spec, human_bytes(bytes), human_bytes(fixed_bytes_),
                          human_bytes(options_.memory));
     }
+    if (fixed_bytes_ + bytes > share_) throw NeedsMore(policy.spec);
     entrants_.push_back({s, lineup_.policies.size(), fork, bytes});
     lineup_.policies.push_back(std::move(policy));
     lineup_.requirements.push_back(std::move(asked));
@@ -157,14 +164,12 @@ class ClosedLoop {
     std::size_t end = begin;
     std::int64_t bytes = fixed_bytes_;
     while (end < entrants_.size() && entrants_[end].fork == entrants_[begin].fork &&
-           (end == begin || bytes + entrants_[end].bytes <= options_.memory)) {
+           (end == begin || bytes + entrants_[end].bytes <= share_)) {
       bytes += entrants_[end++].bytes;
     }
     result_.memory_bytes = std::max(result_.memory_bytes, bytes);
     return end;
   }
-
-  // ---- A group ----------------------------------------------------------------------------------
 
   void run_group(Batch& batch, std::size_t begin, std::size_t end) {
     std::vector<Course> courses;
@@ -268,8 +273,6 @@ class ClosedLoop {
     }
   }
 
-  // ---- Decode -----------------------------------------------------------------------------------
-
   void decode(Batch& batch, std::vector<Course>& courses, double begin, double end) {
     const double most = static_cast<double>(std::max<RowIndex>(input_.generate, reference_)) + 1;
     for (RowIndex step = 0;; ++step) {
@@ -357,13 +360,7 @@ class ClosedLoop {
     text.ids.resize(static_cast<std::size_t>(rows));
     text.pieces.resize(static_cast<std::size_t>(rows));
     const Trace full = full_reading_->prompt_trace(rows, text, checkpoint_);
-    EngineOptions engine;
-    engine.prompt = prompt_.rows();
-    engine.evict_point = options_.evict_point;
-    engine.chunk = options_.chunk;
-    engine.seed = options_.seed;
-    engine.threads = options_.threads;
-    const auto found = open_loop(full, specs_, engine, deaths_);
+    const auto found = open_loop(full, specs_, engine_options(), deaths_);
     for (const auto& [spec, place] : order_) result_.runs[place].open = found[spec];
   }
 
@@ -373,8 +370,10 @@ class ClosedLoop {
   const std::vector<RecipeSpec>& specs_;
   const LoopOptions& options_;
   tbb::task_arena arena_;
-  RowIndex reference_;  // tokens
-  RowIndex tokens_;     // that there is room for
+  RowIndex reference_;       // tokens
+  RowIndex tokens_;          // that there is room for
+  std::int64_t share_;       // bytes that this run may hold
+  std::int64_t kept_bytes_;  // of widened weights, which others use as well
   SharedPrompt prompt_;
   Lineup lineup_;
   RowIndex block_rows_ = 0;

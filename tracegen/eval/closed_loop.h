@@ -46,6 +46,7 @@ struct LoopOptions {
   std::uint64_t seed = 0;
   int threads = 0;                               // 0: all
   std::int64_t memory = std::int64_t{4} << 30U;  // anonymous memory at most
+  std::int64_t share = 0;  // of it, while others run beside this one; 0: all of it
   // Products that keep widened weights over several prompts (of the same checkpoint); null: an own
   // one, which keeps nothing.
   StableDense* dense = nullptr;
@@ -78,8 +79,9 @@ struct LoopResult {
 
 // specs[0] has to be `full`, which the others are compared with. A policy that cannot be served is
 // refused by name, and left out.
-// Errors: ConfigError when prompt, chunk or evict point do not fit, or nothing but `full` can be
-// served within the memory; PolicyError; CheckpointError; Interrupted.
+// Errors: ConfigError when prompt, chunk or evict point do not fit, or not even `full` can be
+// served within the memory; NeedsMore, before any policy runs, when what can be served within the
+// memory cannot within the share; PolicyError; CheckpointError; Interrupted.
 [[nodiscard]] LoopResult run_closed_loop(const Checkpoint& checkpoint, const LoopInput& input,
                                          const std::vector<RecipeSpec>& specs,
                                          const LoopOptions& options);

@@ -2,25 +2,16 @@
 #include "tracegen/eval/eval.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <numeric>
+#include <utility>
 
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
 #include "sim/base/text.h"
+#include "tracegen/eval/sample_runs.h"
 
 namespace kvspan::tracegen {
 namespace {
-
-template <class Value>
-std::optional<double> mean_of(const std::vector<Value>& values) {
-  if (values.empty()) return std::nullopt;
-  double sum = 0;
-  for (const Value value : values) sum += static_cast<double>(value);
-  return sum / static_cast<double>(values.size());
-}
 
 // Tokens that cover bytes [begin, end) of the text.
 Span tokens_of(const TextSpan& span, std::size_t offset, const std::vector<std::string>& pieces) {
@@ -34,54 +25,6 @@ Span tokens_of(const TextSpan& span, std::size_t offset, const std::vector<std::
     }
     at = end;
   }
-  return out;
-}
-
-Outcome outcome_of(const Tokenizer& tokenizer, const Sample& sample, const LoopInput& input,
-                   const LoopRun& run, const LoopRun& full) {
-  Outcome out;
-  std::vector<std::int32_t> said = run.answer;
-  if (!said.empty() && std::ranges::count(input.stop, said.back()) > 0) said.pop_back();
-  out.answer = tokenizer.decode(said);
-  out.answer_tokens = std::ssize(run.answer);
-  out.nll = mean_of(run.nll);
-  out.divergence = mean_of(run.divergence);
-  out.open = run.open;
-  if (out.nll) out.delta_nll = *out.nll - *mean_of(full.nll);
-  out.score = sample.scoring == Scoring::log_likelihood
-                  ? std::exp(-out.nll.value_or(0))
-                  : score(sample.scoring, out.answer, sample.answers);
-  return out;
-}
-
-SampleResult run_sample(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
-                        const EvalRequest& request, const Sample& sample, StableDense& dense,
-                        TaskResult& task, const std::function<void(double)>& progress) {
-  const auto begin = std::chrono::steady_clock::now();
-  const ReadSample read = read_sample(tokenizer, sample, request);
-  LoopOptions options = request.loop;
-  options.evict_point = read.evict_point;
-  options.seed = request.seed;
-  options.dense = &dense;
-  options.progress = progress;
-  LoopResult loop = run_closed_loop(checkpoint, read.input, request.specs, options);
-  SampleResult out;
-  out.sample = sample;
-  out.prompt_tokens = std::ssize(read.input.prompt.ids);
-  out.reference_tokens = std::ssize(read.input.reference);
-  out.report = std::move(loop.report);
-  out.memory_bytes = loop.memory_bytes;
-  for (LoopRun& run : loop.runs) {
-    out.outcomes.push_back(outcome_of(tokenizer, sample, read.input, run, loop.runs.front()));
-    run.run.ledger.death = {};  // figures are taken; entries would fill the memory
-    run.run.ledger.changes = {};
-  }
-  for (LoopRun& run : loop.runs) out.report.runs.push_back(std::move(run.run));
-  for (Refusal& refusal : loop.refused) {
-    const auto known = std::ranges::find(task.refused, refusal.label, &Refusal::label);
-    if (known == task.refused.end()) task.refused.push_back(std::move(refusal));
-  }
-  out.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return out;
 }
 
@@ -157,39 +100,48 @@ ReadSample read_sample(const Tokenizer& tokenizer, const Sample& sample,
   return out;
 }
 
+std::vector<TaskResult> by_task(std::vector<SampleResult> samples, const FigureOptions& options) {
+  std::vector<TaskResult> out;
+  for (SampleResult& sample : samples) {
+    auto at = std::ranges::find(out, sample.task, &TaskResult::task);
+    if (at == out.end()) {
+      out.emplace_back().task = sample.task;
+      at = out.end() - 1;
+    }
+    for (const Refusal& refusal : sample.refused) {
+      if (std::ranges::find(at->refused, refusal.label, &Refusal::label) == at->refused.end())
+        at->refused.push_back(refusal);
+    }
+    at->samples.push_back(std::move(sample));
+  }
+  for (TaskResult& task : out) {
+    keep_common_runs(task);
+    summarise(task, options);
+  }
+  return out;
+}
+
 EvalResult evaluate(const Checkpoint& checkpoint, const Tokenizer& tokenizer,
                     const EvalRequest& request) {
   EvalResult out;
-  out.least = request.least;
-  std::vector<std::vector<Sample>> samples;  // all of them first: wrong tasks cost no work
+  out.options = request.figures;
+  std::vector<TaskSample> samples;  // all of them first: wrong tasks cost no work
   for (const std::string& task : request.tasks) {
+    if (std::ranges::count(request.tasks, task) > 1)
+      throw ConfigError(fmt::format("--task: {} stands there twice", in_quotes(task)));
     const auto tokens = [&](std::string_view text) {
       return std::ssize(tokenizer.encode(text)) + (request.bos ? 1 : 0);
     };
-    samples.push_back(make_samples({task, request.samples, request.seed, tokens}));
-    for (const Sample& sample : samples.back()) (void)read_sample(tokenizer, sample, request);
-  }
-  const auto all = std::accumulate(samples.begin(), samples.end(), std::size_t{0},
-                                   [](std::size_t n, const auto& task) { return n + task.size(); });
-  // Half of the memory at most goes to weights that need not be widened for every token.
-  StableDense dense(StableDense::kept_bytes(checkpoint) <= request.loop.memory / 2);
-  std::size_t done = 0;
-  for (std::size_t t = 0; t < samples.size(); ++t) {
-    TaskResult& task = out.tasks.emplace_back();
-    task.task = request.tasks[t];
-    for (const Sample& sample : samples[t]) {
-      const auto progress = [&](double share) {
-        if (request.progress)
-          request.progress(sample.name,
-                           (static_cast<double>(done) + share) / static_cast<double>(all));
-      };
-      task.samples.push_back(
-          run_sample(checkpoint, tokenizer, request, sample, dense, task, progress));
-      ++done;
+    for (Sample& sample : make_samples({task, request.samples, request.seed, tokens})) {
+      ReadSample read = read_sample(tokenizer, sample, request);
+      samples.push_back({task, std::move(sample), std::move(read)});
     }
-    keep_common_runs(task);
-    summarise(task, request);
   }
+  SamplesDone done = run_samples(checkpoint, tokenizer, request, samples);
+  out.memory_bytes = done.memory_bytes;
+  out.at_once = done.at_once;
+  out.resumed = done.resumed;
+  out.tasks = by_task(std::move(done.samples), request.figures);
   return out;
 }
 

@@ -40,7 +40,11 @@ std::optional<double> mean_where(const TaskResult& task, std::size_t run,
   return found.empty() ? std::nullopt : std::optional(mean(found));
 }
 
-PolicyFigures figures_of(const TaskResult& task, std::size_t run, const EvalRequest& request) {
+double footprint_of(const RunResult& run) { return run.metrics.footprint; }
+double peak_of(const RunResult& run) { return run.metrics.peak_kv; }
+double bytes_of(const RunResult& run) { return static_cast<double>(run.metrics.peak_bytes.total); }
+
+PolicyFigures figures_of(const TaskResult& task, std::size_t run, const FigureOptions& options) {
   PolicyFigures out;
   const RunResult& first = task.samples.front().report.runs[run];
   out.label = first.label;
@@ -49,13 +53,15 @@ PolicyFigures figures_of(const TaskResult& task, std::size_t run, const EvalRequ
   out.notes = notes_of(task.samples.front().report, first);
   const auto scores = values_of(task, [&](const SampleResult& s) { return s.outcomes[run].score; });
   const auto footprints =
-      values_of(task, [&](const SampleResult& s) { return s.report.runs[run].metrics.footprint; });
+      values_of(task, [&](const SampleResult& s) { return footprint_of(s.report.runs[run]); });
   out.score = mean(scores);
   out.footprint = mean(footprints);
-  out.peak_kv = mean(
-      values_of(task, [&](const SampleResult& s) { return s.report.runs[run].metrics.peak_kv; }));
-  out.score_interval = sweep::bootstrap_mean(scores, request.seed, request.draws);
-  out.footprint_interval = sweep::bootstrap_mean(footprints, request.seed, request.draws);
+  out.peak_kv =
+      mean(values_of(task, [&](const SampleResult& s) { return peak_of(s.report.runs[run]); }));
+  out.peak_bytes =
+      mean(values_of(task, [&](const SampleResult& s) { return bytes_of(s.report.runs[run]); }));
+  out.score_interval = sweep::bootstrap_mean(scores, options.seed, options.draws);
+  out.footprint_interval = sweep::bootstrap_mean(footprints, options.seed, options.draws);
   out.nll = mean_where(task, run, &Outcome::nll);
   out.delta_nll = mean_where(task, run, &Outcome::delta_nll);
   out.divergence = mean_where(task, run, &Outcome::divergence);
@@ -90,29 +96,28 @@ struct Drawn {
   }
 };
 
-double footprint_of(const RunResult& run) { return run.metrics.footprint; }
-double peak_of(const RunResult& run) { return run.metrics.peak_kv; }
-
 CriticalFigures critical_of(const TaskResult& task, const std::string& method,
-                            const std::vector<std::size_t>& runs, const EvalRequest& request) {
+                            const std::vector<std::size_t>& runs, const FigureOptions& options) {
   CriticalFigures out;
   out.method = method;
   out.notes = task.policies[runs.front()].notes;
+  out.budgets = runs;
   Drawn drawn{task, runs, {}};
   for (std::size_t s = 0; s < task.samples.size(); ++s) drawn.samples.push_back(s);
-  out.footprint = drawn.critical(request.least, footprint_of);
-  out.peak_kv = drawn.critical(request.least, peak_of);
+  out.footprint = drawn.critical(options.least, footprint_of);
+  out.peak_kv = drawn.critical(options.least, peak_of);
+  out.peak_bytes = drawn.critical(options.least, bytes_of);
   if (task.samples.size() < 2) return out;
   using Kind = sweep::Critical::Kind;
   constexpr double kNever = std::numeric_limits<double>::infinity();
   std::vector<double> crossings;
   const auto n = static_cast<double>(task.samples.size());
-  for (int b = 0; b < request.draws; ++b) {
+  for (int b = 0; b < options.draws; ++b) {
     for (std::size_t i = 0; i < drawn.samples.size(); ++i) {
-      const double place = uniform(request.seed, {b, static_cast<std::int64_t>(i)}) * n;
+      const double place = uniform(options.seed, {b, static_cast<std::int64_t>(i)}) * n;
       drawn.samples[i] = std::min(drawn.samples.size() - 1, static_cast<std::size_t>(place));
     }
-    const sweep::Critical found = drawn.critical(request.least, footprint_of);
+    const sweep::Critical found = drawn.critical(options.least, footprint_of);
     crossings.push_back(found.kind == Kind::above   ? kNever
                         : found.kind == Kind::below ? 0
                                                     : found.x);
@@ -127,10 +132,10 @@ CriticalFigures critical_of(const TaskResult& task, const std::string& method,
 
 }  // namespace
 
-void summarise(TaskResult& task, const EvalRequest& request) {
+void summarise(TaskResult& task, const FigureOptions& options) {
   const std::size_t runs = task.samples.front().report.runs.size();
-  for (std::size_t r = 0; r < runs; ++r) task.policies.push_back(figures_of(task, r, request));
-  judge_proxies(task, request);
+  for (std::size_t r = 0; r < runs; ++r) task.policies.push_back(figures_of(task, r, options));
+  judge_proxies(task, options);
   const double full = task.policies.front().score;
   const bool scored = task.samples.front().sample.scoring != Scoring::log_likelihood;
   if (scored && full < kDoesTheTask) {
@@ -149,7 +154,7 @@ void summarise(TaskResult& task, const EvalRequest& request) {
     of_method.push_back(r);
   }
   for (const std::string& method : order)
-    task.critical.push_back(critical_of(task, method, methods[method], request));
+    task.critical.push_back(critical_of(task, method, methods[method], options));
 }
 
 }  // namespace kvspan::tracegen

@@ -65,7 +65,7 @@ class Judge {
 
 }  // namespace
 
-void judge_proxies(TaskResult& task, const EvalRequest& request) {
+void judge_proxies(TaskResult& task, const FigureOptions& options) {
   constexpr std::size_t kFewestRuns = 3;
   const Judge judge(task);
   if (judge.runs() < kFewestRuns) return;
@@ -78,10 +78,10 @@ void judge_proxies(TaskResult& task, const EvalRequest& request) {
       if (!found) continue;
       std::vector<double> drawn;
       std::vector<std::size_t> samples(n);
-      for (int b = 0; b < request.draws; ++b) {
+      for (int b = 0; b < options.draws; ++b) {
         for (std::size_t i = 0; i < n; ++i) {
           const double place =
-              uniform(request.seed, {b, static_cast<std::int64_t>(i)}) * static_cast<double>(n);
+              uniform(options.seed, {b, static_cast<std::int64_t>(i)}) * static_cast<double>(n);
           samples[i] = std::min(n - 1, static_cast<std::size_t>(place));
         }
         drawn.push_back(*judge.correlation(proxy, outcome, samples));

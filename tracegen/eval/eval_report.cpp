@@ -7,7 +7,10 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/text.h"
+#include "sim/report/csv.h"
 #include "sim/report/means.h"
+#include "sim/sweep/report_forms.h"
+#include "tracegen/eval/eval_record.h"
 
 namespace kvspan::tracegen {
 namespace {
@@ -17,45 +20,6 @@ using nlohmann::json;
 json number(const std::optional<double>& value) { return value ? json(*value) : json(nullptr); }
 json interval_json(const sweep::Interval& interval) {
   return json::array({interval.low, interval.high});
-}
-
-json critical_json(const sweep::Critical& critical) {
-  using Kind = sweep::Critical::Kind;
-  if (critical.kind == Kind::unknown) return nullptr;
-  return {{"kind", critical.kind == Kind::exact   ? "exact"
-                   : critical.kind == Kind::below ? "below"
-                                                  : "above"},
-          {"value", critical.x}};
-}
-
-json open_json(const std::optional<OpenLoop>& open) {
-  if (!open) return nullptr;
-  return {{"retained_mass", open->retained},
-          {"output_error", number(open->output_error)},
-          {"spans_left", number(open->spans)},
-          {"agreement", open->agreement}};
-}
-
-json outcome_json(const Outcome& outcome) {
-  return {{"answer", valid_utf8(outcome.answer)},
-          {"answer_tokens", outcome.answer_tokens},
-          {"score", outcome.score},
-          {"nll", number(outcome.nll)},
-          {"delta_nll", number(outcome.delta_nll)},
-          {"kl", number(outcome.divergence)},
-          {"replay", open_json(outcome.open)}};
-}
-
-json sample_json(const SampleResult& sample) {
-  json answers = json::array();
-  for (const std::string& answer : sample.sample.answers) answers.push_back(valid_utf8(answer));
-  return {{"name", valid_utf8(sample.sample.name)},
-          {"scoring", scoring_name(sample.sample.scoring)},
-          {"answers", std::move(answers)},
-          {"prompt_tokens", sample.prompt_tokens},
-          {"reference_tokens", sample.reference_tokens},
-          {"memory_bytes", sample.memory_bytes},
-          {"seconds", sample.seconds}};
 }
 
 json policy_json(const PolicyFigures& policy) {
@@ -68,6 +32,7 @@ json policy_json(const PolicyFigures& policy) {
           {"footprint", policy.footprint},
           {"footprint_interval", interval_json(policy.footprint_interval)},
           {"peak_kv", policy.peak_kv},
+          {"peak_bytes", policy.peak_bytes},
           {"nll", number(policy.nll)},
           {"delta_nll", number(policy.delta_nll)},
           {"kl", number(policy.divergence)},
@@ -81,9 +46,10 @@ json task_json(const TaskResult& task) {
   for (const CriticalFigures& method : task.critical) {
     critical.push_back(
         {{"method", valid_utf8(method.method)},
-         {"footprint", critical_json(method.footprint)},
+         {"footprint", sweep::critical_json(method.footprint)},
          {"footprint_interval", json::array({number(method.low), number(method.high)})},
-         {"peak_kv", critical_json(method.peak_kv)}});
+         {"peak_kv", sweep::critical_json(method.peak_kv)},
+         {"peak_bytes", sweep::critical_json(method.peak_bytes)}});
   }
   json proxies = json::array();
   for (const ProxyFigures& p : task.proxies) {
@@ -105,6 +71,20 @@ json task_json(const TaskResult& task) {
           {"refused", std::move(refused)}};
 }
 
+// Of all samples, with the runs that all samples of their task have.
+std::vector<json> documents(const EvalResult& result, const std::vector<std::string>& command) {
+  std::vector<json> out;
+  for (const TaskResult& task : result.tasks) {
+    std::vector<std::string> labels;
+    for (const PolicyFigures& policy : task.policies) labels.push_back(policy.label);
+    for (const SampleResult& sample : task.samples) {
+      out.push_back(with_runs(json::parse(sample.document), labels));
+      for (const std::string& word : command) out.back()["command"].push_back(valid_utf8(word));
+    }
+  }
+  return out;
+}
+
 std::string percent(double share) { return fmt::format("{:.1f}", 100 * share); }
 std::string fixed(const std::optional<double>& value, int digits) {
   return value ? fmt::format("{:.{}f}", *value, digits) : "-";
@@ -119,8 +99,7 @@ std::string critical_text(const sweep::Critical& critical) {
 
 }  // namespace
 
-nlohmann::json to_json(const EvalResult& result, const std::vector<std::string>& command,
-                       Timelines timelines) {
+nlohmann::json to_json(const EvalResult& result, const std::vector<std::string>& command) {
   std::vector<RunReport> reports;
   json tasks = json::array();
   for (const TaskResult& task : result.tasks) {
@@ -130,20 +109,15 @@ nlohmann::json to_json(const EvalResult& result, const std::vector<std::string>&
       reports.back().command = command;
     }
   }
-  json out = kvspan::to_json(std::span<const RunReport>(reports), timelines);
-  std::size_t at = 0;
-  for (const TaskResult& task : result.tasks) {
-    for (const SampleResult& sample : task.samples) {
-      json& of_sample = out["results"][at++];
-      of_sample["sample"] = sample_json(sample);
-      of_sample["sample"]["task"] = valid_utf8(task.task);
-      for (std::size_t r = 0; r < sample.outcomes.size(); ++r)
-        of_sample["runs"][r]["eval"] = outcome_json(sample.outcomes[r]);
-    }
-  }
-  out["eval"] = {{"at", result.least}, {"tasks", std::move(tasks)}};
+  json out = kvspan::to_json(std::span<const RunReport>(reports), Timelines::none);
+  out["results"] = documents(result, command);
+  out["eval"] = {{"at", result.options.least},
+                 {"bootstrap", {{"draws", result.options.draws}, {"seed", result.options.seed}}},
+                 {"tasks", std::move(tasks)}};
   return out;
 }
+
+std::string to_csv(const EvalResult& result) { return csv_of_documents(documents(result, {})); }
 
 Cells policy_cells(const TaskResult& task, Footnotes& footnotes) {
   Cells out{

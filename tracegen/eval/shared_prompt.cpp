@@ -3,6 +3,9 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
+#include "sim/base/text.h"
 #include "tracegen/forward/runner.h"
 
 namespace kvspan::tracegen {
@@ -28,7 +31,7 @@ class PromptRecorder final : public AttentionHook {
 }  // namespace
 
 SharedPrompt::SharedPrompt(const Checkpoint& checkpoint, const Sequence::Text& text,
-                           SequenceHead head, int threads,
+                           SequenceHead head, int threads, std::int64_t most,
                            const std::function<void(double)>& progress)
     : rows_(std::ssize(text.ids)), sequence_(checkpoint.spec(), std::move(head)) {
   const ModelSpec& model = checkpoint.spec();
@@ -36,6 +39,13 @@ SharedPrompt::SharedPrompt(const Checkpoint& checkpoint, const Sequence::Text& t
   options.tokens = rows_;
   options.threads = threads;
   const auto runner = make_cpu_runner(checkpoint, options);
+  memory_bytes_ = runner->memory_bytes() + Sequence::bytes(model, sequence_.trace().meta().tokens) +
+                  rows_ * model.hidden * 4 +
+                  model.layers * std::int64_t{model.hidden} * model.q_width() * 4;
+  if (memory_bytes_ > most) {
+    throw NeedsMore(fmt::format("a prompt of {} tokens takes {}; --memory allows {}", rows_,
+                                human_bytes(memory_bytes_), human_bytes(most)));
+  }
   PromptRecorder recorder(model, sequence_);
   std::vector<float> hidden(static_cast<std::size_t>(rows_ * model.hidden));
   runner->embed(text.ids, hidden);
@@ -49,9 +59,6 @@ SharedPrompt::SharedPrompt(const Checkpoint& checkpoint, const Sequence::Text& t
                  logits_.assign(logits, logits + model.vocabulary);
                });
   trace_ = sequence_.prompt_trace(rows_, text, checkpoint);
-  memory_bytes_ = runner->memory_bytes() + Sequence::bytes(model, sequence_.trace().meta().tokens) +
-                  static_cast<std::int64_t>(hidden.size()) * 4 +
-                  model.layers * std::int64_t{model.hidden} * model.q_width() * 4;
 }
 
 }  // namespace kvspan::tracegen

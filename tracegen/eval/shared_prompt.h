@@ -6,16 +6,25 @@
 #include <span>
 #include <vector>
 
+#include "sim/base/error.h"
 #include "tracegen/eval/sequence.h"
 #include "tracegen/model/checkpoint.h"
 
 namespace kvspan::tracegen {
 
+// What does not fit into the memory that it may have.
+class NeedsMore final : public ConfigError {
+ public:
+  using ConfigError::ConfigError;
+};
+
 class SharedPrompt {
  public:
-  // `room`: rows behind the prompt. progress: share of the layers; may throw.
+  //   most      bytes of anonymous memory
+  //   progress  share of the layers; may throw
+  // Errors: NeedsMore, before any work.
   SharedPrompt(const Checkpoint& checkpoint, const Sequence::Text& text, SequenceHead head,
-               int threads, const std::function<void(double)>& progress);
+               int threads, std::int64_t most, const std::function<void(double)>& progress);
   SharedPrompt(const SharedPrompt&) = delete;
   SharedPrompt& operator=(const SharedPrompt&) = delete;
 

@@ -71,9 +71,12 @@ void StableDense::operator()(const float* x, std::int64_t rows, const WeightMatr
                              const std::vector<float>& bias, float* y, std::int64_t ldy) {
   tbb::enumerable_thread_specific<Room> rooms;
   const auto tile_floats = static_cast<std::size_t>(kOutputs * w.columns);
+  std::unique_lock lock(fresh_, std::defer_lock);
+  if (keeps_) lock.lock();
   std::vector<float>* kept = keeps_ ? &kept_[w.bytes.data()] : nullptr;
   const bool fresh = kept == nullptr || kept->empty();
   if (kept != nullptr && fresh) kept->resize(static_cast<std::size_t>(tiles_of(w)) * tile_floats);
+  if (!fresh) lock.unlock();
   tbb::parallel_for(std::int64_t{0}, tiles_of(w), [&](std::int64_t t) {
     Room& room = rooms.local();
     const std::int64_t first = t * kOutputs;

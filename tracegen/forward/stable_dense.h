@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <vector>
 
 #include "tracegen/model/checkpoint.h"
@@ -20,7 +21,8 @@ class StableDense {
   explicit StableDense(bool keeps) : keeps_(keeps) {}
 
   // y [rows, ldy] = x [rows, columns] W^T + bias; `bias` may be empty. Work is divided among the
-  // calling TBB arena's threads. REQUIRES: no other call meanwhile; the weights outlive this.
+  // calling TBB arena's threads. From any arena; in one of them no other call meanwhile.
+  // REQUIRES: the weights outlive this.
   void operator()(const float* x, std::int64_t rows, const WeightMatrix& w,
                   const std::vector<float>& bias, float* y, std::int64_t ldy);
 
@@ -30,6 +32,7 @@ class StableDense {
 
  private:
   bool keeps_;
+  std::mutex fresh_;                                     // held while weights are packed to be kept
   std::map<const std::byte*, std::vector<float>> kept_;  // by a matrix' bytes: its panels
 };
 
