@@ -54,6 +54,32 @@ long long entry_overhead(const Setup& u) {
 
 }  // namespace
 
+void end_pass(const Setup& u, LayerState& s, Pass pass, const std::vector<int>& given,
+              Outcome& out) {
+  std::vector<std::vector<int>> lost(at(u.heads));
+  for (int h = 0; h < u.heads; ++h) {
+    bool near = false;
+    lost[at(h)] = victims(u, s, h, pass, given, near);
+    if (lost[at(h)].empty()) continue;
+    ++out.decisions;
+    if (near) {
+      ++out.near_ties;
+      out.near[at(s.index * u.heads + h)] = 1;
+    }
+    if (u.store == "mikv") continue;
+    for (const int j : lost[at(h)]) {
+      s.entries[at(h)][at(j)].alive = false;
+      out.death[flat(u.trace, u.heads, s.index, h, j)] = pass.end;
+    }
+  }
+  if (u.store == "kivi") age_kivi(u, s, pass.end, out);
+  if (u.store == "qpruningkv") age_qpruningkv(u, s, pass.end, out);
+  if (u.store == "think") age_think(u, s, pass.end, out);
+  if (u.store == "mikv") age_mikv(u, s, pass.end, lost, out);
+  if (u.store == "less") age_less(u, s, lost, out);
+  if (u.store == "kvquant") age_kvquant(u, s, pass, out);
+}
+
 Outcome simulate(const Trace& trace, const std::string& policy, const Parameters& parameters,
                  const Plan& plan, const std::vector<int>& given) {
   const Setup u = make_setup(trace, policy, parameters, plan);
@@ -137,28 +163,7 @@ Outcome simulate(const Trace& trace, const std::string& policy, const Parameters
         after[index][at(l)] = mark(b);
         break;
       }
-      std::vector<std::vector<int>> lost(at(u.heads));
-      for (int h = 0; h < u.heads; ++h) {
-        bool near = false;
-        lost[at(h)] = victims(u, s, h, pass, given, near);
-        if (lost[at(h)].empty()) continue;
-        ++out.decisions;
-        if (near) {
-          ++out.near_ties;
-          out.near[at(l * u.heads + h)] = 1;
-        }
-        if (u.store == "mikv") continue;
-        for (const int j : lost[at(h)]) {
-          s.entries[at(h)][at(j)].alive = false;
-          out.death[(at(l) * at(u.heads) + at(h)) * at(t.tokens) + at(j)] = b;
-        }
-      }
-      if (u.store == "kivi") age_kivi(u, s, b, out);
-      if (u.store == "qpruningkv") age_qpruningkv(u, s, b, out);
-      if (u.store == "think") age_think(u, s, b, out);
-      if (u.store == "mikv") age_mikv(u, s, b, lost, out);
-      if (u.store == "less") age_less(u, s, lost, out);
-      if (u.store == "kvquant") age_kvquant(u, s, pass, out);
+      end_pass(u, s, pass, given, out);
       after[index][at(l)] = mark(b);
     }
   }

@@ -28,4 +28,8 @@ void age_less(const Setup& u, LayerState& s, const std::vector<std::vector<int>>
 
 void age_kvquant(const Setup& u, LayerState& s, Pass pass, Outcome& out);
 
+// All of that for one layer: who leaves, then how what stays is held from here on.
+void end_pass(const Setup& u, LayerState& s, Pass pass, const std::vector<int>& given,
+              Outcome& out);
+
 }  // namespace kvspan::twin::stores

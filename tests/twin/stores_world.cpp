@@ -181,6 +181,7 @@ Row attend(const Setup& u, const LayerState& s, int g, int i) {
       b += p_held[at(j)] * s.entries[at(h)][at(j)].v[at(x)];
     }
     if (folded.count > 0) b += p_held.back() * folded.v[at(x)] / folded.count;
+    r.output.push_back(b);
     difference += (a - b) * (a - b);
     norm += a * a;
   }

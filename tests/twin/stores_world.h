@@ -106,8 +106,9 @@ struct LayerState {
 [[nodiscard]] bool readable(const Layer& layer, int row, int token);
 
 struct Row {
-  std::vector<double> p;    // [tokens] full cache
-  std::vector<double> own;  // [tokens] p' over the policy's entries, as the trace has them
+  std::vector<double> p;       // [tokens] full cache
+  std::vector<double> own;     // [tokens] p' over the policy's entries, as the trace has them
+  std::vector<double> output;  // [v_head_dim] of the entries as they are held
   double mass = 0, error = 0, logits = 0;
 };
 
