@@ -133,6 +133,38 @@ void divide(const CaptureSettings& s, Input input, CaptureOptions& o) {
   o.text = input.what;
 }
 
+// What of the prompt is replayed, and with which words: what lies between the chat template's head
+// and a span called "question", or the template's tail.
+tracegen::ContextReplay replay_of(const CaptureSettings& s, const Tokenizer* tokenizer,
+                                  const CaptureOptions& o) {
+  if (tokenizer == nullptr) throw ConfigError("--replay: needs the model's tokenizer");
+  std::string suffix = "\n\nAnswer: ";
+  std::int64_t begin = tokenizer->bos() && o.token_ids.front() == *tokenizer->bos() ? 1 : 0;
+  std::int64_t end = o.prompt;
+  if (s.chat) {
+    constexpr std::string_view kText = "the context", kMark = "\n###########";
+    const std::string turn = tokenizer->chat(
+        std::vector<tracegen::ChatTurn>{{"user", fmt::format("{}{}", kText, kMark)}});
+    const std::size_t mark = turn.find(kMark);
+    begin = std::ssize(tokenizer->encode(turn.substr(0, turn.find(kText)))) +
+            (s.bos != "auto" && s.bos != "none" ? 1 : 0);
+    suffix = turn.substr(mark + kMark.size());
+    const std::vector<std::int32_t> tail = tokenizer->encode(suffix);
+    const auto prompt = std::span(o.token_ids).first(static_cast<std::size_t>(o.prompt));
+    if (prompt.size() > tail.size() && std::ranges::equal(prompt.last(tail.size()), tail))
+      end -= std::ssize(tail);
+  }
+  for (const Span& span : o.spans) {
+    if (span.name == "question") end = std::min(end, span.begin);
+  }
+  if (s.replay_as == "context") return tracegen::make_replay(o.token_ids, 0, end, end, {});
+  return tracegen::make_replay(
+      o.token_ids, begin, end, s.replay_chunk,
+      {tokenizer->encode("\n\nRepeat the previous context exactly."),
+       tokenizer->encode("\n\nRepeat the part of the previous context exactly, starting with "),
+       tokenizer->encode(suffix)});
+}
+
 void add_reading_options(CLI::App& command, CaptureSettings& s) {
   const char* reading = "What the model reads";
   command.add_option("--prompt", s.prompt, "Tokens of the prompt; default: all of the text")
@@ -157,6 +189,23 @@ void add_reading_options(CLI::App& command, CaptureSettings& s) {
   command.add_option("--span", s.spans, "Names tokens: NAME=TEXT or NAME=BEGIN:END; repeatable")
       ->type_name("SPAN")
       ->allow_extra_args(false)
+      ->group(reading);
+  CLI::Option* replay =
+      command
+          .add_flag("--replay", s.replay,
+                    "Ask for the context again (for kvzip, kvcompose): up to a span 'question'")
+          ->group(reading);
+  command
+      .add_option("--replay-as", s.replay_as,
+                  "KVzip's request, or the context alone, in one pass (for kvcompose)")
+      ->check(CLI::IsMember({"kvzip", "context"}))
+      ->needs(replay)
+      ->type_name("kvzip|context")
+      ->group(reading);
+  command.add_option("--replay-chunk", s.replay_chunk, "Tokens asked for at a time; default: 2000")
+      ->check(at_least(1))
+      ->needs(replay)
+      ->type_name("C")
       ->group(reading);
   command.add_option("--chunk", s.chunk, "Prefill pass, tokens; 0: the prompt is one pass")
       ->check(at_least(0))
@@ -300,6 +349,13 @@ CaptureOptions make_capture_options(const CaptureSettings& s, const Checkpoint& 
     for (const std::int32_t id : o.token_ids) pieces.push_back(o.piece(id));
   }
   for (const std::string& span : s.spans) o.spans.push_back(tracegen::parse_span(span, pieces));
+  if (s.replay) {
+    o.replay = replay_of(s, tokenizer, o);
+    o.replay->norms = tracegen::norms_of(checkpoint);
+    s.say(fmt::format("replay: {} rows ask for tokens [{}, {}) in {} pass{}", o.replay->rows(),
+                      o.replay->passes.front().begin, o.replay->at, o.replay->passes.size(),
+                      o.replay->passes.size() == 1 ? "" : "es"));
+  }
   const tracegen::ModelSpec& spec = checkpoint.spec();
   o.licence = !s.licence.empty()     ? s.licence
               : spec.licence.empty() ? ""

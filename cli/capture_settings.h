@@ -22,11 +22,14 @@ struct CaptureSettings {
   std::string bos = "auto", emit = "qkv", dtype = "f16", rows = "all", shards = "auto";
   std::string device = "auto", memory, json, licence;
   std::int64_t prompt = 0, generate = -1, chunk = 0;  // prompt 0, generate -1: not given
-  int keys = 0, threads = 0;                          // keys 0: not given
+  std::int64_t replay_chunk = 2000;
+  std::string replay_as = "kvzip";
+  int keys = 0, threads = 0;  // keys 0: not given
   std::vector<int> layers;
   std::vector<std::string> spans;
   tracegen::Sampling sampling;
   bool teacher = false, chat = false, stop_at_eos = false, column_mass = false, wo = false;
+  bool replay = false;
   bool half = false, quiet = false;
 
   void say(const std::string& line) const;  // on stderr, unless quiet

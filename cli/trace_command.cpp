@@ -14,6 +14,7 @@
 #include "sim/base/error.h"
 #include "sim/base/file.h"
 #include "sim/base/text.h"
+#include "sim/trace/probes.h"
 #include "sim/trace/trace_tools.h"
 
 namespace kvspan::cli {
@@ -50,6 +51,10 @@ void print_info(const std::string& path, bool json) {
        fmt::format("{} query, {} KV, of {} channels", m.query_heads, m.kv_heads, m.head_dim));
   for (const Span& span : m.spans)
     line("span", fmt::format("{} [{}, {})", span.name, span.begin, span.end));
+  for (const Probe& probe : probes_of(trace)) {
+    line("replay", fmt::format("{} rows after {} tokens, which ask for [{}, {})", probe.rows,
+                               probe.at, probe.begin, probe.end));
+  }
   line("cache", cache_note(trace));
   std::int64_t bytes = 0;
   for (const auto& [name, tensor] : trace.tensors().tensors())
@@ -238,6 +243,7 @@ void print_stats(const std::string& path, const StatsSettings& s) {
       "{}: {} prompt rows from {}, {} decode rows; mean over rows, then over heads: mean "
       "min-max\n\n",
       path, first.prompt.rows, stats.options.from, first.decode.rows);
+  if (!probes_of(trace).empty()) fmt::print("Replayed rows take no part.\n\n");
   print_main_table(stats, phases, s.per_head, !trace.is_qkv());
   print_distances(stats, phases);
   if (!stats.spans.empty() && phases.has[1]) print_spans(stats);

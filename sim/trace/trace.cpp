@@ -11,6 +11,7 @@
 
 #include "sim/base/file.h"
 #include "sim/trace/file_checks.h"
+#include "sim/trace/probes.h"
 #include "sim/trace/trace_meta.h"
 
 namespace kvspan {
@@ -201,6 +202,7 @@ Trace Trace::from_tensors(TensorSet tensors, const std::string& name) {
     layers.check_optional(l, q);
   }
   check_token_tensors(check, trace.meta_);
+  check_probes(set, trace.meta_, trace.qkv_, file);
   trace.token_text_ = set.find("token_text");
   trace.token_text_offsets_ = set.find("token_text_offsets");
   return trace;

@@ -10,6 +10,7 @@
 #include "sim/base/error.h"
 #include "sim/base/file.h"
 #include "sim/base/text.h"
+#include "sim/trace/probes.h"
 #include "sim/trace/trace_tools.h"
 
 namespace kvspan {
@@ -39,9 +40,17 @@ class Checker {
         meta.prompt_tokens));
     add(fmt::format("spans: {}, all inside the tokens; passes: {}", meta.spans.size(),
                     meta.passes.size()));
-    for (const char* suffix : {"q", "k", "v", "wo", "sink_logits"}) check_finite(suffix);
+    if (const std::vector<Probe> probes = probes_of(trace_); !probes.empty()) {
+      add(fmt::format("replayed rows: {} in {} passes", probes.back().first + probes.back().rows,
+                      probes.size()));
+    }
+    for (const char* suffix :
+         {"q", "k", "v", "wo", "sink_logits", "probe.q", "probe.k", "probe.norm"}) {
+      check_finite(suffix);
+    }
     if (!trace_.is_qkv()) check_scores();
-    check_token_ids();
+    check_ids("token_ids");
+    check_ids("probe_ids");
     check_nll();
     if (const TensorView* text = trace_.tensors().find("token_text")) {
       add(fmt::format("token_text: {} bytes, offsets ascending", text->bytes.size()));
@@ -248,14 +257,14 @@ class Checker {
         });
   }
 
-  void check_token_ids() {
-    const TensorView* ids = find("token_ids");
+  void check_ids(const char* name) {
+    const TensorView* ids = find(name);
     if (ids == nullptr) return;
     for (std::int64_t i = 0; i < ids->elements(); ++i) {
       const std::int64_t id = integer_at(*ids, i);
-      if (id < 0) fail("token_ids", fmt::format("element {} is {}; expected ids >= 0", i, id));
+      if (id < 0) fail(name, fmt::format("element {} is {}; expected ids >= 0", i, id));
     }
-    add(fmt::format("token_ids: {}, all >= 0", ids->elements()));
+    add(fmt::format("{}: {}, all >= 0", name, ids->elements()));
   }
 
   // The last value belongs to a token that the trace does not hold, and is ignored.

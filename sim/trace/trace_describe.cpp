@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/json_fields.h"
+#include "sim/trace/probes.h"
 #include "sim/trace/trace_meta.h"
 #include "sim/trace/trace_tools.h"
 
@@ -110,6 +111,11 @@ json describe_trace(const Trace& trace) {
   out["spans"] = json::array();
   for (const Span& span : meta.spans) {
     out["spans"].push_back({{"name", span.name}, {"begin", span.begin}, {"end", span.end}});
+  }
+  out["probes"] = json::array();
+  for (const Probe& probe : probes_of(trace)) {
+    out["probes"].push_back(
+        {{"begin", probe.begin}, {"end", probe.end}, {"at", probe.at}, {"rows", probe.rows}});
   }
   std::uint64_t tensor_bytes = 0;
   out["tensors"] = json::array();

@@ -10,6 +10,7 @@
 #include "sim/base/error.h"
 #include "sim/base/json_fields.h"
 #include "sim/base/text.h"
+#include "sim/trace/probes.h"
 #include "sim/trace/trace_tools.h"
 
 namespace kvspan {
@@ -109,6 +110,21 @@ class Slicer {
     found->second = kept.dump();
   }
 
+  // Replayed rows read all tokens before them.
+  void slice_probes(Metadata* metadata) {
+    std::int64_t before = 0;
+    for (const Probe& probe : probes_of(trace_)) {
+      before = std::max(before, probe.at);
+      probe_rows_ += probe.rows;
+    }
+    if (before <= tokens_) return;
+    probe_rows_ = 0;
+    metadata->erase("probes");
+    lines_.push_back(
+        fmt::format("replayed rows dropped: they were asked after {} tokens, and only {} are kept",
+                    before, tokens_));
+  }
+
   Metadata slice_metadata() {
     const TraceMeta& meta = trace_.meta();
     Metadata out = trace_.tensors().metadata();
@@ -141,6 +157,7 @@ class Slicer {
       out["passes"] = json(ends).dump();
     }
     slice_spans(&out);
+    slice_probes(&out);
     return out;
   }
 
@@ -204,11 +221,16 @@ class Slicer {
           keep_rows(layer_tensor(from, suffix), layer_tensor(to, suffix), tensor->shape[0]);
         }
       }
+      for (const char* suffix : {"probe.q", "probe.k", "probe.norm"}) {
+        if (probe_rows_ > 0)
+          keep_rows(layer_tensor(from, suffix), layer_tensor(to, suffix), probe_rows_);
+      }
       if (!trace_.is_qkv()) plan_scores(from, to);
       ++to;
     }
     keep_rows("token_ids", "token_ids", tokens_);
     keep_rows("nll", "nll", tokens_);
+    if (probe_rows_ > 0) keep_rows("probe_ids", "probe_ids", probe_rows_);
     if (const TensorView* offsets = trace_.tensors().find("token_text_offsets")) {
       keep_rows("token_text_offsets", "token_text_offsets", tokens_ + 1);
       keep_rows("token_text", "token_text", integer_at(*offsets, tokens_));
@@ -256,7 +278,8 @@ class Slicer {
   std::int64_t prompt_tokens_ = 0;
   std::int64_t passes_ = 0;
   bool passes_are_whole_ = false;
-  std::vector<int> layers_;  // stored layers that are kept
+  std::int64_t probe_rows_ = 0;  // that are kept
+  std::vector<int> layers_;      // stored layers that are kept
   std::vector<SliceTensor> plan_;
   std::vector<std::string> lines_;
 };

@@ -16,6 +16,7 @@
 #include "sim/attention/layer_scores.h"
 #include "sim/base/error.h"
 #include "sim/run/run.h"
+#include "sim/trace/probes.h"
 #include "sim/trace/trace_tools.h"
 #include "tests/support/fake_runner.h"
 #include "tests/support/temporary_folder.h"
@@ -459,6 +460,113 @@ TEST_CASE("scores are those of the qkv trace, for the rows that were asked for",
     for (std::size_t i = 0; i < mass.size(); ++i)
       CHECK(static_cast<double>(mass[i]) == Approx(sums[i]).margin(1e-5));
   }
+}
+
+// ---- Replayed rows ------------------------------------------------------------------------------
+
+TEST_CASE("a replay asks for its context chunk by chunk", "[capture][replay]") {
+  const std::vector<std::int32_t> ids = ids_of(23);
+  const ContextReplay replay = make_replay(ids, 2, 21, 10, {{40, 41}, {42}, {43}});
+  REQUIRE(replay.passes.size() == 2);
+  const ReplayPass &first = replay.passes[0], &second = replay.passes[1];
+  CHECK((first.begin == 2 && first.end == 12 && second.begin == 12 && second.end == 21));
+  std::vector<std::int32_t> expected{40, 41, 43};
+  expected.insert(expected.end(), ids.begin() + 2, ids.begin() + 12);
+  CHECK(first.ids == expected);
+  expected = {42};  // the part that starts with the last eight tokens of the first
+  expected.insert(expected.end(), ids.begin() + 4, ids.begin() + 12);
+  expected.push_back(43);
+  expected.insert(expected.end(), ids.begin() + 12, ids.begin() + 21);
+  CHECK(second.ids == expected);
+  CHECK(replay.at == 21);
+  CHECK(replay.rows() == 13 + 19);
+  CHECK(replay.most_rows() == 19);
+  CHECK_THROWS_WITH(make_replay(ids, 5, 5, 10, {}), Contains("--replay: the context is [5, 5)"));
+}
+
+TEST_CASE("replayed rows are those of a text that goes on so, and leave the rest as it is",
+          "[capture][replay]") {
+  const Folder folder;
+  // Products of few rows and of many may round otherwise.
+  const auto same = [](std::span<const float> x, std::span<const float> y) {
+    return std::ranges::equal(x, y, [](float a, float b) { return std::abs(a - b) < 1e-5F; });
+  };
+  CaptureOptions o = base(folder / "plain.safetensors");
+  o.layers = {1, 3};
+  run(o);
+  CaptureOptions asked = o;
+  asked.out = folder / "asked.safetensors";
+  const std::int64_t at = GENERATE(18, 23);
+  asked.replay = make_replay(o.token_ids, 1, at, 12, {{40, 41}, {42}, {43}});
+  asked.replay->norms = [](int layer, std::span<const float> hidden, std::span<float> out) {
+    for (std::size_t r = 0; r < out.size(); ++r)
+      out[r] = static_cast<float>(layer) + std::abs(hidden[r * hidden.size() / out.size()]);
+  };
+  run(asked);
+  const Trace plain = Trace::open(o.out), trace = Trace::open(asked.out);
+  CHECK_NOTHROW(check_trace(trace));
+  CHECK(plain.token_ids() == trace.token_ids());
+  for (const char* name : {"layers.0.q", "layers.0.k", "layers.1.k", "layers.1.v", "nll"}) {
+    INFO(name);
+    CHECK(same(values_of(plain, name), values_of(trace, name)));
+  }
+  const std::vector<Probe> probes = probes_of(trace);
+  REQUIRE(probes.size() == 2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    // The context, and the request behind it, as one text.
+    CaptureOptions text = base(folder / "text.safetensors");
+    text.layers = o.layers;
+    text.generate = 0;
+    text.token_ids.resize(static_cast<std::size_t>(at));
+    const std::vector<std::int32_t>& request = asked.replay->passes[i].ids;
+    text.token_ids.insert(text.token_ids.end(), request.begin(), request.end());
+    text.prompt = std::ssize(text.token_ids);
+    run(text);
+    const Trace whole = Trace::open(text.out);
+    for (int l = 0; l < 2; ++l) {
+      for (const auto& [name, of_text] : {std::pair("probe.q", "q"), std::pair("probe.k", "k")}) {
+        INFO(name << ", pass " << i << ", layer " << l);
+        const std::vector<float> x = values_of(trace, layer_tensor(l, name));
+        const std::vector<float> y = values_of(whole, layer_tensor(l, of_text));
+        const std::size_t width = y.size() / static_cast<std::size_t>(text.prompt);
+        const std::size_t first = static_cast<std::size_t>(probes[i].first) * width;
+        const std::span<const float> expected = std::span(y).last(request.size() * width);
+        CHECK(same(std::span(x).subspan(first, expected.size()), expected));
+      }
+    }
+  }
+  const std::vector<float> norms = values_of(trace, "layers.1.probe.norm");
+  CHECK(norms.size() == static_cast<std::size_t>(asked.replay->rows()));
+  CHECK(std::ranges::all_of(norms, [](float x) { return x >= 3; }));
+}
+
+TEST_CASE("an interrupted replay, resumed, is the uninterrupted one", "[capture][replay]") {
+  const Folder folder;
+  CaptureOptions o = base(folder / "a.safetensors");
+  o.replay = make_replay(o.token_ids, 0, 20, 8, {{40}, {41}, {42}});
+  run(o);
+  CaptureOptions cut = o;
+  cut.out = folder / "b.safetensors";
+  cut.progress = [](std::string_view stage, double done) {
+    if (stage == "prefill" && done > 0.6) throw Stop();
+  };
+  CHECK_THROWS_AS(run(cut), Stop);
+  cut.progress = nullptr;
+  CHECK(run(cut).resumed_layers > 0);
+  CHECK(folder.files().at("a.safetensors") == folder.files().at("b.safetensors"));
+}
+
+TEST_CASE("a replay is refused where a trace cannot hold it", "[capture][replay]") {
+  const Folder folder;
+  CaptureOptions o = base(folder / "t.safetensors");
+  o.replay = make_replay(o.token_ids, 0, 20, 8, {});
+  o.scores = ScoreOptions{.top_k = 5, .rows = {}, .column_mass = true};
+  o.scores_out = folder / "s.safetensors";
+  CHECK_THROWS_WITH(check_capture(fake_model(), o), Contains("inside a prefill pass"));
+  o.chunk = 10;
+  CHECK_NOTHROW(check_capture(fake_model(), o));
+  o.qkv = false;
+  CHECK_THROWS_WITH(check_capture(fake_model(), o), Contains("does not hold replayed rows"));
 }
 
 TEST_CASE("the output projection is stored as given", "[capture]") {

@@ -29,6 +29,18 @@ void check_path(const char* option, const fs::path& path) {
     throw ConfigError(fmt::format("{}: there is no folder '{}'", option, folder.string()));
 }
 
+void check_replay(const CaptureOptions& o) {
+  if (!o.replay) return;
+  if (!o.qkv) throw ConfigError("--replay: a score trace does not hold replayed rows");
+  const std::vector<std::int64_t> ends = prompt_passes(o);
+  if (o.scores && o.scores->column_mass && !std::ranges::binary_search(ends, o.replay->at)) {
+    throw ConfigError(fmt::format(
+        "--replay: asks after {} tokens, inside a prefill pass, and --column-mass is of whole "
+        "passes; expected a --chunk that ends there, or two captures",
+        o.replay->at));
+  }
+}
+
 }  // namespace
 
 void check_capture(const ModelSpec& model, const CaptureOptions& o) {
@@ -69,6 +81,7 @@ void check_capture(const ModelSpec& model, const CaptureOptions& o) {
   }
   if (o.scores && (o.scores->top_k < 1 || o.scores->rows.every < 1 || o.scores->rows.last < 0))
     throw ConfigError("--keys and --rows: expected numbers >= 1");
+  check_replay(o);
   const Sampling& s = o.sampling;
   if (!(s.temperature >= 0) || !std::isfinite(s.temperature) || !(s.top_p > 0) || s.top_p > 1 ||
       s.top_k < 0) {
@@ -77,7 +90,8 @@ void check_capture(const ModelSpec& model, const CaptureOptions& o) {
 }
 
 RunnerOptions runner_options(const CaptureOptions& options, const WorkFolder& work) {
-  return {.tokens = most_tokens(options),
+  const std::int64_t asked = options.replay ? options.replay->at + options.replay->most_rows() : 0;
+  return {.tokens = std::max(most_tokens(options), asked),
           .keep_kv = options.generate > 0,
           .scratch = work.scratch(),
           .threads = options.threads,
@@ -98,7 +112,7 @@ CapturePlan plan_capture(const ModelSpec& model, const CaptureOptions& options) 
         std::max(rewritten, one ? parts.bytes()
                                 : parts.bytes() / static_cast<std::int64_t>(parts.layers.size()));
   }
-  const std::int64_t hidden = known_tokens(options) * model.hidden * 4;
+  const std::int64_t hidden = hidden_rows(options) * model.hidden * 4;
   const std::int64_t kv = options.generate > 0 ? known_tokens(options) * model.layers * 8 *
                                                      model.kv_heads * model.head_dim
                                                : 0;

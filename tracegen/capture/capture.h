@@ -21,6 +21,7 @@
 
 #include "sim/trace/safetensors.h"
 #include "sim/trace/trace.h"
+#include "tracegen/capture/replay.h"
 #include "tracegen/capture/trace_writer.h"
 #include "tracegen/capture/work_folder.h"
 #include "tracegen/forward/runner.h"
@@ -52,6 +53,8 @@ struct CaptureOptions {
   // Rows [first, first + rows) of a layer's output projection, fp32 [rows, query_heads * head_dim];
   // empty: not stored.
   std::function<void(int layer, std::int64_t first, std::int64_t rows, float* out)> wo;
+
+  std::optional<ContextReplay> replay;  // rows beside the sequence
 
   std::vector<std::int32_t> token_ids;  // prompt, and teacher-forced text after it
   std::int64_t prompt = 0;

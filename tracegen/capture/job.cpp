@@ -97,11 +97,18 @@ class Job {
   [[nodiscard]] int layers_done() const { return journal_["layers"].get<int>(); }
 
   void prefill() {
-    const std::int64_t count = known_tokens(options_) * model_.hidden;
+    const std::int64_t count = hidden_rows(options_) * model_.hidden;
     for (std::size_t i = 0; i < 2; ++i)
       hidden_[i].emplace(work_, hidden_name(static_cast<int>(i)), count);
     for (int l = 0; options_.generate > 0 && l < layers_done(); ++l) recorder_.restore(l, runner_);
-    if (layers_done() == 0) runner_.embed(ids_, hidden_[0]->values());
+    if (layers_done() == 0) {
+      const std::span<float> rows = hidden_[0]->values();
+      runner_.embed(ids_, rows_of(rows, 0, known_tokens(options_)));
+      if (options_.replay) {
+        runner_.embed(options_.replay->ids(),
+                      rows_of(rows, known_tokens(options_), options_.replay->rows()));
+      }
+    }
     for (int l = layers_done(); l < model_.layers; ++l) prefill_layer(l);
   }
 
@@ -114,6 +121,9 @@ class Job {
     std::vector<std::int64_t> ends = prompt_passes(options_);
     const auto prompt_pass_count = static_cast<std::int64_t>(ends.size());
     if (known_tokens(options_) > options_.prompt) ends.push_back(known_tokens(options_));
+    const std::int64_t replay_at = options_.replay ? options_.replay->at : -1;
+    if (options_.replay && !std::ranges::binary_search(ends, replay_at))
+      ends.insert(std::ranges::lower_bound(ends, replay_at), replay_at);
     std::int64_t first = 0;
     for (std::int64_t pass = 0; pass < static_cast<std::int64_t>(ends.size()); ++pass) {
       const std::int64_t rows = ends[static_cast<std::size_t>(pass)] - first;
@@ -124,12 +134,31 @@ class Job {
         report_prefill(layer + done);
       });
       first += rows;
+      if (first == replay_at) replay(layer, to.values());
     }
     journal_["layers"] = layer + 1;
     const double seconds = add_seconds("prefill_seconds", begin);
     if (seconds >= kWorthSyncing) to.sync();
     save(seconds);
     report_prefill(layer + 1);
+  }
+
+  // The passes of the replay, each after the same tokens: rows that come later write over its keys.
+  void replay(int layer, std::span<float> hidden) {
+    const ContextReplay& asked = *options_.replay;
+    const auto done = static_cast<double>(asked.at) / static_cast<double>(known_tokens(options_));
+    std::int64_t row = 0;
+    std::vector<float> norms;
+    for (const ReplayPass& pass : asked.passes) {
+      const std::int64_t rows = std::ssize(pass.ids);
+      const std::span<float> read = rows_of(hidden, known_tokens(options_) + row, rows);
+      norms.resize(asked.norms ? static_cast<std::size_t>(rows) : 0);
+      if (asked.norms) asked.norms(layer, read, norms);
+      recorder_.begin_replay(layer, row, norms);
+      runner_.layer(layer, asked.at, read, recorder_,
+                    [&](double) { report_prefill(layer + done); });
+      row += rows;
+    }
   }
 
   [[nodiscard]] std::span<float> rows_of(std::span<float> hidden, std::int64_t first,
@@ -158,7 +187,7 @@ class Job {
     const auto begin = Clock::now();
     const std::int64_t known = known_tokens(options_);
     nll_.assign(static_cast<std::size_t>(known), 0.0F);
-    runner_.head(hidden_[static_cast<std::size_t>(model_.layers % 2)]->values(),
+    runner_.head(rows_of(hidden_[static_cast<std::size_t>(model_.layers % 2)]->values(), 0, known),
                  [&](std::int64_t first, std::int64_t rows, const float* logits) {
                    const auto vocabulary = static_cast<std::size_t>(model_.vocabulary);
                    arena_.execute([&] {
@@ -211,6 +240,10 @@ class Job {
   void finish() {
     write_common("token_ids", std::as_bytes(std::span(ids_)));
     write_common("nll", std::as_bytes(std::span(nll_)));
+    if (options_.replay) {
+      const std::vector<std::int32_t> asked = options_.replay->ids();
+      write_common("probe_ids", std::as_bytes(std::span(asked)));
+    }
     journal_["text_bytes"] = -1;
     if (options_.piece) {
       std::string text;

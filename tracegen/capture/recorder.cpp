@@ -64,9 +64,20 @@ void Recorder::restore(int layer, Runner& runner) const {
   }
 }
 
+void Recorder::begin_replay(int layer, std::int64_t row, std::span<const float> norms) {
+  replayed_ = row;
+  const int at = stored(layer);
+  if (at >= 0 && !norms.empty())
+    work_.write(tensor_name(at, "probe.norm"), row * 4, std::as_bytes(norms));
+}
+
 Emit Recorder::emit(int layer) {
   Emit out;
   const bool kept = stored(layer) >= 0;
+  if (replayed_) {
+    out.qkv = kept;
+    return out;
+  }
   out.qkv = (kept && options_.qkv) || options_.generate > 0;
   if (!kept || !options_.scores) return out;
   out.top_k = static_cast<int>(stored_top_k(options_));
@@ -76,6 +87,13 @@ Emit Recorder::emit(int layer) {
 }
 
 void Recorder::on_qkv(const RowsQkv& rows) {
+  if (replayed_) {
+    const std::int64_t row = *replayed_ + rows.first - options_.replay->at;
+    const int at = stored(rows.layer);
+    put(at, "probe.q", rows.layer, row, rows.q, rows.rows, model_.q_width());
+    put(at, "probe.k", rows.layer, row, rows.k, rows.rows, model_.kv_width());
+    return;
+  }
   if (options_.generate > 0 && rows.first < known_tokens(options_)) {
     for (const auto& [values, which] : {std::pair(rows.k, 'k'), std::pair(rows.v, 'v')}) {
       work_.write(kv_name(rows.layer, which), rows.first * model_.kv_width() * 4,

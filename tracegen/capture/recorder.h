@@ -31,7 +31,13 @@ class Recorder final : public AttentionHook {
   // Everything that the layer gave is on the disk.
   void sync(int layer);
   // The rows that follow are those of prefill pass `pass`, or of none.
-  void begin(std::optional<std::int64_t> pass) { pass_ = pass; }
+  void begin(std::optional<std::int64_t> pass) {
+    pass_ = pass;
+    replayed_.reset();
+  }
+  // The rows that follow are replayed ones, the first of them that of the tensors' row `row`.
+  //   norms   of all rows of the pass; empty: not stored
+  void begin_replay(int layer, std::int64_t row, std::span<const float> norms);
 
   // Keys and values of the given tokens, as layer() left them.
   void restore(int layer, Runner& runner) const;
@@ -56,6 +62,7 @@ class Recorder final : public AttentionHook {
   std::vector<int> stored_;         // [model layers] index in the trace, -1: not stored
   std::vector<std::int64_t> rows_;  // that a score trace keeps
   std::optional<std::int64_t> pass_;
+  std::optional<std::int64_t> replayed_;  // place in the tensors of row `at` of the sequence
   std::vector<std::byte> bytes_;
 };
 

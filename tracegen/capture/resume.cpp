@@ -62,6 +62,11 @@ json identity_of(const ModelSpec& model, const CaptureOptions& o) {
     out["--keys"] = o.scores->top_k;
     out["--column-mass"] = o.scores->column_mass;
   }
+  if (o.replay) {
+    const std::vector<std::int32_t> asked = o.replay->ids();
+    out["--replay"] = {fmt::format("{} {:016x}", asked.size(), hash_of(asked)),
+                       static_cast<bool>(o.replay->norms)};
+  }
   out["--shards"] = static_cast<int>(o.shards);
   for (const auto& [key, value] : make_metadata(model, o, most_tokens(o), false)) out[key] = value;
   return out;
@@ -97,7 +102,7 @@ std::string Leftovers::missing_of_layers(const json& found) const {
   for (int l = 0; l < layers; ++l) {
     if (const std::string name = recorder_.missing(l); !name.empty()) return name;
   }
-  const std::int64_t hidden_bytes = known_tokens(options_) * model_.hidden * 4;
+  const std::int64_t hidden_bytes = hidden_rows(options_) * model_.hidden * 4;
   if (layers > 0 && work_.bytes(hidden_name(layers)) < hidden_bytes) return hidden_name(layers);
   return "";
 }

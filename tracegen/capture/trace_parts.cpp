@@ -24,6 +24,10 @@ std::int64_t known_tokens(const CaptureOptions& options) {
   return static_cast<std::int64_t>(options.token_ids.size());
 }
 
+std::int64_t hidden_rows(const CaptureOptions& options) {
+  return known_tokens(options) + (options.replay ? options.replay->rows() : 0);
+}
+
 std::int64_t most_tokens(const CaptureOptions& options) {
   return known_tokens(options) + options.generate;
 }
@@ -90,6 +94,16 @@ Metadata make_metadata(const ModelSpec& model, const CaptureOptions& options, st
   if (std::any_of(windows.begin(), windows.end(), [](std::int64_t w) { return w > 0; }))
     out["sliding_window"] = json(windows).dump();
   if (scores && options.scores->column_mass) out["passes"] = json(prompt_passes(options)).dump();
+  if (!scores && options.replay) {
+    json probes = json::array();
+    for (const ReplayPass& pass : options.replay->passes) {
+      probes.push_back({{"begin", pass.begin},
+                        {"end", pass.end},
+                        {"at", options.replay->at},
+                        {"rows", pass.ids.size()}});
+    }
+    out["probes"] = probes.dump();
+  }
   if (!options.special_ids.empty()) out["special_ids"] = json(options.special_ids).dump();
   if (!options.spans.empty()) {
     json spans = json::array();
@@ -117,6 +131,17 @@ std::vector<StoredTensor> qkv_tensors(const ModelSpec& model, const CaptureOptio
     out.push_back({{tensor_name(stored_layer, "wo"),
                     options.dtype,
                     {model.hidden, std::int64_t{model.query_heads} * model.head_dim}}});
+  }
+  if (options.replay) {
+    const std::int64_t rows = options.replay->rows();
+    const auto asked = [&](const char* name, std::int64_t count) {
+      return StoredTensor{
+          {tensor_name(stored_layer, name), options.dtype, {rows, count, model.head_dim}}};
+    };
+    out.push_back(asked("probe.q", model.query_heads));
+    out.push_back(asked("probe.k", model.kv_heads));
+    if (options.replay->norms)
+      out.push_back({{tensor_name(stored_layer, "probe.norm"), Dtype::f32, {rows}}});
   }
   return out;
 }
@@ -150,6 +175,8 @@ TraceParts make_parts(const ModelSpec& model, const CaptureOptions& options, std
     out.common.push_back({{"token_text", Dtype::u8, {text_bytes}}});
     out.common.push_back({{"token_text_offsets", Dtype::i64, {tokens + 1}}});
   }
+  if (!scores && options.replay)
+    out.common.push_back({{"probe_ids", Dtype::i32, {options.replay->rows()}}});
   const auto layers = static_cast<int>(stored_layers(model, options).size());
   for (int l = 0; l < layers; ++l) {
     out.layers.push_back(scores ? score_tensors(model, options, tokens, l)

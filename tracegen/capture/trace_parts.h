@@ -16,6 +16,7 @@
 namespace kvspan::tracegen {
 
 [[nodiscard]] std::int64_t known_tokens(const CaptureOptions& options);  // given, not generated
+[[nodiscard]] std::int64_t hidden_rows(const CaptureOptions& options);   // and replayed ones
 [[nodiscard]] std::int64_t most_tokens(const CaptureOptions& options);
 [[nodiscard]] std::vector<int> stored_layers(const ModelSpec& model, const CaptureOptions& options);
 // Ends of the prefill passes.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/trace/trace_tools.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <limits>
 
@@ -9,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "sim/trace/probes.h"
 #include "tests/support/temporary_folder.h"
 #include "tests/support/trace_cases.h"
 
@@ -174,6 +176,68 @@ TEST_CASE("a slice of a score trace drops later rows and columns", "[trace][slic
   CHECK(Trace::open(path).scores(0).column_mass == nullptr);
   CHECK_THROWS_WITH(slice_trace(make_trace(dense_spec()), 1, {}, path),
                     Contains("layer 0 has no scores below row 1"));
+}
+
+TEST_CASE("replayed rows are checked, described, and kept where their tokens are",
+          "[trace][slice]") {
+  TraceSpec spec =
+      random_spec({.layers = 2, .tokens = 9, .prompt_tokens = 8, .query_heads = 2, .head_dim = 2});
+  spec.name = "x";
+  Metadata metadata = make_metadata(spec);
+  TensorMap tensors = make_tensors(spec);
+  metadata["probes"] =
+      R"([{"begin":1,"end":4,"at":6,"rows":4},{"begin":4,"end":6,"at":6,"rows":1}])";
+  for (const int l : {0, 1}) {
+    const auto put = [&](const char* name, std::vector<std::int64_t> shape, std::size_t count) {
+      std::vector<double> values(count, l + 1);
+      values[0] = 0.5;
+      tensors[layer_tensor(l, name)] = {Dtype::f16, shape, encode(values, Dtype::f16)};
+    };
+    put("probe.q", {5, 2, 2}, 20);
+    put("probe.k", {5, 1, 2}, 10);
+    tensors[layer_tensor(l, "probe.norm")] = {Dtype::f32, {5}, encode({1, 2, 3, 4, 5}, Dtype::f32)};
+  }
+  const auto open = [&] {
+    return Trace::from_tensors(TensorSet::from_memory(metadata, tensors), "x");
+  };
+  const Trace trace = open();
+  const std::vector<Probe> probes = probes_of(trace);
+  REQUIRE(probes.size() == 2);
+  CHECK((probes[1].begin == 4 && probes[1].end == 6 && probes[1].at == 6 && probes[1].first == 4));
+  const std::vector<std::string> lines = check_trace(trace);
+  CHECK(std::ranges::count(lines, "replayed rows: 5 in 2 passes") == 1);
+  CHECK(std::ranges::count_if(lines, [](const std::string& line) {
+          return line.find("not part of the format") != std::string::npos;
+        }) == 0);
+  CHECK(describe_trace(trace)["probes"][0] ==
+        json({{"begin", 1}, {"end", 4}, {"at", 6}, {"rows", 4}}));
+
+  const TemporaryFolder dir;
+  const fs::path path = dir / "slice.safetensors";
+  CHECK(slice_trace(trace, 6, {1}, path).empty());
+  const Trace slice = Trace::open(path);
+  CHECK(probes_of(slice).size() == 2);
+  CHECK(widened(*probe_layer(slice, 0).q) == widened(*probe_layer(trace, 1).q));
+  CHECK(widened(*probe_layer(slice, 0).k) == widened(*probe_layer(trace, 1).k));
+  CHECK(widened(*probe_layer(slice, 0).norm) == std::vector<float>{1, 2, 3, 4, 5});
+  CHECK(slice_trace(trace, 5, {}, path) ==
+        std::vector<std::string>{
+            "replayed rows dropped: they were asked after 6 tokens, and only 5 are kept"});
+  CHECK(probes_of(Trace::open(path)).empty());
+  CHECK(probe_layer(Trace::open(path), 0).q == nullptr);
+
+  const auto refused = [&] { return error_of([&] { static_cast<void>(open()); }); };
+  tensors["layers.1.probe.q"].shape = {4, 2, 2};
+  tensors["layers.1.probe.q"].bytes.resize(32);
+  CHECK_THAT(refused(), Contains("layers.1.probe.q") && Contains("[5, 2, 2]"));
+  tensors.erase("layers.1.probe.q");
+  CHECK_THAT(refused(), Contains("layers.1.probe.q"));
+  metadata["probes"] = R"([{"begin":1,"end":4,"at":3,"rows":5}])";
+  CHECK_THAT(refused(), Contains("0 <= begin < end <= at <= 9"));
+  metadata["probes"] = R"([{"begin":1,"end":4,"at":6}])";
+  CHECK_THAT(refused(), Contains("expected a JSON list of"));
+  metadata.erase("probes");
+  CHECK_THAT(refused(), Contains("layers.0.probe.q") && Contains("metadata key 'probes'"));
 }
 
 TEST_CASE("a trace whose model caches something else than K and V says so", "[trace]") {
