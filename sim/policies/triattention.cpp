@@ -18,26 +18,10 @@
 #include "sim/base/error.h"
 #include "sim/policies/shared/calibration.h"
 #include "sim/policies/shared/helpers.h"
+#include "sim/policies/shared/when_over.h"
 #include "sim/policies/triattention_rule.h"
 
 namespace kvspan::policies {
-namespace {
-
-// The budget, once so many more than it are held.
-class WhenOver final : public Budget {
- public:
-  explicit WhenOver(TokenCount slack) : slack_(slack) {}
-  TokenCount capacity(const LayerShape& /*shape*/, int /*head*/,
-                      const Sizing& sizing) const override {
-    return sizing.rows >= sizing.tokens + slack_ ? sizing.tokens : kAll;
-  }
-
- private:
-  TokenCount slack_;
-};
-
-}  // namespace
-
 PolicyEntry triattention() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;

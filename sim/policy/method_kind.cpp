@@ -9,11 +9,10 @@ namespace {
 
 // In the order of MethodKind.
 constexpr std::array<std::string_view, 17> kTexts = {
-    "baseline",        "recency eviction", "eviction",         "post-fill eviction",
-    "head budget",     "layer budget",     "budget shape",     "admission",
-    "selection",       "offload",          "prefill sparsity", "quantisation",
-    "mixed precision", "channel pruning",  "low-rank state",   "external",
-    "wrapper"};
+    "baseline",         "recency eviction", "eviction",        "post-fill eviction", "head budget",
+    "layer budget",     "budget shape",     "admission",       "selection",          "offload",
+    "prefill sparsity", "quantisation",     "mixed precision", "channel pruning",    "folding",
+    "external",         "wrapper"};
 static_assert(kTexts.size() == static_cast<std::size_t>(MethodKind::wrapper) + 1);
 
 }  // namespace

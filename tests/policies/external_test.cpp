@@ -125,3 +125,29 @@ TEST_CASE("a method of the user goes by its own name", "[scores][deaths]") {
   CHECK_THROWS_WITH(label(table.scores(",name=\"a b\"")),
                     Contains("found 'a b', expected letters"));
 }
+
+// ---- trimkv -------------------------------------------------------------------------------------
+
+TEST_CASE("trimkv keeps what its retention has left, by age", "[policy][trimkv]") {
+  const test::TemporaryFolder folder;
+  const std::string file = (folder / "beta.safetensors").string();
+  const auto write = [&](const std::vector<double>& log_beta) {
+    test::write_tensors(
+        file, {}, {{"log_beta", {Dtype::f32, {1, 1, 8}, test::encode(log_beta, Dtype::f32)}}});
+  };
+  write({-.1, -1, -.5, -.1, -.3, -.1, 0, 0});
+  const Trace trace = weights({0, 5, 0, 0, 0, 0, 0, 0}, 4);
+  const auto trimkv = [&](const std::string& more) {
+    return deaths(trace, fmt::format("trimkv(file=\"{}\",budget=2,buffer={})", file, more));
+  };
+  // 4 are held after the prompt: ages 5, 4, 3, 2, so -.5, -4, -1.5, -.2. Again after row 5: -.7 of
+  // token 0, -.4 of token 3, -.9, -.2.
+  CHECK(trimkv("2") == std::vector<int>{6, 4, 4, 8, 6, 8, 8, 8});
+  // After row 4: of -.6, -.3 and -.6 the newer goes.
+  CHECK(trimkv("1") == std::vector<int>{6, 4, 4, 7, 5, 8, 8, 8});
+  CHECK(trimkv("2,recent=2") == std::vector<int>{4, 4, 6, 6, 8, 8, 8, 8});
+  // + ln ||k||: ln 5 of token 1, of the others ln 1e-12.
+  CHECK(trimkv("2,keys=true") == std::vector<int>{4, 8, 4, 6, 6, 8, 8, 8});
+  write({0, 0, 0, 0, 0, 0, 0, .5});
+  CHECK_THROWS_WITH(trimkv("2"), Contains("log_beta 0.5, expected a number up to 0"));
+}

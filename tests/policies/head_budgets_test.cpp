@@ -304,3 +304,37 @@ TEST_CASE("pyramid gives another policy the layer budgets of pyramidkv", "[polic
   CHECK(kept_sizes(trace, "pyramid(window=4)+snapkv(budget=12,window=4)") ==
         kept_sizes(trace, "pyramidkv(budget=12,window=4)"));
 }
+
+// ---- lukv ---------------------------------------------------------------------------------------
+
+TEST_CASE("lukv gives heads what a curve says of the budget's percent", "[policy][lukv]") {
+  const Folder folder;
+  const std::string file = (folder.path / "curve.safetensors").string();
+  const auto write = [&](const std::vector<double>& at_half) {  // shares of two heads that leave
+    std::vector<double> curve(99 * 2, 0.1);
+    std::copy(at_half.begin(), at_half.end(), curve.begin() + 49 * 2);
+    test::write_tensors(file, {},
+                        {{"curve", {Dtype::f32, {99, 1, 2}, test::encode(curve, Dtype::f32)}}});
+  };
+  const Trace trace =
+      head_weights({{{9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0}, {9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0}}}, 10);
+  const std::string half = "lukv(file=\"" + file + "\")+knorm(budget=5)";
+  const auto sizes = [&](const std::string& policy) { return kept_sizes(trace, policy); };
+  write({0.25, 0.75});
+  // 7.5 and 2.5 of 10: 10 in all, and of equal fractions the first head's is rounded up.
+  CHECK(sizes(half) == std::vector<std::size_t>{8, 2});
+  write({0.25, 0.72});
+  CHECK(sizes(half) == std::vector<std::size_t>{7, 3});  // 7.5, 2.8
+  write({0, 1});
+  CHECK(sizes(half) == std::vector<std::size_t>{10, 1});
+  // 6 of 10 stay: the curve's 40 %, where a tenth leaves each head.
+  CHECK(sizes("lukv(file=\"" + file + "\")+knorm(budget=6)") == std::vector<std::size_t>{9, 9});
+  // The smallest keys, between the first four and the newest.
+  write({0.4, 0.4});
+  CHECK(kept(trace, half) == Tokens{0, 1, 2, 3, 8, 9});
+  CHECK(test::off_closed_form(trace, half, {}) == "");
+  CHECK_THROWS_WITH(sizes("lukv(file=\"" + file + "\")"), Contains("it is a budget shape"));
+  test::write_tensors(file, {},
+                      {{"curve", {Dtype::f32, {1, 1, 2}, test::encode({0, 0}, Dtype::f32)}}});
+  CHECK_THROWS_WITH(sizes(half), Contains("curve is [1, 1, 2], expected a tensor 'curve' [99, 1"));
+}

@@ -2,9 +2,12 @@
 // Scores of methods of 2025 and 2026: worked examples, small enough to check by hand.
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include <catch2/catch.hpp>
+#include <fmt/format.h>
 
+#include "sim/base/random.h"
 #include "sim/run/run.h"
 #include "tests/support/cases.h"
 #include "tests/support/files.h"
@@ -182,4 +185,317 @@ TEST_CASE("lookahead lets the answer's rows vote for the prompt", "[policy][look
   CHECK(make_policy("lookahead", geometry_of(late, {})).bound);
   CHECK(run.metrics.timeline.overhead_bytes[4] == (2 + 2) * 4);  // the draft's cache
   CHECK(run.metrics.timeline.overhead_bytes[5] == 0);
+}
+
+// ---- finch --------------------------------------------------------------------------------------
+
+TEST_CASE("finch lets the question's rows vote, each times its index", "[policy][finch]") {
+  // Rows 4 and 5 are the question. Row 4 gives .94 to token 1. Row 5 asks for small keys, and gives
+  // .40 to token 2 and .15 to each of 0, 3, 4 and 5. Times 4 and 5: 3.8, 2.0, .8 for 0 and 3.
+  test::TraceSpec spec = test::weights_spec({0, 4, -1, 0, 0, 0, 0}, 6, {1, 1, 1, 1, 1, -1, 1});
+  spec.meta.spans = {{"question", 4, 6}};
+  const Trace trace = test::make_trace(spec);
+  CHECK(kept(trace, "finch(budget=3)") == Set{1, 4, 5});
+  CHECK(kept(trace, "finch(budget=4)") == Set{1, 2, 4, 5});
+  CHECK(make_policy("finch(budget=3)", geometry_of(trace, {})).spec ==
+        "finch(budget=3,window=2,normalise=true,positions=original)");
+  CHECK(kept(trace, "finch(budget=3,window=1)") == Set{0, 2, 5});
+  // Without its span the last 32 rows would be the question, all of the prompt.
+  spec.meta.spans.clear();
+  const Policy blind = make_policy("finch", geometry_of(test::make_trace(spec), {}));
+  CHECK_THAT(blind.notes.front(), Contains("no span 'question'"));
+  CHECK_THROWS_WITH(test::run_one(trace, "finch(positions=cache)", {}), Contains("rope"));
+}
+
+TEST_CASE("finch weighs rows by their keys by its definition", "[policy][finch]") {
+  test::TraceSpec spec = test::random_spec({.tokens = 30,
+                                            .prompt_tokens = 28,
+                                            .query_heads = 4,
+                                            .kv_heads = 2,
+                                            .head_dim = 4,
+                                            .seed = 17});
+  spec.meta.spans = {{"question", 22, 28}};
+  const auto p = test::attention(spec, 0);
+  for (const bool normalise : {false, true}) {
+    for (std::size_t h = 0; h < 2; ++h) {
+      std::vector<std::pair<double, int>> ranked;
+      for (int t = 0; t < 22; ++t) {
+        double sum = 0;
+        for (std::size_t q = 2 * h; q < 2 * h + 2; ++q) {
+          for (std::size_t row = 22; row < 28; ++row)
+            sum += p[q][row][static_cast<std::size_t>(t)] * (normalise ? double(row) : 1.0);
+        }
+        ranked.emplace_back(-sum, t);
+      }
+      std::sort(ranked.begin(), ranked.end());
+      Set expected{22, 23, 24, 25, 26, 27};
+      for (std::size_t i = 0; i < 5; ++i) expected.push_back(ranked[i].second);
+      std::sort(expected.begin(), expected.end());
+      const std::string policy =
+          fmt::format("finch(budget=11,normalise={})", normalise ? "true" : "false");
+      CHECK(kept(test::make_trace(spec), policy, 0, static_cast<int>(h)) == expected);
+    }
+  }
+}
+
+// ---- vase ---------------------------------------------------------------------------------------
+
+namespace {
+
+// Keys of zero unless given; values of two channels, 0 and the number: their range.
+Trace ranges(const std::vector<double>& numbers, int prompt, const std::vector<double>& keys = {}) {
+  Vectors values;
+  for (const double x : numbers) values.push_back({0, x});
+  return one_head(column(keys.empty() ? std::vector<double>(numbers.size(), 0.0) : keys), prompt,
+                  values, ones(numbers.size()));
+}
+
+}  // namespace
+
+TEST_CASE("vase keeps the largest values when its buffer divides what is held", "[policy][vase]") {
+  // 6 are held after row 5: of the four before the buffer the first stays, and token 2. 6 again
+  // after row 7: the first, and token 5 of 2, 4 and 5.
+  const Trace trace = ranges({0, 1, 5, 2, 3, 7, 1, 1, 1, 1}, 4);
+  CHECK(deaths(trace, "vase(budget=4,buffer=2,sinks=1,large=2)") ==
+        Rows{10, 6, 8, 6, 8, 10, 10, 10, 10, 10});
+  // Nothing leaves a prompt beyond the budget before decode: 8 are held after row 7.
+  const Trace longer = ranges({0, 1, 5, 2, 3, 7, 1, 1, 1, 1}, 7);
+  CHECK(deaths(longer, "vase(budget=4,buffer=4,sinks=1,large=2)") ==
+        Rows{8, 8, 8, 8, 10, 10, 10, 10, 10, 10});
+  CHECK(deaths(longer, "vase(budget=6,buffer=4,sinks=1,large=2)") ==
+        Rows{10, 8, 10, 8, 10, 10, 10, 10, 10, 10});
+  // Keys alone and values alone say 3 and 2; squares of both 1 9 16 25, whatever the projection.
+  const Trace both =
+      one_head(column({1, 3, 2, 1, 1, 1, 1, 1}), 4, column({1, 1, 2, 5, 1, 1, 1, 1}), ones(8));
+  for (const char* seed : {"1", "2", "3"}) {
+    CHECK(deaths(both, fmt::format("vase(budget=4,form=dkv,buffer=2,sinks=1,seed={})", seed))[2] ==
+          6);
+    CHECK(deaths(both, fmt::format("vase(budget=4,form=dkv,buffer=2,sinks=0,seed={})", seed)) ==
+          Rows{6, 6, 8, 8, 8, 8, 8, 8});
+  }
+  // Queries of the buffer's rows: two of one channel.
+  CHECK(test::run_one(trace, "vase(budget=4,buffer=2)", {}).metrics.peak_bytes.overhead == 2 * 2);
+  CHECK(test::run_one(trace, "vase(budget=4,buffer=2,form=dkv)", {}).metrics.peak_bytes.overhead ==
+        0);
+}
+
+TEST_CASE("vase draws what is left as often as it is looked at", "[policy][vase]") {
+  // One place for tokens 1, 2 and 3, whose weights are 1, 2 and 1.
+  const Trace trace = ranges({1, 1, 1, 1, 1, 1, 1, 1}, 4, {0, 0, std::log(2), 0, 0, 0, 0, 0});
+  std::vector<int> drawn(4, 0);
+  for (int seed = 0; seed < 400; ++seed) {
+    const std::string policy =
+        fmt::format("vase(budget=4,buffer=2,sinks=1,large=1,kernel=1,seed={})", seed);
+    const Rows died = deaths(trace, policy);
+    for (std::size_t t = 1; t < 4; ++t) drawn[t] += died[t] > 6 ? 1 : 0;
+  }
+  CHECK(drawn[1] + drawn[2] + drawn[3] == 400);
+  // Three standard deviations: 26, 30, 26.
+  CHECK(std::abs(drawn[1] - 100) < 26);
+  CHECK(std::abs(drawn[2] - 200) < 30);
+  CHECK(std::abs(drawn[3] - 100) < 26);
+}
+
+namespace {
+
+// Death rows of one head of a trace by VaSE's program, entries in their places.
+Rows vase_of(const test::TraceSpec& spec, int layer, int head, int budget, int buffer, int large,
+             int seed) {
+  const test::LayerSpec& x = spec.layers[static_cast<std::size_t>(layer)];
+  const int tokens = static_cast<int>(spec.meta.tokens);
+  const auto at = [](const std::vector<double>& from, int row, int heads, int h, int i) {
+    return from[static_cast<std::size_t>((row * heads + h) * 4 + i)];
+  };
+  Rows deaths(static_cast<std::size_t>(tokens), tokens);
+  std::vector<int> places;
+  for (int row = 0; row + 1 < tokens; ++row) {
+    places.push_back(row);
+    const int held = static_cast<int>(places.size()), end = row + 1;
+    if (end <= spec.meta.prompt_tokens || held <= budget || held % buffer != 0) continue;
+    const std::vector<int> newest(places.end() - buffer, places.end());
+    places.resize(places.size() - newest.size());
+    const int count = static_cast<int>(places.size());
+    std::vector<double> score(places.size(), 0.0);
+    for (int q = 2 * head; q < 2 * head + 2; ++q) {
+      std::vector<double> mean(places.size() + 2, 0.0);  // a zero at both ends
+      for (int r = end - buffer; r < end; ++r) {
+        std::vector<double> z;
+        double sum = 0;
+        for (const int t : places) {
+          double product = 0;
+          for (int i = 0; i < 4; ++i) product += at(x.q, r, 4, q, i) * at(x.k, t, 2, head, i);
+          sum += z.emplace_back(std::exp(product / 2));
+        }
+        for (std::size_t i = 0; i < z.size(); ++i) mean[i + 1] += z[i] / sum / buffer;
+      }
+      for (std::size_t i = 0; i < score.size(); ++i)
+        score[i] += (mean[i] + mean[i + 1] + mean[i + 2]) / 3 / 2;
+    }
+    std::vector<std::pair<double, int>> sizes, drawn;  // minus, so that the best come first
+    for (int i = 0; i < count; ++i) {
+      double least = 1e9, most = -1e9;
+      for (int c = 0; c < 4; ++c) {
+        least = std::min(least, at(x.v, places[static_cast<std::size_t>(i)], 2, head, c));
+        most = std::max(most, at(x.v, places[static_cast<std::size_t>(i)], 2, head, c));
+      }
+      sizes.emplace_back(i < 2 ? -1e9 + i : least - most, i);
+    }
+    std::sort(sizes.begin(), sizes.end());
+    std::vector<int> next;
+    for (int i = 0; i < large; ++i)
+      next.push_back(places[static_cast<std::size_t>(sizes[static_cast<std::size_t>(i)].second)]);
+    for (int i = 0; i < count; ++i) {
+      const int token = places[static_cast<std::size_t>(i)];
+      if (std::find(next.begin(), next.end(), token) != next.end()) continue;
+      const double u = uniform(static_cast<std::uint64_t>(seed), {layer, head, token, end});
+      drawn.emplace_back(std::log(u) / score[static_cast<std::size_t>(i)], token);
+    }
+    // An exponential over its weight is early where the weight is large.
+    std::sort(drawn.begin(), drawn.end(), std::greater<>());
+    for (const auto& [time, token] : drawn) {
+      if (static_cast<int>(next.size()) < budget - buffer) {
+        next.push_back(token);
+      } else {
+        deaths[static_cast<std::size_t>(token)] = end;
+      }
+    }
+    next.insert(next.end(), newest.begin(), newest.end());
+    places = next;
+  }
+  return deaths;
+}
+
+}  // namespace
+
+TEST_CASE("vase draws, lays its cache anew and draws again by its definition", "[policy][vase]") {
+  for (int seed = 1; seed < 9; ++seed) {
+    const test::TraceSpec spec = test::random_spec({.layers = 2,
+                                                    .tokens = 48,
+                                                    .prompt_tokens = 9 + 2 * seed,
+                                                    .query_heads = 4,
+                                                    .kv_heads = 2,
+                                                    .head_dim = 4,
+                                                    .seed = static_cast<std::uint64_t>(seed)});
+    const int budget = 13 + seed % 4, buffer = 3 + seed % 3, large = 4;
+    const std::string policy = fmt::format(
+        "vase(budget={},buffer={},large={},sinks=2,kernel=3,seed={})", budget, buffer, large, seed);
+    INFO(policy);
+    const Trace trace = test::make_trace(spec);
+    for (int l = 0; l < 2; ++l) {
+      for (int h = 0; h < 2; ++h)
+        CHECK(deaths(trace, policy, {}, l, h) == vase_of(spec, l, h, budget, buffer, large, seed));
+    }
+  }
+}
+
+// ---- caote --------------------------------------------------------------------------------------
+
+TEST_CASE("caote keeps what the output would miss, not what is looked at", "[policy][caote]") {
+  // Shares 1/4, 1/2, 1/4 of three candidates; the last row of the prompt is the window.
+  const std::vector<double> keys = {0, std::log(2), 0, 0, 0};
+  const auto with = [&](const Vectors& values) { return logits(keys, 4, values); };
+  // o = 0: token 1 adds nothing, and 1/3 x 4 each for the others.
+  const Trace middle = with(column({4, 0, -4, 0, 0}));
+  CHECK(kept(middle, "snapkv(budget=2,window=1,kernel=1)") == Set{1, 3});
+  CHECK(kept(middle, "caote(snapkv(budget=2,window=1,kernel=1))") == Set{0, 3});
+  CHECK(kept(middle, "caote(snapkv(budget=3,window=1,kernel=1))") == Set{0, 2, 3});
+  // o = 2.5: .83, 1 x 1.5, 1/3 x 5.5 = 1.83; with the mean, 3: 1, 2, 1.67.
+  const Trace skewed = with(column({0, 1, 8, 0, 0}));
+  CHECK(kept(skewed, "caote(snapkv(budget=2,window=1,kernel=1))") == Set{2, 3});
+  CHECK(kept(skewed, "caote(snapkv(budget=2,window=1,kernel=1),fast=true)") == Set{1, 3});
+  CHECK_THAT(refusal(middle, "caote(tova(budget=2))"), Contains("one set for all heads"));
+  CHECK_THAT(refusal(middle, "caote(knorm(budget=2))"), Contains("negative numbers"));
+  CHECK_THAT(refusal(middle, "caote(streaming_llm(budget=2))"), Contains("by importance"));
+}
+
+TEST_CASE("caote's score is what the output moves by when an entry is dropped", "[policy][caote]") {
+  const test::TraceSpec spec = test::random_spec({.tokens = 22,
+                                                  .prompt_tokens = 20,
+                                                  .query_heads = 2,
+                                                  .kv_heads = 2,
+                                                  .head_dim = 4,
+                                                  .seed = 5});
+  const auto p = test::attention(spec, 0);
+  for (std::size_t h = 0; h < 2; ++h) {
+    const auto output = [&](int dropped) {
+      std::vector<double> out(4, 0.0);
+      double sum = 0;
+      for (int t = 0; t < 19; ++t) {  // before the window
+        if (t == dropped) continue;
+        const double weight = p[h][19][static_cast<std::size_t>(t)];
+        sum += weight;
+        for (std::size_t i = 0; i < 4; ++i)
+          out[i] += weight * spec.layers[0].v[(static_cast<std::size_t>(t) * 2 + h) * 4 + i];
+      }
+      for (double& x : out) x /= sum;
+      return out;
+    };
+    const std::vector<double> whole = output(-1);
+    std::vector<std::pair<double, int>> ranked;
+    for (int t = 0; t < 19; ++t) {
+      const std::vector<double> without = output(t);
+      double square = 0;
+      for (std::size_t i = 0; i < 4; ++i)
+        square += (whole[i] - without[i]) * (whole[i] - without[i]);
+      ranked.emplace_back(-square, t);
+    }
+    std::sort(ranked.begin(), ranked.end());
+    Set expected{19};
+    for (std::size_t i = 0; i < 6; ++i) expected.push_back(ranked[i].second);
+    std::sort(expected.begin(), expected.end());
+    CHECK(kept(test::make_trace(spec), "caote(snapkv(budget=7,window=1,kernel=1))", 0,
+               static_cast<int>(h)) == expected);
+  }
+}
+
+// ---- merge --------------------------------------------------------------------------------------
+
+namespace {
+
+double error_of(const Trace& trace, const std::string& policy) {
+  return test::run_one(trace, policy, {}).fidelity->decode->error_mean;
+}
+
+}  // namespace
+
+TEST_CASE("merge folds a victim's value into the survivor with the nearest key",
+          "[policy][merge]") {
+  // knorm keeps the key of length 1. Rows without queries average values: the row after the prompt
+  // reads what is left, and its own value, 0.
+  const auto error = [](const Vectors& keys, const std::vector<double>& values,
+                        const std::string& policy) {
+    return error_of(test::one_head(keys, static_cast<int>(keys.size()) - 1, test::column(values)),
+                    policy);
+  };
+  const Vectors one = {{1, 0}, {2, 0}, {0, 1}};
+  // 1 and 3: 3 / 4 of 3, so (1 + 2.25) / 1.75 = 1.857. Means .929 and 1.333; .5 without.
+  CHECK(error(one, {1, 3, 0}, "knorm(budget=1)") == Approx(0.625));
+  CHECK(error(one, {1, 3, 0}, "knorm(budget=1)+merge") == Approx(1 - 13.0 / 14 / (4.0 / 3)));
+  // Another one of 6: 6 / 7 of it, so (1 + 9/4 + 36/7) / (1 + 3/4 + 6/7) = 235/28 / (73/28).
+  const Vectors two = {{1, 0}, {2, 0}, {3, 0}, {0, 1}};
+  CHECK(error(two, {1, 3, 6, 0}, "knorm(budget=1)+merge") == Approx(1 - 235.0 / 73 / 2 / 2.5));
+  // A key across, or one below the threshold, is lost.
+  const Vectors across = {{1, 0}, {0, 2}, {0, 1}};
+  CHECK(error(across, {1, 3, 0}, "knorm(budget=1)+merge") == Approx(0.625));
+  const Vectors aslant = {{1, 0}, {3, 4}, {0, 1}};  // cosine .6: .45 of 3, so 2.35 / 1.45
+  CHECK(error(aslant, {1, 3, 0}, "knorm(budget=1)+merge") ==
+        Approx(1 - 2.35 / 1.45 / 2 / (4.0 / 3)));
+  CHECK(error(aslant, {1, 3, 0}, "knorm(budget=1)+merge(threshold=0.7)") == Approx(0.625));
+}
+
+TEST_CASE("merge goes on with what a survivor holds, and changes no lifetime", "[policy][merge]") {
+  // decoding(knorm) to 2 in every row: token 1 goes into 0 after row 2, then token 2 into 0.
+  // 1 and 3: 13/7. Then 13/7 and 2: w = 14/27, (13/7 + 28/27) / (41/27). Row 4 reads this, token 3,
+  // and its own: 0 and 0.
+  const Trace trace =
+      test::one_head({{1, 0}, {4, 0}, {3, 0}, {0, 2}, {0, 1.5}}, 2, test::column({1, 3, 2, 0, 0}));
+  const std::string cut = "decoding(knorm(budget=5),every=1,target=2)";
+  CHECK(deaths(trace, cut) == Rows{5, 3, 4, 5, 5});
+  CHECK(deaths(trace, cut + "+merge") == Rows{5, 3, 4, 5, 5});
+  // Rows 2, 3 and 4 read 3 of 3, 3 of 4, and 3 of 5 entries.
+  const double once = 13.0 / 7, twice = (13.0 / 7 + 28.0 / 27) / (41.0 / 27);
+  const double third = std::abs((once + 2) / 3 - 6.0 / 4) / (6.0 / 4);
+  const double fourth = std::abs(twice / 3 - 6.0 / 5) / (6.0 / 5);
+  CHECK(error_of(trace, cut + "+merge") == Approx((third + fourth) / 3));
+  CHECK_THROWS_WITH(test::run_one(trace, "merge", {}), Contains("it folds what another policy"));
 }

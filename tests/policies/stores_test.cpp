@@ -637,8 +637,9 @@ TEST_CASE("bytes of every store come out of a score trace, too", "[policy]") {
   }
   spec.layers.push_back(layer);
   const Trace trace = test::make_trace(spec);
-  for (const char* name : {"kivi(group=2,residual=4)", "kvquant", "qpruningkv(budget=2)", "mikv",
-                           "think(recent=2)", "less(budget=5)"}) {
+  for (const char* name :
+       {"kivi(group=2,residual=4)", "kvquant", "qpruningkv(budget=2)", "mikv", "think(recent=2)",
+        "less(budget=5)", "snapkv(budget=5,window=2)+merge"}) {
     INFO(name);
     const Geometry g = geometry_of(trace, {});
     CHECK(test::run_one(trace, name, {}).metrics.peak_bytes ==

@@ -54,6 +54,33 @@ TEST_CASE("text becomes a trace that the reader checks and the simulator replays
   CHECK(program("run " + out + " --policy snapkv --policy h2o --budget 25%").code == 0);
 }
 
+TEST_CASE("kvzip ranks by rows in which the model was asked again", "[cli]") {
+  const Folder folder;
+  const std::string out = folder / "t.safetensors", plain = folder / "plain.safetensors";
+  const std::string text_of =
+      fmt::format("--text {} --bos 1 --prompt 96 --generate 3 --span question=90:96 --out ",
+                  text("sherlock-excerpt.txt"));
+  const Outcome made = program(capture(text_of + out + " --replay --replay-chunk 40 --wo"));
+  INFO(made.text);
+  REQUIRE(made.code == 0);
+  CHECK_THAT(made.text, Contains("rows ask for tokens [1, 90) in 3 passes"));
+  CHECK_THAT(program("trace info " + out).text,
+             Contains("after 90 tokens, which ask for [41, 81)"));
+  CHECK_THAT(program("trace check " + out).text, Contains("in 3 passes"));
+  const auto run = [&](const std::string& trace, const std::string& policy) {
+    return program(
+        fmt::format("run {} --policy \"{}\" --evict-at question --no-chart", trace, policy));
+  };
+  const Outcome kept = run(out, "kvzip(budget=30%)");
+  INFO(kept.text);
+  CHECK(kept.code == 0);
+  CHECK(run(out, "kvzip(budget=30%,plus=true)").code == 0);
+  CHECK(program(capture(text_of + plain)).code == 0);
+  const Outcome without = run(plain, "kvzip");
+  CHECK(without.code == 3);
+  CHECK_THAT(without.text, Contains("capture --replay records them"));
+}
+
 TEST_CASE("the first token follows the tokenizer's settings, and the program says so", "[cli]") {
   const Folder folder;
   const std::string out = folder / "t.safetensors";

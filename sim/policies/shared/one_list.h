@@ -23,6 +23,12 @@ struct Contender {
 [[nodiscard]] std::vector<TokenCount> among_best(std::span<const Contender> heads,
                                                  TokenCount places);
 
+// One ranking over all heads of a layer, or of all layers, at the evict point (see global): fills
+// the shape of a recipe, and says and charges what goes with it.
+//   alpha   share of the budget that every head is sure of
+enum class Over : std::uint8_t { layer, model };
+void share_out_by_one_ranking(Recipe& recipe, const Geometry& geometry, double alpha, Over over);
+
 // What a budget of all layers has to remember while the prompt's last layer is still to come: a
 // score of every entry, `entries` a head, in the model's type.
 void charge_shown_scores(Recipe& recipe, const Geometry& geometry, RowIndex entries);

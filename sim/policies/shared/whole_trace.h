@@ -6,4 +6,5 @@
 
 #include "sim/attention/full_rows.h"     // IWYU pragma: export
 #include "sim/attention/layer_scores.h"  // IWYU pragma: export
+#include "sim/trace/probes.h"            // IWYU pragma: export
 #include "sim/trace/trace.h"             // IWYU pragma: export

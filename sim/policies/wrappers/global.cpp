@@ -9,56 +9,10 @@
 // of KVCompose's unstructured form; the safeguard is AdaKVPress'. Scores of layers are compared as
 // they are: a policy should rank by numbers that mean the same in each of them. Heads of uneven
 // length are stored one after the other, with 4 bytes of length a head.
-#include <algorithm>
-
 #include "sim/policies/shared/one_list.h"
 #include "sim/policies/shared/wrapping.h"
 
 namespace kvspan::policies {
-namespace {
-
-class OneRanking final : public ModelBudget {
- public:
-  OneRanking(double alpha, bool even) : alpha_(alpha), even_(even) {}
-
-  // One head may take what all have; evenly where no trace says more.
-  TokenCount capacity(const LayerShape& shape, int /*head*/, const Sizing& sizing) const override {
-    if (sizing.tokens == kAll || even_) return sizing.tokens;
-    return sizing.tokens * shape.heads * shape.layers;
-  }
-
-  Shares share_out(std::span<const LayerShow> layers, const Sizing& sizing) const override {
-    const TokenCount budget = sizing.tokens;
-    std::vector<Contender> heads;
-    TokenCount places = 0;
-    for (const LayerShow& layer : layers) {
-      for (std::size_t h = 0; h < layer.scores.size(); ++h) {
-        const TokenCount left = std::max<TokenCount>(0, budget - layer.protected_[h]);
-        const auto sure = static_cast<TokenCount>(static_cast<double>(budget) * alpha_);
-        places += left;
-        heads.push_back(
-            {layer.tokens[h], layer.scores[h],
-             std::clamp<TokenCount>(sure - layer.protected_[h], 0, std::ssize(layer.scores[h]))});
-      }
-    }
-    const std::vector<TokenCount> count = among_best(heads, places);
-    Shares out;
-    for (std::size_t next = 0; const LayerShow& layer : layers) {
-      std::vector<TokenCount>& keep = out.emplace_back();
-      for (const TokenCount safe : layer.protected_) {
-        keep.push_back(safe >= budget ? budget : safe + count[next]);  // else the newest of these
-        ++next;
-      }
-    }
-    return out;
-  }
-
- private:
-  double alpha_;
-  bool even_;
-};
-
-}  // namespace
 
 PolicyEntry global() {
   PolicyEntry entry;
@@ -86,18 +40,8 @@ PolicyEntry global() {
              fmt::format("{} shares out a budget itself",
                          inner.shape.is_own() ? inner.shape.owner : inner.layers.owner));
     }
-    inner.shape = own_of<std::shared_ptr<const Budget>>(
-        arguments,
-        std::make_shared<OneRanking>(arguments.real("alpha"), geometry.trace == nullptr));
-    if (geometry.trace == nullptr) {
-      inner.notes.emplace_back(
-          "the prompt decides how layers and heads share the budget; evenly here, which gives its "
-          "sum");
-    }
-    const int heads = geometry.shape(0, inner.scorer.value.per_query_head).heads;
-    inner.charge.once += 4LL * geometry.layers() * heads;
-    // Who keeps a number an entry has its scores already.
-    if (inner.charge.entry == 0) charge_shown_scores(inner, geometry, geometry.evict_point);
+    share_out_by_one_ranking(inner, geometry, arguments.real("alpha"), Over::model);
+    inner.shape.owner = arguments.policy();
     inner.terms = wrapped_terms(inner, arguments);
     return inner;
   };

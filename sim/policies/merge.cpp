@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// merge: what another policy evicts is folded into what stays, by similarity of keys. Every victim
+// goes to the survivor of its head whose key has the largest cosine c with its own (the older of
+// equals), if c >= `threshold`:
+//   w = max(c, 0) x ||v|| / (||v|| + ||v of the survivor||)
+//   v of the survivor = (v + sum of w v of its victims) / (1 + sum of w)
+// Keys stay as they are; so do bytes and lifetimes, and only outputs change. Norms are those before
+// the fold; a survivor goes on with what it holds.
+// Source: NVIDIA/kvpress MergingPress (merge_fraction 1), after D2O (Wan et al., arXiv 2406.13035)
+// and Token Merging; once after the prompt there, after every decision of the policy here. D2O
+// itself, with its moving threshold and its layer budgets, and KeepKV are other rules.
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "sim/policies/shared/helpers.h"
+
+namespace kvspan::policies {
+namespace {
+
+constexpr double kFloor = 1e-6;  // of a norm, and of a sum of norms
+
+double norm_of(std::span<const float> x) { return std::sqrt(squared_norm(x)); }
+
+class FoldingIntoNearest final : public Store {
+ public:
+  FoldingIntoNearest(double threshold, int heads) : threshold_(threshold), held_(index(heads)) {}
+  void age(const View& view, Decision& out) override {
+    if (!view.measures_output()) return;
+    for (int h = 0; h < view.shape().heads; ++h) {
+      std::vector<TokenIndex> victims;
+      for (const Eviction& e : out.evictions) {
+        if (e.head == h) victims.push_back(e.token);
+      }
+      if (victims.empty()) continue;
+      const std::vector<TokenIndex> stay = survivors(view, h, out);
+      if (!stay.empty()) fold(view, h, victims, stay, out);
+      for (const TokenIndex t : victims) held_[index(h)].erase(t);
+    }
+  }
+
+ private:
+  struct Nearest {
+    std::size_t place = 0;
+    double cosine = -2;
+  };
+  struct Folded {
+    double weight = 0;
+    std::vector<double> values;
+  };
+
+  [[nodiscard]] std::vector<float> value(const View& view, int head, TokenIndex token) const {
+    const auto& held = held_[index(head)];
+    const auto found = held.find(token);
+    return found != held.end() ? found->second : view.value(view.shape().kv_head(head), token);
+  }
+
+  static Nearest nearest(std::span<const float> key, std::span<const float> keys) {
+    Nearest out;
+    const std::size_t dim = key.size();
+    const double own = std::max(norm_of(key), kFloor);
+    for (std::size_t i = 0; i * dim < keys.size(); ++i) {
+      const std::span<const float> other = keys.subspan(i * dim, dim);
+      const double cosine = dot(key, other) / own / std::max(norm_of(other), kFloor);
+      if (cosine > out.cosine) out = {i, cosine};
+    }
+    return out;
+  }
+
+  void fold(const View& view, int head, const std::vector<TokenIndex>& victims,
+            const std::vector<TokenIndex>& stay, Decision& out) {
+    const int kv_head = view.shape().kv_head(head);
+    const std::vector<float> keys = vectors_of(view, Vectors::keys, kv_head, stay);
+    std::map<std::size_t, Folded> folds;  // by place among those that stay
+    for (const TokenIndex t : victims) {
+      const Nearest near = nearest(view.key(kv_head, t), keys);
+      if (near.cosine < threshold_ || near.cosine <= 0) continue;
+      const std::vector<float> v = value(view, head, t);
+      const double size = norm_of(v);
+      const double w =
+          near.cosine * size / (size + norm_of(value(view, head, stay[near.place])) + kFloor);
+      Folded& into = folds[near.place];
+      into.values.resize(v.size(), 0.0);
+      into.weight += w;
+      for (std::size_t d = 0; d < v.size(); ++d) into.values[d] += w * static_cast<double>(v[d]);
+    }
+    for (const auto& [place, into] : folds) {
+      if (into.weight <= 0) continue;
+      std::vector<float> v = value(view, head, stay[place]);
+      for (std::size_t d = 0; d < v.size(); ++d)
+        v[d] = static_cast<float>((static_cast<double>(v[d]) + into.values[d]) / (1 + into.weight));
+      held_[index(head)][stay[place]] = v;
+      out.rewrites.push_back({kv_head, stay[place], {}, std::move(v)});
+    }
+  }
+
+  double threshold_;
+  std::vector<std::map<TokenIndex, std::vector<float>>> held_;  // [heads] values that were changed
+};
+
+}  // namespace
+
+PolicyEntry merge() {
+  PolicyEntry entry;
+  entry.name = "merge";
+  entry.kind = MethodKind::low_rank_state;
+  entry.summary = "folds what another policy evicts into the survivors with the nearest keys";
+  entry.source = "NVIDIA/kvpress MergingPress, after Wan et al. 2024, arXiv 2406.13035 (D2O)";
+  entry.evidence = "code read (kvpress)";
+  entry.differs =
+      "kvpress folds once, after the prompt; D2O's own threshold moves, and its layers share a "
+      "budget";
+  entry.needs = "q, k and v for the error of the output";
+  entry.alone = "it folds what another policy evicts; combine it, as in snapkv(budget=20%)+merge";
+  entry.parameters = {{.name = "threshold",
+                       .kind = Parameter::Kind::real,
+                       .fallback = "0",
+                       .help = "least cosine of a fold",
+                       .range = {0, 1}}};
+  entry.make = [](Arguments& arguments, const Geometry&) {
+    Storing store;
+    store.make = [threshold = arguments.real("threshold")](const LayerShape& shape) {
+      return std::make_unique<FoldingIntoNearest>(threshold, shape.heads);
+    };
+    store.alters_vectors = true;
+    Recipe recipe;
+    recipe.store = own(std::move(store));
+    return recipe;
+  };
+  return entry;
+}
+
+}  // namespace kvspan::policies
