@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores of methods of 2025 and 2026: worked examples, small enough to check by hand.
+// Methods of 2025 and 2026: worked examples, small enough to check by hand.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -8,6 +8,8 @@
 #include <fmt/format.h>
 
 #include "sim/base/random.h"
+#include "sim/policies/turboquant_rule.h"
+#include "sim/predict/analytic.h"
 #include "sim/run/run.h"
 #include "tests/support/cases.h"
 #include "tests/support/files.h"
@@ -498,4 +500,89 @@ TEST_CASE("merge goes on with what a survivor holds, and changes no lifetime", "
   const double fourth = std::abs(twice / 3 - 6.0 / 5) / (6.0 / 5);
   CHECK(error_of(trace, cut + "+merge") == Approx((third + fourth) / 3));
   CHECK_THROWS_WITH(test::run_one(trace, "merge", {}), Contains("it folds what another policy"));
+}
+
+// ---- turboquant ---------------------------------------------------------------------------------
+
+TEST_CASE("levels for normal numbers are Lloyd's and Max's", "[policy][turboquant]") {
+  // Max 1960, table 1.
+  const std::vector<std::vector<double>> upper = {
+      {0.7980},
+      {0.4528, 1.510},
+      {0.2451, 0.7560, 1.344, 2.152},
+      {0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733}};
+  for (std::size_t bits = 1; bits <= upper.size(); ++bits) {
+    const std::vector<double> levels = policies::normal_levels(static_cast<int>(bits));
+    const std::size_t half = upper[bits - 1].size();
+    REQUIRE(levels.size() == 2 * half);
+    for (std::size_t i = 0; i < half; ++i) {
+      CHECK(levels[half + i] == Approx(upper[bits - 1][i]).epsilon(5e-4));
+      CHECK(levels[half - 1 - i] == Approx(-upper[bits - 1][i]).epsilon(5e-4));
+    }
+  }
+}
+
+TEST_CASE("turboquant turns keys, rounds, and keeps their length", "[policy][turboquant]") {
+  const std::vector<double> levels = policies::normal_levels(3);
+  // Along an axis: four equal coordinates stay equal, and the length is kept.
+  std::vector<float> key = {2, 0, 0, 0};
+  policies::through_levels(key, levels);
+  CHECK(double{key[0]} == Approx(2));
+  CHECK(double{key[1]} == Approx(0).margin(1e-6));
+  // (3, 1, 0, 0) turned is (4, 2, 4, 2) / 2; over its length, in deviations of 1/2: 1.265 and .632,
+  // so 1.344 and .756. Turned back (4.2, 1.176, 0, 0) / 2, of length 2.181, to the length 3.1621.
+  key = {3, 1, 0, 0};
+  policies::through_levels(key, levels);
+  const double scale = 3.1621 / std::hypot(4.2, 1.176);
+  CHECK(double{key[0]} == Approx(4.2 * scale).epsilon(1e-3));
+  CHECK(double{key[1]} == Approx(1.176 * scale).epsilon(2e-3));
+  CHECK(double{key[2]} == Approx(0).margin(1e-5));
+  std::vector<float> nothing(4, 0.0F);
+  policies::through_levels(nothing, levels);
+  CHECK(nothing == std::vector<float>(4, 0.0F));
+  // Values: steps of 1, half a step goes up.
+  std::vector<float> value = {0, 1.5F, 2.4F, 15};
+  policies::through_steps(value, 4);
+  CHECK(value == std::vector<float>{0, 2, 2, 15});
+  // E4M3: three bits after the leading one; below 2^-6 steps of 2^-9.
+  CHECK(policies::round_e4m3(1.0625F) == 1.0F);
+  CHECK(policies::round_e4m3(1.07F) == 1.125F);
+  CHECK(policies::round_e4m3(-460) == -448);
+  CHECK(policies::round_e4m3(0.003F) == 0.00390625F);
+}
+
+TEST_CASE("turboquant holds what vLLM's slots hold, from the end of an entry's pass on",
+          "[policy][turboquant]") {
+  // Llama-3.1-8B, 2 x 128 channels of 2 bytes: 512; 32 layers of 8 heads.
+  const Geometry llama = test::llama_8b(100, 0);
+  const auto bytes = [&](const std::string& preset) {
+    const Policy policy = make_policy("turboquant(preset=" + preset + ")", llama);
+    const std::vector<Representation>& held = policy.representations;
+    CHECK(held[0].device_bytes == 512);
+    CHECK(policy.payload(100, {}) == 100 * held[1].device_bytes);
+    return held[1].device_bytes;
+  };
+  CHECK(bytes("k8v4") == 128 + 64 + 4);        // 2.6 x
+  CHECK(bytes("4bit_nc") == 64 + 2 + 64 + 4);  // 3.8 x
+  CHECK(bytes("k3v4_nc") == 48 + 2 + 64 + 4);
+  CHECK(bytes("3bit_nc") == 48 + 2 + 48 + 4);  // 5 x
+  const Trace trace = test::make_trace(
+      test::random_spec({.tokens = 60, .prompt_tokens = 50, .head_dim = 16, .seed = 3}));
+  const auto run = [&](const std::string& policy) { return test::run_one(trace, policy, {}); };
+  // 32 bytes of K, 32 of V while the prompt attends; 8 + 2 and 8 + 4 then, and in full one a row.
+  const std::vector<std::int64_t> kv = run("turboquant").metrics.timeline.resident_bytes;
+  CHECK(kv[49] == 50 * 64);
+  CHECK(kv[50] == 50 * 22 + 64);
+  CHECK(kv[59] == 59 * 22 + 64);
+  double last = 0;
+  for (const char* preset : {"k8v4", "4bit_nc", "k3v4_nc", "3bit_nc"}) {
+    const double error = error_of(trace, std::string("turboquant(preset=") + preset + ")");
+    CHECK(error > last);
+    last = error;
+  }
+  CHECK(deaths(trace, "turboquant+snapkv(budget=20)") == deaths(trace, "snapkv(budget=20)"));
+  const Trace odd = test::make_trace(
+      test::random_spec({.tokens = 9, .prompt_tokens = 5, .head_dim = 6, .seed = 3}));
+  CHECK_THAT(refusal(odd, "turboquant"), Contains("expected a power of two"));
+  CHECK(refusal(odd, "turboquant(preset=k8v4)") == "");
 }
