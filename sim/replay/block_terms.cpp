@@ -13,10 +13,11 @@ namespace kvspan {
 using kernels::padded;
 
 BlockTerms::BlockTerms(const Geometry& geometry, const FidelityPlan& fidelity, RowIndex block_rows,
-                       bool values)
+                       bool values, int layer)
     : geometry_(geometry),
       fidelity_(fidelity),
       values_(values),
+      layer_(layer),
       stride_(static_cast<std::size_t>(row_stride(geometry.tokens))) {
   block_.capacity = block_rows;
   block_.tokens = geometry.tokens;
@@ -59,7 +60,7 @@ void BlockTerms::compute_head(int kv_head) {
     const int q = kv_head * group + static_cast<int>(i / rows);
     block_.info[block_.at(q, block_.rows[i % rows])] = info[i];
   }
-  if (values_) compute_outputs(kv_head, info);
+  if (values_ && fidelity_.measures_head(layer_, kv_head)) compute_outputs(kv_head, info);
 }
 
 // The full cache's outputs of the rows that are measured. info [group][rows]

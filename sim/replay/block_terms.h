@@ -13,9 +13,10 @@ namespace kvspan {
 
 class BlockTerms {
  public:
-  // Of at most `block_rows` rows that are needed; `values`: outputs of those that are measured.
+  // Of at most `block_rows` rows that are needed; `values`: outputs of those that are measured, in
+  // the heads of `layer` that are.
   BlockTerms(const Geometry& geometry, const FidelityPlan& fidelity, RowIndex block_rows,
-             bool values);
+             bool values, int layer = 0);
   // Rows [begin, end) become the block; `needed` [tokens] says which are computed. It stands until
   // the next call.
   const RowBlock& compute(const LayerScores& scores, RowIndex begin, RowIndex end,
@@ -29,6 +30,7 @@ class BlockTerms {
   const Geometry& geometry_;
   const FidelityPlan& fidelity_;
   bool values_;
+  int layer_;
   RowBlock block_;
   std::size_t stride_;         // floats from one row of the buffer to the next
   std::vector<float> buffer_;  // [query_heads][block rows][stride]; empty until a row is needed

@@ -3,15 +3,31 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <utility>
+
+#include "sim/base/random.h"
 
 namespace kvspan {
 namespace {
 
 double total(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0);
+}
+
+// Places of a sample among `of`, ascending: those with the smallest random numbers.
+std::vector<std::int64_t> draw(const FidelitySample& sample, std::int64_t of) {
+  std::vector<std::pair<double, std::int64_t>> keys;
+  for (std::int64_t i = 0; i < of; ++i)
+    keys.emplace_back(uniform(sample.seed, {static_cast<std::int64_t>(sample.of), i}), i);
+  std::ranges::sort(keys);
+  keys.resize(index(std::min(sample.count, of)));
+  std::vector<std::int64_t> places;
+  for (const auto& [key, place] : keys) places.push_back(place);
+  std::ranges::sort(places);
+  return places;
 }
 
 // `sum` of what `values` holds.
@@ -56,9 +72,36 @@ FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex prompt_row
   return plan;
 }
 
-LayerFidelity::LayerFidelity(const FidelityPlan& plan, int query_heads)
+void draw_sample(const FidelitySample& sample, int layers, int kv_heads, FidelityPlan& plan) {
+  using Of = FidelitySample::Of;
+  plan.sampled = sample.of;
+  if (sample.of == Of::rows) {
+    const auto rows = static_cast<RowIndex>(plan.measured.size());
+    const RowIndex ends[] = {0, plan.prompt, rows};
+    for (int phase = 0; phase < 2; ++phase) {
+      std::vector<std::int64_t> known;
+      for (RowIndex row = ends[phase]; row < ends[phase + 1]; ++row) {
+        if (plan.measures(row)) known.push_back(row);
+        plan.measured[index(row)] = 0;
+      }
+      const std::vector<std::int64_t> drawn = draw(sample, std::ssize(known));
+      for (const std::int64_t i : drawn) plan.measured[index(known[index(i)])] = 1;
+      if (!drawn.empty())
+        plan.weights[phase] *=
+            static_cast<double>(known.size()) / static_cast<double>(drawn.size());
+    }
+  } else if (sample.of != Of::everything) {
+    const int each = sample.of == Of::layers ? kv_heads : 1;  // drawn together
+    plan.heads.assign(index(layers), std::vector<char>(index(kv_heads), 0));
+    for (const std::int64_t i : draw(sample, std::int64_t{layers} * kv_heads / each)) {
+      for (std::int64_t head = i * each; head < (i + 1) * each; ++head)
+        plan.heads[index(head / kv_heads)][index(head % kv_heads)] = 1;
+    }
+  }
+}
+
+LayerFidelity::LayerFidelity(const FidelityPlan& plan, int query_heads, int layer)
     : plan_(&plan),
-      query_heads_(query_heads),
       row_mass_(plan.measured.size(), 0.0),
       row_mass_upper_(plan.intervals ? plan.measured.size() : 0, 0.0),
       phases_(2),
@@ -68,6 +111,10 @@ LayerFidelity::LayerFidelity(const FidelityPlan& plan, int query_heads)
     p.high.heads = p.low.heads;
     p.error.assign(static_cast<std::size_t>(query_heads), 0.0);
     p.logit_error.assign(static_cast<std::size_t>(query_heads), 0.0);
+  }
+  const int kv_heads = plan.heads.empty() ? 1 : static_cast<int>(plan.heads.front().size());
+  for (int q = 0; q < query_heads; ++q) {
+    if (plan.measures_head(layer, q * kv_heads / query_heads)) measured_.push_back(q);
   }
 }
 
@@ -95,24 +142,32 @@ void LayerFidelity::add_logit_error(int query_head, RowIndex row, double error) 
 }
 
 void LayerFidelity::add_unchanged(RowIndex row) {
+  const auto heads = std::ssize(measured_);
   const auto add = [&](Masses& masses, std::vector<double>& rows) {
-    for (double& mass : masses.heads) mass += 1.0;
-    masses.values.add_common(query_heads_);
-    rows[static_cast<std::size_t>(row)] += query_heads_;
+    for (const int q : measured_) masses.heads[index(q)] += 1.0;
+    masses.values.add_common(heads);
+    rows[index(row)] += static_cast<double>(heads);
   };
   Phase& p = phase(row);
   add(p.low, row_mass_);
   if (plan_->intervals) add(p.high, row_mass_upper_);
-  if (plan_->output_error) p.errors.add_common(query_heads_);
+  if (plan_->output_error) p.errors.add_common(heads);
 }
 
 FidelityTotal::FidelityTotal(const FidelityPlan& plan, int layers, int query_heads)
     : plan_(&plan),
       layers_(layers),
-      query_heads_(query_heads),
+      measured_(static_cast<double>(layers) * query_heads),
       row_mass_(plan.measured.size(), 0.0),
       row_mass_upper_(plan.intervals ? plan.measured.size() : 0, 0.0),
-      span_lost_(plan.spans.size()) {}
+      span_lost_(plan.spans.size()) {
+  if (plan.heads.empty()) return;
+  measured_ = 0;
+  for (const std::vector<char>& layer : plan.heads) {
+    measured_ += static_cast<double>(std::ranges::count(layer, 1)) * query_heads /
+                 static_cast<double>(layer.size());
+  }
+}
 
 void FidelityTotal::Masses::add(std::size_t phase, LayerFidelity::Masses&& layer) {
   sum[phase] += total(layer.heads);
@@ -120,11 +175,20 @@ void FidelityTotal::Masses::add(std::size_t phase, LayerFidelity::Masses&& layer
   heads[phase].push_back(std::move(layer.heads));
 }
 
-void FidelityTotal::Masses::by_head(std::size_t phase, double rows, std::vector<double>& layers,
+void FidelityTotal::Masses::by_head(const FidelityPlan& plan, std::size_t phase, double rows,
+                                    std::vector<double>& layers,
                                     std::vector<std::vector<double>>& of_heads) const {
   for (std::vector<double> layer : heads[phase]) {
-    for (double& mass : layer) mass /= rows;
-    layers.push_back(total(layer) / static_cast<double>(layer.size()));
+    const auto l = static_cast<int>(layers.size());
+    const std::size_t group = plan.heads.empty() ? 1 : layer.size() / plan.heads[index(l)].size();
+    double of_layer = 0, measured = 0;
+    for (std::size_t q = 0; q < layer.size(); ++q) {
+      const bool known = plan.measures_head(l, static_cast<int>(q / group));
+      layer[q] = known ? layer[q] / rows : std::numeric_limits<double>::quiet_NaN();
+      of_layer += known ? layer[q] : 0;
+      measured += known ? 1 : 0;
+    }
+    layers.push_back(of_layer / measured);  // NaN where nothing is
     of_heads.push_back(std::move(layer));
   }
 }
@@ -177,13 +241,41 @@ PhaseFidelity FidelityTotal::summary(std::size_t phase) {
 }
 
 std::vector<float> FidelityTotal::row_means(const std::vector<double>& sums) const {
-  const double per_row = static_cast<double>(layers_) * query_heads_;
   std::vector<float> out;
   for (std::size_t row = 0; row < sums.size(); ++row) {
-    out.push_back(plan_->measured[row] != 0 ? static_cast<float>(sums[row] / per_row)
+    out.push_back(plan_->measured[row] != 0 ? static_cast<float>(sums[row] / measured_)
                                             : std::numeric_limits<float>::quiet_NaN());
   }
   return out;
+}
+
+Estimate FidelityTotal::estimate(std::size_t phase, const std::vector<double>& rows_of_all,
+                                 const std::vector<double>& layers,
+                                 const std::vector<std::vector<double>>& heads) const {
+  using Of = FidelitySample::Of;
+  std::vector<double> values;
+  if (plan_->sampled == Of::rows) {
+    const RowIndex end = phase == 0 ? plan_->prompt : std::ssize(rows_of_all);
+    for (RowIndex row = phase == 0 ? 0 : plan_->prompt; row < end; ++row) {
+      if (plan_->measures(row)) values.push_back(rows_of_all[index(row)] / measured_);
+    }
+    return estimate_mean(values,
+                         std::llround(static_cast<double>(values.size()) * plan_->weights[phase]));
+  }
+  if (plan_->sampled == Of::layers) {
+    std::ranges::copy_if(layers, std::back_inserter(values),
+                         [](double x) { return !std::isnan(x); });
+    return estimate_mean(values, layers_);
+  }
+  const std::size_t kv_heads = plan_->heads.front().size();
+  for (const std::vector<double>& layer : heads) {
+    const auto group = std::ssize(layer) / static_cast<std::ptrdiff_t>(kv_heads);
+    for (auto q = layer.begin(); q < layer.end(); q += group) {
+      const double mean = std::accumulate(q, q + group, 0.0) / static_cast<double>(group);
+      if (!std::isnan(mean)) values.push_back(mean);
+    }
+  }
+  return estimate_mean(values, std::int64_t{layers_} * static_cast<std::int64_t>(kv_heads));
 }
 
 SpanResult FidelityTotal::span_result(std::size_t s, const Ledger& ledger) const {
@@ -201,7 +293,7 @@ SpanResult FidelityTotal::span_result(std::size_t s, const Ledger& ledger) const
   double after = 0;  // rows
   for (RowIndex row = span.end; row < ledger.plan.tokens; ++row)
     after += plan_->measures(row) ? plan_->weight(row) : 0;
-  const double cells = after * static_cast<double>(layers_) * query_heads_;
+  const double cells = after * measured_;
   SpanResult out{span.name, entries > 0 ? static_cast<double>(resident) / entries : 0.0, 0.0, {}};
   if (plan_->intervals) out.mass_lost_upper = 0.0;
   if (cells == 0) return out;
@@ -261,11 +353,19 @@ Fidelity FidelityTotal::finish(const Ledger& ledger) {
   if (measured[1] > 0) out.decode = summary(1);
   const std::size_t judged = measured[1] > 0 ? 1 : 0;
   const auto judged_rows = static_cast<double>(measured[judged]);
-  low_.by_head(judged, judged_rows, out.layer_mass, out.head_mass);
+  low_.by_head(*plan_, judged, judged_rows, out.layer_mass, out.head_mass);
   out.row_mass = row_means(row_mass_);
   if (plan_->intervals) {
-    high_.by_head(judged, judged_rows, out.layer_mass_upper, out.head_mass_upper);
+    high_.by_head(*plan_, judged, judged_rows, out.layer_mass_upper, out.head_mass_upper);
     out.row_mass_upper = row_means(row_mass_upper_);
+  }
+  out.sampled = plan_->sampled;
+  if (out.sampled != FidelitySample::Of::everything && judged_rows > 0) {
+    out.estimate = estimate(judged, row_mass_, out.layer_mass, out.head_mass);
+    if (plan_->intervals) {
+      out.estimate->high =
+          estimate(judged, row_mass_upper_, out.layer_mass_upper, out.head_mass_upper).high;
+    }
   }
   if (plan_->weights[0] > 1) out.prefill_sample = measured[0];
   if (plan_->weights[1] > 1) out.decode_sample = measured[1];

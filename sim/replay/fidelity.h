@@ -4,6 +4,7 @@
 // it reads; output error = ||o_kept - o_full|| / ||o_full||. Teacher-forced proxies, not accuracy.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -12,6 +13,8 @@
 
 #include "sim/base/distribution.h"
 #include "sim/ledger/ledger.h"
+#include "sim/replay/estimate.h"
+#include "sim/replay/options.h"
 #include "sim/trace/trace.h"
 
 namespace kvspan {
@@ -48,10 +51,15 @@ struct SpanResult {
 struct Fidelity {
   std::int64_t rows_measured = 0;
   std::optional<RowIndex> prefill_sample, decode_sample;  // rows measured, where others were not
+  // Of a random sample: mean retained mass of decode rows, or of all rows if there are none. On a
+  // score trace from the lower end of the lower bounds to the upper end of the upper ones.
+  std::optional<Estimate> estimate;
+  FidelitySample::Of sampled = FidelitySample::Of::everything;
   // Absent: no rows measured there. all: a row of a sample counts for as many as it stands for.
   std::optional<PhaseFidelity> all, prefill, decode;
-  std::vector<float> row_mass;     // [tokens] mean over layers and query heads, NaN: not measured
-  std::vector<double> layer_mass;  // [layers] decode rows, or all rows if there are none
+  std::vector<float> row_mass;  // [tokens] mean over layers and query heads, NaN: not measured
+  // [layers] decode rows, or all rows if there are none; NaN: not measured
+  std::vector<double> layer_mass;
   std::vector<std::vector<double>> head_mass;  // [layers][query_heads], likewise
   // The same of the upper ends; score traces only.
   std::vector<float> row_mass_upper;
@@ -76,10 +84,18 @@ struct FidelityPlan {
   bool intervals = false;  // a score trace: mass has an upper end of its own
   std::vector<Span> spans;
   double weights[2] = {1, 1};  // rows that a measured row of the prompt, of decode stands for
+  FidelitySample::Of sampled = FidelitySample::Of::everything;
+  std::vector<std::vector<char>> heads;  // [layers][kv_heads] that are measured; empty: all
   [[nodiscard]] double weight(RowIndex row) const { return weights[row < prompt ? 0 : 1]; }
   [[nodiscard]] bool on() const { return !measured.empty(); }
   [[nodiscard]] bool measures(RowIndex row) const {
     return on() && measured[static_cast<std::size_t>(row)] != 0;
+  }
+  [[nodiscard]] bool measures_head(int layer, int kv_head) const {
+    return heads.empty() || heads[index(layer)][index(kv_head)] != 0;
+  }
+  [[nodiscard]] bool measures_layer(int layer) const {
+    return heads.empty() || std::ranges::count(heads[index(layer)], 1) > 0;
   }
 };
 
@@ -87,18 +103,21 @@ struct FidelityPlan {
 [[nodiscard]] FidelityPlan plan_fidelity(RowIndex tokens, RowIndex prompt, RowIndex prompt_rows,
                                          RowIndex decode_rows);
 
+// Draws a sample: rows anew, of those that the plan measures, or heads.
+void draw_sample(const FidelitySample& sample, int layers, int kv_heads, FidelityPlan& plan);
+
 // One layer of one policy. Sums run in row order within a query head, so they do not depend on
 // blocks.
 class LayerFidelity {
  public:
-  LayerFidelity(const FidelityPlan& plan, int query_heads);
-  // REQUIRES: plan.measures(row); rows ascending within a query head.
+  LayerFidelity(const FidelityPlan& plan, int query_heads, int layer = 0);
+  // REQUIRES: the plan measures row and head; rows ascending within a query head.
   void add_mass(int query_head, RowIndex row, MassInterval mass);
   void add_error(int query_head, RowIndex row, double error);
   // Mean distance of logits from the full cache's, nats, weighted by the full cache's
   // probabilities.
   void add_logit_error(int query_head, RowIndex row, double error);
-  void add_unchanged(RowIndex row);  // every query head: mass 1, error 0
+  void add_unchanged(RowIndex row);  // every query head that is measured: mass 1, error 0
   // Probability lost on span `s` by one (query head, row).
   void add_span_loss(std::size_t s, RowIndex row, MassInterval lost) {
     span_lost_[s].low += lost.low * plan_->weight(row);
@@ -121,7 +140,7 @@ class LayerFidelity {
   };
   Phase& phase(RowIndex row) { return phases_[row < plan_->prompt ? 0 : 1]; }
   const FidelityPlan* plan_;
-  int query_heads_;
+  std::vector<int> measured_;                      // query heads
   std::vector<double> row_mass_, row_mass_upper_;  // [tokens]
   std::vector<Phase> phases_;
   std::vector<MassInterval> span_lost_;
@@ -140,8 +159,8 @@ class FidelityTotal {
   struct Masses {
     void add(std::size_t phase, LayerFidelity::Masses&& layer);
     // Of the phase that is judged.
-    void by_head(std::size_t phase, double rows, std::vector<double>& layers,
-                 std::vector<std::vector<double>>& heads) const;
+    void by_head(const FidelityPlan& plan, std::size_t phase, double rows,
+                 std::vector<double>& layers, std::vector<std::vector<double>>& heads) const;
     double sum[2] = {0, 0};
     Distribution values[2] = {Distribution(1.0F), Distribution(1.0F)};
     std::vector<std::vector<double>> heads[2];  // [layers][query_heads]
@@ -153,10 +172,14 @@ class FidelityTotal {
                                        const PhaseFidelity& decode) const;
   void merge_phases();
   [[nodiscard]] std::vector<float> row_means(const std::vector<double>& sums) const;
+  // From one end of the interval of retained mass.
+  [[nodiscard]] Estimate estimate(std::size_t phase, const std::vector<double>& rows,
+                                  const std::vector<double>& layers,
+                                  const std::vector<std::vector<double>>& heads) const;
   [[nodiscard]] SpanResult span_result(std::size_t s, const Ledger& ledger) const;
   const FidelityPlan* plan_;
   int layers_;
-  int query_heads_;
+  double measured_;  // query heads of all layers
   std::vector<double> row_mass_, row_mass_upper_;
   Masses low_, high_;
   double error_[2] = {0, 0}, logit_error_[2] = {0, 0};

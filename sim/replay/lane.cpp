@@ -37,7 +37,7 @@ Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const
       driver_(policy, shape),
       needs_(driver_.needs()),
       held_(trace, shape, policy.renumbers, now_.residency),
-      fidelity_(fidelity, shape.query_heads) {
+      fidelity_(fidelity, shape.query_heads, shape.layer) {
   const auto query_heads = static_cast<std::size_t>(shape.query_heads);
   now_.own_columns = shared == nullptr || !needs_.column_sums || !now_.plain || !trace.is_qkv();
   now_.columns.slack.assign(query_heads, 0.0);
@@ -82,9 +82,9 @@ void Lane::attend(RowIndex begin, RowIndex end) {
   for (int head = 0; head < now_.shape.heads; ++head) attend_head(head, begin, end);
 }
 
-bool Lane::wants(RowIndex row) const {
+bool Lane::wants(int query_head, RowIndex row) const {
   return now_.block->has(row) &&
-         (needs_.column_sums || needs_.observe != Observe::never || now_.fidelity.measures(row));
+         (needs_.column_sums || needs_.observe != Observe::never || measures(query_head, row));
 }
 
 void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
@@ -92,7 +92,7 @@ void Lane::attend_head(int head, RowIndex begin, RowIndex end) {
   HeadRows rows;
   rows.head = head;
   for (RowIndex row = begin; row < end; ++row) {
-    if (by_row || wants(row)) rows.rows.push_back(row);
+    if (by_row || wants(head * group(), row)) rows.rows.push_back(row);
   }
   rows.attended.resize(static_cast<std::size_t>(group()) * rows.rows.size());
   if (by_row) rows.read.resize(rows.rows.size());
@@ -131,8 +131,7 @@ void Lane::attend_rows(int query_head, HeadRows& rows) {
     const RowIndex row = rows.rows[i];
     if (attended[i].scale == 1.0)
       now_.readable[now_.block->at(query_head, row)] = attended[i].whole();
-    if (!untouched() && now_.fidelity.measures(row))
-      measure_mass(query_head, row, attended[i], mask);
+    if (!untouched() && measures(query_head, row)) measure_mass(query_head, row, attended[i], mask);
   }
   if (needs_.column_sums && !shares_columns())
     add_columns(query_head, rows, 0, attended.size(), mask);
@@ -146,12 +145,12 @@ void Lane::attend_by_row(int query_head, HeadRows& rows) {
     const RowIndex row = rows.rows[i];
     const float* mask = mask_of(now_, query_head, row, storage);
     note_reads(mask, block.scores->first_key(row), row, rows.read[i]);
-    if (!wants(row)) continue;
+    if (!wants(query_head, row)) continue;
     AttendedRow& attended = rows.attended[rows.at(query_head % group(), i)];
     kvspan::attend_rows(block, query_head, {&row, 1}, mask, rows.rescued, {&attended, 1});
     if (attended.scale == 1.0) now_.readable[block.at(query_head, row)] = attended.whole();
     if (needs_.column_sums) add_columns(query_head, rows, i, i + 1, mask);
-    if (now_.fidelity.measures(row)) measure_mass(query_head, row, attended, mask);
+    if (measures(query_head, row)) measure_mass(query_head, row, attended, mask);
   }
 }
 
@@ -263,7 +262,7 @@ void Lane::measure_outputs(const HeadRows& rows) {
     std::vector<Row> own;
     for (std::size_t i = 0; i < rows.rows.size(); ++i) {
       const RowIndex row = rows.rows[i];
-      if (!now_.fidelity.measures(row)) continue;
+      if (!measures(q, row)) continue;
       if (now_.reads.everything(q)) {
         fidelity_.add_error(q, row, 0.0);
         hand_over_full(q, row);
@@ -296,7 +295,7 @@ void Lane::measure_held(const HeadRows& rows) {
   HeldVectors::Rows all;
   std::vector<float> storage;
   for (const RowIndex row : rows.rows) {
-    if (!block.has(row) || !now_.fidelity.measures(row)) continue;
+    if (!block.has(row) || !measures(rows.head * group(), row)) continue;
     for (int q = rows.head * group(); q < (rows.head + 1) * group(); ++q) {
       const HeldVectors::Query query{q, row, &block.full(q, row), full_output(q, row),
                                      output_of(q, row)};

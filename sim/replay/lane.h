@@ -67,7 +67,11 @@ class Lane {
   // A budget of all layers is still to be shared out: this walk is their survey.
   [[nodiscard]] bool surveys() const;
   // A row of the block whose attention somebody looks at.
-  [[nodiscard]] bool wants(RowIndex row) const;
+  [[nodiscard]] bool wants(int query_head, RowIndex row) const;
+  [[nodiscard]] bool measures(int query_head, RowIndex row) const {
+    return now_.fidelity.measures(row) &&
+           now_.fidelity.measures_head(now_.shape.layer, now_.shape.kv_head_of_query(query_head));
+  }
   // Every row reads the full cache, as the model left it.
   [[nodiscard]] bool untouched() const;
   [[nodiscard]] int group() const { return now_.shape.group(); }

@@ -25,7 +25,11 @@ FidelityPlan plan_measurement(const Trace& trace, const Geometry& geometry,
   plan.output_error = wants_values(trace, options);
   plan.spans = trace.meta().spans;
   plan.intervals = !trace.is_qkv();
-  if (trace.is_qkv()) return plan;
+  const auto sampled = [&] {
+    draw_sample(options.sample, trace.meta().layers, trace.meta().kv_heads, plan);
+    return plan;
+  };
+  if (trace.is_qkv()) return sampled();
   // Only captured rows can be measured; all layers must have them.
   std::vector<int> captured(plan.measured.size(), 0);
   for (int l = 0; l < trace.meta().layers; ++l) {
@@ -34,21 +38,27 @@ FidelityPlan plan_measurement(const Trace& trace, const Geometry& geometry,
   for (std::size_t row = 0; row < captured.size(); ++row) {
     if (captured[row] != trace.meta().layers) plan.measured[row] = 0;
   }
-  return plan;
+  return sampled();
 }
 
-std::vector<char> needed_rows(const Lineup& lineup, const FidelityPlan& fidelity) {
-  std::vector<char> needed(static_cast<std::size_t>(lineup.geometry.tokens), 0);
-  RowIndex changes_from = lineup.geometry.tokens;
+std::vector<char> observed_rows(const Lineup& lineup) {
+  std::vector<char> observed(static_cast<std::size_t>(lineup.geometry.tokens), 0);
   for (const Requirements& asked : lineup.requirements) {
-    changes_from = std::min(changes_from, asked.changes_from);
     for (const RowRange& rows : asked.observed)
-      std::fill(needed.begin() + rows.begin, needed.begin() + rows.end, 1);
+      std::fill(observed.begin() + rows.begin, observed.begin() + rows.end, 1);
   }
+  return observed;
+}
+
+std::vector<char> needed_rows(const Lineup& lineup, const FidelityPlan& fidelity,
+                              std::vector<char> observed) {
+  RowIndex changes_from = lineup.geometry.tokens;
+  for (const Requirements& asked : lineup.requirements)
+    changes_from = std::min(changes_from, asked.changes_from);
   for (RowIndex row = changes_from; row < lineup.geometry.tokens; ++row) {
-    if (fidelity.measures(row)) needed[static_cast<std::size_t>(row)] = 1;
+    if (fidelity.measures(row)) observed[static_cast<std::size_t>(row)] = 1;
   }
-  return needed;
+  return observed;
 }
 
 // Rows from here on take a place in their block, whoever needs them: from the evict point on lanes
@@ -97,9 +107,10 @@ std::vector<RowIndex> cut_blocks(const Lineup& lineup, const std::vector<char>& 
 
 WalkPlan plan_walk(const Trace& trace, const Lineup& lineup, const EngineOptions& options,
                    RowIndex block_rows) {
-  WalkPlan plan{trace, lineup, {}, {}, {}, block_rows, wants_values(trace, options)};
+  WalkPlan plan{trace, lineup, {}, {}, {}, {}, block_rows, wants_values(trace, options)};
   if (options.fidelity) plan.fidelity = plan_measurement(trace, lineup.geometry, options);
-  plan.needed = needed_rows(lineup, plan.fidelity);
+  plan.observed = observed_rows(lineup);
+  plan.needed = needed_rows(lineup, plan.fidelity, plan.observed);
   plan.block_ends = cut_blocks(lineup, plan.needed, block_rows);
   return plan;
 }
@@ -108,7 +119,8 @@ LayerWalk::LayerWalk(const WalkPlan& plan, int layer, std::vector<Replay>& repla
                      std::vector<DecisionBoard>& boards)
     : plan_(plan),
       scores_(plan.trace, layer),
-      terms_(plan.lineup.geometry, plan.fidelity, plan.block_rows, plan.values),
+      terms_(plan.lineup.geometry, plan.fidelity, plan.block_rows, plan.values, layer),
+      measured_(plan.fidelity.measures_layer(layer)),
       shared_(plan.lineup.policies),
       lanes_(plan.lineup.policies.size()) {
   const Lineup& lineup = plan.lineup;
@@ -131,7 +143,8 @@ LayerWalk::LayerWalk(const WalkPlan& plan, int layer, std::vector<Replay>& repla
 }
 
 void LayerWalk::step(RowIndex begin, RowIndex end) {
-  const RowBlock& block = terms_.compute(scores_, begin, end, plan_.needed);
+  const RowBlock& block =
+      terms_.compute(scores_, begin, end, measured_ ? plan_.needed : plan_.observed);
   // Another layer has failed: loops inside end early, and what they were to fill is not there.
   if (tbb::is_current_task_group_canceling()) return;
   shared_.scores.clear();

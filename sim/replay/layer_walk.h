@@ -18,7 +18,8 @@ struct WalkPlan {
   const Trace& trace;
   const Lineup& lineup;
   FidelityPlan fidelity;
-  std::vector<char> needed;          // [tokens] somebody observes or measures the row
+  std::vector<char> observed;        // [tokens] somebody looks at the row
+  std::vector<char> needed;          // [tokens] somebody observes or measures it
   std::vector<RowIndex> block_ends;  // ascending
   RowIndex block_rows = 0;
   bool values = false;  // outputs are compared
@@ -46,6 +47,7 @@ class LayerWalk {
   const WalkPlan& plan_;
   LayerScores scores_;
   BlockTerms terms_;
+  bool measured_;  // in some head
   SharedWork shared_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::vector<std::vector<std::size_t>> kin_;  // of lanes_; those of one ranking stand together

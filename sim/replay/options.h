@@ -13,6 +13,15 @@ namespace kvspan {
 inline constexpr RowIndex kLongPrompt = 4096;
 inline constexpr RowIndex kSampledRows = 512;
 
+// A random part of what fidelity is measured of: rows of each phase, KV heads of all layers
+// together, or layers. It changes no decision; what it says of the whole has an interval.
+struct FidelitySample {
+  enum class Of : std::uint8_t { everything, rows, heads, layers };
+  Of of = Of::everything;
+  std::int64_t count = 0;  // more than there are: all
+  std::uint64_t seed = 0;
+};
+
 struct EngineOptions {
   RowIndex prompt = 0;       // 0: as the trace says
   RowIndex evict_point = 0;  // 0: at the prompt's end
@@ -22,11 +31,12 @@ struct EngineOptions {
   bool fidelity = true;
   RowIndex fidelity_rows = 0;        // per phase; 0: all
   bool sample_long_prompts = false;  // of prompts beyond kLongPrompt rows, measures kSampledRows
-  bool output_error = true;          // where the trace has v
-  bool keep_scores = false;          // score and rank of every eviction, in the ledger
-  std::int64_t keep_reads = 0;       // bytes of Ledger::reads of one policy at most; 0: none
-  int threads = 0;                   // 0: all cores
-  RowIndex block_rows = 0;           // 0: chosen by size (tests only)
+  FidelitySample sample;
+  bool output_error = true;     // where the trace has v
+  bool keep_scores = false;     // score and rank of every eviction, in the ledger
+  std::int64_t keep_reads = 0;  // bytes of Ledger::reads of one policy at most; 0: none
+  int threads = 0;              // 0: all cores
+  RowIndex block_rows = 0;      // 0: chosen by size (tests only)
   std::function<void(double done)> progress;  // in [0, 1], from any thread
   std::function<bool()> cancelled;            // polled; true ends the replay with Interrupted
 

@@ -133,8 +133,17 @@ std::string sample_note(const RunResult& run) {
   };
   add("prompt", run.fidelity->prefill_sample, plan.prompt);
   add("decode", run.fidelity->decode_sample, plan.tokens - plan.prompt);
-  if (of.empty()) return "";
-  return fmt::format("retained attention and output error of {}, evenly spread", of);
+  using Of = FidelitySample::Of;
+  const Of sampled = run.fidelity->sampled;
+  const auto& estimate = run.fidelity->estimate;
+  if (estimate && sampled != Of::rows) {
+    of +=
+        fmt::format("{}{} of {} {}, drawn at random", of.empty() ? "" : ", evenly spread, and of ",
+                    estimate->drawn, estimate->of, sampled == Of::heads ? "KV heads" : "layers");
+  } else if (!of.empty()) {
+    of += sampled == Of::rows ? ", drawn at random" : ", evenly spread";
+  }
+  return of.empty() ? "" : "retained attention and output error of " + of;
 }
 
 std::vector<std::string> notes_of(const RunReport& report, const RunResult& run) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -66,6 +67,17 @@ void add_files(const RecipeSpec& spec, std::vector<std::filesystem::path>& files
   }
 }
 
+// K of "rows=K".
+std::optional<std::int64_t> count_after(std::string_view word, const std::string& text) {
+  if (!text.starts_with(word)) return std::nullopt;
+  const std::string digits = text.substr(word.size());
+  if (digits.empty() || digits.size() > 12 ||
+      digits.find_first_not_of("0123456789") != std::string::npos || std::stoll(digits) == 0) {
+    return std::nullopt;
+  }
+  return std::stoll(digits);
+}
+
 void use_own_names(RecipeSpec& spec) {
   for (Term& term : spec) {
     use_own_names(term.inner);
@@ -87,13 +99,27 @@ void apply_fidelity(const std::string& text, EngineOptions& engine) {
     engine.fidelity = false;
     return;
   }
-  const std::string digits = text.starts_with("rows=") ? text.substr(5) : "";
-  if (digits.empty() || digits.size() > 12 ||
-      digits.find_first_not_of("0123456789") != std::string::npos || std::stoll(digits) == 0) {
+  const auto rows = count_after("rows=", text);
+  if (!rows) {
     throw ConfigError(fmt::format(
         "--fidelity: found '{}', expected auto, all, none or rows=K with K >= 1", text));
   }
-  engine.fidelity_rows = std::stoll(digits);
+  engine.fidelity_rows = *rows;
+}
+
+void apply_sample(const std::string& text, EngineOptions& engine) {
+  using Of = FidelitySample::Of;
+  engine.sample = {};
+  if (text.empty()) return;
+  for (const auto& [word, of] :
+       {std::pair("rows=", Of::rows), {"heads=", Of::heads}, {"layers=", Of::layers}}) {
+    const auto count = count_after(word, text);
+    if (count) engine.sample = {of, *count, 0};
+  }
+  if (engine.sample.of == Of::everything) {
+    throw ConfigError(fmt::format(
+        "--sample: found '{}', expected rows=K, heads=K or layers=K with K >= 1", text));
+  }
 }
 
 std::string label_of(const RecipeSpec& spec) {

@@ -64,6 +64,9 @@ struct RunWatch {
 // --fidelity: "auto", "all", "none" or "rows=K". Errors: ConfigError.
 void apply_fidelity(const std::string& text, EngineOptions& engine);
 
+// --sample: "rows=K", "heads=K" or "layers=K"; empty: everything. Errors: ConfigError.
+void apply_sample(const std::string& text, EngineOptions& engine);
+
 // Every text of the user as specs without sets: "all" is every policy that runs alone without
 // files, "@file.json" a JSON list of specs; `budgets` multiply every spec that takes one.
 // Errors: ConfigError.
