@@ -21,7 +21,7 @@ cuda_module=build/release/cli/kvspan_cuda.so
 headless_packages=(g++ cmake ninja-build libboost-dev libeigen3-dev libfmt-dev libtbb-dev libhwy-dev
   libssl-dev nlohmann-json3-dev libcli11-dev pkg-config libdnnl-dev libpcre2-dev libutf8proc-dev)
 viewer_packages=(qt6-base-dev qt6-charts-dev qt6-svg-dev libqt6opengl6-dev fonts-dejavu-core)
-test_packages=(catch2 clang-format-16)
+test_packages=(catch2 clang-format-16 libopenmpi-dev openmpi-bin)
 deep_packages=(libbenchmark-dev clang-16 libclang-rt-16-dev clang-tidy-16)
 
 usage() {

@@ -15,6 +15,7 @@
 #include "sim/base/error.h"
 #include "sim/policy/spec.h"
 #include "sim/report/json.h"
+#include "sim/run/request.h"
 #include "sim/sweep/report_forms.h"
 #include "sim/sweep/search.h"
 #include "tracegen/eval/eval_forms.h"
@@ -26,7 +27,7 @@ namespace {
 constexpr int kChanged = 7;
 
 struct ReportSettings {
-  std::string folder, against, least = "90%", search;
+  std::string folder, against, least = "90%", search, sample;
   int threads = 0;
   std::string json, csv, svg, markdown;
   sweep::ReportOptions options;
@@ -97,6 +98,13 @@ void report(const ReportSettings& s) {
   options.least = parse_share(s.least, "--at");
   sweep::SearchOptions search;
   if (!s.search.empty()) search.least = parse_share(s.search, "--search");
+  if (s.search.empty() && !s.sample.empty())
+    throw ConfigError(
+        "--sample: found no --search, whose replays measure on the sample; of a "
+        "sweep's cells it belongs to kvspan sweep");
+  EngineOptions sampled;
+  apply_sample(s.sample, sampled);
+  search.sample = s.sample;
   const sweep::SweepFolder folder = sweep::open_sweep(s.folder);
   const sweep::SweepReport made = make_report(folder, options);
   std::vector<sweep::CriticalBudget> found;
@@ -152,6 +160,9 @@ void add_report(CLI::App& app) {
   sub->add_option("--search", s->search,
                   "Also the smallest budget that keeps this share, by bisection on the traces")
       ->type_name("F");
+  sub->add_option("--sample", s->sample,
+                  "Let --search measure in K random rows of each phase, KV heads or layers only")
+      ->type_name("rows=K|heads=K|layers=K");
   sub->add_option("--threads", s->threads, "Threads of the search; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->type_name("T");

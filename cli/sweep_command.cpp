@@ -19,6 +19,7 @@
 #include "sim/base/file.h"
 #include "sim/base/text.h"
 #include "sim/policy/spec.h"
+#include "sim/sweep/mpi/join.h"
 #include "sim/sweep/sweep.h"
 
 namespace kvspan::cli {
@@ -64,7 +65,7 @@ Config config_of(const SweepSettings& s, const CLI::App& sub) {
   }
   for (const char* option :
        {"--policy", "--budget", "--chunk", "--prompt", "--evict-at", "--fidelity", "--kv-bytes",
-        "--prefill", "--layout", "--seed", "--regret"}) {
+        "--prefill", "--layout", "--seed", "--sample", "--regret"}) {
     if (sub.count(option) > 0) {
       throw ConfigError(
           fmt::format("{} belongs into {}, which says what is swept", option, s.inputs.front()));
@@ -143,18 +144,38 @@ void finish(const SweepSettings& s, const Counts& counts) {
              kSomeFailed);
 }
 
+const char* environment(const char* name) { return std::getenv(name); }
+
+// The part of the sweep that is this process's, or its team's. The first one speaks for a team.
+std::unique_ptr<sweep::Team> find_part(SweepSettings& s) {
+  sweep::Joined joined;
+  sweep::Shard& shard = s.options.shard;
+  shard = sweep::parse_shard(s.shard, environment);
+  if (s.shard == "auto" && !s.list && !s.dry_run) joined = sweep::join_mpi(environment);
+  if (joined.team) {
+    shard = sweep::launch_of(environment).array;
+    s.options.team = joined.team.get();
+    s.quiet = s.quiet || joined.team->rank() > 0;
+    if (!s.quiet)
+      fmt::print(stderr, "kvspan: {} processes ({})\n", joined.team->size(), joined.library);
+  }
+  if (!shard.source.empty() && !s.quiet) {
+    fmt::print(stderr, "kvspan: part {} of {} ({}{}{})\n", shard.index + 1, shard.count,
+               shard.source, joined.why_not.empty() ? "" : "; no shared counter: ", joined.why_not);
+  }
+  return std::move(joined.team);
+}
+
 void run(SweepSettings s, const CLI::App& sub) {
   if (s.inputs.empty()) throw ConfigError("sweep: expected a configuration, or traces");
   const Config config = config_of(s, sub);
-  s.options.shard = sweep::parse_shard(
-      s.shard, [](const char* name) -> const char* { return std::getenv(name); });
   if (!s.memory.empty()) s.options.memory_bytes = parse_bytes(s.memory, "--memory");
-  const sweep::Shard& shard = s.options.shard;
-  if (!shard.source.empty() && !s.quiet)
-    fmt::print(stderr, "kvspan: part {} of {} ({})\n", shard.index + 1, shard.count, shard.source);
+  if (s.out.empty() && !s.list && !s.dry_run)
+    throw ConfigError("--out: expected a folder for the results");
+  const std::unique_ptr<sweep::Team> team = find_part(s);
   if (s.list) return print_list(s, config);
   if (s.dry_run) return print_outline(s, config);
-  if (s.out.empty()) throw ConfigError("--out: expected a folder for the results");
+  const bool silent = team && team->rank() > 0;
   terminated_too();  // from here on, both signals end the replays
   Progress progress("sweep", s.quiet);
   sweep::SweepWatch watch;
@@ -164,8 +185,10 @@ void run(SweepSettings s, const CLI::App& sub) {
     progress(now.done, fmt::format("sweep, {} of {} cells", c.all() - c.left, c.all()));
   };
   try {
-    finish(s, sweep::run_sweep(config, s.out, s.options, watch));
+    const Counts counts = sweep::run_sweep(config, s.out, s.options, watch);
+    if (!silent) finish(s, counts);
   } catch (const Interrupted&) {
+    if (silent) return;
     throw Ends("stopped; what was finished is kept, and the same command goes on", kResumable);
   }
 }
@@ -230,6 +253,10 @@ void add_axes(CLI::App* sub, Config& config) {
       ->type_name("SPAN[,SPAN]");
   sub->add_option("--fidelity", config.fidelity, "Rows to measure, as of kvspan run")
       ->type_name("auto|all|rows=K|none");
+  sub->add_option("--sample", config.sample,
+                  "Measure attention in K random rows of each phase, KV heads or layers only: "
+                  "estimates with 95 % intervals; decisions and memory stay exact")
+      ->type_name("rows=K|heads=K|layers=K");
   sub->add_flag(
       "--regret", config.regret,
       "Compare each cell with the best that any eviction policy could do at its occupancy, "
@@ -272,14 +299,15 @@ void add_sweep(CLI::App& app) {
       "of an element, seed, prefill, layout, policy");
   sub->add_flag("--dry-run", s->dry_run,
                 "Print cells, replays, memory, and a time estimated from a sample; run nothing");
-  sub->add_option("--sample", s->sample_seconds, "Seconds that the sample of --dry-run may take")
+  sub->add_option("--seconds", s->sample_seconds, "Seconds that the sample of --dry-run may take")
       ->check(at_least(0))
       ->type_name("SECONDS");
   sub->add_option("--max-cells", s->options.most_cells, "Refuse more cells than this")
       ->check(at_least(1))
       ->type_name("N");
   sub->add_option("--shard", s->shard,
-                  "Do part i of n, from 1; auto: as OpenMPI, PMI, or a step or array of Slurm says")
+                  "Do part i of n, from 1; auto: processes of mpirun share a counter, others do as "
+                  "PMI, or a step or array of Slurm says")
       ->type_name("i/n|auto");
   sub->add_option("--memory", s->memory,
                   "Anonymous memory of all replays together; default: half of the machine's")
@@ -294,6 +322,7 @@ Examples:
   kvspan sweep "traces/*.safetensors" --policy snapkv --policy h2o --budget 10%,20% --prompt 0,512 --out results
   kvspan sweep grid.json --dry-run
   kvspan sweep grid.json --out results --shard 3/16
+  mpirun -n 64 --map-by numa --bind-to numa kvspan sweep grid.json --out results
   kvspan sweep status results
   kvspan report results
 

@@ -98,6 +98,17 @@ void check_values(const Config& config, const Complain& complain) {
   } catch (const Error& error) {
     complain("fidelity", -1, error.what());
   }
+  try {
+    apply_sample(config.sample, measured);
+  } catch (const Error& error) {
+    complain("sample", -1, error.what());
+  }
+  if (!config.sample.empty() && (config.regret || !measured.fidelity)) {
+    complain("sample", -1,
+             fmt::format("found {} beside {}, which {}", config.sample,
+                         config.regret ? "regret" : "fidelity none",
+                         config.regret ? "needs all of the attention" : "measures nothing"));
+  }
   if (config.regret && !measured.fidelity) {
     complain("regret", -1,
              "found fidelity none, expected all, auto or rows=K: the optimum is compared with the "
@@ -134,6 +145,10 @@ class File {
     if (root_.contains("fidelity")) {
       known_.emplace_back("fidelity");
       read_value(root_["fidelity"], config.fidelity, "/fidelity", "auto, all, none or rows=K");
+    }
+    if (root_.contains("sample")) {
+      known_.emplace_back("sample");
+      read_value(root_["sample"], config.sample, "/sample", "rows=K, heads=K or layers=K");
     }
     if (root_.contains("regret")) {
       known_.emplace_back("regret");
@@ -329,7 +344,7 @@ json to_json(const Config& config) {
       {"evict_at", config.evict_at}, {"chunks", config.chunks},     {"policies", config.policies},
       {"budgets", config.budgets},   {"kv_bytes", config.kv_bytes}, {"prefill", config.prefill},
       {"layouts", config.layouts},   {"seeds", config.seeds},       {"fidelity", config.fidelity},
-      {"regret", config.regret}};
+      {"sample", config.sample},     {"regret", config.regret}};
 }
 
 }  // namespace kvspan::sweep

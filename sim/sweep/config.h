@@ -27,6 +27,7 @@ struct Config {
   std::vector<std::string> layouts{"ideal"};
   std::vector<std::uint64_t> seeds{0};
   std::string fidelity = "auto";
+  std::string sample;   // what retained attention is estimated from; empty: nothing is left out
   bool regret = false;  // of every cell, against the best that eviction could do
 };
 

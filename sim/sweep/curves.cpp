@@ -28,12 +28,17 @@ Group group_of(const Grid& grid, const Cell& cell) {
   return {s.prompt, s.evict_at, s.chunk, s.kv_bytes, s.seed, c.prefill, c.layout};
 }
 
+double retained(const CurvePoint& p) { return p.retained; }
+double retained_upper(const CurvePoint& p) { return p.retained_upper.value_or(p.retained); }
+double estimate_low(const CurvePoint& p) { return p.estimate ? p.estimate->low : p.retained; }
+double estimate_high(const CurvePoint& p) { return p.estimate ? p.estimate->high : p.retained; }
+
 template <class X>
-std::vector<Point> points_of(const Curve& curve, X x, bool upper = false) {
+std::vector<Point> points_of(const Curve& curve, X x,
+                             double (*quality)(const CurvePoint&) = retained) {
   std::vector<Point> points;
   for (const CurvePoint& p : curve.points)
-    points.push_back(
-        {static_cast<double>(x(p)), upper ? p.retained_upper.value_or(p.retained) : p.retained});
+    points.push_back({static_cast<double>(x(p)), quality(p)});
   return points;
 }
 
@@ -62,7 +67,14 @@ void find_criticals(Curve& curve, double least) {
       critical_point(points_of(curve, [](const CurvePoint& p) { return p.peak_bytes; }), least);
   const bool interval = std::any_of(curve.points.begin(), curve.points.end(),
                                     [](const CurvePoint& p) { return p.retained_upper; });
-  if (interval) curve.footprint_low = critical_point(points_of(curve, footprint, true), least);
+  if (interval)
+    curve.footprint_low = critical_point(points_of(curve, footprint, retained_upper), least);
+  const bool sampled = std::any_of(curve.points.begin(), curve.points.end(),
+                                   [](const CurvePoint& p) { return p.estimate; });
+  if (sampled) {
+    curve.footprint_interval = {critical_point(points_of(curve, footprint, estimate_high), least),
+                                critical_point(points_of(curve, footprint, estimate_low), least)};
+  }
   find_regrets(curve, least);
 }
 
@@ -126,6 +138,9 @@ class Builder {
     point.peak_bytes = figures.at("peak_bytes").get<std::int64_t>();
     point.retained = *retained;
     point.retained_upper = number(figures, "retained_attention_upper_mean_share");
+    const auto low = number(figures, "retained_attention_low_share");
+    const auto high = number(figures, "retained_attention_high_share");
+    if (low && high) point.estimate = Interval{*low, *high};
     point.regret = number(figures, "regret_share");
     point.optimum_footprint = number(figures, "optimum_footprint_share");
   }

@@ -59,6 +59,7 @@ struct CurvePoint {
   std::int64_t peak_bytes = 0;
   double retained = 0;
   std::optional<double> retained_upper;  // of a score trace, where `retained` is a lower bound
+  std::optional<Interval> estimate;      // 95 %, where `retained` is estimated from a sample
   // Of a sweep with regrets: retained attention that the best eviction has more at the cell's
   // occupancy; the smallest footprint at which eviction could retain as much as the cell.
   std::optional<double> regret, optimum_footprint;
@@ -74,6 +75,8 @@ struct Curve {
   Critical footprint, peak_kv, peak_bytes;
   // On a score trace from the upper bounds: the true critical footprint is not smaller.
   std::optional<Critical> footprint_low;
+  // From the ends of the intervals of estimates: the least and the most that it may be.
+  std::optional<std::pair<Critical, Critical>> footprint_interval;
   // The same of the best eviction at the method's own pass ends; nullopt: without regrets.
   std::optional<Critical> optimum;
   std::optional<Interval> regret;  // the least and the most of its points

@@ -35,9 +35,10 @@ json spans_of(const RunResult& run) {
 }
 
 void add_fidelity(const RunResult& run, json& out) {
-  for (const char* key : {"retained_attention_mean_share", "retained_attention_p5_share",
-                          "retained_attention_upper_mean_share", "output_error_mean_share",
-                          "output_error_p95_share"}) {
+  for (const char* key :
+       {"retained_attention_mean_share", "retained_attention_p5_share",
+        "retained_attention_upper_mean_share", "retained_attention_low_share",
+        "retained_attention_high_share", "output_error_mean_share", "output_error_p95_share"}) {
     out[key] = nullptr;
   }
   out["rows_measured"] = run.fidelity ? run.fidelity->rows_measured : 0;
@@ -47,6 +48,10 @@ void add_fidelity(const RunResult& run, json& out) {
   out["retained_attention_p5_share"] = finite(phase->mass_p5);
   if (phase->mass_upper)
     out["retained_attention_upper_mean_share"] = finite(phase->mass_upper->mean);
+  if (const auto& estimate = run.fidelity->estimate) {
+    out["retained_attention_low_share"] = finite(estimate->low);
+    out["retained_attention_high_share"] = finite(estimate->high);
+  }
   if (!phase->has_error) return;
   out["output_error_mean_share"] = finite(phase->error_mean);
   out["output_error_p95_share"] = finite(phase->error_p95);
@@ -105,6 +110,9 @@ const std::vector<Column>& figure_columns() {
        "of decode rows (or all): what they reach of the full cache's; of a score trace at least"},
       {"retained_attention_p5_share", "number", "1", "5 % of the rows reach less"},
       {"retained_attention_upper_mean_share", "number", "1", "score traces: at most"},
+      {"retained_attention_low_share", "number", "1",
+       "of the 95 % interval of the mean, where it is estimated from a sample"},
+      {"retained_attention_high_share", "number", "1", "of that interval"},
       {"output_error_mean_share", "number", "1", "norm(o_kept - o_full) / norm(o_full)"},
       {"output_error_p95_share", "number", "1", "95 % of the rows have less"},
       {"regret_share", "number", "1",

@@ -163,6 +163,7 @@ std::string cell_text(const Plan& plan, const Setting& setting, const SweepSpec&
             {"trace", plan.traces[setting.trace].sha256},
             {"version", plan.version}};
   if (plan.config.regret) text["regret"] = true;
+  if (!plan.config.sample.empty()) text["sample"] = plan.config.sample;
   return text.dump();
 }
 
@@ -209,11 +210,14 @@ Grid make_grid(const Plan& plan, std::size_t most) {
   return grid;
 }
 
+Launch launch_of(const std::function<const char*(const char*)>& variable) {
+  return {rank_of(variable), array_of(variable)};
+}
+
 Shard parse_shard(const std::string& text,
                   const std::function<const char*(const char*)>& variable) {
   if (text == "auto") {
-    Shard rank = rank_of(variable);
-    Shard array = array_of(variable);
+    const auto [rank, array] = launch_of(variable);
     if (array.source.empty()) return rank;
     if (rank.source.empty()) return array;
     return {array.index * rank.count + rank.index, array.count * rank.count,

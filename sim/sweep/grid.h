@@ -109,8 +109,14 @@ struct Shard {
     return std::min(turn, 2 * count - 1 - turn) == index;
   }
 };
-// "2/16" (from 1), or "auto": rank and size in the variables of OpenMPI, other MPIs (PMI), a step
-// of Slurm, and the index of a Slurm array, which multiply. Errors: ConfigError.
+// What launchers say in their variables: rank and size of the processes that were started together
+// (OpenMPI, other MPIs' PMI, a step of Slurm), and the place in a Slurm array. Errors: ConfigError.
+struct Launch {
+  Shard rank, array;
+};
+[[nodiscard]] Launch launch_of(const std::function<const char*(const char*)>& variable);
+
+// "2/16" (from 1), or "auto": as launch_of() says; rank and array multiply. Errors: ConfigError.
 [[nodiscard]] Shard parse_shard(const std::string& text,
                                 const std::function<const char*(const char*)>& variable);
 

@@ -124,11 +124,12 @@ json cells_schema() {
   return schema_of(columns);
 }
 
-void merge(const fs::path& folder) {
+SweepFolder merge(const fs::path& folder) {
   const MergeLock lock(folder);
-  const SweepFolder sweep = open_sweep(folder);
+  SweepFolder sweep = open_sweep(folder);
   write_cells_csv(sweep.plan, sweep.grid, sweep.records, folder / "cells.csv");
   write_file_atomically(folder / "cells.schema.json", cells_schema().dump(1) + "\n");
+  return sweep;
 }
 
 }  // namespace kvspan::sweep

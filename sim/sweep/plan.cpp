@@ -125,6 +125,7 @@ Config config_from(const json& found) {
   found.at("layouts").get_to(config.layouts);
   found.at("seeds").get_to(config.seeds);
   found.at("fidelity").get_to(config.fidelity);
+  config.sample = found.value("sample", "");
   config.regret = found.value("regret", false);  // plans of older programs have none
   return config;
 }

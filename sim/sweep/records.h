@@ -82,7 +82,7 @@ void write_cells_csv(const Plan& plan, const Grid& grid, const Records& records,
                      const std::filesystem::path& path);
 // Its columns as a table schema: name, type, unit, description.
 [[nodiscard]] nlohmann::json cells_schema();
-// cells.csv and its schema, after everything that other processes have merged.
-void merge(const std::filesystem::path& folder);
+// cells.csv and its schema, after everything that other processes have merged; returns of what.
+SweepFolder merge(const std::filesystem::path& folder);
 
 }  // namespace kvspan::sweep

@@ -51,6 +51,9 @@ std::string curve_line(const Curve& curve, const std::set<std::uint64_t>& front,
   const CurvePoint& most = curve.points.back();
   std::string critical = share_text(curve.footprint);
   if (curve.footprint_low) critical += " (from " + share_text(*curve.footprint_low) + ")";
+  if (const auto& interval = curve.footprint_interval)
+    critical +=
+        fmt::format(" ({} to {})", share_text(interval->first), share_text(interval->second));
   return fmt::format("| {}{} | {} | {} | {} | {:.1f} to {:.1f} | {:.1f} to {:.1f} {}| {} | {} |\n",
                      table_cell(curve.method), curve.bound ? " (bound)" : "", critical,
                      share_text(curve.peak_kv), bytes_text(curve.peak_bytes), 100 * least.footprint,
@@ -104,6 +107,7 @@ json curve_json(const Curve& curve, const Plan& plan) {
                       {"peak_bytes", p.peak_bytes},
                       {"retained_mass", p.retained},
                       {"retained_mass_upper", share_json(p.retained_upper)},
+                      {"retained_mass_interval", interval_json(p.estimate)},
                       {"regret", share_json(p.regret)},
                       {"optimum_footprint", share_json(p.optimum_footprint)}});
   }
@@ -116,6 +120,10 @@ json curve_json(const Curve& curve, const Plan& plan) {
       {"critical_footprint", critical_json(curve.footprint)},
       {"critical_footprint_low",
        curve.footprint_low ? critical_json(*curve.footprint_low) : json(nullptr)},
+      {"critical_footprint_interval",
+       curve.footprint_interval ? json{{"low", critical_json(curve.footprint_interval->first)},
+                                       {"high", critical_json(curve.footprint_interval->second)}}
+                                : json(nullptr)},
       {"critical_optimum_footprint", curve.optimum ? critical_json(*curve.optimum) : json(nullptr)},
       {"regret", interval_json(curve.regret)},
       {"critical_peak_kv", critical_json(curve.peak_kv)},
@@ -198,6 +206,12 @@ std::string to_markdown(const SweepReport& report, const Plan& plan) {
       "cells are done, {} left out, {} failed, {} left.\n",
       100 * report.options.least, 100 * report.options.least, counts.done, counts.all(),
       counts.left_out, counts.failed, counts.left);
+  if (!plan.config.sample.empty()) {
+    text += fmt::format(
+        "\nAttention was measured on a random sample ({}): in brackets what the critical footprint "
+        "is at the ends of\nthe 95 % intervals of its estimates.\n",
+        plan.config.sample);
+  }
   const bool regrets = has_regrets(report);
   if (regrets) {
     text +=

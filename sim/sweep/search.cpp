@@ -33,7 +33,11 @@ class SettingSearch {
     engine_ = replay_options(
         trace_,
         {first.trace, group_.prompt, group_.evict_at, group_.chunk, group_.kv_bytes, group_.seed},
-        sweep.plan.config.fidelity);
+        sweep.plan.config);
+    if (!options.sample.empty()) {
+      apply_sample(options.sample, engine_);
+      engine_.sample.seed = group_.seed;
+    }
     engine_.threads = options.threads;
     engine_.cancelled = options.cancelled;
     target_.what = MatchTarget::What::mass;
@@ -85,6 +89,8 @@ class SettingSearch {
     out.budget = budget_of(run.spec).value_or("");
     out.footprint = run.metrics.footprint;
     out.retained = run.match->reached;
+    if (run.fidelity && run.fidelity->estimate)
+      out.estimate = Interval{run.fidelity->estimate->low, run.fidelity->estimate->high};
     out.below = run.match->next;
     out.reached = run.match->reached >= run.match->wanted;
   }
@@ -97,6 +103,12 @@ class SettingSearch {
 };
 
 std::string percent(double share) { return fmt::format("{:.2f}", 100 * share); }
+
+std::string retained_text(const CriticalBudget& one) {
+  if (!one.estimate) return percent(one.retained);
+  return fmt::format("{} ({} to {})", percent(one.retained), percent(one.estimate->low),
+                     percent(one.estimate->high));
+}
 
 }  // namespace
 
@@ -149,7 +161,7 @@ std::string to_markdown(const std::vector<CriticalBudget>& found, const SweepRep
                         table_cell(plan.traces[curve.trace].path),
                         table_cell(text_of(report.groups[curve.group])), table_cell(curve.method),
                         one.reached ? "" : "> ", table_cell(one.budget.empty() ? "-" : one.budget),
-                        percent(one.footprint), share_text(curve.footprint), percent(one.retained),
+                        percent(one.footprint), share_text(curve.footprint), retained_text(one),
                         one.below && one.reached ? percent(*one.below) : "-");
   }
   if (without > 0) text += fmt::format("\n{} curves have nothing to search.\n", without);
@@ -170,6 +182,8 @@ nlohmann::json to_json(const std::vector<CriticalBudget>& found, const SweepRepo
       line["budget"] = one.budget.empty() ? json(nullptr) : json(one.budget);
       line["footprint"] = one.footprint;
       line["retained_mass"] = one.retained;
+      line["retained_mass_interval"] =
+          one.estimate ? json{{"low", one.estimate->low}, {"high", one.estimate->high}} : json();
       line["below"] = one.below ? json(*one.below) : json(nullptr);
       line["reached"] = one.reached;
     } else {

@@ -20,14 +20,16 @@ struct CriticalBudget {
   std::string spec;       // canonical, at that budget
   std::string budget;     // as text; empty: the method turns something else
   double footprint = 0;
-  double retained = 0;          // at least F, unless it is out of reach
-  std::optional<double> below;  // of the largest setting tried that retains less
+  double retained = 0;               // at least F, unless it is out of reach
+  std::optional<Interval> estimate;  // 95 %, where that is estimated from a sample
+  std::optional<double> below;       // of the largest setting tried that retains less
   bool reached = false;
   std::string why_not;  // what cannot be turned, or fails; the rest means nothing
 };
 
 struct SearchOptions {
   double least = 0.9;  // F
+  std::string sample;  // as Config::sample, in place of the sweep's own; empty: that
   int threads = 0;     // 0: all cores
   std::function<void(double done)> progress;
   std::function<bool()> cancelled;  // polled; true ends the search with Interrupted

@@ -3,15 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
-#include <chrono>
-#include <cstring>
-#include <exception>
-#include <mutex>
 #include <sys/stat.h>
 #include <system_error>
-#include <thread>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -21,23 +14,15 @@
 #include "sim/base/digest.h"
 #include "sim/base/error.h"
 #include "sim/base/file.h"
-#include "sim/replay/memory_plan.h"
 #include "sim/sweep/journal.h"
 #include "sim/sweep/unit.h"
+#include "sim/sweep/work.h"
 
 namespace kvspan::sweep {
 namespace {
 
 using nlohmann::json;
 namespace fs = std::filesystem;
-
-double seconds_since_1970() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-
-double steady_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // Sums of files, taken again only where size or time of a file changed.
 class Checksums {
@@ -71,160 +56,6 @@ class Checksums {
   }
   Records& records_;
   std::vector<json> fresh_;
-};
-
-struct Todo {
-  const Unit* unit = nullptr;
-  std::vector<std::size_t> cells;
-};
-
-// Units of the shard that have cells which are neither done nor left out.
-std::vector<Todo> todo_of(const Grid& grid, const Records& records, const Shard& shard) {
-  std::vector<Todo> out;
-  for (const Unit& unit : grid.units) {
-    if (!shard.has(unit)) continue;
-    Todo todo{&unit, {}};
-    for (const std::size_t cell : unit.cells) {
-      const auto found = records.cells.find(grid.cells[cell].id);
-      if (found == records.cells.end() || found->second.status == CellRecord::Status::failed)
-        todo.cells.push_back(cell);
-    }
-    if (!todo.cells.empty()) out.push_back(std::move(todo));
-  }
-  return out;
-}
-
-// How units share the machine: as many at a time as there are threads, each with one; few units
-// have more threads each.
-struct Crew {
-  std::size_t jobs = 1;
-  int threads = 1;
-};
-Crew crew_of(const SweepOptions& options, std::size_t units) {
-  EngineOptions engine;
-  engine.threads = options.threads;
-  const auto threads = static_cast<std::size_t>(threads_of(engine));
-  Crew crew;
-  crew.jobs = std::max<std::size_t>(1, std::min(threads, units));
-  crew.threads = static_cast<int>(std::max<std::size_t>(1, threads / crew.jobs));
-  return crew;
-}
-
-std::int64_t memory_of(const SweepOptions& options) {
-  if (options.memory_bytes > 0) return options.memory_bytes;
-  return static_cast<std::int64_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE) / 2;
-}
-
-// The units that are to be done, by several threads.
-class Work {
- public:
-  Work(const Plan& plan, const Grid& grid, const std::vector<Todo>& todo,
-       const SweepOptions& options, const SweepWatch& watch, Journal& journal, Records& records)
-      : plan_(plan),
-        grid_(grid),
-        todo_(todo),
-        options_(options),
-        watch_(watch),
-        journal_(journal),
-        records_(records),
-        gate_(memory_of(options)),
-        counts_(count_cells(grid, records, options.shard)),
-        shares_(todo.size(), 0.0) {
-    counts_.failed = counts_.left = 0;  // which is what is to be done
-    for (const Todo& one : todo) {
-      cost_ += one.unit->cost;
-      counts_.left += one.cells.size();
-    }
-  }
-
-  // Errors: what the first thread that failed met.
-  void run() {
-    if (todo_.empty()) return;
-    const Crew crew = crew_of(options_, todo_.size());
-    show();
-    std::vector<std::thread> threads;
-    for (std::size_t job = 1; job < crew.jobs; ++job)
-      threads.emplace_back([&] { work(crew.threads); });
-    work(crew.threads);
-    for (std::thread& thread : threads) thread.join();
-    if (failure_) std::rethrow_exception(failure_);
-  }
-
- private:
-  [[nodiscard]] bool stopped() const { return stop_ || (watch_.cancelled && watch_.cancelled()); }
-
-  void work(int threads) {
-    try {
-      for (std::size_t i = next_++; i < todo_.size(); i = next_++) {
-        if (stopped()) throw Interrupted();
-        finish(i, threads);
-      }
-    } catch (...) {
-      const std::lock_guard lock(mutex_);
-      if (!failure_) failure_ = std::current_exception();
-      stop_ = true;
-    }
-  }
-
-  void finish(std::size_t i, int threads) {
-    const Todo& todo = todo_[i];
-    const double begin = steady_seconds();
-    const UnitRun run{plan_,
-                      grid_,
-                      *todo.unit,
-                      todo.cells,
-                      threads,
-                      [&, i](double share) { show(i, share); },
-                      [this] { return stopped(); },
-                      {}};
-    std::vector<json> records = run_unit(run, gate_);
-    records.push_back(
-        work_record({seconds_since_1970(), steady_seconds() - begin, todo.unit->cost}));
-    journal_.append(records);
-    {
-      const std::lock_guard lock(mutex_);
-      for (const json& record : records) {
-        add_records(journal_line(record), records_);
-        count(record);
-      }
-    }
-    show(i, 1);
-  }
-
-  void count(const json& record) {
-    const auto status = record.find("status");
-    if (status == record.end()) return;
-    --counts_.left;
-    if (*status == name_of(CellRecord::Status::done)) ++counts_.done;
-    if (*status == name_of(CellRecord::Status::left_out)) ++counts_.left_out;
-    if (*status == name_of(CellRecord::Status::failed)) ++counts_.failed;
-  }
-
-  void show(std::size_t i, double share) {
-    const std::lock_guard lock(mutex_);
-    done_ += (share - shares_[i]) * todo_[i].unit->cost;
-    shares_[i] = share;
-    show();
-  }
-  void show() const {
-    if (watch_.progress) watch_.progress({counts_, std::min(1.0, done_ / cost_)});
-  }
-
-  const Plan& plan_;
-  const Grid& grid_;
-  const std::vector<Todo>& todo_;
-  const SweepOptions& options_;
-  const SweepWatch& watch_;
-  Journal& journal_;
-  Records& records_;
-  MemoryGate gate_;
-  Counts counts_;
-  std::vector<double> shares_;  // of units that are done
-  double cost_ = 0, done_ = 0;
-  std::atomic<std::size_t> next_{0};
-  std::atomic<bool> stop_{false};
-  std::mutex mutex_;
-  std::exception_ptr failure_;
 };
 
 // Seconds that a unit takes; after `most` of them, what its progress lets expect.
@@ -276,29 +107,107 @@ bool is_last(const fs::path& folder, const std::string& plan, const Shard& shard
   return true;
 }
 
+// What a sweep begins with.
+struct Start {
+  Plan plan;
+  Grid grid;
+  Records records;
+  std::string text;  // of the plan
+};
+
+Start begin(const Config& config, const fs::path& folder, const SweepOptions& options,
+            Journal& journal) {
+  Start start;
+  start.records = read_records(journal_folder(folder), Keep::statuses);
+  Checksums sums(start.records);
+  start.plan = make_plan(config, std::ref(sums));
+  start.grid = make_grid(start.plan, options.most_cells);
+  make_folder(folder);
+  if (!sums.fresh().empty()) journal.append(sums.fresh());
+  start.text = to_json(start.plan).dump(1) + "\n";
+  write_file_atomically(plan_path(folder), start.text);
+  return start;
+}
+
+// ---- A team -------------------------------------------------------------------------------------
+
+// More units than any sweep has: who takes them leaves none to the others.
+constexpr std::int64_t kAllUnits = std::int64_t{1} << 40U;
+
+// A character a cell, for what rank 0 found in the journals.
+constexpr char kUnknown = '0';
+std::string states_of(const Start& start) {
+  std::string states(start.grid.cells.size(), kUnknown);
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    const auto found = start.records.cells.find(start.grid.cells[i].id);
+    if (found != start.records.cells.end())
+      states[i] = static_cast<char>(kUnknown + 1 + static_cast<int>(found->second.status));
+  }
+  return states;
+}
+
+// Traces are summed and journals read once for all.
+Start begin_together(const Config& config, const fs::path& folder, const SweepOptions& options,
+                     Journal& journal) {
+  Team& team = *options.team;
+  const bool first = team.rank() == 0;
+  Start start = first ? begin(config, folder, options, journal) : Start{};
+  start.text = team.share(start.text);
+  if (!first) {
+    start.plan = parse_plan(start.text, "the plan of the team");
+    start.grid = make_grid(start.plan, options.most_cells);
+  }
+  const std::string states = team.share(first ? states_of(start) : "");
+  for (std::size_t i = 0; i < states.size() && !first; ++i) {
+    if (states[i] != kUnknown) {
+      start.records.cells[start.grid.cells[i].id].status =
+          static_cast<CellRecord::Status>(states[i] - kUnknown - 1);
+    }
+  }
+  return start;
+}
+
+Counts end_together(const Start& start, const fs::path& folder, const SweepOptions& options,
+                    bool stopped) {
+  Team& team = *options.team;
+  if (stopped) (void)team.take(kAllUnits);
+  team.wait();
+  Counts counts;
+  std::string text;
+  if (team.rank() == 0) {
+    const bool done = team.take(0) < kAllUnits;
+    const Records records = is_last(folder, start.text, options.shard, done)
+                                ? merge(folder).records
+                                : read_records(journal_folder(folder), Keep::statuses);
+    counts = count_cells(start.grid, records, options.shard);
+    text = json{counts.done, counts.left_out, counts.failed, counts.left}.dump();
+  }
+  const json all = json::parse(team.share(text));
+  counts = {all[0].get<std::size_t>(), all[1].get<std::size_t>(), all[2].get<std::size_t>(),
+            all[3].get<std::size_t>()};
+  team.leave();
+  if (counts.left > 0) throw Interrupted();
+  return counts;
+}
+
 }  // namespace
 
 Counts run_sweep(const Config& config, const fs::path& folder, const SweepOptions& options,
                  const SweepWatch& watch) {
-  Records records = read_records(journal_folder(folder), Keep::statuses);
-  Checksums sums(records);
-  const Plan plan = make_plan(config, std::ref(sums));
-  const Grid grid = make_grid(plan, options.most_cells);
-  make_folder(folder);
   Journal journal(journal_folder(folder));
-  if (!sums.fresh().empty()) journal.append(sums.fresh());
-  const std::string text = to_json(plan).dump(1) + "\n";
-  write_file_atomically(plan_path(folder), text);
-  const std::vector<Todo> todo = todo_of(grid, records, options.shard);
-  std::exception_ptr stopped;
+  Start start = options.team == nullptr ? begin(config, folder, options, journal)
+                                        : begin_together(config, folder, options, journal);
+  const std::vector<Todo> todo = todo_of(start.grid, start.records, options);
+  bool stopped = false;
   try {
-    Work(plan, grid, todo, options, watch, journal, records).run();
+    do_units({start.plan, start.grid, todo, options, watch, journal, start.records});
   } catch (const Interrupted&) {
-    stopped = std::current_exception();
+    stopped = true;
   }
-  if (is_last(folder, text, options.shard, !stopped)) merge(folder);
-  if (stopped) std::rethrow_exception(stopped);
-  return count_cells(grid, records, options.shard);
+  if (options.team != nullptr) return end_together(start, folder, options, stopped);
+  if (is_last(folder, start.text, options.shard, !stopped)) merge(folder);
+  if (stopped) throw Interrupted();
+  return count_cells(start.grid, start.records, options.shard);
 }
 
 SweepOutline outline_sweep(const Config& config, const fs::path& folder,
@@ -312,9 +221,9 @@ SweepOutline outline_sweep(const Config& config, const fs::path& folder,
   out.grid = make_grid(out.plan, options.most_cells);
   out.cells = count_cells(out.grid, records, options.shard);
   out.memory_limit = memory_of(options);
-  const std::vector<Todo> todo = todo_of(out.grid, records, options.shard);
+  const std::vector<Todo> todo = todo_of(out.grid, records, options);
   out.replays = todo.size();
-  const Crew crew = crew_of(options, todo.size());
+  const Crew crew = crew_of(options, todo);
   out.sampled = sample_seconds > 0 ? std::min(kSampled, todo.size()) : 0;
   double seconds = 0, cost = 0, left = 0;
   for (const Todo& one : todo) left += one.unit->cost;

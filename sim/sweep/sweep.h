@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "sim/sweep/records.h"
+#include "sim/sweep/team.h"
 
 namespace kvspan::sweep {
 
@@ -19,9 +20,10 @@ struct SweepOptions {
       0;  // anonymous memory of all replays together; 0: half of the machine
   std::size_t most_cells = kMostCells;
   Shard shard;
+  Team* team = nullptr;  // with whom the units of the shard are shared; null: nobody
 };
 
-// Of the cells of this process's shard.
+// Of the cells of this process's shard; in a team, as far as units have been taken.
 struct SweepProgress {
   Counts cells;
   double done = 0;  // share of the work that was left at the start
@@ -33,7 +35,8 @@ struct SweepWatch {
 };
 
 // Makes the folder and its plan, runs what is left of the shard, and merges what is there: of a
-// sweep in parts the last one to end does.
+// sweep in parts the last one to end does, of a team rank 0 when all have ended. A member of a team
+// that is stopped stops the others, too, and all return or throw the same.
 // Failures of cells are recorded with their reason, and tried again by the next call.
 // Errors: ConfigError, TraceError of the configuration; Error of the disk; Interrupted.
 [[nodiscard]] Counts run_sweep(const Config& config, const std::filesystem::path& folder,

@@ -50,7 +50,7 @@ class UnitReplay {
 
   void prepare() {
     trace_ = std::make_unique<const Trace>(Trace::open(run_.plan.traces[setting_.trace].path));
-    options_ = replay_options(*trace_, setting_, run_.plan.config.fidelity);
+    options_ = replay_options(*trace_, setting_, run_.plan.config);
     options_.threads = run_.threads;
     options_.cancelled = run_.cancelled;
     entrants_.lineup.geometry = geometry_of(*trace_, options_);
@@ -204,14 +204,15 @@ void MemoryGate::give_back(std::int64_t bytes) {
   freed_.notify_all();
 }
 
-EngineOptions replay_options(const Trace& trace, const Setting& setting,
-                             const std::string& fidelity) {
+EngineOptions replay_options(const Trace& trace, const Setting& setting, const Config& config) {
   EngineOptions options;
   options.prompt = setting.prompt;
   options.chunk = setting.chunk;
   options.kv_bytes = setting.kv_bytes;
   options.seed = setting.seed;
-  apply_fidelity(fidelity, options);
+  apply_fidelity(config.fidelity, options);
+  apply_sample(config.sample, options);
+  options.sample.seed = setting.seed;
   if (!setting.evict_at.empty()) options.evict_point = evict_row(trace, setting.evict_at);
   return options;
 }

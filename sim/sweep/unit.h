@@ -34,7 +34,7 @@ class MemoryGate {
 
 // What a setting says of its replays. Errors: ConfigError, TraceError.
 [[nodiscard]] EngineOptions replay_options(const Trace& trace, const Setting& setting,
-                                           const std::string& fidelity);
+                                           const Config& config);
 
 struct UnitRun {
   const Plan& plan;

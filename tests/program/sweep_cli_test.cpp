@@ -20,7 +20,7 @@ TEST_CASE("a sweep is listed, run, told of and reported", "[cli]") {
   const Folder folder;
   const std::string out = folder / "s";
   const Outcome list = program(tiny_sweep() + "--list");
-  const Outcome plan = program(tiny_sweep() + "--dry-run --sample 0.2");
+  const Outcome plan = program(tiny_sweep() + "--dry-run --seconds 0.2");
   CHECK_THAT(plan.text, Contains("replays left: ") && Contains("time: about "));
   CHECK_FALSE(std::filesystem::exists(out));
   const Outcome ran = program(tiny_sweep() + "--out " + out);
@@ -62,6 +62,34 @@ TEST_CASE("a sweep is listed, run, told of and reported", "[cli]") {
   CHECK_THAT(differs.text, Contains("cells only before"));
 }
 
+TEST_CASE("a sweep on a sample has intervals, which its report shows", "[cli]") {
+  const Folder folder;
+  const std::string out = folder / "s";
+  const std::string sweep = "sweep " + trace("tiny-picture.safetensors") +
+                            " --policy streaming_llm --policy tova --budget 4,6,8 --prompt 4 ";
+  REQUIRE(program(sweep + "--sample rows=4 --quiet --out " + out).code == 0);
+  const Outcome report =
+      program(fmt::format("report {} --at 95% --out {}", out, folder / "r.json"));
+  CHECK_THAT(report.text, Contains("on a random sample (rows=4)"));
+  for (const nlohmann::json& curve : read_json(folder / "r.json")["curves"]) {
+    CHECK(curve["critical_footprint_interval"].is_object());
+    for (const nlohmann::json& point : curve["points"]) {
+      CHECK(point["retained_mass_interval"]["low"] <= point["retained_mass"]);
+      CHECK(point["retained_mass_interval"]["high"] >= point["retained_mass"]);
+    }
+  }
+  if (shell("command -v python3").code == 0) {
+    const Outcome check = shell(fmt::format("python3 {}/studies/sweep/check.py {} {} 2>&1",
+                                            KVSPAN_TESTS_DIR, out, folder / "r.json"));
+    INFO(check.text);
+    CHECK(check.code == 0);
+  }
+  const Outcome found = program("report " + out + " --search 90% --sample rows=4");
+  CHECK_THAT(found.text, Contains("| tova |") && Contains(" to "));
+  fails("report " + out + " --sample rows=4", 2, "--sample: found no --search");
+  fails(sweep + "--sample row=4 --out " + out, 2, "expected rows=K, heads=K or layers=K");
+}
+
 TEST_CASE("a sweep that is killed again and again ends with the same bytes", "[cli]") {
   const Folder folder;
   REQUIRE(program(tiny_sweep() + "--out " + (folder / "whole")).code == 0);
@@ -96,6 +124,55 @@ TEST_CASE("four processes share a sweep as an MPI launcher would start them", "[
   CHECK(out.code == 0);
   CHECK(read_text(folder / "shared/cells.csv") == read_text(folder / "whole/cells.csv"));
   CHECK(program("sweep status " + (folder / "shared")).code == 0);
+}
+
+namespace {
+
+// The command line of several processes with one thread each.
+std::string mpirun(int ranks, const std::string& arguments) {
+  return fmt::format(
+      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --oversubscribe -n {} {} "
+      "{} --threads 1",
+      ranks, KVSPAN_PROGRAM, arguments);
+}
+
+}  // namespace
+
+TEST_CASE("1, 2 and 4 ranks, killed and gone on with, end with the same bytes", "[cli][mpi]") {
+#ifndef KVSPAN_MPI_MODULE
+  SUCCEED("skipped: this build has no MPI module");
+#else
+  if (shell("mpirun --version 2>&1").text.find("Open MPI") == std::string::npos) {
+    SUCCEED("skipped: there is no mpirun of Open MPI");
+    return;
+  }
+  const Folder folder;
+  REQUIRE(program(tiny_sweep() + "--out " + (folder / "whole")).code == 0);
+  const std::string whole = read_text(folder / "whole/cells.csv");
+  for (const int ranks : {1, 2}) {
+    const std::string out = folder / std::to_string(ranks);
+    const Outcome ran = shell(mpirun(ranks, tiny_sweep() + "--out " + out) + " 2>&1");
+    INFO(ran.text);
+    CHECK(ran.code == 0);
+    CHECK(read_text(out + "/cells.csv") == whole);
+  }
+  // A rank that has written something is killed, and takes the others with it.
+  const std::string out = folder / "killed";
+  const Outcome killed = shell(fmt::format(
+      "{0} >/dev/null 2>&1 & job=$!; p=; until [ -n \"$p\" ] || ! kill -0 $job 2>/dev/null; do "
+      "p=$(ls {1}/journals 2>/dev/null | sed -n 's/.*-\\([0-9]*\\)-0.journal/\\1/p' | head -1); "
+      "done; kill -KILL $p; wait $job",
+      mpirun(4, tiny_sweep() + "--out " + out), out));
+  CHECK(killed.code != 0);
+  const Outcome rest = shell(mpirun(4, tiny_sweep() + "--out " + out) + " 2>&1");
+  INFO(rest.text);
+  CHECK(rest.code == 0);
+  CHECK(read_text(out + "/cells.csv") == whole);
+  // Nothing of MPI is mapped by who was not started so.
+  CHECK(
+      shell(fmt::format("LD_DEBUG=files {} --version 2>&1", KVSPAN_PROGRAM)).text.find("libmpi") ==
+      std::string::npos);
+#endif
 }
 
 TEST_CASE("a scheduler's SIGTERM ends a sweep in order, with code 75", "[cli]") {

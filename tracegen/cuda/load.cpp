@@ -2,13 +2,13 @@
 #include "tracegen/cuda/load.h"
 
 #include <dlfcn.h>
-#include <system_error>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "sim/base/error.h"
 #include "sim/base/file.h"
+#include "sim/base/modules.h"
 #include "sim/base/text.h"
 
 namespace kvspan::tracegen {
@@ -46,12 +46,7 @@ std::string why_no_gpu() {
   return devices > 0 ? "" : "the GPU driver finds no device";
 }
 
-std::vector<fs::path> cuda_module_places() {
-  std::error_code error;
-  const fs::path program = fs::read_symlink("/proc/self/exe", error);
-  const fs::path folder = program.parent_path();
-  return {folder / kModule, (folder / KVSPAN_MODULE_FOLDER / kModule).lexically_normal()};
-}
+std::vector<fs::path> cuda_module_places() { return module_places(kModule); }
 
 const CudaModule& load_cuda_module(const fs::path& file) {
   const std::string name = path_text(file);

@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <barrier>
 #include <cstdint>
 #include <fstream>
 #include <map>
 #include <set>
 #include <sstream>
+#include <thread>
+#include <utility>
 
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
@@ -79,6 +82,77 @@ std::string error_of(const std::string& text) {
 
 }  // namespace
 
+namespace {
+
+// A team whose members are threads.
+struct Room {
+  explicit Room(int size) : all(size) {}
+  std::barrier<> all;
+  std::atomic<std::int64_t> counter{0};
+  std::string said;
+};
+class Member final : public Team {
+ public:
+  Member(Room& room, int rank, int size) : room_(room), rank_(rank), size_(size) {}
+  [[nodiscard]] int rank() const override { return rank_; }
+  [[nodiscard]] int size() const override { return size_; }
+  [[nodiscard]] std::string share(const std::string& text) override {
+    if (rank_ == 0) room_.said = text;
+    wait();
+    std::string heard = room_.said;
+    wait();
+    return heard;
+  }
+  // Nobody takes a second unit before everybody has a first one.
+  [[nodiscard]] std::int64_t take(std::int64_t count) override {
+    const std::int64_t before = room_.counter.fetch_add(count);
+    if (!std::exchange(begun_, true)) wait();
+    return before;
+  }
+  void wait() override { room_.all.arrive_and_wait(); }
+  void leave() override { wait(); }
+
+ private:
+  Room& room_;
+  int rank_, size_;
+  bool begun_ = false;
+};
+
+// How many cells are left, says each of them; -1: it threw Interrupted.
+//   stops  rank 0 is told to, in its first unit
+std::vector<long> together(int size, const Config& config, const fs::path& folder,
+                           bool stops = false) {
+  Room room(size);
+  std::vector<long> left(static_cast<std::size_t>(size), 99);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] {
+      Member member(room, rank, size);
+      SweepOptions options;
+      options.threads = 1;
+      options.team = &member;
+      SweepWatch watch;
+      watch.cancelled = [&] { return stops && rank == 0; };
+      try {
+        left[static_cast<std::size_t>(rank)] =
+            static_cast<long>(run_sweep(config, folder, options, watch).left);
+      } catch (const Interrupted&) {
+        left[static_cast<std::size_t>(rank)] = -1;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return left;
+}
+
+std::size_t cells_of_all(const fs::path& folder) {
+  std::size_t cells = 0;
+  for (const fs::path& path : journals_in(journal_folder(folder))) cells += cells_in(path);
+  return cells;
+}
+
+}  // namespace
+
 TEST_CASE("SHA-256 is the standard's", "[sweep]") {
   // FIPS 180-4, example "abc".
   CHECK(sha256_of_text("abc") ==
@@ -104,6 +178,14 @@ TEST_CASE("a cell's id is the digest of all that its figures depend on", "[sweep
   std::set<std::uint64_t> ids;
   for (const Cell& one : grid.cells) ids.insert(one.id);
   CHECK(ids.size() == grid.cells.size());
+
+  // What is measured of a cell belongs to it.
+  plan.config.sample = "rows=2";
+  CHECK_THAT(cell_text(plan, grid.settings[cell.setting], plan.specs[cell.spec],
+                       grid.countings[cell.counting]),
+             Contains(R"("sample":"rows=2")"));
+  for (const Cell& one : make_grid(plan).cells) CHECK(ids.count(one.id) == 0);
+  plan.config.sample.clear();
 
   // A plan that is read back has the same cells; another program has none of them.
   const Plan again = parse_plan(to_json(plan).dump(), "sweep.json");
@@ -231,6 +313,29 @@ TEST_CASE("threads, memory and shards change no byte of the results", "[sweep]")
   }
   CHECK(results(folder / "shards") == whole);
   CHECK(results(folder / "shards").find(",left,") == std::string::npos);
+}
+
+TEST_CASE("a team takes each unit once, and what one stops all go on with", "[sweep]") {
+  const TemporaryFolder folder;
+  const Config config = tiny();
+  const std::string whole = swept(config, folder / "whole");
+  for (const int size : {1, 2, 4}) {
+    const fs::path mine = folder / std::to_string(size);
+    CHECK(together(size, config, mine) == std::vector<long>(static_cast<std::size_t>(size), 0));
+    CHECK(results(mine) == whole);
+    CHECK(cells_of_all(mine) == 20);
+  }
+  // Four units of five cells. One is dropped; the other member ends its own, and both say that
+  // cells are left.
+  const fs::path mine = folder / "stopped";
+  CHECK(together(2, config, mine, true) == std::vector<long>{-1, -1});
+  const std::size_t known = cells_of_all(mine);
+  CHECK(known >= 5);
+  CHECK(known <= 15);
+  CHECK_THAT(results(mine), Contains(",left,"));
+  CHECK(together(3, config, mine) == std::vector<long>{0, 0, 0});
+  CHECK(results(mine) == whole);
+  CHECK(cells_of_all(mine) == 20);
 }
 
 TEST_CASE("regrets of a sweep are those of a run", "[sweep]") {
@@ -424,6 +529,10 @@ TEST_CASE("a wrong configuration is told with its line and its place", "[sweep]"
              Contains("/layouts/0") && Contains("did you mean 'padded'?"));
   CHECK_THAT(error_of("{\"traces\": [\"a\"], \"seeds\": [-1]}"), Contains("/seeds/0: found '-1'"));
   CHECK_THAT(error_of("{\"traces\": [\"a\"], \"fidelity\": \"some\"}"), Contains("/fidelity"));
+  CHECK_THAT(error_of("{\"traces\": [\"a\"], \"sample\": \"heads\"}"),
+             Contains("/sample") && Contains("expected rows=K, heads=K or layers=K"));
+  CHECK_THAT(error_of("{\"traces\": [\"a\"], \"sample\": \"heads=2\", \"regret\": true}"),
+             Contains("/sample: found heads=2 beside regret"));
   CHECK_THAT(error_of("{\"traces\": [\"a\"], \"schema_version\": 2}"), Contains("expected 1"));
   CHECK_THAT(error_of("{\"traces\": [\"a\"], \"traces\": [\"b\"]}"), Contains("repeats the key"));
   // Ten sets of ten values each are not written out before they are refused.

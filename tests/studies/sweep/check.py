@@ -106,6 +106,8 @@ def check(folder, report):
             if kind != curve[field]["kind"]:
                 raise AssertionError(f"{key} {field}: {kind} and {curve[field]}")
             close(x, curve[field]["value"], f"{key} {field}")
+            if field == "critical_footprint":
+                check_estimates(curve, rows, least)
             if field == "critical_footprint" and not curve["bound"]:
                 order[key[:3]] = x if kind in ("exact", "below") else math.inf
         check_regrets(curve, rows, least)
@@ -114,6 +116,25 @@ def check(folder, report):
             raise AssertionError(f"front of {panel['trace']}")
     ranked = check_ranking(report, order)
     print(f"{len(curves)} curves, {len(report['fronts'])} fronts and {ranked} ranked methods agree")
+
+
+def check_estimates(curve, rows, least):
+    """Of a sample: the critical footprints at the ends of the intervals; null without one."""
+    rows = [r for r in rows if r["retained_attention_low_share"]]
+    if not rows:
+        if curve["critical_footprint_interval"] is not None:
+            raise AssertionError(f"{curve['method']}: an interval of nothing")
+        return
+    for end, column in (("low", "high"), ("high", "low")):  # what retains more needs less
+        kind, x = critical([(float(r["footprint_share"]),
+                             float(r[f"retained_attention_{column}_share"])) for r in rows], least)
+        if kind != curve["critical_footprint_interval"][end]["kind"]:
+            raise AssertionError(f"{curve['method']}: {kind} at the {end} end")
+        close(x, curve["critical_footprint_interval"][end]["value"], curve["method"])
+    for r in rows:
+        low, mean, high = (float(r[f"retained_attention_{c}_share"]) for c in ("low", "mean", "high"))
+        if not low - 1e-9 <= mean <= high + 1e-9:
+            raise AssertionError(f"{r['cell']}: {mean} is not in [{low}, {high}]")
 
 
 def check_regrets(curve, rows, least):
