@@ -13,6 +13,7 @@
 #include <cmath>
 #include <map>
 
+#include "sim/policies/shared/held_values.h"
 #include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
@@ -24,18 +25,15 @@ double norm_of(std::span<const float> x) { return std::sqrt(squared_norm(x)); }
 
 class FoldingIntoNearest final : public Store {
  public:
-  FoldingIntoNearest(double threshold, int heads) : threshold_(threshold), held_(index(heads)) {}
+  FoldingIntoNearest(double threshold, int heads) : threshold_(threshold), held_(heads) {}
   void age(const View& view, Decision& out) override {
     if (!view.measures_output()) return;
     for (int h = 0; h < view.shape().heads; ++h) {
-      std::vector<TokenIndex> victims;
-      for (const Eviction& e : out.evictions) {
-        if (e.head == h) victims.push_back(e.token);
-      }
+      const std::vector<TokenIndex> victims = victims_of(h, out);
       if (victims.empty()) continue;
       const std::vector<TokenIndex> stay = survivors(view, h, out);
       if (!stay.empty()) fold(view, h, victims, stay, out);
-      for (const TokenIndex t : victims) held_[index(h)].erase(t);
+      for (const TokenIndex t : victims) held_.forget(h, t);
     }
   }
 
@@ -48,12 +46,6 @@ class FoldingIntoNearest final : public Store {
     double weight = 0;
     std::vector<double> values;
   };
-
-  [[nodiscard]] std::vector<float> value(const View& view, int head, TokenIndex token) const {
-    const auto& held = held_[index(head)];
-    const auto found = held.find(token);
-    return found != held.end() ? found->second : view.value(view.shape().kv_head(head), token);
-  }
 
   static Nearest nearest(std::span<const float> key, std::span<const float> keys) {
     Nearest out;
@@ -75,10 +67,10 @@ class FoldingIntoNearest final : public Store {
     for (const TokenIndex t : victims) {
       const Nearest near = nearest(view.key(kv_head, t), keys);
       if (near.cosine < threshold_ || near.cosine <= 0) continue;
-      const std::vector<float> v = value(view, head, t);
+      const std::vector<float> v = held_.of(view, head, t);
       const double size = norm_of(v);
       const double w =
-          near.cosine * size / (size + norm_of(value(view, head, stay[near.place])) + kFloor);
+          near.cosine * size / (size + norm_of(held_.of(view, head, stay[near.place])) + kFloor);
       Folded& into = folds[near.place];
       into.values.resize(v.size(), 0.0);
       into.weight += w;
@@ -86,16 +78,15 @@ class FoldingIntoNearest final : public Store {
     }
     for (const auto& [place, into] : folds) {
       if (into.weight <= 0) continue;
-      std::vector<float> v = value(view, head, stay[place]);
+      std::vector<float> v = held_.of(view, head, stay[place]);
       for (std::size_t d = 0; d < v.size(); ++d)
         v[d] = static_cast<float>((static_cast<double>(v[d]) + into.values[d]) / (1 + into.weight));
-      held_[index(head)][stay[place]] = v;
-      out.rewrites.push_back({kv_head, stay[place], {}, std::move(v)});
+      held_.change(view, head, stay[place], std::move(v), out);
     }
   }
 
   double threshold_;
-  std::vector<std::map<TokenIndex, std::vector<float>>> held_;  // [heads] values that were changed
+  HeldValues held_;
 };
 
 }  // namespace

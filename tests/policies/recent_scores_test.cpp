@@ -502,6 +502,44 @@ TEST_CASE("merge goes on with what a survivor holds, and changes no lifetime", "
   CHECK_THROWS_WITH(test::run_one(trace, "merge", {}), Contains("it folds what another policy"));
 }
 
+// ---- cam ----------------------------------------------------------------------------------------
+
+TEST_CASE("cam spreads what leaves over the entries behind it", "[policy][cam]") {
+  // Rows without queries look at all alike: every draw wins. After row 2 the 4 goes, half to 8 and
+  // half to 2: 10 and 4. After row 3 the 10 goes to 4 and 6: 9 and 11. Rows read three entries.
+  const Trace trace = test::one_head(column({0, 0, 0, 0, 0}), 2, column({4, 8, 2, 6, 0}));
+  const std::string window = "streaming_llm(sinks=0,window=2)";
+  const double third = (10.0 + 4 + 6) / 3 / (20.0 / 4) - 1, fourth = (9.0 + 11 + 0) / 3 / 4 - 1;
+  CHECK(error_of(trace, window + "+cam(merge=2)") == Approx((third + fourth) / 3));
+  CHECK(deaths(trace, window + "+cam") == deaths(trace, window));
+  // Only one entry behind it takes all: 8 + 4, and then 12 + 2.
+  const double all = (12.0 + 2 + 6) / 3 / (20.0 / 4) - 1, later = (14.0 + 6 + 0) / 3 / 4 - 1;
+  CHECK(error_of(trace, window + "+cam(merge=1)") == Approx((all + later) / 3));
+  // What leaves a prompt is lost.
+  const Trace prompt = test::one_head(column({0, 0, 0, 0, 0}), 4, column({4, 8, 2, 6, 0}));
+  CHECK(error_of(prompt, window + "+cam") == Approx(error_of(prompt, window)));
+  CHECK_THROWS_WITH(test::run_one(trace, "cam", {}), Contains("it folds what another policy"));
+}
+
+TEST_CASE("cam folds as often as a victim is looked at beside the others", "[policy][cam]") {
+  // Row 2 sees weights 1, 4 and 4: a quarter of the mean.
+  const double four = std::log(4);
+  const Trace trace = test::one_head(column({0, four, four, 0}), 2, column({3, 8, 2, 6}), ones(4));
+  const std::string window = "streaming_llm(sinks=0,window=2)";
+  const double plain = error_of(trace, window);
+  int folded = 0;
+  for (int seed = 0; seed < 400; ++seed) {
+    const double error = error_of(trace, fmt::format("{}+cam(seed={})", window, seed));
+    folded += std::abs(error - plain) > 1e-6 ? 1 : 0;
+  }
+  CHECK(std::abs(folded - 100) < 26);  // three standard deviations
+  // Sums: 1 + .2 + .11 of it, 1.24 and .44 of the others: more than their mean.
+  for (int seed = 0; seed < 20; ++seed) {
+    const std::string cam = fmt::format("{}+cam(attention=sums,seed={})", window, seed);
+    CHECK(std::abs(error_of(trace, cam) - plain) > 1e-6);
+  }
+}
+
 // ---- turboquant ---------------------------------------------------------------------------------
 
 TEST_CASE("levels for normal numbers are Lloyd's and Max's", "[policy][turboquant]") {
