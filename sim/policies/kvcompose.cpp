@@ -57,7 +57,7 @@ class Composite final : public ModelBudget {
     return sizing.tokens * shape.layers;
   }
 
-  Shares share_out(std::span<const LayerShow> layers, const Sizing& sizing) const override {
+  kvspan::Shares share_out(std::span<const LayerShow> layers, const Sizing& sizing) const override {
     std::vector<std::vector<double>> of_layers;
     for (const LayerShow& layer : layers) of_layers.push_back(composites(layer));
     std::vector<double> most = of_layers.front();
@@ -74,7 +74,7 @@ class Composite final : public ModelBudget {
       places += std::max<TokenCount>(0, sizing.tokens - layers[l].protected_.front());
     }
     const std::vector<TokenCount> count = among_best(contenders, places);
-    Shares out;
+    kvspan::Shares out;
     for (std::size_t l = 0; l < layers.size(); ++l) {
       const TokenCount held = layers[l].protected_.front();
       const TokenCount own = std::max(count[l], std::min(TokenCount{1}, std::ssize(ranks)));

@@ -57,14 +57,14 @@ class OneRanking final : public ModelBudget {
     return sizing.tokens * shape.heads * shape.layers;
   }
 
-  Shares share_out(std::span<const LayerShow> layers, const Sizing& sizing) const override {
+  kvspan::Shares share_out(std::span<const LayerShow> layers, const Sizing& sizing) const override {
     Sharers sharers;
     for (const LayerShow& layer : layers) {
       for (std::size_t h = 0; h < layer.scores.size(); ++h)
         sharers.add(layer.tokens[h], layer.scores[h], layer.protected_[h]);
     }
     const std::vector<TokenCount> keep = filled(std::move(sharers), sizing.tokens, alpha_);
-    Shares out;
+    kvspan::Shares out;
     auto next = keep.begin();
     for (const LayerShow& layer : layers) {
       out.emplace_back(next, next + std::ssize(layer.scores));

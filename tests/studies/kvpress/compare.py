@@ -34,6 +34,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import kvpress
 from kvpress.presses import duo_attention_press
+from kvpress.presses.base_press import BasePress
 from kvpress.presses.key_rerotation_press import KeyRerotationPress
 
 INTERVAL = 16  # decode rows before DecodingPress cuts: only its first cut has full-cache q, k, v
@@ -62,6 +63,18 @@ class Case:
 
 def snapkv(r=0.0):
     return kvpress.SnapKVPress(r)
+
+
+class Finch(kvpress.FinchPress):
+    """The window is a number here: the delimiter token of the press only serves to find it."""
+
+    __call__ = BasePress.__call__
+
+
+def finch(r, window=64):
+    press = Finch(r, rerotate_keys=False)
+    press.window_size = window
+    return press
 
 
 SNAPKV = "snapkv(budget={B},window=64,kernel=5,pool=avg,order=pool_then_group)"
@@ -176,6 +189,13 @@ CASES = [
     ),
     Case(
         "SnapKVPress", "snapkv", lambda r, c: snapkv(r), [SNAPKV], note="kvpress defaults: window 64, kernel 5, average"
+    ),
+    Case(
+        "FinchPress",
+        "finch",
+        lambda r, c: finch(r),
+        ["finch(budget={B},window=64)"],
+        note="window 64; keys not rotated to their places",
     ),
     Case(
         "PyramidKVPress",
