@@ -43,8 +43,8 @@ Traits::edge_descriptor connect(Graph& graph, std::size_t from, std::size_t to,
   return there;
 }
 
-// What Boost adds up for a node. Of one that is out of reach by now, so at the largest distance that
-// there is, it adds that, too: it cannot come into reach again, and stays as it is.
+// What Boost adds up for a node. Of one that is out of reach by now, so at the largest distance
+// that there is, it adds that, too: it cannot come into reach again, and stays as it is.
 struct Potential {
   Potential(Mass v = 0) : value(v) {}  // NOLINT(google-explicit-constructor)
   Mass value;
