@@ -349,6 +349,36 @@ TEST_CASE("an answer that stops ends the ledger, as if the trace had ended there
   CHECK(cut.runs[1].run.metrics.footprint == Approx(held / (tokens * (tokens + 1) / 2)));
 }
 
+TEST_CASE("every policy of the catalogue runs on a model, or is refused by name", "[eval]") {
+  const LoopInput input = random_input(64, 4, 6);
+  std::vector<RecipeSpec> specs = expand_policies({"all"}, {"25%"});
+  std::erase_if(specs, [](const RecipeSpec& spec) { return to_text(spec) == "full"; });
+  specs.insert(specs.begin(), parse_spec("full"));
+  LoopOptions options;
+  options.chunk = GENERATE(0, 24);
+  const LoopResult result = run_closed_loop(tiny("llama"), input, specs, options);
+  CHECK(result.runs.size() + result.refused.size() == specs.size());
+  CHECK(result.runs.size() > 3 * result.refused.size());
+  for (const Refusal& refusal : result.refused) CHECK_FALSE(refusal.reason.empty());
+  for (const LoopRun& run : result.runs) {
+    INFO("chunk " << options.chunk << ": " << run.run.spec);
+    CHECK(run.answer.size() == 4);
+    CHECK(std::all_of(run.nll.begin(), run.nll.end(), [](float x) { return x > 0 && x < 100; }));
+    CHECK(run.divergence[0] >= 0);
+    CHECK(run.run.metrics.footprint <= 1);
+    const Ledger& ledger = run.run.ledger;
+    for (int l = 0; l < tiny("llama").spec().layers; ++l) {
+      for (int h = 0; h < ledger.heads; ++h) {
+        const auto deaths = ledger.deaths(l, h);
+        for (std::size_t j = 0; j < static_cast<std::size_t>(ledger.plan.tokens); ++j) {
+          if (deaths[j] <= j || deaths[j] > static_cast<std::uint32_t>(ledger.plan.tokens))
+            FAIL_CHECK("entry " << j << " dies at " << deaths[j]);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("a share of the memory makes more groups, and changes nothing else", "[eval]") {
   const LoopInput input = random_input(60, 6, 4);
   const std::vector<std::string> policies{"full", "tova(budget=16)", "knorm(budget=20%)", "kivi"};

@@ -292,7 +292,13 @@ SamplesDone run_samples(const Checkpoint& checkpoint, const Tokenizer& tokenizer
                                     error.message()));
     }
   }
-  return SampleRuns(checkpoint, tokenizer, request, samples).run();
+  try {
+    return SampleRuns(checkpoint, tokenizer, request, samples).run();
+  } catch (...) {
+    std::error_code ignored;  // a folder that nothing is in says nothing
+    if (!request.journal.empty()) fs::remove(request.journal, ignored);
+    throw;
+  }
 }
 
 }  // namespace kvspan::tracegen
