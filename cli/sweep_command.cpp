@@ -151,6 +151,7 @@ std::unique_ptr<sweep::Team> find_part(SweepSettings& s) {
   sweep::Joined joined;
   sweep::Shard& shard = s.options.shard;
   shard = sweep::parse_shard(s.shard, environment);
+  if (s.shard == "auto") s.options.processes_here = sweep::launch_of(environment).here;
   if (s.shard == "auto" && !s.list && !s.dry_run) joined = sweep::join_mpi(environment);
   if (joined.team) {
     shard = sweep::launch_of(environment).array;
@@ -309,8 +310,10 @@ void add_sweep(CLI::App& app) {
                   "Do part i of n, from 1; auto: processes of mpirun share a counter, others do as "
                   "PMI, or a step or array of Slurm says")
       ->type_name("i/n|auto");
-  sub->add_option("--memory", s->memory,
-                  "Anonymous memory of all replays together; default: half of the machine's")
+  sub->add_option(
+         "--memory", s->memory,
+         "Anonymous memory of all replays together; default: half of the machine's, of which "
+         "processes that were started together share alike")
       ->type_name("SIZE");
   sub->add_option("--threads", s->options.threads, "Threads; 0: all cores")
       ->check(CLI::Range(0, 4096))

@@ -211,13 +211,25 @@ Grid make_grid(const Plan& plan, std::size_t most) {
 }
 
 Launch launch_of(const std::function<const char*(const char*)>& variable) {
-  return {rank_of(variable), array_of(variable)};
+  Launch launch{rank_of(variable), array_of(variable)};
+  if (launch.rank.count == 1) return launch;
+  // Slurm's is a list such as "4(x3),2"; its first number is the largest.
+  for (const char* name :
+       {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE"}) {
+    const char* text = variable(name);
+    if (text == nullptr) continue;
+    std::from_chars(text, text + std::strlen(text), launch.here);
+    break;
+  }
+  launch.here = std::clamp<std::size_t>(launch.here, 1, launch.rank.count);
+  return launch;
 }
 
 Shard parse_shard(const std::string& text,
                   const std::function<const char*(const char*)>& variable) {
   if (text == "auto") {
-    const auto [rank, array] = launch_of(variable);
+    Launch launch = launch_of(variable);
+    const Shard &rank = launch.rank, &array = launch.array;
     if (array.source.empty()) return rank;
     if (rank.source.empty()) return array;
     return {array.index * rank.count + rank.index, array.count * rank.count,

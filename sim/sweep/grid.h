@@ -113,6 +113,7 @@ struct Shard {
 // (OpenMPI, other MPIs' PMI, a step of Slurm), and the place in a Slurm array. Errors: ConfigError.
 struct Launch {
   Shard rank, array;
+  std::size_t here = 1;  // processes on this node, which share its memory
 };
 [[nodiscard]] Launch launch_of(const std::function<const char*(const char*)>& variable);
 

@@ -17,7 +17,8 @@ namespace kvspan::sweep {
 struct SweepOptions {
   int threads = 0;  // 0: all cores
   std::int64_t memory_bytes =
-      0;  // anonymous memory of all replays together; 0: half of the machine
+      0;  // anonymous memory of all replays together; 0: half of the machine, shared by all here
+  std::size_t processes_here = 1;
   std::size_t most_cells = kMostCells;
   Shard shard;
   Team* team = nullptr;  // with whom the units of the shard are shared; null: nobody

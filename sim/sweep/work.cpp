@@ -191,7 +191,8 @@ Crew crew_of(const SweepOptions& options, const std::vector<Todo>& todo) {
 
 std::int64_t memory_of(const SweepOptions& options) {
   if (options.memory_bytes > 0) return options.memory_bytes;
-  return static_cast<std::int64_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE) / 2;
+  return static_cast<std::int64_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGESIZE) / 2 /
+         static_cast<std::int64_t>(options.processes_here);
 }
 
 void do_units(const Workplace& at) { Work(at).run(); }

@@ -587,10 +587,24 @@ TEST_CASE("a shard is what is said, or what the launcher says", "[sweep]") {
   variables = {{"OMPI_COMM_WORLD_RANK", "2"}, {"OMPI_COMM_WORLD_SIZE", "4"}};
   CHECK(shard("auto") == "2/4 OpenMPI");
   CHECK(shard("1/2") == "0/2 --shard");
+  const auto here = [&] {
+    return launch_of([&](const char* name) -> const char* {
+             const auto at = variables.find(name);
+             return at == variables.end() ? nullptr : at->second.c_str();
+           })
+        .here;
+  };
+  CHECK(here() == 1);
+  variables["OMPI_COMM_WORLD_LOCAL_SIZE"] = "3";
+  CHECK(here() == 3);
+  variables["OMPI_COMM_WORLD_LOCAL_SIZE"] = "9";  // of 4: nonsense
+  CHECK(here() == 4);
   variables = {{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "8"}};  // the script, not a step
   CHECK(shard("auto") == "0/1 ");
   variables["SLURM_STEP_NUM_TASKS"] = "8";
   CHECK(shard("auto") == "1/8 Slurm step");
+  variables["SLURM_STEP_TASKS_PER_NODE"] = "3(x2),2";
+  CHECK(here() == 3);
   // An array of 10, 12, .. 18, each with a step of eight: task 14 is the third.
   variables.insert({{"SLURM_ARRAY_TASK_ID", "14"},
                     {"SLURM_ARRAY_TASK_MIN", "10"},
