@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/outputs.h"
 #include "cli/validators.h"
+#include "cli/viewer_program.h"
 #include "sim/base/error.h"
 #include "sim/policy/spec.h"
 #include "sim/report/json.h"
@@ -29,7 +31,7 @@ constexpr int kChanged = 7;
 struct ReportSettings {
   std::string folder, against, least = "90%", search, sample;
   int threads = 0;
-  std::string json, csv, svg, markdown;
+  std::string json, csv, svg, png, markdown;
   sweep::ReportOptions options;
   double tolerance = 1e-6;
   bool quiet = false;
@@ -58,8 +60,17 @@ Outputs outputs_of(const ReportSettings& s, const std::vector<std::filesystem::p
            {"--csv", s.csv},
            {"--csv schema", schema_path(s)},
            {"--svg", s.svg},
+           {"--png", s.png, false},
            {"--markdown", s.markdown}},
           inputs};
+}
+
+// The program that makes --png; empty: none is wanted.
+std::string viewer_for(const ReportSettings& s) {
+  if (s.png.empty()) return {};
+  if (!s.png.ends_with(".png"))
+    throw ConfigError(fmt::format("--png: found '{}', expected a name that ends in .png", s.png));
+  return find_viewer("--png");
 }
 
 void compare(const ReportSettings& s) {
@@ -78,6 +89,7 @@ void report_evaluation(const ReportSettings& s) {
     throw ConfigError(fmt::format("{} is of sweeps; '{}' is a file, expected a sweep's folder",
                                   s.against.empty() ? "--search" : "--against", s.folder));
   }
+  const std::string viewer = viewer_for(s);
   Outputs outputs = outputs_of(s, {s.folder});
   const tracegen::EvalResult result = tracegen::read_evaluation(
       s.folder, {parse_share(s.least, "--at"), s.options.draws, s.options.seed});
@@ -85,6 +97,9 @@ void report_evaluation(const ReportSettings& s) {
   outputs.write_text("--csv", [&] { return tracegen::critical_csv(result); });
   outputs.write_text("--csv schema", [] { return tracegen::critical_csv_schema().dump(1) + "\n"; });
   outputs.write_text("--svg", [&] { return tracegen::critical_svg(result); });
+  outputs.write("--png", [&](const std::filesystem::path& path) {
+    run_viewer(viewer, {"--export", path.string(), "--view", "scores", s.folder});
+  });
   outputs.write_text("--markdown", [&] { return tracegen::critical_markdown(result); });
   if (s.markdown.empty()) fmt::print("{}", tracegen::critical_markdown(result));
   outputs.finish(s.quiet);
@@ -93,6 +108,7 @@ void report_evaluation(const ReportSettings& s) {
 void report(const ReportSettings& s) {
   if (std::filesystem::is_regular_file(s.folder)) return report_evaluation(s);
   if (!s.against.empty()) return compare(s);
+  const std::string viewer = viewer_for(s);
   Outputs outputs = outputs_of(s, {});
   sweep::ReportOptions options = s.options;
   options.least = parse_share(s.least, "--at");
@@ -128,6 +144,10 @@ void report(const ReportSettings& s) {
   outputs.write_text("--csv", [&] { return to_csv(made, folder.plan); });
   outputs.write_text("--csv schema", [] { return sweep::critical_schema().dump(1) + "\n"; });
   outputs.write_text("--svg", [&] { return to_svg(made, folder.plan); });
+  outputs.write("--png", [&](const std::filesystem::path& path) {
+    run_viewer(viewer, {"--export", path.string(), "--view", "curves", "--threshold",
+                        fmt::format("{}", 100 * options.least), s.folder});
+  });
   outputs.write_text("--markdown", markdown);
   if (s.markdown.empty()) fmt::print("{}", markdown());
   outputs.finish(s.quiet);
@@ -152,6 +172,11 @@ void add_report(CLI::App& app) {
       ->transform(output_file())
       ->type_name("FILE");
   sub->add_option("--svg", s->svg, "Picture: footprint against retained attention, or score")
+      ->transform(output_file())
+      ->type_name("FILE");
+  sub->add_option("--png", s->png,
+                  "Picture of the viewer's, by kvspan-viewer where that was built: of the first "
+                  "setting, means over the traces; of the first task, at the evaluation's own F")
       ->transform(output_file())
       ->type_name("FILE");
   sub->add_option("--markdown", s->markdown, "The tables into a file, not to standard output")
@@ -182,6 +207,7 @@ void add_report(CLI::App& app) {
 Examples:
   kvspan report results
   kvspan report results --at 95% --csv critical.csv --svg curves.svg --out report.json
+  kvspan report results --png curves.png
   kvspan report results --search 90%       the critical budgets themselves
   kvspan report new --against old          exit code 7 if anything changed
   kvspan report eval.json --svg scores.svg  of the model's own answers

@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 
+#include "gui/model/sweep_state.h"
 #include "sim/base/error.h"
 
 namespace kvspan::gui {
@@ -29,23 +30,8 @@ namespace {
 // Larger traces are told apart by their shape: hashing would hold up the window.
 constexpr std::uintmax_t kHashedBytes = 16U << 20U;
 
-// As written, and from the result's folder upwards.
-std::filesystem::path find_trace(const Result& result) {
-  const std::filesystem::path named(result.trace.path);
-  std::error_code ignored;
-  if (std::filesystem::exists(named, ignored)) return named;
-  std::filesystem::path folder = std::filesystem::absolute(result.path, ignored).parent_path();
-  for (;;) {
-    for (const auto& candidate : {folder / named.relative_path(), folder / named.filename()}) {
-      if (std::filesystem::exists(candidate, ignored)) return candidate;
-    }
-    if (folder == folder.parent_path()) return {};
-    folder = folder.parent_path();
-  }
-}
-
 std::shared_ptr<const Trace> open_trace(const Result& result) {
-  const std::filesystem::path path = find_trace(result);
+  const std::filesystem::path path = find_trace(result.trace.path, result.path);
   if (path.empty()) {
     throw TraceError(fmt::format("the trace {} is not there any more", result.trace.path));
   }
@@ -88,7 +74,22 @@ const ShownRun* counterpart_of(const ShownRun& shown, const std::vector<ShownRun
 
 }  // namespace
 
-Document::Document(QObject* parent) : QObject(parent), traces_(std::make_unique<Traces>()) {}
+std::filesystem::path find_trace(const std::filesystem::path& named,
+                                 const std::filesystem::path& file) {
+  std::error_code ignored;
+  if (std::filesystem::exists(named, ignored)) return named;
+  std::filesystem::path folder = std::filesystem::absolute(file, ignored).parent_path();
+  for (;;) {
+    for (const auto& candidate : {folder / named.relative_path(), folder / named.filename()}) {
+      if (std::filesystem::exists(candidate, ignored)) return candidate;
+    }
+    if (folder == folder.parent_path()) return {};
+    folder = folder.parent_path();
+  }
+}
+
+Document::Document(QObject* parent)
+    : QObject(parent), sweep_(new SweepState(this)), traces_(std::make_unique<Traces>()) {}
 Document::~Document() = default;
 
 std::vector<ResultPtr> Document::results() const {
@@ -116,7 +117,8 @@ void Document::add(ResultPtr result) {
   std::vector<ShownRun> added;
   std::vector<std::size_t> strange;  // of `added`, of policies that were not there
   for (std::size_t r = 0; r < result->runs.size(); ++r) {
-    ShownRun shown{result, r, -1, true};
+    // Of an evaluation only the first sample is drawn at first: there may be very many runs.
+    ShownRun shown{result, r, -1, result->sample == 0};
     const auto known = std::find_if(old.begin(), old.end(), [&](const ShownRun& o) {
       return o.run().policy == shown.run().policy;
     });

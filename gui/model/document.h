@@ -7,6 +7,7 @@
 #include <QObject>
 #include <QString>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -15,6 +16,8 @@
 #include "sim/trace/trace.h"
 
 namespace kvspan::gui {
+
+class SweepState;
 
 // Rows [begin, end).
 struct Rows {
@@ -100,6 +103,9 @@ class Document : public QObject {
   [[nodiscard]] const Display& display() const { return display_; }
   void set_display(const Display& display);
 
+  // The sweep that is open, and how it is looked at.
+  [[nodiscard]] SweepState& sweep() const { return *sweep_; }
+
   // The trace that a result was made from, opened on first use; null, with a reason, if it is not
   // where the result says (also looked for in the folders above the result), or is another one now.
   [[nodiscard]] std::shared_ptr<const Trace> trace_of(const Result& result, QString* why = nullptr);
@@ -125,6 +131,7 @@ class Document : public QObject {
   [[nodiscard]] Rows inside(Rows wanted, RowIndex least) const;
   [[nodiscard]] Focus inside(Focus focus) const;
   struct Traces;
+  SweepState* sweep_;  // a child
   std::vector<ShownRun> runs_;
   int current_ = -1, baseline_ = -1;
   Rows zoom_, selection_;
@@ -132,6 +139,10 @@ class Document : public QObject {
   Display display_;
   std::unique_ptr<Traces> traces_;
 };
+
+// Where a trace is that a file names: as written, or from the file's folder upwards; empty: gone.
+[[nodiscard]] std::filesystem::path find_trace(const std::filesystem::path& named,
+                                               const std::filesystem::path& file);
 
 // The row at which a run's memory peaks: as its JSON says, else that of its largest bytes.
 [[nodiscard]] RowIndex peak_row(const ShownRun& shown);

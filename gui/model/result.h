@@ -25,6 +25,8 @@ class LifetimesFile;
 
 namespace kvspan::gui {
 
+struct Evaluation;
+
 // What a result says of its trace.
 struct TraceInfo {
   std::string path, sha256, model;
@@ -70,6 +72,9 @@ struct Result {
   std::shared_ptr<const nlohmann::json> json;      // without timelines; or null; of pools: figures
   std::shared_ptr<const LifetimesFile> lifetimes;  // or null; its runs are numbered as `runs`
   std::vector<std::string> warnings;               // companions that were left out, and why
+  // Of `kvspan eval`: of the whole file, and which of its samples this is; or null.
+  std::shared_ptr<const Evaluation> evaluation;
+  std::size_t sample = 0;
 };
 using ResultPtr = std::shared_ptr<const Result>;
 

@@ -6,6 +6,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "gui/model/evaluation.h"
+#include "gui/model/sweep_state.h"
 #include "sim/base/text.h"
 
 namespace kvspan::gui {
@@ -45,10 +47,12 @@ Rows rows_of(const json& object, Rows fallback) {
   return {value(object, "begin", fallback.begin), value(object, "end", fallback.end)};
 }
 
-std::string file_text(const Result& result) {
+std::string absolute_text(const std::filesystem::path& path) {
   std::error_code ignored;
-  return valid_utf8(std::filesystem::absolute(result.path, ignored).string());
+  return valid_utf8(std::filesystem::absolute(path, ignored).string());
 }
+
+std::string file_text(const Result& result) { return absolute_text(result.path); }
 
 json run_json(const ShownRun* shown) {
   if (shown == nullptr) return nullptr;
@@ -65,6 +69,10 @@ int run_of(const json& written, const Document& document) {
 }
 
 }  // namespace
+
+std::string file_of(const Result& result) {
+  return (result.evaluation ? result.evaluation->path : result.path).string();
+}
 
 const std::vector<std::string>& quantity_names() {
   static const std::vector<std::string> names{"entries", "bytes", "percent", "mass"};
@@ -85,8 +93,13 @@ json session_of(const Document& document, const std::vector<std::filesystem::pat
     return std::find(left_out.begin(), left_out.end(), result->path) != left_out.end();
   };
   for (const ResultPtr& result : document.results()) {
-    if (!is_left_out(result)) session["files"].push_back(file_text(*result));
+    const std::string file = absolute_text(file_of(*result));
+    const auto& files = session["files"];
+    if (!is_left_out(result) && std::find(files.begin(), files.end(), file) == files.end())
+      session["files"].push_back(file);
   }
+  if (const SweepPtr& sweep = document.sweep().sweep())
+    session["files"].push_back(absolute_text(sweep->path));
   for (const ShownRun& shown : document.runs()) {
     if (is_left_out(shown.result)) continue;
     json run = run_json(&shown);

@@ -22,6 +22,10 @@ namespace kvspan::gui {
 // Brings back everything but the files, as far as it fits what is open; never fails.
 void restore(const nlohmann::json& session, Document& document);
 
+// What a result is opened again by: its path, or, of an evaluation, the file that all samples are
+// of.
+[[nodiscard]] std::string file_of(const Result& result);
+
 // Words of quantities, stacks and figures of heads, on the command line and in sessions.
 [[nodiscard]] const std::vector<std::string>& quantity_names();  // in the order of Quantity
 [[nodiscard]] const std::vector<std::string>& stack_names();

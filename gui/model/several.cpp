@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "gui/model/evaluation.h"
 #include "gui/model/result_node.h"
 #include "gui/model/result_parts.h"
 
@@ -39,6 +40,8 @@ std::vector<ResultPtr> open_results(const std::filesystem::path& path) {
     if (part) fail(file, "holds one result, which has no number");
     return {open_result(path)};
   }
+  // One sample alone is a result like any other.
+  const EvaluationPtr evaluation = part ? nullptr : read_evaluation(file, whole);
   json& documents = whole["results"];
   if (part && part->second >= documents.size()) {
     fail(file, fmt::format("holds the results 0 to {}, and no result {}", documents.size() - 1,
@@ -50,6 +53,8 @@ std::vector<ResultPtr> open_results(const std::filesystem::path& path) {
     auto result = std::make_shared<Result>();
     result->path = fmt::format("{}[{}]", file.string(), i);
     read_json(result->path, std::move(documents[i]), *result);
+    result->evaluation = evaluation;
+    result->sample = evaluation ? i : 0;
     results.push_back(std::move(result));
   }
   return results;

@@ -74,6 +74,7 @@ std::vector<std::string> SimulationRequest::command() const {
   if (chunk != 0) add("--chunk", std::to_string(chunk));
   if (prompt != 0) add("--prompt", std::to_string(prompt));
   if (evict_point != 0) add("--evict-at", std::to_string(evict_point));
+  if (!evict_at.empty()) add("--evict-at", evict_at);
   if (coarse || !fidelity) add("--fidelity", "none");
   if (!coarse && fidelity && fidelity_rows != 0)
     add("--fidelity", fmt::format("rows={}", fidelity_rows));
@@ -104,10 +105,23 @@ RunRequest SimulationRequest::run() const {
   out.specs = expand_policies(specs, budgets);
   if (out.specs.empty()) throw ConfigError("nothing to run: no policy is on the list");
   out.engine = options();
+  out.evict_point = evict_at;
   out.layerwise = layerwise;
   out.layout = layout;
   out.command = command();
   return out;
+}
+
+QString shell_text(const std::vector<std::string>& words) {
+  constexpr std::string_view kPlain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./=,%+:@";
+  QStringList parts;
+  for (const std::string& word : words) {
+    const bool plain = !word.empty() && word.find_first_not_of(kPlain) == word.npos;
+    const QString text = QString::fromStdString(word);
+    parts << (plain ? text : "'" + QString(text).replace("'", "'\\''") + "'");
+  }
+  return parts.join(' ');
 }
 
 // The trace of the last run stays open, with its checksum: sliders run it again and again.

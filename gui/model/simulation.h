@@ -27,6 +27,7 @@ struct SimulationRequest {
   std::vector<std::string> budgets;      // as --budget takes them
   RowIndex chunk = 0;                    // tokens; 0: the prompt is one pass
   RowIndex prompt = 0, evict_point = 0;  // rows; 0: as the trace says, at the prompt's end
+  std::string evict_at;                  // a span or row in place of evict_point; empty: unused
   bool coarse = false;  // measures no fidelity and keeps neither scores nor reads, for speed
   bool fidelity = true;
   RowIndex fidelity_rows = 0;  // per phase; 0: all, of long prompts a sample
@@ -40,6 +41,9 @@ struct SimulationRequest {
   // Errors: ConfigError in what is written as text.
   [[nodiscard]] RunRequest run() const;
 };
+
+// Words of a command as one line that a shell reads back.
+[[nodiscard]] QString shell_text(const std::vector<std::string>& words);
 
 // One simulation at a time; a later one ends an earlier one.
 class Simulation : public QObject {

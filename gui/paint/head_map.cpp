@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gui/paint/map_cells.h"
 #include "gui/paint/theme.h"
 
 namespace kvspan::gui {
@@ -184,13 +185,7 @@ QColor HeadMap::colour(double value) const {
 }
 
 void HeadMap::cell(QPainter& painter, const QRectF& place, double value, bool number) const {
-  // Whole pixels, so that neighbours leave no seam.
-  const QRect pixels(QPoint(static_cast<int>(std::lround(place.left())),
-                            static_cast<int>(std::lround(place.top()))),
-                     QPoint(static_cast<int>(std::lround(place.right())) - 1,
-                            static_cast<int>(std::lround(place.bottom())) - 1));
-  const bool spaced = place.width() > 8 && place.height() > 8;
-  painter.fillRect(spaced ? pixels.adjusted(0, 0, -1, -1) : pixels, colour(value));
+  fill_cell(painter, place, colour(value));
   if (!number || std::isnan(value)) return;
   const QColor ink = text_on(colour(value));
   painter.setPen(ink);
@@ -201,15 +196,7 @@ void HeadMap::cell(QPainter& painter, const QRectF& place, double value, bool nu
 void HeadMap::axes(QPainter& painter, const Geometry& g) const {
   painter.setPen(theme().ink);
   const QFontMetricsF metrics(font());
-  const auto thinned = [](double need, double size) {
-    int step = 1;
-    for (const int factor : {1, 2, 4, 8, 16, 32}) {
-      step = factor;
-      if (size * factor >= need) break;
-    }
-    return step;
-  };
-  const int rows = thinned(metrics.height(), g.high);
+  const int rows = label_step(metrics.height(), g.high);
   for (int l = 0; l < table_.layers(); l += rows) {
     const QRectF cell = g.row_mean(l);
     painter.drawText(QRectF(0, cell.center().y() - g.line / 2, g.cells.left() - 6, g.line),
@@ -218,7 +205,7 @@ void HeadMap::axes(QPainter& painter, const Geometry& g) const {
   }
   const QString name = table_.group() > 1 ? "query head %1" : "head %1";
   const bool words = g.wide > metrics.horizontalAdvance(name) + 4;
-  const int columns = words ? 1 : thinned(metrics.horizontalAdvance("00") + 6, g.wide);
+  const int columns = words ? 1 : label_step(metrics.horizontalAdvance("00") + 6, g.wide);
   const double y = g.cells.bottom() + kGap + g.mean_high;
   for (int h = 0; h < table_.heads(); h += columns) {
     painter.drawText(QRectF(g.column_mean(h).center().x() - 60, y, 120, g.line), Qt::AlignCenter,
@@ -238,22 +225,14 @@ void HeadMap::axes(QPainter& painter, const Geometry& g) const {
 
 void HeadMap::bar(QPainter& painter, const Geometry& g) const {
   const QRectF place(g.row_mean(0).right() + 16, g.cells.top(), 12, g.cells.height());
-  const int steps = static_cast<int>(place.height());
-  for (int i = 0; i < steps; ++i) {
-    const double value = low_ + (high_ - low_) * (steps - 0.5 - i) / steps;
-    painter.fillRect(QRectF(place.left(), place.top() + i, place.width(), 1.5), colour(value));
-  }
-  painter.setPen(theme().ink);
-  const int labels = place.height() > 5 * g.line ? 5 : 2;
-  for (int i = 0; i < labels; ++i) {
-    const double share = static_cast<double>(i) / (labels - 1);
-    const double y = place.bottom() - share * place.height();
-    const double value = low_ + share * (high_ - low_);
-    const QString sign = table_.is_difference() && i > labels / 2 ? "+" : "";
-    painter.drawText(QRectF(place.right() + 5, y - g.line / 2, 80, g.line),
-                     Qt::AlignLeft | Qt::AlignVCenter,
-                     sign + percent_text(value).replace(" %", table_.is_difference() ? "" : " %"));
-  }
+  const auto value = [this](double share) { return low_ + share * (high_ - low_); };
+  draw_colour_bar(
+      painter, place, g.line, [&](double share) { return colour(value(share)); },
+      [&](double share) {
+        const bool difference = table_.is_difference();
+        return (difference && share > 0.5 ? "+" : "") +
+               percent_text(value(share)).replace(" %", difference ? "" : " %");
+      });
 }
 
 void HeadMap::frame(QPainter& painter, const Geometry& g) const {

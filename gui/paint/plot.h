@@ -63,6 +63,8 @@ class Plot final : public QChartView {
   }
   void apply_theme();
   void resample();
+  // The box that is shown beside the mouse, a line a run, its value behind a tab; empty: none is.
+  [[nodiscard]] QString hovered_text() const;
   // For a picture: the size is laid out without waiting for events.
   void lay_out(const QSize& size);
 

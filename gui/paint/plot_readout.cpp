@@ -53,6 +53,14 @@ void Plot::paint_front(QPainter& painter) {
   draw_box(painter, *hover_, front_->boundingRect(), readout(row));
 }
 
+QString Plot::hovered_text() const {
+  if (!hover_ || !content_.message.isEmpty()) return {};
+  QStringList lines;
+  for (const BoxLine& line : rubber_ ? rubber_readout() : readout(row_at(hover_->x())))
+    lines << (line.value.isEmpty() ? line.text : line.text + "\t" + line.value);
+  return lines.join('\n');
+}
+
 std::vector<BoxLine> Plot::readout(RowIndex row) const {
   std::vector<BoxLine> box;
   const ShownRun* current = document_.current_run();

@@ -41,6 +41,8 @@ void TimeChart::draw(QPainter& painter, const QSize& size) const {
   plot.scene()->render(&painter, QRectF(QPointF(), size), QRectF(QPointF(), size));
 }
 
+QString TimeChart::hovered_text() const { return plot_->hovered_text(); }
+
 QWidget* TimeChart::canvas() const { return plot_->viewport(); }
 QRectF TimeChart::plot_area() const { return plot_->area(); }
 double TimeChart::x_of(double row) const { return plot_->x_of(row); }

@@ -24,6 +24,9 @@ class TimeChart : public QWidget {
   // A picture, with a legend of the lines.
   void draw(QPainter& painter, const QSize& size) const;
 
+  // See Plot::hovered_text().
+  [[nodiscard]] QString hovered_text() const;
+
   // What receives the mouse, and where rows are on it.
   [[nodiscard]] QWidget* canvas() const;
   [[nodiscard]] QRectF plot_area() const;  // on the canvas

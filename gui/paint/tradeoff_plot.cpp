@@ -23,8 +23,7 @@ namespace kvspan::gui {
 namespace {
 
 constexpr std::array kSteps{1.0, 2.0, 5.0, 10.0};
-constexpr double kFar = 26;    // pixels from a point to its label, where there is no room beside it
-constexpr double kMarker = 9;  // pixels across
+constexpr double kMarker = 9;             // pixels across
 constexpr double kGap = kMarker / 2 + 4;  // from the middle of a point to a label beside it
 constexpr double kBetween = 2;            // between labels
 
@@ -47,31 +46,6 @@ void set_range(QValueAxis* axis, double low, double high) {
   axis->setTickInterval(step);
   axis->setLabelFormat(step < 1 ? "%.1f" : "%.0f");
   axis->setRange(low, high);
-}
-
-// Where a label may stand: beside the point, then further away, at the end of a line.
-std::vector<QRectF> places_beside(const QPointF& at, const QSizeF& size) {
-  const double wide = size.width();
-  const double high = size.height();
-  std::vector<QRectF> places{{{at.x() + kGap, at.y() - high / 2}, size},
-                             {{at.x() - kGap - wide, at.y() - high / 2}, size},
-                             {{at.x() - wide / 2, at.y() - kGap - high}, size},
-                             {{at.x() - wide / 2, at.y() + kGap}, size}};
-  for (const double side : {-1.0, 1.0}) {
-    for (const int lines : {-1, 1, -2, 2, -3, 3}) {
-      places.emplace_back(
-          QPointF(side < 0 ? at.x() - kFar - wide : at.x() + kFar, at.y() + (lines - 0.5) * high),
-          size);
-    }
-  }
-  return places;
-}
-
-// A line to a label that does not stand beside its point.
-void lead_to(QPainter& painter, const QPointF& point, const QRectF& label) {
-  if (std::abs(label.center().x() - point.x()) <= label.width() / 2 + kGap + 1) return;
-  const bool left = label.right() < point.x();
-  painter.drawLine(point, QPointF(left ? label.right() + 2 : label.left() - 2, label.center().y()));
 }
 
 }  // namespace
@@ -384,11 +358,11 @@ void TradeoffPlot::draw_labels(QPainter& painter, const QRectF& area, std::vecto
     // The last point is where a family's line ends; it is the clearest place.
     for (auto i = family.points.rbegin(); i != family.points.rend(); ++i) {
       const Tradeoff::Point& p = tradeoff_.points[*i];
-      const auto label = free_place(places_beside(place(p), size), area, taken, covered);
+      const auto label = free_place(places_beside(place(p), size, kGap), area, taken, covered);
       if (!label) continue;
       taken.push_back(label->adjusted(-kBetween, 0, kBetween, 0));
       painter.setPen(run_colour(colour_of(p)));
-      lead_to(painter, place(p), *label);
+      lead_to(painter, place(p), *label, kGap);
       painter.drawText(*label, Qt::AlignCenter | Qt::TextDontClip, text);
       break;
     }

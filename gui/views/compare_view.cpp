@@ -35,6 +35,10 @@ class CompareView final : public View {
     return !background_.busy() && (!kept_->isVisible() || kept_->property("ready").toBool());
   }
   [[nodiscard]] std::string csv() const override { return difference_csv(document()); }
+  [[nodiscard]] QString hovered_text() const override {
+    const QString box = chart_->hovered_text();
+    return box.isEmpty() ? readout_->text() : box;
+  }
   // The difference above what is kept.
   void draw(QPainter& painter, const QSize& size) override {
     const int below = std::clamp(kept_->sizeHint().height() + kBelowChart, size.height() * 3 / 10,

@@ -66,6 +66,7 @@ class LifetimeView final : public View {
     other_ = new LifetimeMap(document, this, LifetimeMap::Of::baseline);
     legend_ = new Legend(*canvas_, this);
     facts_ = new QLabel(this);
+    facts_->setObjectName("readout");
     facts_->setTextFormat(Qt::PlainText);
     facts_->setTextInteractionFlags(Qt::TextSelectableByMouse);
     facts_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Fixed);

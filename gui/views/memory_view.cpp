@@ -23,6 +23,10 @@ class MemoryView final : public View {
   [[nodiscard]] QString help() const override;
   [[nodiscard]] std::string csv() const override { return memory_csv(document()); }
   void draw(QPainter& painter, const QSize& size) override { chart_->draw(painter, size); }
+  [[nodiscard]] QString hovered_text() const override {
+    const QString box = chart_->hovered_text();
+    return box.isEmpty() ? readout_->text() : box;
+  }
 
  private:
   void rebuild();

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <QApplication>
 #include <QComboBox>
 #include <QDoubleSpinBox>
 #include <QEvent>
@@ -7,7 +6,6 @@
 #include <QHeaderView>
 #include <QLabel>
 #include <QPainter>
-#include <QStyledItemDelegate>
 #include <QTableView>
 #include <QVBoxLayout>
 #include <algorithm>
@@ -15,6 +13,7 @@
 #include "gui/model/columns.h"
 #include "gui/model/csv.h"
 #include "gui/model/tradeoff.h"
+#include "gui/paint/mark_delegate.h"
 #include "gui/paint/theme.h"
 #include "gui/paint/tradeoff_plot.h"
 #include "gui/views/view.h"
@@ -24,37 +23,6 @@ namespace {
 
 constexpr int kWidestTable = 460;
 constexpr QSize kPlot(1000, 620);  // of pictures
-
-// The mark of a family before its name.
-class FamilyDelegate final : public QStyledItemDelegate {
- public:
-  using QStyledItemDelegate::QStyledItemDelegate;
-
-  void paint(QPainter* painter, const QStyleOptionViewItem& option,
-             const QModelIndex& index) const override {
-    QStyledItemDelegate::paint(painter, option, index);
-    if (index.column() != 0) return;
-    QStyleOptionViewItem box = option;
-    initStyleOption(&box, index);
-    const QStyle* style = box.widget != nullptr ? box.widget->style() : QApplication::style();
-    const QRectF place = style->subElementRect(QStyle::SE_ItemViewItemDecoration, &box, box.widget);
-    painter->save();
-    painter->setRenderHint(QPainter::Antialiasing);
-    painter->setPen(Qt::NoPen);
-    painter->setBrush(run_colour(index.data(CriticalTable::kColourRole).toInt()));
-    draw_mark(*painter, place.center(), 8, index.data(CriticalTable::kMarkRole).toInt());
-    painter->restore();
-  }
-
- protected:
-  // Leaves room for the mark.
-  void initStyleOption(QStyleOptionViewItem* option, const QModelIndex& index) const override {
-    QStyledItemDelegate::initStyleOption(option, index);
-    if (index.column() != 0) return;
-    option->decorationSize = QSize(10, 10);
-    option->features |= QStyleOptionViewItem::HasDecoration;
-  }
-};
 
 class TradeoffView final : public View {
  public:
@@ -96,7 +64,8 @@ class TradeoffView final : public View {
     table_ = new QTableView(this);
     model_ = new CriticalTable(this);
     table_->setModel(model_);
-    table_->setItemDelegate(new FamilyDelegate(table_));
+    table_->setItemDelegate(
+        new MarkDelegate(CriticalTable::kColourRole, CriticalTable::kMarkRole, table_));
     table_->setAccessibleName("critical footprints");
     table_->setSelectionBehavior(QAbstractItemView::SelectRows);
     table_->setSelectionMode(QAbstractItemView::SingleSelection);

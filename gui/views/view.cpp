@@ -5,6 +5,7 @@
 #include <QFileInfo>
 #include <QHeaderView>
 #include <QImage>
+#include <QLabel>
 #include <QLayout>
 #include <QSvgGenerator>
 #include <QTableView>
@@ -19,6 +20,11 @@
 #include "sim/trace/safetensors.h"
 
 namespace kvspan::gui {
+
+QString View::hovered_text() const {
+  const auto* readout = findChild<QLabel*>("readout");
+  return readout == nullptr ? QString() : readout->text();
+}
 
 void View::draw(QPainter& painter, const QSize& size) {
   const QSize before = this->size();
@@ -122,7 +128,10 @@ std::vector<View*> make_views(Document& document, QWidget* parent) {
   return {make_memory_view(document, parent),   make_runs_view(document, parent),
           make_lifetime_view(document, parent), make_resident_view(document, parent),
           make_peak_view(document, parent),     make_head_view(document, parent),
-          make_tradeoff_view(document, parent), make_compare_view(document, parent)};
+          make_tradeoff_view(document, parent), make_compare_view(document, parent),
+          make_curves_view(document, parent),   make_matrix_view(document, parent),
+          make_cells_view(document, parent),    make_scores_view(document, parent),
+          make_answers_view(document, parent)};
 }
 
 }  // namespace kvspan::gui

@@ -6,6 +6,7 @@
 #include <QPainter>
 #include <QString>
 #include <QWidget>
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -28,10 +29,14 @@ class View : public QWidget {
   [[nodiscard]] virtual QString name() const = 0;   // of --view: "memory"
   [[nodiscard]] virtual QString title() const = 0;  // of its tab: "Memory over time"
   [[nodiscard]] virtual QString help() const = 0;   // one sentence: what it shows, what can be done
+  // False while nothing is open that it could show.
+  [[nodiscard]] virtual bool has_content() const { return !document_.runs().empty(); }
   // False while something that it shows is still being computed; ready() follows.
   [[nodiscard]] virtual bool is_ready() const { return true; }
   // The numbers that are shown, RFC 4180 with a line of column names, lines end with '\n'.
   [[nodiscard]] virtual std::string csv() const = 0;
+  // What it says of the place under the mouse or cursor, columns parted by tabs; empty: nothing.
+  [[nodiscard]] virtual QString hovered_text() const;
   // Draws the view as a picture of `size` (at most a legend or a caption beyond what the window
   // shows); the default draws the widget.
   virtual void draw(QPainter& painter, const QSize& size);
@@ -70,7 +75,15 @@ void export_view(View& view, const QString& path, const QSize& size, double scal
 [[nodiscard]] View* make_resident_view(Document& document, QWidget* parent);
 [[nodiscard]] View* make_runs_view(Document& document, QWidget* parent);
 [[nodiscard]] View* make_compare_view(Document& document, QWidget* parent);
-// All of them, in the order of their tabs.
+// Of a sweep's folder.
+[[nodiscard]] View* make_cells_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_matrix_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_curves_view(Document& document, QWidget* parent);
+// Of what `kvspan eval` wrote.
+[[nodiscard]] View* make_scores_view(Document& document, QWidget* parent);
+[[nodiscard]] View* make_answers_view(Document& document, QWidget* parent);
+// All of them, in the order of their tabs; the first kRunViews are of runs.
+inline constexpr std::size_t kRunViews = 8;
 [[nodiscard]] std::vector<View*> make_views(Document& document, QWidget* parent);
 
 }  // namespace kvspan::gui

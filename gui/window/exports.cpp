@@ -15,6 +15,7 @@
 
 #include "gui/model/kept_sets.h"
 #include "gui/model/several.h"
+#include "gui/model/sweep_state.h"
 #include "gui/views/view.h"
 #include "sim/base/error.h"
 #include "sim/policy/spec.h"
@@ -88,6 +89,10 @@ void choose_the_rest(const Settings& s, Document& document) {
 void run_exports(const Settings& s) {
   Document document;
   for (const std::string& file : s.files) {
+    if (const auto folder = sweep_folder_of(file)) {
+      document.sweep().set(open_sweep_folder(*folder));
+      continue;
+    }
     for (ResultPtr& result : open_results(file)) {
       for (const std::string& warning : result->warnings) {
         fmt::print(stderr, "kvspan-viewer: {}\n", warning);
@@ -105,7 +110,8 @@ void run_exports(const Settings& s) {
     throw ConfigError("--view belongs to an --export: there are more views than exports");
   }
   for (std::size_t i = 0; i < s.exports.size(); ++i) {
-    View& view = find_view(views, i < s.views.size() ? s.views[i] : "memory");
+    const char* first = document.runs().empty() ? "curves" : "memory";
+    View& view = find_view(views, i < s.views.size() ? s.views[i] : first);
     export_one(view, s.exports[i], size, s.scale);
   }
   if (!s.export_all.empty()) {
@@ -114,6 +120,7 @@ void run_exports(const Settings& s) {
       throw ConfigError(fmt::format("--export-all: cannot make the folder '{}'", s.export_all));
     }
     for (View* view : views) {
+      if (!view->has_content()) continue;
       for (const char* ending : {".png", ".svg", ".csv"}) {
         export_one(*view, folder.filePath(view->name() + ending).toStdString(), size, s.scale);
       }

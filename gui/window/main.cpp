@@ -47,7 +47,9 @@ int run_window(const Settings& s) {
 }
 
 void add_options(CLI::App& app, Settings& s) {
-  app.add_option("files", s.files, "Results (.json), timelines, lifetimes or traces (.safetensors)")
+  app.add_option("files", s.files,
+                 "Results of run, eval, replay (.json), timelines, lifetimes or traces "
+                 "(.safetensors), the folder of a sweep")
       ->type_name("FILE");
   app.add_option(
          "--export", s.exports,
@@ -56,8 +58,8 @@ void add_options(CLI::App& app, Settings& s) {
       ->allow_extra_args(false);
   app.add_option(
          "--view", s.views,
-         "memory, runs, lifetimes, resident, peak, heads, tradeoff or compare; of the window: "
-         "the one to start with")
+         "memory, runs, lifetimes, resident, peak, heads, tradeoff or compare; of a sweep curves, "
+         "matrix or cells; of an eval scores or answers; of the window: the one to start with")
       ->type_name("NAME")
       ->allow_extra_args(false);
   app.add_option("--export-all", s.export_all, "Write every view as .png, .svg and .csv")
@@ -75,13 +77,22 @@ void add_options(CLI::App& app, Settings& s) {
   app.add_option("--only", s.only, "Show this run in charts, and no other; may be repeated")
       ->type_name("LABEL")
       ->allow_extra_args(false);
+  app.add_option("--where", s.where,
+                 "Of a sweep only these cells: chunk=512, budget=10%,20%, method=snapkv,h2o (names "
+                 "with these words), trace=..; may be repeated")
+      ->type_name("PARAMETER=VALUE,..")
+      ->allow_extra_args(false);
+  app.add_option("--matrix", s.matrix,
+                 "Of a sweep, two parameters and a figure: method,chunk,critical_footprint")
+      ->type_name("ROWS,COLUMNS[,FIGURE]");
   app.add_option("--rows", s.rows,
                  "Selected rows; of one row, what is held there (exports: where --run and "
                  "--baseline differ most)")
       ->type_name("ROW|BEGIN:END");
   app.add_option("--zoom", s.zoom, "Rows that charts over time show")->type_name("BEGIN:END");
   app.add_option("--threshold", s.threshold,
-                 "Percent of fidelity that critical footprints of the tradeoff reach; default: 90")
+                 "Percent of fidelity that critical footprints reach, of the tradeoff and of a "
+                 "sweep; default: 90")
       ->check(CLI::Range(0.0, 100.0))
       ->type_name("F");
   app.add_option("--quantity", s.quantity, "entries, bytes, percent or mass")->type_name("NAME");
@@ -107,6 +118,8 @@ Examples:
   kvspan-viewer --export memory.png --view memory RESULT.json
   kvspan-viewer --export map.svg --view lifetimes --attention --run snapkv --layer 1 RESULT.json
   kvspan-viewer --export-all FOLDER RESULT.json            every view as picture and as numbers
+  kvspan-viewer SWEEP_FOLDER                               thousands of runs: curves, matrix, cells
+  kvspan-viewer --export m.png --view matrix --where prompt=512 --matrix method,chunk SWEEP_FOLDER
 Make a result: kvspan run TRACE --out R.json --timeline R.timeline.safetensors --lifetimes R.lifetimes.safetensors
 
 Exit codes: 0 ok, 1 internal or a full disk, 2 arguments, 3 files that cannot be read.)help");

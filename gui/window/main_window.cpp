@@ -2,6 +2,7 @@
 #include "gui/window/main_window.h"
 
 #include <QApplication>
+#include <QClipboard>
 #include <QCloseEvent>
 #include <QFileInfo>
 #include <QHBoxLayout>
@@ -13,9 +14,12 @@
 #include <QToolButton>
 #include <QVBoxLayout>
 #include <algorithm>
+#include <utility>
 
 #include "gui/model/numbers.h"
+#include "gui/model/sweep_state.h"
 #include "gui/paint/theme.h"
+#include "gui/window/copying.h"
 #include "gui/window/map_guard.h"
 #include "gui/window/run_list.h"
 #include "gui/window/simulate_panel.h"
@@ -34,8 +38,20 @@ MainWindow::MainWindow(const QString& session_file, QWidget* parent)
   build_widgets();
   build_actions();
   update_title();
+  show_what_is_open();
   connect(&document_, &Document::runs_changed, this, &MainWindow::update_title);
   connect(&document_, &Document::current_changed, this, &MainWindow::update_title);
+  connect(&document_, &Document::runs_changed, this, &MainWindow::show_what_is_open);
+  connect(&document_.sweep(), &SweepState::changed, this, &MainWindow::show_what_is_open);
+  connect(&document_.sweep(), &SweepState::run_wanted, this, &MainWindow::open_cell);
+  player_.ready = [this] {
+    return std::all_of(views_.begin(), views_.end(),
+                       [](const View* view) { return !view->isVisible() || view->is_ready(); });
+  };
+  connect(&player_, &Player::changed, this, [this](bool playing) {
+    if (playing) return statusBar()->showMessage("playing; Space or Ctrl+Space stops");
+    statusBar()->clearMessage();
+  });
   connect(&watcher_, &QFileSystemWatcher::fileChanged, this, &MainWindow::file_changed);
   autosave_.setInterval(5000);
   connect(&autosave_, &QTimer::timeout, this, [this, lost = pages_lost()]() mutable {
@@ -122,9 +138,16 @@ void MainWindow::build_simulate() {
   simulate_ = new SimulatePanel(document_, this);
   simulate_->set_recent_traces(QSettings().value("recent_traces").toStringList());
   side_->addTab(simulate_, "Simulate");
-  connect(simulate_, &SimulatePanel::failed, this, &MainWindow::show_message);
-  connect(simulate_, &SimulatePanel::finished, this,
-          [this] { QSettings().setValue("recent_traces", simulate_->recent_traces()); });
+  connect(simulate_, &SimulatePanel::failed, this, [this](const QString& message) {
+    running_cell_.reset();
+    show_message(message);
+  });
+  connect(simulate_, &SimulatePanel::finished, this, [this](const ResultPtr& result) {
+    QSettings().setValue("recent_traces", simulate_->recent_traces());
+    if (!running_cell_) return;
+    cell_runs_[*std::exchange(running_cell_, std::nullopt)] = result->path;
+    show_result(result);
+  });
 }
 
 // The chart of memory below the strip of messages.
@@ -166,9 +189,41 @@ View* MainWindow::current_view() const {
 void MainWindow::show_view(const QString& name) {
   for (View* view : views_) {
     if (view->name() != name) continue;
-    if (view != views_.front()) tabs_->setCurrentWidget(view);
+    if (view != views_.front()) {
+      tabs_->setTabVisible(tabs_->indexOf(view), true);
+      tabs_->setCurrentWidget(view);
+    }
     view->setFocus();
   }
+}
+
+// Views of sweeps and evaluations have tabs while one is open. Without runs there is no memory over
+// time, and the views of a sweep get its place.
+void MainWindow::show_what_is_open() {
+  for (std::size_t i = kRunViews; i < views_.size(); ++i)
+    tabs_->setTabVisible(tabs_->indexOf(views_[i]), views_[i]->has_content());
+  const bool memory = !document_.runs().empty() || document_.sweep().sweep() == nullptr;
+  if (memory != views_.front()->isHidden()) return;
+  views_.front()->setVisible(memory);
+  charts_->setSizes(memory ? QList<int>{430, 330} : QList<int>{1, 10'000});
+}
+
+// What no widget takes: Space plays.
+void MainWindow::keyPressEvent(QKeyEvent* event) {
+  if (event->key() == Qt::Key_Space && event->modifiers() == Qt::NoModifier)
+    return player_.toggle();
+  QMainWindow::keyPressEvent(event);
+}
+
+void MainWindow::copy() {
+  const View* under = nullptr;
+  for (const QWidget* w = QApplication::widgetAt(QCursor::pos()); w != nullptr && under == nullptr;
+       w = w->parentWidget())
+    under = dynamic_cast<const View*>(w);
+  const QString text = copied_text(under, QApplication::focusWidget(), current_view());
+  if (text.isEmpty()) return statusBar()->showMessage("nothing to copy here", 4000);
+  QApplication::clipboard()->setText(text);
+  statusBar()->showMessage(QString("copied %1 lines").arg(text.count('\n') + 1), 4000);
 }
 
 void MainWindow::closeEvent(QCloseEvent* event) {

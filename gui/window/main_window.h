@@ -5,14 +5,19 @@
 #include <QFileSystemWatcher>
 #include <QMainWindow>
 #include <QTimer>
+#include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
+#include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "gui/model/background.h"
 #include "gui/model/document.h"
+#include "gui/model/player.h"
 #include "gui/views/view.h"
 
 class QLabel;
@@ -23,6 +28,8 @@ class QTabWidget;
 namespace kvspan::gui {
 
 class RunList;
+struct Sweep;
+using SweepPtr = std::shared_ptr<const Sweep>;
 class SimulatePanel;
 
 class MainWindow : public QMainWindow {
@@ -36,8 +43,8 @@ class MainWindow : public QMainWindow {
   [[nodiscard]] const std::vector<View*>& views() const { return views_; }
   void show_view(const QString& name);
 
-  // Opens results and traces one after the other in the background; `opened` or `failed` follows
-  // for each. A trace becomes that of the next simulation.
+  // Opens results, traces and sweeps one after the other in the background; `opened` or `failed`
+  // follows for each. A trace becomes that of the next simulation.
   //   afterwards  called once all of them were read or refused
   void open(const QStringList& paths, const std::function<void()>& afterwards = {});
   // What the last session had open, and how; false if there is none.
@@ -55,6 +62,7 @@ class MainWindow : public QMainWindow {
   void closeEvent(QCloseEvent* event) override;
   void dragEnterEvent(QDragEnterEvent* event) override;
   void dropEvent(QDropEvent* event) override;
+  void keyPressEvent(QKeyEvent* event) override;
 
  private:
   void build_widgets();
@@ -72,6 +80,13 @@ class MainWindow : public QMainWindow {
                       const std::function<void()>& run);
   void open_next();
   void accept(const QString& path, ResultPtr result);
+  void accept(const QString& path, SweepPtr sweep);
+  void show_what_is_open();
+  void choose_sweep();
+  // The run of a cell: what is open of it, else a simulation.
+  void open_cell(int cell);
+  void show_result(const ResultPtr& result);
+  void copy();
   void file_changed(const QString& path);
   void choose_files();
   void export_current_view();
@@ -85,6 +100,7 @@ class MainWindow : public QMainWindow {
   [[nodiscard]] View* current_view() const;
 
   Document document_;
+  Player player_{document_, nullptr};
   QString session_file_;
   std::vector<View*> views_;
   QSplitter* columns_ = nullptr;
@@ -102,6 +118,9 @@ class MainWindow : public QMainWindow {
   QStringList to_open_;
   std::vector<std::function<void()>> after_opening_;
   std::string saved_session_;
+  // Of cells of the sweep, by id: the results of their runs; the one that runs now.
+  std::map<std::uint64_t, std::filesystem::path> cell_runs_;
+  std::optional<std::uint64_t> running_cell_;
   Background opener_{this};
 };
 

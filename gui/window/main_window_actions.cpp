@@ -43,6 +43,7 @@ void MainWindow::build_file_menu() {
   add_action(file, "&Open...", QKeySequence::Open, [this] { choose_files(); });
   recent_menu_ = file->addMenu("Open &recent");
   connect(recent_menu_, &QMenu::aboutToShow, this, &MainWindow::show_recent);
+  add_action(file, "Open s&weep...", Qt::CTRL | Qt::SHIFT | Qt::Key_O, [this] { choose_sweep(); });
   add_action(file, "&Read again", Qt::Key_F5, [this] { reload(); });
   add_action(file, "&Close result", QKeySequence::Close, [this] {
     if (const ShownRun* shown = document_.current_run()) document_.close(ResultPtr(shown->result));
@@ -51,6 +52,8 @@ void MainWindow::build_file_menu() {
   add_action(file, "&Save result as...", Qt::CTRL | Qt::SHIFT | Qt::Key_S,
              [this] { save_result(); });
   add_action(file, "&Export view...", Qt::CTRL | Qt::Key_E, [this] { export_current_view(); });
+  add_action(file, "&Copy what is under the mouse, or chosen", QKeySequence::Copy,
+             [this] { copy(); });
   file->addSeparator();
   add_action(file, "&Quit", QKeySequence::Quit, [this] { close(); });
 }
@@ -72,8 +75,8 @@ void MainWindow::build_go_menu() {
   add_action(go, "&Memory over time", Qt::CTRL | Qt::Key_0,
              [this] { show_view(views_.front()->name()); });
   for (std::size_t i = 1; i < views_.size(); ++i) {
-    add_action(go, views_[i]->title(), QKeySequence(QString("Ctrl+%1").arg(i)),
-               [this, i] { show_view(views_[i]->name()); });
+    const QKeySequence key = i < 10 ? QKeySequence(QString("Ctrl+%1").arg(i)) : QKeySequence();
+    add_action(go, views_[i]->title(), key, [this, i] { show_view(views_[i]->name()); });
   }
   go->addSeparator();
   add_action(go, "&Runs", Qt::CTRL | Qt::Key_L, [this] {
@@ -85,6 +88,8 @@ void MainWindow::build_go_menu() {
       document_.set_selection({peak_row(*shown), peak_row(*shown) + 1});
     }
   });
+  add_action(go, "P&lay rows from the selected one, or stop", Qt::CTRL | Qt::Key_Space,
+             [this] { player_.toggle(); });
   add_action(go, "Next run", Qt::CTRL | Qt::Key_Down,
              [this] { document_.set_current(document_.current() + 1); });
   add_action(go, "Previous run", Qt::CTRL | Qt::Key_Up,

@@ -19,8 +19,10 @@
 #include "gui/model/session.h"
 #include "gui/model/several.h"
 #include "gui/model/simulation.h"
+#include "gui/model/sweep_state.h"
 #include "gui/paint/theme.h"
 #include "gui/window/main_window.h"
+#include "gui/window/settings.h"
 #include "gui/window/simulate_panel.h"
 #include "sim/base/error.h"
 #include "sim/trace/safetensors.h"
@@ -62,16 +64,22 @@ void MainWindow::open_next() {
     for (const auto& afterwards : std::exchange(after_opening_, {})) afterwards();
     return;
   }
+  struct Opened {
+    std::vector<ResultPtr> results;  // null: a trace
+    SweepPtr sweep;
+  };
   const QString path = to_open_.takeFirst();
   statusBar()->showMessage(QString("reading %1 ...").arg(path));
   opener_.run(
-      [file = path.toStdString()](const Background::Cancelled&) -> std::vector<ResultPtr> {
+      [file = path.toStdString()](const Background::Cancelled&) -> Opened {
+        if (const auto folder = sweep_folder_of(file)) return {{}, open_sweep_folder(*folder)};
         const bool is_trace = !part_of(file) && kind_of(file) == FileKind::trace;
-        return is_trace ? std::vector<ResultPtr>{nullptr} : open_results(file);
+        return {is_trace ? std::vector<ResultPtr>{nullptr} : open_results(file), nullptr};
       },
-      [this, path](const std::vector<ResultPtr>& results) {
+      [this, path](const Opened& opened_now) {
         statusBar()->clearMessage();
-        for (const ResultPtr& result : results) accept(path, result);
+        if (opened_now.sweep) accept(path, opened_now.sweep);
+        for (const ResultPtr& result : opened_now.results) accept(path, result);
         emit opened(path);
         open_next();
       },
@@ -97,6 +105,47 @@ void MainWindow::accept(const QString& path, ResultPtr result) {
   document_.add(std::move(result));
 }
 
+void MainWindow::accept(const QString& path, SweepPtr sweep) {
+  remember(path);
+  const bool first = document_.sweep().sweep() == nullptr;
+  document_.sweep().set(std::move(sweep));
+  if (first) show_view("curves");
+}
+
+void MainWindow::open_cell(int cell) {
+  const SweepPtr& sweep = document_.sweep().sweep();
+  const auto index = static_cast<std::size_t>(cell);
+  const std::uint64_t id = sweep->folder.grid.cells[index].id;
+  for (const ResultPtr& result : document_.results()) {
+    if (cell_runs_.contains(id) && result->path == cell_runs_[id]) return show_result(result);
+  }
+  const SimulationRequest request = request_of(*sweep, index);
+  if (!QFileInfo::exists(QString::fromStdString(request.trace))) {
+    return show_message(QString("The trace of this cell is not there any more; where it is: %1")
+                            .arg(shell_text(request.command())));
+  }
+  running_cell_ = id;
+  side_->setCurrentWidget(simulate_);
+  simulate_->start(request);
+}
+
+// Its first run is the one that all views show.
+void MainWindow::show_result(const ResultPtr& result) {
+  const auto& runs = document_.runs();
+  const auto at = std::find_if(runs.begin(), runs.end(), [&](const ShownRun& shown) {
+    return shown.result->path == result->path;
+  });
+  if (at == runs.end()) return;
+  document_.set_current(static_cast<int>(at - runs.begin()));
+  const SweepPtr& sweep = document_.sweep().sweep();
+  if (sweep == nullptr) return;
+  const auto& traces = sweep->folder.plan.traces;
+  const bool known = std::any_of(traces.begin(), traces.end(), [&](const auto& trace) {
+    return trace.sha256 == result->trace.sha256;
+  });
+  if (!known) show_message("The trace has changed since the sweep: the run is not its cell's.");
+}
+
 void MainWindow::file_changed(const QString& path) {
   const auto results = document_.results();
   const auto shows = [&](const ResultPtr& result) { return files_of(*result).contains(path); };
@@ -118,11 +167,23 @@ void MainWindow::choose_files() {
   dialog->open();
 }
 
+void MainWindow::choose_sweep() {
+  auto* dialog = new QFileDialog(this, "Open the folder of a sweep");
+  dialog->setAttribute(Qt::WA_DeleteOnClose);
+  dialog->setFileMode(QFileDialog::Directory);
+  connect(dialog, &QFileDialog::filesSelected, this,
+          [this](const QStringList& paths) { open(paths); });
+  dialog->open();
+}
+
 void MainWindow::reload() {
   QStringList paths;
+  if (const SweepPtr& sweep = document_.sweep().sweep())
+    paths << QString::fromStdString(sweep->path.string());
   for (const ResultPtr& result : document_.results()) {
-    paths << QString::fromStdString(result->path.string());
+    paths << QString::fromStdString(file_of(*result));
   }
+  paths.removeDuplicates();
   strip_->hide();
   open(paths);
 }

@@ -247,6 +247,10 @@ void RunPage::run() {
   const SimulationRequest wanted = request();
   if (wanted.trace.empty()) return say("choose a trace first", true);
   if (wanted.specs.empty()) return say("add a policy to the list first", true);
+  start(wanted);
+}
+
+void RunPage::start(const SimulationRequest& wanted) {
   simulation_.set_name(QString("simulation %1").arg(++runs_));
   simulation_.start(wanted);
   say("", false);

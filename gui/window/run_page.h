@@ -39,6 +39,7 @@ class RunPage final : public QWidget {
   [[nodiscard]] SimulationRequest request() const;
   [[nodiscard]] bool busy() const { return simulation_.busy(); }
   void run();
+  void start(const SimulationRequest& request);
   void cancel() { simulation_.cancel(); }
   void apply_theme();
 

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <charconv>
 #include <string_view>
+#include <system_error>
 
 #include <fmt/format.h>
 
 #include "gui/model/session.h"
+#include "gui/model/sweep_state.h"
 #include "sim/base/error.h"
 #include "sim/policy/spec.h"
 
@@ -78,7 +80,32 @@ void set_threshold(const Settings& s, const QWidget& parent) {
   if (s.threshold && box != nullptr) box->setValue(*s.threshold);
 }
 
+std::optional<std::filesystem::path> sweep_folder_of(const std::filesystem::path& path) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) return path;
+  if (path.filename() == "sweep.json") return path.parent_path();
+  return std::nullopt;
+}
+
+namespace {
+
+// Of a sweep that is open.
+void apply(const Settings& s, SweepState& state) {
+  if (state.sweep() == nullptr) {
+    if (s.where.empty() && s.matrix.empty()) return;
+    throw ConfigError("--where and --matrix need the folder of a sweep");
+  }
+  SweepFilter filter = state.filter();
+  for (const std::string& text : s.where) apply_where(text, *state.sweep(), filter);
+  state.set_filter(filter);
+  if (!s.matrix.empty()) state.set_axes(parse_axes(s.matrix, *state.sweep()));
+  if (s.threshold) state.set_threshold(*s.threshold / 100);
+}
+
+}  // namespace
+
 void apply(const Settings& s, Document& document) {
+  apply(s, document.sweep());
   Display display = document.display();
   set_named(s.quantity, quantity_names(), "--quantity", display.quantity);
   set_named(s.stack, stack_names(), "--stack", display.stack);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <utility>
@@ -23,6 +24,8 @@ struct Settings {
   std::string rows, zoom;
   std::string run, baseline;
   std::vector<std::string> only;
+  std::vector<std::string> where;   // of a sweep's cells
+  std::string matrix;               // of a sweep: rows, columns, figure
   std::optional<double> threshold;  // percent
   std::string quantity, stack, head_figure;
   bool log = false, attention = false, beside = false, dark = false, new_session = false;
@@ -37,6 +40,9 @@ struct Settings {
                                                                char between,
                                                                const std::string& what,
                                                                const std::string& example);
+// Whether a path is a sweep's folder, or the sweep.json in one; its folder.
+[[nodiscard]] std::optional<std::filesystem::path> sweep_folder_of(
+    const std::filesystem::path& path);
 // Shows what was asked for. Errors: ConfigError where the open results do not have it.
 void apply(const Settings& settings, Document& document);
 

@@ -48,6 +48,7 @@ void SimulatePanel::set_recent_traces(const QStringList& paths) {
 }
 bool SimulatePanel::busy() const { return run_page_->busy() || what_if_page_->busy(); }
 void SimulatePanel::run() { run_page_->run(); }
+void SimulatePanel::start(const SimulationRequest& request) { run_page_->start(request); }
 void SimulatePanel::cancel() { run_page_->cancel(); }
 
 void SimulatePanel::apply_theme() {

@@ -11,6 +11,7 @@
 namespace kvspan::gui {
 
 class RunPage;
+struct SimulationRequest;
 class WhatIfPage;
 
 class SimulatePanel : public QWidget {
@@ -23,6 +24,9 @@ class SimulatePanel : public QWidget {
   [[nodiscard]] QStringList recent_traces() const;
   void set_recent_traces(const QStringList& paths);
   [[nodiscard]] bool busy() const;
+
+  // Runs this, whatever the page shows.
+  void start(const SimulationRequest& request);
 
  public slots:
   void run();

@@ -7,11 +7,15 @@
 #include <QMimeData>
 #include <QSignalSpy>
 #include <QTabWidget>
+#include <QTableView>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "gui/paint/theme.h"
+#include "gui/paint/time_chart.h"
 #include "gui/window/command_palette.h"
+#include "gui/window/copying.h"
 #include "gui/window/main_window.h"
 #include "gui/window/map_guard.h"
 #include "sim/base/error.h"
@@ -31,6 +35,8 @@ class WindowTest : public QObject {
   void a_file_that_vanishes_or_shrinks_harms_nothing();
   void is_readable_at_1280x800_light_and_dark();
   void closing_everything_leaves_an_empty_window();
+  void space_plays_the_rows_of_the_zoom();
+  void what_is_hovered_or_chosen_is_copied();
 };
 
 namespace {
@@ -113,6 +119,7 @@ void WindowTest::every_view_follows_the_selection_and_is_exported() {
   const QDir folder(work_folder().filePath("exports"));
   QVERIFY(folder.mkpath("."));
   for (View* view : window.views()) {
+    if (!view->has_content()) continue;  // of sweeps and evaluations
     window.show_view(view->name());
     QVERIFY(view->isVisible());
     QTRY_VERIFY_WITH_TIMEOUT(view->is_ready(), 30'000);
@@ -229,6 +236,7 @@ void WindowTest::is_readable_at_1280x800_light_and_dark() {
     QVERIFY(window.width() == 1280 && window.height() == 800);  // its least size is not larger
     open_and_wait(window, {bundled_result()});
     for (View* view : window.views()) {
+      if (!view->has_content()) continue;
       window.show_view(view->name());
       QTRY_VERIFY_WITH_TIMEOUT(view->is_ready(), 30'000);
       QApplication::processEvents();
@@ -251,6 +259,87 @@ void WindowTest::closing_everything_leaves_an_empty_window() {
     (void)window.grab();
     (void)view->csv();
   }
+}
+
+void WindowTest::space_plays_the_rows_of_the_zoom() {
+  Document document;
+  document.add(open_result(small_result().toStdString()));
+  document.set_zoom({3, 9});
+  document.set_selection({8, 9});  // the last one: from the first again
+  Player player(document, nullptr);
+  bool ready = true;
+  player.ready = [&] { return ready; };
+  player.play();
+  QVERIFY(player.playing());
+  QCOMPARE(document.instant(), RowIndex{3});
+  player.step();
+  QCOMPARE(document.instant(), RowIndex{4});
+  ready = false;  // views are not there yet
+  player.step();
+  QCOMPARE(document.instant(), RowIndex{4});
+  ready = true;
+  QSignalSpy changed(&player, &Player::changed);
+  for (int i = 0; i < 4; ++i) player.step();
+  QCOMPARE(document.instant(), RowIndex{8});
+  QVERIFY(!player.playing());
+  QCOMPARE(changed.size(), 1);
+  // Many rows are walked through in larger steps, within some seconds.
+  Document large;
+  large.add(open_result(bundled_result().toStdString()));
+  large.set_selection({0, 1});
+  Player fast(large, nullptr);
+  fast.play();
+  fast.step();
+  QCOMPARE(large.instant(), RowIndex{6});  // 1,880 rows in at most 363 steps
+
+  MainWindow window{QString()};
+  window.show();
+  open_and_wait(window, {bundled_result()});
+  window.document().set_selection({700, 701});
+  QWidget* chart = window.views().front()->focusProxy();
+  for (const RowIndex begin : {RowIndex{700}, RowIndex{0}}) {
+    QTest::keyClick(chart, Qt::Key_Space);
+    if (begin == 0) break;  // the second one stops
+    QTRY_VERIFY_WITH_TIMEOUT(window.document().instant() > begin, 10'000);
+  }
+  const RowIndex stopped = window.document().instant();
+  QTest::qWait(150);
+  QCOMPARE(window.document().instant(), stopped);
+}
+
+void WindowTest::what_is_hovered_or_chosen_is_copied() {
+  MainWindow window{QString()};
+  window.resize(1280, 800);
+  window.show();
+  open_and_wait(window, {bundled_result()});
+  QClipboard* clipboard = QApplication::clipboard();
+  QAction* copy = action_of(window, "Copy what");
+  QVERIFY(copy != nullptr);
+  // The box beside the mouse in the chart of memory: a line a run, values behind tabs.
+  auto* chart = window.views().front()->findChild<TimeChart*>();
+  QVERIFY(chart != nullptr);
+  const QPointF place(chart->x_of(600.5), chart->plot_area().center().y());
+  QTest::mouseMove(chart->canvas(), place.toPoint());
+  QTRY_VERIFY(!chart->hovered_text().isEmpty());
+  chart->setFocus();
+  copy->trigger();
+  const QStringList lines = clipboard->text().split('\n');
+  QCOMPARE(lines.size(), 7);
+  QVERIFY2(lines[0].startsWith("row ") && lines[0].endsWith("decode"), qPrintable(lines[0]));
+  const std::vector<QString> names = run_names(window.document());
+  const std::set<QString> labels(names.begin(), names.end());
+  for (const QString& line : lines.mid(1)) QVERIFY(labels.contains(line.section('\t', 0, 0)));
+  // The chosen line of a table, under the names of its columns.
+  window.show_view("runs");
+  auto* table = window.findChild<QTabWidget*>("views")->currentWidget()->findChild<QTableView*>();
+  table->setFocus();
+  table->selectRow(2);
+  QEvent leave(QEvent::Leave);
+  QApplication::sendEvent(chart->canvas(), &leave);
+  QVERIFY(copied_text(nullptr, table, nullptr)
+              .startsWith("policy\tfootprint\tpeak KV\tpeak memory\tretained"));
+  QCOMPARE(copied_text(nullptr, table, nullptr).count('\n'), 1);
+  QVERIFY(copied_text(nullptr, nullptr, nullptr).isEmpty());
 }
 
 KVSPAN_GUI_TEST(WindowTest, "window");

@@ -47,6 +47,19 @@ TEST_CASE("a sweep is listed, run, told of and reported", "[cli]") {
   CHECK(read_json(folder / "r.csv.schema.json")["fields"].size() > 10);
   CHECK_THAT(read_text(folder / "r.svg"), Contains("</svg>"));
 
+  // Pixels are the viewer's, which is built where Qt is.
+  const std::string png = folder / "r.png";
+  const Outcome picture = program(fmt::format("report {} --png {} --quiet", out, png));
+  if (std::filesystem::exists(std::filesystem::path(KVSPAN_PROGRAM).parent_path().parent_path() /
+                              "gui/kvspan-viewer")) {
+    INFO(picture.text);
+    CHECK(picture.code == 0);
+    CHECK(read_text(png).substr(1, 3) == "PNG");
+  } else {
+    CHECK(picture.code == 2);
+    CHECK_THAT(picture.text, Contains("--png needs the program kvspan-viewer"));
+  }
+
   // The second program agrees, where there is a Python.
   if (shell("command -v python3").code == 0) {
     const Outcome check = shell(fmt::format("python3 {}/studies/sweep/check.py {} {} 2>&1",
@@ -212,4 +225,5 @@ TEST_CASE("a sweep's mistakes are one line each, failed cells have code 3", "[cl
   CHECK_THAT(some.text, Contains("found 50"));
   CHECK(program("sweep status " + (folder / "s")).code == 3);
   fails("report " + (folder / "s") + " --at 2", 2, "--at: found '2'");
+  fails("report " + (folder / "s") + " --png r.jpg", 2, "expected a name that ends in .png");
 }
