@@ -7,6 +7,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include "sim/policy/registry.h"
 #include "sim/replay/engine.h"
 #include "sim/replay/memory_plan.h"
 #include "tests/support/trace_builder.h"
