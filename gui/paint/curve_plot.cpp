@@ -15,9 +15,9 @@
 namespace kvspan::gui {
 namespace {
 
-constexpr double kDot = 3.6;       // radius of a point
-constexpr double kNearPoint = 14;  // pixels from the mouse to a point
-constexpr double kLabelGap = kDot + 4;
+constexpr double kPointRadius = 3.6;  // radius of a point
+constexpr double kNearPoint = 14;     // pixels from the mouse to a point
+constexpr double kLabelGap = kPointRadius + 4;
 constexpr int kTicks = 8;
 
 }  // namespace
@@ -115,7 +115,7 @@ void CurvePlot::paintEvent(QPaintEvent* /*event*/) {
       if (!under && (item_ < 0 || point.item != item_)) continue;
       painter.setBrush(Qt::NoBrush);
       painter.setPen(QPen(under ? theme().accent : theme().ink, 1.6));
-      painter.drawEllipse(at(point), 2 * kDot, 2 * kDot);
+      painter.drawEllipse(at(point), 2 * kPointRadius, 2 * kPointRadius);
     }
   }
 }
@@ -208,7 +208,7 @@ void CurvePlot::paint_line(QPainter& painter, std::size_t line) const {
                                  : 1.8,
                       run_dash(of.faint ? 0 : of.colour)));
   painter.drawPolyline(points);
-  const double radius = of.faint && !out ? kDot / 2 : kDot;
+  const double radius = of.faint && !out ? kPointRadius / 2 : kPointRadius;
   for (const QPointF& point : points) {
     painter.setPen(QPen(of.bound ? colour : theme().paper, of.bound ? 1.6 : 0.8));
     painter.setBrush(of.bound ? theme().paper : colour);
@@ -220,7 +220,7 @@ void CurvePlot::paint_line(QPainter& painter, std::size_t line) const {
   painter.drawLine(reached, QPointF(reached.x(), area_.bottom()));
   painter.setPen(QPen(colour, 1.4));
   painter.setBrush(theme().paper);
-  painter.drawEllipse(reached, kDot - 0.6, kDot - 0.6);
+  painter.drawEllipse(reached, kPointRadius - 0.6, kPointRadius - 0.6);
 }
 
 void CurvePlot::paint_threshold(QPainter& painter) const {
@@ -261,7 +261,8 @@ void CurvePlot::paint_labels(QPainter& painter) const {
   for (const CurveChart::Line& line : chart_.lines) {
     for (const CurveChart::Point& p : line.points) {
       if (line.faint) continue;
-      taken.emplace_back(at(p) - QPointF(kDot, kDot), QSizeF(2 * kDot, 2 * kDot));
+      taken.emplace_back(at(p) - QPointF(kPointRadius, kPointRadius),
+                         QSizeF(2 * kPointRadius, 2 * kPointRadius));
     }
   }
   const auto covered = [&](const QRectF& label) {
