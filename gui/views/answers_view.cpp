@@ -108,6 +108,8 @@ class AnswersView final : public View {
   }
   void draw(QPainter& painter, const QSize& size) override {
     const QString said = caption_->text();
+    const QModelIndex chosen = table_->currentIndex();
+    table_->setCurrentIndex({});  // a frame would say nothing in a picture
     if (policies_.size() > kMostAnswers)
       caption_->setText(
           QString("%1; the first %2 of %3").arg(said).arg(kMostAnswers).arg(policies_.size()));
@@ -117,6 +119,7 @@ class AnswersView final : public View {
       if (bars == Qt::ScrollBarAlwaysOff) draw_without(*controls_, painter, size);
     }
     caption_->setText(said);
+    table_->setCurrentIndex(chosen);
   }
   [[nodiscard]] QSize picture_size() const override {
     if (!has_content()) return kNoteSize;
