@@ -50,8 +50,7 @@ struct SolverWatch {
                                 const SolverWatch& watch = {});
 
 // Of several capacities, each from the nearest that is known: less work than one after another.
-[[nodiscard]] std::vector<Optimum> best_plans(const Values& values,
-                                              std::span<const Capacities> capacities,
+[[nodiscard]] std::vector<Optimum> best_plans(const Values& values, std::span<const Capacities> all,
                                               const SolverWatch& watch = {});
 
 // The best plans of constant budgets, all on the way to the largest: each unit of flow is a slot.

@@ -34,7 +34,7 @@ struct PolicyEntry {
 [[nodiscard]] const PolicyEntry& find_policy(const std::string& name);  // Errors: ConfigError
 
 // What one term of an entry means, in the registry or not.
-[[nodiscard]] Recipe make_recipe(const PolicyEntry& entry, const Term& term,
+[[nodiscard]] Recipe make_recipe(const PolicyEntry& entry, const Term& written,
                                  const Geometry& geometry);
 // Builds and binds a specification without sets.
 [[nodiscard]] Policy make_policy(const RecipeSpec& spec, const Geometry& geometry);

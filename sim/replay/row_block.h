@@ -71,8 +71,8 @@ RowIndex look_ahead(const RowBlock& block, int query_head, RowIndex begin, RowIn
                                      const float* mask, RowScratch& scratch);
 
 // Several rows of the block under one mask, the same bits; out [rows]. Rows that are redone, since
-// what they read lies far below their maximum, lie in `rescued`. REQUIRES: block.has() of each.
+// what they read lies far below their maximum, lie in `redone`. REQUIRES: block.has() of each.
 void attend_rows(const RowBlock& block, int query_head, std::span<const RowIndex> rows,
-                 const float* mask, std::deque<RowScratch>& rescued, std::span<AttendedRow> out);
+                 const float* mask, std::deque<RowScratch>& redone, std::span<AttendedRow> out);
 
 }  // namespace kvspan

@@ -56,7 +56,7 @@ struct PromptTensors {
 
 }  // namespace
 
-Sequence::Sequence(const ModelSpec& model, SequenceHead head)
+Sequence::Sequence(const ModelSpec& model, const SequenceHead& head)
     : Sequence(model, head, ForkedMemory(model.layers * layer_floats(model, head.tokens))) {}
 
 Sequence::Sequence(const ModelSpec& model, SequenceHead head, ForkedMemory memory)

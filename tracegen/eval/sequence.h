@@ -25,7 +25,7 @@ struct SequenceHead {
 
 class Sequence {
  public:
-  Sequence(const ModelSpec& model, SequenceHead head);
+  Sequence(const ModelSpec& model, const SequenceHead& head);
   Sequence(const Sequence&) = delete;
   Sequence& operator=(const Sequence&) = delete;
   // REQUIRES: this is no fork; nobody writes to it from now on.

@@ -197,9 +197,9 @@ Value call_method(const Value& value, const std::string& name, const Arguments& 
   if (is_dict(value)) {
     if (name == "get") {
       arguments.check(2);
-      const Value found = attribute_of(value, need_text(arguments.at(0, ""), name));
+      Value found = attribute_of(value, need_text(arguments.at(0, ""), name));
       if (found.defined) return found;
-      const Value other = arguments.at(1, "");
+      Value other = arguments.at(1, "");
       return other.defined ? other : Value(Json());
     }
     arguments.check(0);
@@ -223,16 +223,15 @@ Value apply_filter(const std::string& name, const Value& value, const Arguments&
     arguments.check(2, {"default_value", "boolean"});
     const bool takes = value.defined && (is_true(value) || !is_true(arguments.at(1, "boolean")));
     if (takes) return value;
-    const Value other = arguments.at(0, "default_value");
+    Value other = arguments.at(0, "default_value");
     return other.defined ? other : Value(Json(""));
   }
   if (name == "tojson") return json_filter(value, arguments);
   if (name == "map" || name.starts_with("select") || name.starts_with("reject"))
     return chosen_of(name, value, arguments);
   if (name == "replace") {
-    Arguments call = arguments;
-    call.check(3);
-    return text_method(text_of(value), name, call);
+    arguments.check(3);
+    return text_method(text_of(value), name, arguments);
   }
   if (name == "join") {
     arguments.check(1, {"d"});
