@@ -39,7 +39,7 @@ std::vector<std::int32_t> ContextReplay::ids() const {
 }
 
 ContextReplay make_replay(std::span<const std::int32_t> ids, std::int64_t begin, std::int64_t end,
-                   std::int64_t chunk, const ReplayWords& words) {
+                          std::int64_t chunk, const ReplayWords& words) {
   if (begin < 0 || begin >= end || end > std::ssize(ids)) {
     throw ConfigError(
         fmt::format("--replay: the context is [{}, {}), and there are {} tokens; expected at least "

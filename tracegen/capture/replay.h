@@ -39,7 +39,8 @@ struct ReplayWords {
 // Asks for tokens [begin, end) of `ids`, `chunk` of them a pass, when `end` tokens are read.
 // Errors: ConfigError when there is no such token.
 [[nodiscard]] ContextReplay make_replay(std::span<const std::int32_t> ids, std::int64_t begin,
-                                 std::int64_t end, std::int64_t chunk, const ReplayWords& words);
+                                        std::int64_t end, std::int64_t chunk,
+                                        const ReplayWords& words);
 
 // ContextReplay::norms of a checkpoint, which is kept alive.
 [[nodiscard]] std::function<void(int, std::span<const float>, std::span<float>)> norms_of(
