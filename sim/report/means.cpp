@@ -135,7 +135,7 @@ std::string percent(const std::optional<Spread>& spread, int digits, bool utf8) 
 
 // ">= 81.33 ± 2.00, <= 86.27 ± 1.90" where score traces leave it open.
 std::string retained_text(const MeanRow& row, bool utf8) {
-  const std::string least = percent(row.retained, 2, utf8);
+  std::string least = percent(row.retained, 2, utf8);
   if (!row.retained_upper) return least;
   const std::string most = percent(row.retained_upper, 2, utf8);
   return least == most ? least : fmt::format(">= {}, <= {}", least, most);

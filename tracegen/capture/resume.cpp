@@ -83,6 +83,7 @@ std::string Leftovers::obstacle(const json& found, const json& mine) const {
       changed += (changed.empty() ? "" : ", ") + key;
   }
   if (!changed.empty()) return "these changed: " + changed;
+  // NOLINTNEXTLINE(readability-container-size-empty): a text of JSON is never `empty`
   if (!found.contains("boot") || (found["boot"] != "" && found["boot"] != boot_id()))
     return "the machine has been started since";
   const bool whole = found.contains("tokens");
@@ -100,7 +101,7 @@ std::string Leftovers::obstacle(const json& found, const json& mine) const {
 std::string Leftovers::missing_of_layers(const json& found) const {
   const int layers = found["layers"];
   for (int l = 0; l < layers; ++l) {
-    if (const std::string name = recorder_.missing(l); !name.empty()) return name;
+    if (std::string name = recorder_.missing(l); !name.empty()) return name;
   }
   const std::int64_t hidden_bytes = hidden_rows(options_) * model_.hidden * 4;
   if (layers > 0 && work_.bytes(hidden_name(layers)) < hidden_bytes) return hidden_name(layers);
@@ -112,7 +113,7 @@ std::string Leftovers::missing_of_traces(const json& found) const {
     if (work_.bytes(name) < found["tokens"].get<std::int64_t>() * 4) return name;
   }
   for (const Product& product : products(model_, options_, found)) {
-    const std::string name = missing_part(work_, product.parts, options_.shards, product.path);
+    std::string name = missing_part(work_, product.parts, options_.shards, product.path);
     if (!name.empty()) return name;
   }
   return "";

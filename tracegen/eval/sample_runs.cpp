@@ -244,8 +244,8 @@ class SampleRuns {
 
 }  // namespace
 
-std::string sample_id(const EvalRequest& request, const TaskSample& asked) {
-  const LoopInput& input = asked.read.input;
+std::string sample_id(const EvalRequest& request, const TaskSample& sample) {
+  const LoopInput& input = sample.read.input;
   json spans = json::array();
   for (const Span& span : input.spans) spans.push_back({span.name, span.begin, span.end});
   json policies = json::array();
@@ -253,16 +253,16 @@ std::string sample_id(const EvalRequest& request, const TaskSample& asked) {
   const json all{{"version", build_info().version},
                  {"inputs", request.inputs_sha256},
                  {"policies", std::move(policies)},
-                 {"task", asked.task},
-                 {"name", asked.sample.name},
-                 {"answers", asked.sample.answers},
-                 {"scoring", scoring_name(asked.sample.scoring)},
+                 {"task", sample.task},
+                 {"name", sample.sample.name},
+                 {"answers", sample.sample.answers},
+                 {"scoring", scoring_name(sample.sample.scoring)},
                  {"prompt", input.prompt.ids},
                  {"reference", input.reference},
                  {"generate", input.generate},
                  {"stop", input.stop},
                  {"spans", std::move(spans)},
-                 {"evict_point", asked.read.evict_point},
+                 {"evict_point", sample.read.evict_point},
                  {"chunk", request.loop.chunk},
                  {"seed", request.seed},
                  {"kv_bytes", request.loop.accounting.kv_bytes},

@@ -31,9 +31,9 @@ class PromptRecorder final : public AttentionHook {
 }  // namespace
 
 SharedPrompt::SharedPrompt(const Checkpoint& checkpoint, const Sequence::Text& text,
-                           SequenceHead head, int threads, std::int64_t most,
+                           const SequenceHead& head, int threads, std::int64_t most,
                            const std::function<void(double)>& progress)
-    : rows_(std::ssize(text.ids)), sequence_(checkpoint.spec(), std::move(head)) {
+    : rows_(std::ssize(text.ids)), sequence_(checkpoint.spec(), head) {
   const ModelSpec& model = checkpoint.spec();
   RunnerOptions options;
   options.tokens = rows_;

@@ -23,7 +23,7 @@ class SharedPrompt {
   //   most      bytes of anonymous memory
   //   progress  share of the layers; may throw
   // Errors: NeedsMore, before any work.
-  SharedPrompt(const Checkpoint& checkpoint, const Sequence::Text& text, SequenceHead head,
+  SharedPrompt(const Checkpoint& checkpoint, const Sequence::Text& text, const SequenceHead& head,
                int threads, std::int64_t most, const std::function<void(double)>& progress);
   SharedPrompt(const SharedPrompt&) = delete;
   SharedPrompt& operator=(const SharedPrompt&) = delete;

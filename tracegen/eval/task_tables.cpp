@@ -20,7 +20,8 @@ namespace {
 // Each label has words of its own; a text has some of them, in any order.
 class Labelled {
  public:
-  Labelled(Draws& draws, std::int64_t labels) : labels_(labels), names_(labels) {
+  Labelled(Draws& draws, std::int64_t labels)
+      : labels_(labels), names_(static_cast<std::size_t>(labels)) {
     words_ = draw_words(draws, labels * kWords);
     std::iota(names_.begin(), names_.end(), std::int64_t{0});
     draws.shuffle(names_);

@@ -135,7 +135,7 @@ class Attention {
   void collect(const float* z, std::int64_t begin, std::int64_t count, float& threshold,
                std::vector<Candidate>& best) const {
     kernels::append_above(z, count, threshold, static_cast<std::int32_t>(begin), best);
-    if (best.size() > static_cast<std::size_t>(4 * t_.top_k)) keep_best(best, threshold);
+    if (best.size() > 4 * static_cast<std::size_t>(t_.top_k)) keep_best(best, threshold);
   }
   void keep_best(std::vector<Candidate>& best, float& threshold) const {
     const auto wanted = std::min(best.size(), static_cast<std::size_t>(t_.top_k));
