@@ -123,7 +123,7 @@ void GridMap::paintEvent(QPaintEvent* /*event*/) {
   const QRectF all = cells();
   draw_colour_bar(
       painter, QRectF(all.right() + 14, all.top(), kBar, std::min(all.height(), 320.0)),
-      metrics.height() + 4, [this](double share) { return map_colour(share); },
+      metrics.height() + 4, [](double share) { return map_colour(share); },
       [this](double share) { return content_.label(low_ + share * (high_ - low_)); });
   if (cursor_.first < 0) return;
   const QRectF place = cell(cursor_.first, cursor_.second);

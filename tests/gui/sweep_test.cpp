@@ -3,6 +3,7 @@
 
 #include <QAbstractItemModelTester>
 #include <QClipboard>
+#include <QComboBox>
 #include <QLabel>
 #include <QPushButton>
 #include <QSignalSpy>
@@ -192,7 +193,8 @@ void SweepTest::columns_are_those_of_the_cells() {
   }
   // "2" is tokens, and comes behind shares; words of numbers are sorted as such.
   QCOMPARE(sweep->parameters[Sweep::budget].words, (std::vector<std::string>{"", "50%", "2"}));
-  QVERIFY_THROWS_EXCEPTION(ConfigError, open_sweep_folder(work_folder().path().toStdString()));
+  QVERIFY_THROWS_EXCEPTION(ConfigError,
+                           (void)open_sweep_folder(work_folder().path().toStdString()));
 
   // What is not done is named after its specification, and says why.
   const SweepPtr other = made();
@@ -345,7 +347,7 @@ void SweepTest::a_matrix_holds_means_of_all_that_differs() {
   QVERIFY(near(std::stod(lines[2][2]), 11.0 / 15));
   QCOMPARE(lines[2][1], std::string());
   for (const char* wrong : {"method", "method,method", "method,size", "method,chunk,beauty"})
-    QVERIFY_THROWS_EXCEPTION(ConfigError, parse_axes(wrong, *sweep));
+    QVERIFY_THROWS_EXCEPTION(ConfigError, (void)parse_axes(wrong, *sweep));
 }
 
 void SweepTest::critical_footprints_have_a_matrix_too() {
