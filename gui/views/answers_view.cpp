@@ -41,12 +41,9 @@ class AnswerDelegate final : public QStyledItemDelegate {
 class AnswersView final : public View {
  public:
   AnswersView(Document& document, QWidget* parent) : View(document, parent) {
-    auto* box = new QVBoxLayout(this);
-    box->setContentsMargins(6, 4, 6, 4);
-    box->setSpacing(4);
+    auto* box = rows_of(*this);
     controls_ = new QWidget(this);
-    auto* row = new QHBoxLayout(controls_);
-    row->setContentsMargins(0, 0, 0, 0);
+    auto* row = row_in(*controls_);
     task_ = new TaskChoice(controls_);
     words_ = new QLineEdit(controls_);
     words_->setObjectName("words");
@@ -61,9 +58,7 @@ class AnswersView final : public View {
     row->addWidget(words_);
     row->addStretch(1);
     box->addWidget(controls_);
-    caption_ = new QLabel(this);
-    caption_->setTextFormat(Qt::PlainText);
-    caption_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
+    caption_ = text_line(this, "caption");
     box->addWidget(caption_);
     table_ = new QTableView(this);
     table_->setModel(&model_);

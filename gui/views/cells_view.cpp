@@ -25,9 +25,7 @@ class CellsView final : public SweepView {
     auto* column = new QVBoxLayout(content);
     column->setContentsMargins(0, 0, 0, 0);
     column->setSpacing(4);
-    caption_ = new QLabel(content);
-    caption_->setTextFormat(Qt::PlainText);
-    caption_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
+    caption_ = text_line(content, "caption");
     column->addWidget(caption_);
     table_ = new QTableView(content);
     table_->setModel(&taken_);

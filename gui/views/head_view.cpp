@@ -21,22 +21,16 @@ constexpr std::array kFigures{"KV footprint", "peak KV", "retained attention"};
 class HeadView final : public View {
  public:
   HeadView(Document& document, QWidget* parent) : View(document, parent) {
-    auto* box = new QVBoxLayout(this);
-    box->setContentsMargins(6, 4, 6, 4);
-    box->setSpacing(4);
+    auto* box = rows_of(*this);
     controls_ = new QWidget(this);
-    auto* row = new QHBoxLayout(controls_);
-    row->setContentsMargins(0, 0, 0, 0);
+    auto* row = row_in(*controls_);
     figure_ = new QComboBox(controls_);
     for (const char* name : kFigures) figure_->addItem(name);
     figure_->setAccessibleName("figure");
     figure_->setObjectName("figure");
     difference_ = new QCheckBox("less the &baseline", controls_);
     difference_->setObjectName("difference");
-    readout_ = new QLabel(controls_);
-    readout_->setTextFormat(Qt::PlainText);
-    readout_->setObjectName("readout");
-    readout_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
+    readout_ = text_line(controls_, "readout");
     row->addWidget(figure_);
     row->addWidget(difference_);
     row->addSpacing(8);

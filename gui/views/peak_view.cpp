@@ -149,13 +149,10 @@ class LayoutBars final : public QWidget {
 class PeakView final : public View {
  public:
   PeakView(Document& document, QWidget* parent) : View(document, parent), background_(nullptr) {
-    auto* box = new QVBoxLayout(this);
-    box->setContentsMargins(6, 4, 6, 4);
-    box->setSpacing(4);
+    auto* box = rows_of(*this);
     auto* row = new QHBoxLayout;
     controls_ = new QWidget(this);
-    auto* controls = new QHBoxLayout(controls_);
-    controls->setContentsMargins(0, 0, 0, 0);
+    auto* controls = row_in(*controls_);
     phase_ = new QComboBox(controls_);
     phase_->addItems({"peak of the run", "peak of prefill", "peak of decode"});
     phase_->setAccessibleName("phase");
@@ -166,10 +163,7 @@ class PeakView final : public View {
     controls->addWidget(phase_);
     controls->addWidget(layout_);
     row->addWidget(controls_);
-    caption_ = new QLabel(this);
-    caption_->setTextFormat(Qt::PlainText);
-    caption_->setObjectName("caption");
-    caption_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
+    caption_ = text_line(this, "caption");
     row->addWidget(caption_, 1);
     box->addLayout(row);
     auto* content = new QHBoxLayout;

@@ -17,18 +17,12 @@ namespace {
 class ScoresView final : public View {
  public:
   ScoresView(Document& document, QWidget* parent) : View(document, parent) {
-    auto* box = new QVBoxLayout(this);
-    box->setContentsMargins(6, 4, 6, 4);
-    box->setSpacing(4);
+    auto* box = rows_of(*this);
     controls_ = new QWidget(this);
-    auto* row = new QHBoxLayout(controls_);
-    row->setContentsMargins(0, 0, 0, 0);
+    auto* row = row_in(*controls_);
     task_ = new TaskChoice(controls_);
-    readout_ = new QLabel(controls_);
-    readout_->setTextFormat(Qt::PlainText);
-    readout_->setObjectName("readout");
+    readout_ = text_line(controls_, "readout");
     readout_->setTextInteractionFlags(Qt::TextSelectableByMouse);
-    readout_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
     row->addWidget(task_);
     row->addWidget(readout_, 1);
     box->addWidget(controls_);

@@ -15,9 +15,7 @@
 namespace kvspan::gui {
 
 SweepView::SweepView(Document& document, QWidget* parent) : View(document, parent) {
-  auto* box = new QVBoxLayout(this);
-  box->setContentsMargins(6, 4, 6, 4);
-  box->setSpacing(4);
+  auto* box = rows_of(*this);
   build_bar();
   box->addWidget(bar_);
   empty_ = new QLabel("Open the folder of a sweep: kvspan sweep ... --out FOLDER", this);
@@ -37,8 +35,7 @@ SweepView::SweepView(Document& document, QWidget* parent) : View(document, paren
 
 void SweepView::build_bar() {
   bar_ = new QWidget(this);
-  bar_layout_ = new QHBoxLayout(bar_);
-  bar_layout_->setContentsMargins(0, 0, 0, 0);
+  bar_layout_ = row_in(*bar_);
   words_ = new QLineEdit(bar_);
   words_->setPlaceholderText("Methods with ...");
   words_->setToolTip("Only methods with one of these words in their names");
@@ -61,13 +58,9 @@ void SweepView::build_bar() {
 
 void SweepView::build_strip() {
   strip_ = new QWidget(this);
-  auto* row = new QHBoxLayout(strip_);
-  row->setContentsMargins(0, 0, 0, 0);
-  readout_ = new QLabel(strip_);
-  readout_->setObjectName("readout");
-  readout_->setTextFormat(Qt::PlainText);
+  auto* row = row_in(*strip_);
+  readout_ = text_line(strip_, "readout");
   readout_->setTextInteractionFlags(Qt::TextSelectableByMouse);
-  readout_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
   readout_->setMinimumHeight(2 * fontMetrics().height() + 2);
   open_ = new QPushButton("Open &run", strip_);
   open_->setObjectName("open_run");

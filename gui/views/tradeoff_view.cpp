@@ -27,12 +27,9 @@ constexpr QSize kPlot(1000, 620);  // of pictures
 class TradeoffView final : public View {
  public:
   TradeoffView(Document& document, QWidget* parent) : View(document, parent) {
-    auto* box = new QVBoxLayout(this);
-    box->setContentsMargins(6, 4, 6, 4);
-    box->setSpacing(4);
+    auto* box = rows_of(*this);
     controls_ = new QWidget(this);
-    auto* controls = new QHBoxLayout(controls_);
-    controls->setContentsMargins(0, 0, 0, 0);
+    auto* controls = row_in(*controls_);
     figure_ = new QComboBox(this);
     figure_->addItems(
         {"retained attention, mean", "retained attention, 5th percentile", "1 - output error"});
@@ -47,10 +44,7 @@ class TradeoffView final : public View {
     threshold_->setObjectName("threshold");
     auto* label = new QLabel("&Threshold F", this);
     label->setBuddy(threshold_);
-    readout_ = new QLabel(this);
-    readout_->setTextFormat(Qt::PlainText);
-    readout_->setObjectName("readout");
-    readout_->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
+    readout_ = text_line(this, "readout");
     controls->addWidget(figure_);
     controls->addWidget(label);
     controls->addWidget(threshold_);

@@ -3,12 +3,14 @@
 
 #include <QBuffer>
 #include <QFileInfo>
+#include <QHBoxLayout>
 #include <QHeaderView>
 #include <QImage>
 #include <QLabel>
 #include <QLayout>
 #include <QSvgGenerator>
 #include <QTableView>
+#include <QVBoxLayout>
 #include <algorithm>
 #include <cmath>
 
@@ -48,6 +50,27 @@ void set_up_rows(QTableView& table) {
   table.setShowGrid(false);
   table.setFrameShape(QFrame::NoFrame);
   table.verticalHeader()->hide();
+}
+
+QVBoxLayout* rows_of(QWidget& view) {
+  auto* rows = new QVBoxLayout(&view);
+  rows->setContentsMargins(6, 4, 6, 4);
+  rows->setSpacing(4);
+  return rows;
+}
+
+QHBoxLayout* row_in(QWidget& part) {
+  auto* row = new QHBoxLayout(&part);
+  row->setContentsMargins(0, 0, 0, 0);
+  return row;
+}
+
+QLabel* text_line(QWidget* parent, const char* name) {
+  auto* line = new QLabel(parent);
+  line->setTextFormat(Qt::PlainText);
+  line->setObjectName(name);
+  line->setSizePolicy(QSizePolicy::Ignored, QSizePolicy::Preferred);
+  return line;
 }
 
 QSize whole_size(const QTableView& table) {

@@ -12,7 +12,10 @@
 
 #include "gui/model/document.h"
 
+class QHBoxLayout;
+class QLabel;
 class QTableView;
+class QVBoxLayout;
 
 namespace kvspan::gui {
 
@@ -55,6 +58,12 @@ class View : public QWidget {
   Document& document_;
 };
 
+// The rows of a view, from the top, with the margins that all views have.
+[[nodiscard]] QVBoxLayout* rows_of(QWidget& view);
+// What stands side by side in one of them.
+[[nodiscard]] QHBoxLayout* row_in(QWidget& part);
+// One line of plain text that takes the room there is, and asks for none.
+[[nodiscard]] QLabel* text_line(QWidget* parent, const char* name);
 // What a table needs to show all of its rows and columns.
 [[nodiscard]] QSize whole_size(const QTableView& table);
 // A table of rows to choose from: one row at a time, striped, without grid, frame or row numbers.

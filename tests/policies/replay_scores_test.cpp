@@ -2,6 +2,7 @@
 // Scores by rows that ask for the context again: worked examples, and the rule by its definition.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
@@ -66,6 +67,29 @@ Numbers logs(Numbers weights) {
   return weights;
 }
 
+// One query head for each of two KV heads, a prompt of four tokens and one more: exp(q k) of
+// every query is these weights, a pair for each layer.
+test::TraceSpec two_heads(const std::vector<std::pair<Numbers, Numbers>>& layers) {
+  test::TraceSpec spec;
+  spec.meta.query_heads = spec.meta.kv_heads = 2;
+  spec.meta.tokens = 5;
+  spec.meta.prompt_tokens = 4;
+  spec.meta.score_scale = 1;
+  for (const auto& [first, second] : layers) {
+    test::LayerSpec& layer = spec.layers.emplace_back();
+    layer.q.assign(10, 1.0);
+    for (std::size_t t = 0; t < 5; ++t)
+      layer.k.insert(layer.k.end(), {std::log(first[t]), std::log(second[t])});
+  }
+  return spec;
+}
+
+// Of two layers of two heads.
+std::vector<Set> four_sets(const Trace& trace, const std::string& policy) {
+  return {kept(trace, policy, 0, 0), kept(trace, policy, 0, 1), kept(trace, policy, 1, 0),
+          kept(trace, policy, 1, 1)};
+}
+
 }  // namespace
 
 TEST_CASE("kvzip keeps what a row of the replay looks at most", "[policy][kvzip]") {
@@ -97,25 +121,11 @@ TEST_CASE("kvzip sees one chunk of the context at a time", "[policy][kvzip]") {
 
 TEST_CASE("kvzip cuts over the model, a layer, or each head", "[policy][kvzip]") {
   // Of 16, with what the row's own key has: 8 4 2 1, 5 1 1 1; 3 2 2 1, 2 1 1 1.
-  test::TraceSpec spec;
-  spec.meta.query_heads = spec.meta.kv_heads = 2;
-  spec.meta.tokens = 5;
-  spec.meta.prompt_tokens = 4;
-  spec.meta.score_scale = 1;
-  const auto layer = [&](const Numbers& a, const Numbers& b) {
-    test::LayerSpec out;
-    out.q.assign(10, 1.0);
-    for (std::size_t t = 0; t < 5; ++t) out.k.insert(out.k.end(), {std::log(a[t]), std::log(b[t])});
-    spec.layers.push_back(out);
-  };
-  layer({8, 4, 2, 1, 1}, {5, 1, 1, 1, 1});
-  layer({3, 2, 2, 1, 1}, {2, 1, 1, 1, 1});
+  const test::TraceSpec spec =
+      two_heads({{{8, 4, 2, 1, 1}, {5, 1, 1, 1, 1}}, {{3, 2, 2, 1, 1}, {2, 1, 1, 1, 1}}});
   const Trace trace =
       with_replay(spec, {{0, 4, 4, 1, {{1, 1}, {1, 1}}, {logs({1, 8}), logs({8, 11})}}});
-  const auto sets = [&](const std::string& policy) {
-    return std::vector<Set>{kept(trace, policy, 0, 0), kept(trace, policy, 0, 1),
-                            kept(trace, policy, 1, 0), kept(trace, policy, 1, 1)};
-  };
+  const auto sets = [&](const std::string& policy) { return four_sets(trace, policy); };
   CHECK(sets("kvzip(budget=1)") == std::vector<Set>{{0, 1}, {0}, {0}, {}});
   CHECK(sets("kvzip(budget=2,cut=layer)") == std::vector<Set>{{0, 1, 2}, {0}, {0, 1, 2}, {0}});
   CHECK(sets("kvzip(budget=2,cut=head)") == std::vector<Set>{{0, 1}, {0, 1}, {0, 1}, {0, 1}});
@@ -165,24 +175,10 @@ TEST_CASE("kvzip refuses what it cannot know", "[policy][kvzip]") {
 
 namespace {
 
-// One query head for each of two KV heads; one row that reads the context again. Of 16, with what
-// the row's own key has: 8 1 4 2 and 1 6 1 1; 3 1 2 2 and 1 1 1 2.
+// One row that reads the context again; of 16, with what the row's own key has: 8 1 4 2 and
+// 1 6 1 1; 3 1 2 2 and 1 1 1 2.
 test::TraceSpec composed_spec() {
-  test::TraceSpec spec;
-  spec.meta.query_heads = spec.meta.kv_heads = 2;
-  spec.meta.tokens = 5;
-  spec.meta.prompt_tokens = 4;
-  spec.meta.score_scale = 1;
-  const auto layer = [&](const Numbers& a, const Numbers& b) {
-    test::LayerSpec out;
-    out.q.assign(10, 1.0);
-    for (std::size_t t = 0; t < 4; ++t) out.k.insert(out.k.end(), {std::log(a[t]), std::log(b[t])});
-    out.k.insert(out.k.end(), {0, 0});
-    spec.layers.push_back(out);
-  };
-  layer({8, 1, 4, 2}, {1, 6, 1, 1});
-  layer({3, 1, 2, 2}, {1, 1, 1, 2});
-  return spec;
+  return two_heads({{{8, 1, 4, 2, 1}, {1, 6, 1, 1, 1}}, {{3, 1, 2, 2, 1}, {1, 1, 1, 2, 1}}});
 }
 
 }  // namespace
@@ -192,10 +188,7 @@ TEST_CASE("kvcompose gives the heads of a layer as many places", "[policy][kvcom
   // Composite tokens: 11, 6, 4, 3 and 4.5, 3.5, 3, 2; the first layer has the largest anyway.
   const Trace trace =
       with_replay(composed_spec(), {{0, 4, 4, 1, {{1, 1}, {1, 1}}, {logs({1, 7}), logs({8, 11})}}});
-  const auto sets = [&](const std::string& policy) {
-    return std::vector<Set>{kept(trace, policy, 0, 0), kept(trace, policy, 0, 1),
-                            kept(trace, policy, 1, 0), kept(trace, policy, 1, 1)};
-  };
+  const auto sets = [&](const std::string& policy) { return four_sets(trace, policy); };
   // Two places: both in the first layer, and one in the second all the same.
   CHECK(sets("kvcompose(budget=1)") == std::vector<Set>{{0, 2}, {0, 1}, {0}, {3}});
   CHECK(sets("kvcompose(budget=2)") == std::vector<Set>{{0, 1, 2}, {0, 1, 2}, {0}, {3}});

@@ -40,6 +40,16 @@ inline void require_plain_pick(const Arguments& arguments, const Recipe& inner) 
     refuse(arguments, inner, fmt::format("{} already picks in its own way", inner.pick.owner));
 }
 
+// A wrapper that weighs a policy's scores with the values of each head.
+inline void require_scores_of_heads(const Arguments& arguments, const Recipe& inner) {
+  if (inner.scorer.value.by_position)
+    refuse(arguments, inner, fmt::format("{} does not rank by importance", inner.name));
+  if (inner.scorer.value.axis == Axis::layer) {
+    refuse(arguments, inner,
+           fmt::format("{} keeps one set for all heads, and values differ by head", inner.name));
+  }
+}
+
 template <class T>
 [[nodiscard]] Slot<T> own_of(const Arguments& arguments, T value) {
   return {std::move(value), Slot<T>::Filling::own, arguments.policy()};

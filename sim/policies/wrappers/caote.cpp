@@ -100,12 +100,7 @@ PolicyEntry caote() {
   entry.wrap = [](Arguments& arguments, const Geometry& /*geometry*/, Recipe inner) {
     require_ranking(arguments, inner);
     Scoring& scoring = inner.scorer.value;
-    if (scoring.by_position)
-      refuse(arguments, inner, fmt::format("{} does not rank by importance", inner.name));
-    if (scoring.axis == Axis::layer) {
-      refuse(arguments, inner,
-             fmt::format("{} keeps one set for all heads, and values differ by head", inner.name));
-    }
+    require_scores_of_heads(arguments, inner);
     if (!inner.more_rules.empty())
       refuse(arguments, inner, fmt::format("{} ranks by more than one rule", inner.name));
     scoring.make = [make = scoring.make, name = inner.name,

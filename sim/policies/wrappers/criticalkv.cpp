@@ -116,12 +116,7 @@ PolicyEntry criticalkv() {
   entry.wrap = [](Arguments& arguments, const Geometry& geometry, Recipe inner) {
     require_plain_pick(arguments, inner);
     Scoring& scoring = inner.scorer.value;
-    if (scoring.by_position)
-      refuse(arguments, inner, fmt::format("{} does not rank by importance", inner.name));
-    if (scoring.axis == Axis::layer) {
-      refuse(arguments, inner,
-             fmt::format("{} keeps one set for all heads, and values differ by head", inner.name));
-    }
+    require_scores_of_heads(arguments, inner);
     std::function<OutputProjection(int)> load = [](int) { return OutputProjection(); };
     if (arguments.has("wo")) {
       const std::string file = arguments.text("wo");
