@@ -98,8 +98,9 @@ struct SweepFilter {
 void filter_methods(SweepFilter& filter, const Sweep& sweep, const QString& words);
 // "chunk=512", "budget=10%,20%", "method=snapkv,h2o" (as above). Errors: ConfigError.
 void apply_where(const std::string& text, const Sweep& sweep, SweepFilter& filter);
-// What it lets pass: "chunk 512, budget 10 % or 20 %"; empty: everything.
-[[nodiscard]] QString filter_text(const SweepFilter& filter, const Sweep& sweep);
+// What a caption says of all that is shown: what the filter lets pass, and whether attention is an
+// estimate: "chunk 512, budget 10 % or 20 %"; empty: everything, measured.
+[[nodiscard]] QString scope_text(const SweepFilter& filter, const Sweep& sweep);
 
 // The run of a cell as a simulation: its trace where it is found now, or as the sweep names it.
 [[nodiscard]] SimulationRequest request_of(const Sweep& sweep, std::size_t cell);

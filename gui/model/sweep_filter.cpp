@@ -85,7 +85,7 @@ void apply_where(const std::string& text, const Sweep& sweep, SweepFilter& filte
   filter.wanted[parameter] = std::move(wanted);
 }
 
-QString filter_text(const SweepFilter& filter, const Sweep& sweep) {
+QString scope_text(const SweepFilter& filter, const Sweep& sweep) {
   QStringList parts;
   for (int p = 0; p < Sweep::parameter_count; ++p) {
     const auto parameter = static_cast<Sweep::Parameter>(p);
@@ -104,6 +104,9 @@ QString filter_text(const SweepFilter& filter, const Sweep& sweep) {
       parts << title_of(parameter) + " " + (count == 0 ? QString("none") : values.join(" or "));
     }
   }
+  const std::string& sample = sweep.folder.plan.config.sample;
+  if (!sample.empty())
+    parts << QString("attention estimated from a sample (%1)").arg(QString::fromStdString(sample));
   return parts.join(", ");
 }
 

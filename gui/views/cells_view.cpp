@@ -89,12 +89,12 @@ class CellsView final : public SweepView {
     if (fresh) model_.set(state().sweep());
     taken_.set_filter(state().filter());
     const Sweep& sweep = *state().sweep();
-    const QString filtered = filter_text(state().filter(), sweep);
+    const QString scope = scope_text(state().filter(), sweep);
     caption_->setText(QString("%1: %2 of %3 cells%4")
                           .arg(QString::fromStdString(sweep.path.filename().string()),
                                count_text(static_cast<std::int64_t>(state().taken())),
                                count_text(static_cast<std::int64_t>(sweep.cells())),
-                               filtered.isEmpty() ? "" : ", " + filtered));
+                               scope.isEmpty() ? "" : ", " + scope));
     if (fresh) {
       table_->resizeColumnsToContents();
       table_->setColumnWidth(0, std::min(table_->columnWidth(0), kMostMethodWidth));

@@ -93,8 +93,8 @@ class CurvesView final : public SweepView {
     curves_ =
         groups.empty() ? SweepCurves() : make_sweep_curves(sweep, report, state().filter(), shown_);
     if (groups.empty()) curves_.chart.caption = "No cell that the boxes let pass was measured.";
-    const QString filtered = filter_text(state().filter(), sweep);
-    if (!filtered.isEmpty()) curves_.chart.caption += "; " + filtered;
+    const QString scope = scope_text(state().filter(), sweep);
+    if (!scope.isEmpty()) curves_.chart.caption += "; " + scope;
     parts_->plot().set(curves_.chart);
     set_criticals(curves_, sweep, table_model_);
     parts_->fit_table();

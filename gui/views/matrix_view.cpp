@@ -124,8 +124,8 @@ class MatrixView final : public SweepView {
     QString text = matrix_.title;
     if (matrix_.unit == Sweep::Unit::share) text += ", in %";
     if (most > 1) text += QString("; means of up to %1").arg(most);
-    const QString filtered = filter_text(state().filter(), *state().sweep());
-    return filtered.isEmpty() ? text : text + "; " + filtered;
+    const QString scope = scope_text(state().filter(), *state().sweep());
+    return scope.isEmpty() ? text : text + "; " + scope;
   }
 
   [[nodiscard]] const SweepMatrix::Cell* under_cursor() const {

@@ -217,8 +217,12 @@ void SweepTest::a_filter_takes_what_it_names() {
   QCOMPARE(count(*sweep, where(*sweep, {"budget=10%,50%"})), std::size_t{16});
   QCOMPARE(count(*sweep, where(*sweep, {"method=SNAP", "chunk=0", "trace=b"})), std::size_t{2});
   QCOMPARE(count(*sweep, where(*sweep, {"method=snap, ful"})), std::size_t{12});
-  QCOMPARE(filter_text(where(*sweep, {"chunk=4", "budget=10%"}), *sweep),
+  QCOMPARE(scope_text(where(*sweep, {"chunk=4", "budget=10%"}), *sweep),
            QString("budget 10 %, chunk 4"));
+  Sweep sampled = *sweep;
+  sampled.folder.plan.config.sample = "heads=4";
+  QCOMPARE(scope_text(where(sampled, {"chunk=4"}), sampled),
+           QString("chunk 4, attention estimated from a sample (heads=4)"));
   for (const char* wrong : {"chunk", "chunks=4", "chunk=8", "method=zzz", "=1"})
     QVERIFY_THROWS_EXCEPTION(ConfigError, where(*sweep, {wrong}));
   SweepTable table;
