@@ -78,12 +78,13 @@ CurveChart::Point point_of(const Evaluation::Policy& policy, std::size_t index) 
   return point;
 }
 
+// What was left comes first: a long answer is cut where the cell ends.
 QString answer_text(const Evaluation::Answer& answer) {
-  QString text = QString::fromStdString(answer.text).simplified();
-  if (text.isEmpty()) text = "(nothing)";
+  QString text;
   for (const auto& [name, left] : answer.spans)
-    text += QString("\n%1 %2 left").arg(QString::fromStdString(name), percent_text(left, 0));
-  return text;
+    text += QString("%1 %2 left\n").arg(QString::fromStdString(name), percent_text(left, 0));
+  const QString said = QString::fromStdString(answer.text).simplified();
+  return text + (said.isEmpty() ? "(nothing)" : said);
 }
 
 QString answer_tip(const Evaluation::Answer& answer) {

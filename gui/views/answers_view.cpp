@@ -18,7 +18,7 @@
 namespace kvspan::gui {
 namespace {
 
-constexpr int kAnswerWidth = 170, kLinesOfAnswer = 4;
+constexpr int kAnswerWidth = 170, kLinesOfAnswer = 5;
 constexpr std::size_t kMostAnswers = 8;  // columns of a picture
 
 // An answer on the colour of its score.
@@ -68,7 +68,7 @@ class AnswersView final : public View {
     table_->setAccessibleName("answers");
     table_->verticalHeader()->hide();
     table_->verticalHeader()->setSectionResizeMode(QHeaderView::Fixed);
-    table_->verticalHeader()->setDefaultSectionSize(kLinesOfAnswer * fontMetrics().height() + 8);
+    table_->verticalHeader()->setDefaultSectionSize(kLinesOfAnswer * fontMetrics().height() + 2);
     table_->horizontalHeader()->setHighlightSections(false);
     table_->horizontalHeader()->setDefaultSectionSize(kAnswerWidth);
     table_->horizontalHeader()->setDefaultAlignment(Qt::AlignLeft | Qt::AlignVCenter);

@@ -138,8 +138,8 @@ void EvaluationTest::answers_stand_side_by_side() {
   QCOMPARE(table.rowCount(), 2);
   QCOMPARE(table.columnCount(), 4);
   QCOMPARE(table.headerData(3, Qt::Horizontal).toString(), QString("h2o(budget=50%)"));
-  QCOMPARE(table.index(0, 2).data().toString(), QString("4711\nneedle 50 % left"));
-  QCOMPARE(table.index(1, 3).data().toString(), QString("(nothing)\nneedle 50 % left"));
+  QCOMPARE(table.index(0, 2).data().toString(), QString("needle 50 % left\n4711"));
+  QCOMPARE(table.index(1, 3).data().toString(), QString("needle 50 % left\n(nothing)"));
   QCOMPARE(table.index(1, 1).data().toString(), QString("12 | 13"));
   QCOMPARE(table.index(1, 3).data(PlainTable::item_role).toInt(), 5);  // sample 1, policy 2
   QCOMPARE(table.index(0, 2).data(PlainTable::good_role).toDouble(), 1.0);
