@@ -16,10 +16,13 @@
 #include "cli/replay_device.h"
 #include "cli/replay_output.h"
 #include "cli/validators.h"
+#include "gpu_replay/replay/stored_forms.h"
 #include "sim/base/error.h"
 #include "sim/base/text.h"
+#include "sim/models/model_geometry.h"
 #include "sim/policy/registry.h"
 #include "sim/policy/spec.h"
+#include "sim/predict/capacity.h"
 #include "sim/replay/requirements.h"
 #include "sim/report/json.h"
 #include "sim/run/run.h"
@@ -31,7 +34,8 @@ struct ReplaySettings {
   std::string trace;
   std::vector<std::string> policies, budgets, layouts;
   std::vector<std::int64_t> slots;
-  std::string evict_point, prefill = "whole", granule, limit, out, attention, device = "auto";
+  std::string evict_point, prefill = "whole", granule, limit, out, attention, device = "auto",
+                           allocator = "map";
   EngineOptions engine;
   bool fill = false, quiet = false, no_timeline = false;
 };
@@ -85,7 +89,8 @@ std::string why_no_attention(const RunResult& run, const Trace& trace,
   const Policy policy = make_policy(run.spec, geometry_of(trace, engine));
   if (policy.selector || policy.prefill_reads)
     return "its query heads choose what they read, which the ledger does not hold";
-  if (policy.alters_vectors) return "it holds other vectors than the trace's";
+  if (policy.alters_vectors && !gpu_replay::has_stored_forms(run.spec))
+    return "it holds other vectors than the trace's, in a form that the pool does not write";
   if (policy.renumbers) return "its positions are places in the cache";
   if (std::any_of(run.ledger.representations.begin(), run.ledger.representations.end(),
                   [](const Representation& r) { return r.host_bytes > 0; }))
@@ -98,7 +103,7 @@ void replay_attention(const ReplaySettings& s, const ReplayDevice& device, const
   Progress progress("attending", s.quiet);
   gpu_replay::AttentionReplaySettings settings;
   if (!s.layouts.empty()) settings.layout = s.layouts.front();
-  settings.element = gpu_replay::element_of(s.engine.kv_bytes);
+  settings.element = gpu_replay::element_of(s.engine.kv_bytes, trace.k(0)->dtype == Dtype::bf16);
   settings.rows = request.engine.fidelity_rows;
   settings.attend = device.attend;
   settings.cancelled = [] { return interrupted(); };
@@ -114,7 +119,9 @@ void replay_attention(const ReplaySettings& s, const ReplayDevice& device, const
     of.why_not = why_no_attention(run, trace, engine);
     if (!of.why_not.empty()) continue;
     const auto memory = device.make_memory(found.granule, 0);
+    settings.policy = run.spec;
     of.pool = gpu_replay::replay_attention(trace, run.ledger, *memory, settings);
+    of.why_not = of.pool.why_not;
     of.retained = run.fidelity->decode->mass_mean;
     of.error = run.fidelity->decode->error_mean;
   }
@@ -137,6 +144,25 @@ void check_attention(const ReplaySettings& s, const Trace& trace) {
                     prompt, trace.meta().tokens));
 }
 
+// One request of the trace's shape beside others of it, by closed forms.
+BatchPredicted predicted_batch(const RunResult& run, const ReplaySettings& s,
+                               const std::string& layout, std::int64_t limit) {
+  BatchPredicted out;
+  const PassPlan& plan = run.ledger.plan;
+  try {
+    if (plan.evict_point != plan.prompt) throw ConfigError("it evicts at the end of the prompt");
+    const RequestBytes request =
+        request_bytes(parse_spec(run.spec), load_model(s.trace),
+                      {plan.prompt, plan.tokens - plan.prompt, s.engine.chunk},
+                      {s.engine.kv_bytes, s.prefill == "layerwise", layout}, 1, nullptr);
+    out.sequences = gpu_replay::most_sequences(limit, request.peak, request.decode);
+    out.basis = request.basis;
+  } catch (const ConfigError& error) {
+    out.why_not = error.what();
+  }
+  return out;
+}
+
 // Every run in every layout, one after another: each has the device to itself.
 void replay_all(const ReplaySettings& s, const ReplayDevice& device, ReplayFound& found) {
   const std::vector<std::string>& layouts = s.layouts.empty() ? standard_layouts() : s.layouts;
@@ -151,8 +177,11 @@ void replay_all(const ReplaySettings& s, const ReplayDevice& device, ReplayFound
     auto& of = found.runs.emplace_back();
     for (const std::string& layout : layouts) {
       const auto memory = device.make_memory(found.granule, found.limit);
-      of.push_back({gpu_replay::replay_memory(run.ledger, layout, *memory, settings), {}});
-      if (s.fill) of.back().fill = gpu_replay::fill_memory(run.ledger, layout, *memory, settings);
+      of.push_back({gpu_replay::replay_memory(run.ledger, layout, *memory, settings), {}, {}});
+      if (s.fill) {
+        of.back().fill = gpu_replay::fill_memory(run.ledger, layout, *memory, settings);
+        of.back().batch = predicted_batch(run, s, layout, of.back().fill->limit);
+      }
       ++done;
     }
   }
@@ -170,7 +199,10 @@ void place_all(const ReplaySettings& s, ReplayFound& found) {
 void run(const ReplaySettings& s, const Context& context) {
   for (const std::string& layout : s.layouts) (void)parse_layout(layout);
   ReplayFound found;
-  const ReplayDevice device = replay_device(s.device);
+  found.mapped = s.allocator == "map";
+  if (!found.mapped && !s.granule.empty())
+    throw ConfigError("--granule: only mapped memory has granules, found --allocator pool");
+  const ReplayDevice device = replay_device(s.device, found.mapped);
   if (!device.instead.empty() && !s.quiet)
     fmt::print(stderr, "kvspan: on the host, because {}\n", device.instead);
   const auto memory =
@@ -231,6 +263,11 @@ void add_replay(CLI::App& app, const Context& context) {
   sub->add_option("--device", s->device, "Whose memory; auto: a GPU's if there is one")
       ->check(CLI::IsMember({"auto", "cuda", "host"}))
       ->type_name("auto|cuda|host");
+  sub->add_option("--allocator", s->allocator,
+                  "map: addresses reserved once, granules backed as they are needed; pool: every "
+                  "block an allocation of its own, from a GPU's stream-ordered pool or the heap")
+      ->check(CLI::IsMember({"map", "pool"}))
+      ->type_name("map|pool");
   sub->add_option("--granule", s->granule,
                   "Bytes that are backed together: a page, or 2MiB as a GPU maps memory")
       ->type_name("SIZE");
@@ -265,6 +302,7 @@ void add_replay(CLI::App& app, const Context& context) {
 Examples:
   kvspan replay TRACE --policy full --policy "snapkv(budget=20%)" --out replay.json
   kvspan replay TRACE --policy h2o --budget 20% --layout paged16_per_head --granule 2MiB
+  kvspan replay TRACE --policy h2o --budget 20% --layout padded --allocator pool
   kvspan replay TRACE --policy snapkv --policy h2o --budget 20% --layout paged16_per_head --slots 16,64
   kvspan replay TRACE --policy full --policy tova --prompt 512 --attention 100 --kv-bytes 1
   kvspan replay TRACE --policy all --budget 20% --layout openvino --prefill layerwise

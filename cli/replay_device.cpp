@@ -15,15 +15,18 @@
 namespace kvspan::cli {
 namespace {
 
-ReplayDevice host() {
+using Memory = std::unique_ptr<gpu_replay::DeviceMemory>;
+
+ReplayDevice host(bool mapped) {
   ReplayDevice device;
-  device.make_memory = [](std::int64_t granule, std::int64_t limit) {
-    return std::make_unique<gpu_replay::HostMemory>(granule, limit);
+  device.make_memory = [mapped](std::int64_t granule, std::int64_t limit) -> Memory {
+    if (mapped) return std::make_unique<gpu_replay::HostMemory>(granule, limit);
+    return std::make_unique<gpu_replay::HeapMemory>(limit);
   };
   return device;
 }
 
-ReplayDevice cuda() {
+ReplayDevice cuda(bool mapped) {
   constexpr const char* kRemedy = "--device host needs none";
   if (const std::string why = tracegen::why_no_gpu(); !why.empty())
     throw DeviceError(fmt::format("{}; {}", why, kRemedy));
@@ -35,7 +38,9 @@ ReplayDevice cuda() {
     const gpu_replay::ReplayModule& module = gpu_replay::load_replay_module(file);
     ReplayDevice device;
     device.cuda = true;
-    device.make_memory = module.make_memory;
+    device.make_memory = [mapped, &module](std::int64_t granule, std::int64_t limit) -> Memory {
+      return mapped ? module.make_memory(granule, limit) : module.make_pool(limit);
+    };
     device.attend = module.attend;
     return device;
   }
@@ -47,13 +52,13 @@ ReplayDevice cuda() {
 
 }  // namespace
 
-ReplayDevice replay_device(const std::string& name) {
-  if (name == "cuda") return cuda();
-  if (name == "host" || !tracegen::why_no_gpu().empty()) return host();
+ReplayDevice replay_device(const std::string& name, bool mapped) {
+  if (name == "cuda") return cuda(mapped);
+  if (name == "host" || !tracegen::why_no_gpu().empty()) return host(mapped);
   try {
-    return cuda();
+    return cuda(mapped);
   } catch (const DeviceError& error) {
-    ReplayDevice device = host();
+    ReplayDevice device = host(mapped);
     device.instead = error.what();
     return device;
   }

@@ -11,6 +11,7 @@
 
 #include "cli/commands.h"
 #include "sim/base/text.h"
+#include "sim/policy/spec.h"
 #include "sim/report/json.h"
 
 namespace kvspan::cli {
@@ -31,7 +32,7 @@ std::string above_ideal(const MemoryReplay& replay, const LayoutFound& ideal) {
                      100.0 * static_cast<double>(*part - *whole) / static_cast<double>(*whole));
 }
 
-std::vector<std::string> line_of(const LayoutFound& found, const LayoutFound* ideal) {
+std::vector<std::string> peak_line(const LayoutFound& found) {
   const MemoryReplay& r = found.memory;
   const Moment& at = r.at_peak;
   return {"  " + r.layout,
@@ -42,8 +43,68 @@ std::vector<std::string> line_of(const LayoutFound& found, const LayoutFound* id
           size_or_dash(at.kv.tail),
           size_or_dash(at.kv.dead),
           human_bytes(r.most_backed.backed),
-          human_bytes(r.most_backed.measured),
-          ideal == nullptr ? "" : above_ideal(r, *ideal)};
+          human_bytes(r.most_backed.measured)};
+}
+
+void print_peaks(const ReplayFound& found) {
+  fmt::print("peaks\n");
+  std::vector<std::vector<std::string>> rows = {
+      {"", "predicted", "pool", "entries", "copies,", "tail", "dead,", "backed", "device"},
+      {"", "", "", "+ state", "narrow", "", "padding", "", "says"}};
+  for (std::size_t run = 0; run < found.runs.size(); ++run) {
+    rows.push_back({found.report->runs[run].label});
+    for (const LayoutFound& layout : found.runs[run]) rows.push_back(peak_line(layout));
+  }
+  fmt::print("{}", align(rows));
+  fmt::print(
+      "predicted: by the simulator; pool: what blocks and slots took, and of that: entries and "
+      "the\n"
+      "policy's state; copies for query heads, slots wider than what lies in them; slots not "
+      "filled "
+      "yet;\nslots of what has left or that pad to the longest head. backed: the most memory "
+      "behind "
+      "it, and\nwhat the device says of that\n");
+}
+
+// Means over rows of what a result has as sums, and what of the backed bytes holds nothing.
+std::vector<std::string> rows_line(const LayoutFound& found, const LayoutFound* ideal,
+                                   RowIndex tokens) {
+  const MemoryReplay& r = found.memory;
+  const auto mean = [&](std::int64_t sum) {
+    return human_bytes(std::llround(static_cast<double>(sum) / static_cast<double>(tokens)));
+  };
+  std::vector<std::string> line = {"  " + r.layout, mean(r.predicted_byte_rows)};
+  if (!r.byte_rows || r.shortage) return line;
+  std::int64_t state = 0;
+  for (const Moment& row : r.rows) state += row.state;
+  const auto backed = static_cast<double>(*r.backed_byte_rows);
+  const auto full = static_cast<double>(*r.payload_byte_rows + state);
+  line.insert(line.end(), {mean(*r.byte_rows), mean(*r.backed_byte_rows),
+                           backed > 0 ? fmt::format("{:.1f}", 100 * (1 - full / backed)) : "",
+                           ideal == nullptr ? "" : above_ideal(r, *ideal),
+                           fmt::format("{}", r.at_peak.table_entries), size_or_dash(r.moved)});
+  return line;
+}
+
+void print_rows(const ReplayFound& found) {
+  if (found.report->accounting.layerwise) return;  // a layer's rows are not others'
+  std::vector<std::vector<std::string>> rows = {
+      {"mean over rows", "predicted", "pool", "backed", "empty", "above", "blocks", "moved"},
+      {"", "", "", "", "%", "ideal %", "listed", ""}};
+  for (std::size_t run = 0; run < found.runs.size(); ++run) {
+    rows.push_back({found.report->runs[run].label});
+    const auto& of = found.runs[run];
+    const auto ideal = std::find_if(
+        of.begin(), of.end(), [](const LayoutFound& f) { return f.memory.layout == "ideal"; });
+    for (const LayoutFound& layout : of)
+      rows.push_back(rows_line(layout, ideal == of.end() ? nullptr : &*ideal,
+                               found.report->runs[run].ledger.plan.tokens));
+  }
+  fmt::print("\n{}", align(rows));
+  fmt::print(
+      "footprint in bytes. empty: of what is backed, what holds neither entry nor state; above "
+      "ideal:\nthe pool's bytes over those of layout ideal; blocks listed: by tables, at the peak; "
+      "moved: copied\ninside the device, in all\n");
 }
 
 void print_shortage(const std::string& label, const MemoryReplay& replay) {
@@ -54,7 +115,7 @@ void print_shortage(const std::string& label, const MemoryReplay& replay) {
 
 void print_fill(const ReplayFound& found) {
   std::vector<std::vector<std::string>> rows = {
-      {"how many such sequences fit", "layout", "filled", "predicted", "backed"}};
+      {"how many such sequences fit", "layout", "filled", "by peaks", "predict", "backed"}};
   for (std::size_t run = 0; run < found.runs.size(); ++run) {
     for (const LayoutFound& of : found.runs[run]) {
       if (!of.fill) continue;
@@ -62,24 +123,32 @@ void print_fill(const ReplayFound& found) {
       rows.push_back({found.report->runs[run].label, fill.layout,
                       fmt::format("{}{}", fill.stopped ? ">= " : "", fill.sequences),
                       fmt::format("{}{}", fill.stopped ? ">= " : "", fill.predicted),
+                      !of.batch.why_not.empty() ? "-"
+                      : of.batch.basis == Basis::closed_form
+                          ? fmt::format("{}", of.batch.sequences)
+                          : fmt::format(">= {}", of.batch.sequences),
                       human_bytes(fill.backed)});
     }
   }
-  if (rows.size() > 1) fmt::print("\n{}", align(rows));
+  if (rows.size() == 1) return;
+  fmt::print("\n{}", align(rows));
+  fmt::print(
+      "by peaks: as the run's own peaks say; predict: as kvspan predict --gpu-memory does without "
+      "the\ntrace (>=: it knows a bound; -: it has no form for that layout)\n");
 }
 
 // Against a run of `full`, if there is one: time of a row, and what its traffic alone would give.
 void print_attention(const ReplayFound& found) {
   const gpu_replay::AttentionReplay* first = nullptr;
   const gpu_replay::AttentionReplay* full = nullptr;
-  std::vector<std::vector<std::string>> rows = {{"attention of decode rows, from the pool",
-                                                 "retained %", "run", "error %", "run", "read",
-                                                 "time", "GiB/s", "speed-up", "ideal"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"", "retained %", "run", "error %", "run", "read", "time", "GiB/s", "speed-up", "ideal"}};
   for (std::size_t run = 0; run < found.attention.size(); ++run) {
     const AttentionFound& of = found.attention[run];
     if (!of.why_not.empty()) continue;
     if (first == nullptr) first = &of.pool;
-    if (found.report->runs[run].spec == "full") full = &of.pool;
+    const RecipeSpec spec = parse_spec(found.report->runs[run].spec);
+    if (spec.size() == 1 && spec[0].name == "full") full = &of.pool;
   }
   if (first == nullptr) return;
   for (std::size_t run = 0; run < found.attention.size(); ++run) {
@@ -100,7 +169,7 @@ void print_attention(const ReplayFound& found) {
     }
     rows.push_back(std::move(line));
   }
-  fmt::print("\n{}", align(rows));
+  fmt::print("\nattention of decode rows, from the pool\n{}", align(rows));
   fmt::print(
       "{} rows of {} in layout {}; run: the simulator's figures of the same rows; read, time: "
       "of a row,\nall stored layers; ideal: the speed-up if traffic were all\n",
@@ -204,11 +273,12 @@ nlohmann::json layout_json(const LayoutFound& found, bool timelines) {
                             {"free", r.shortage->free}};
   }
   if (found.fill) {
-    out["fill"] = {{"sequences", found.fill->sequences},
-                   {"predicted", found.fill->predicted},
-                   {"backed", found.fill->backed},
-                   {"used", found.fill->used},
-                   {"stopped", found.fill->stopped}};
+    out["fill"] = {{"sequences", found.fill->sequences}, {"predicted", found.fill->predicted},
+                   {"backed", found.fill->backed},       {"used", found.fill->used},
+                   {"stopped", found.fill->stopped},     {"predict", nullptr}};
+    if (found.batch.why_not.empty())
+      out["fill"]["predict"] = {{"sequences", found.batch.sequences},
+                                {"basis", text_of(found.batch.basis)}};
   }
   if (timelines) out["timeline"] = timeline_json(r.rows);
   return out;
@@ -219,31 +289,13 @@ nlohmann::json layout_json(const LayoutFound& found, bool timelines) {
 void print_replay(const ReplayFound& found) {
   const RunReport& report = *found.report;
   fmt::print("trace   {}\n", one_line(report.trace_path));
-  fmt::print("device  {}; {} backed together{}; prefill {}\n", found.device,
-             human_bytes(found.granule),
+  fmt::print("device  {}; {}{}; prefill {}\n", found.device,
+             found.mapped ? human_bytes(found.granule) + " backed together"
+                          : "allocations in steps of " + human_bytes(found.granule),
              found.limit == 0 ? "" : fmt::format(", {} at most", human_bytes(found.limit)),
              report.accounting.layerwise ? "layerwise" : "whole");
-  fmt::print("peaks\n");
-  std::vector<std::vector<std::string>> rows = {
-      {"", "predicted", "pool", "entries", "copies,", "tail", "dead,", "backed", "device", "above"},
-      {"", "", "", "+ state", "narrow", "", "padding", "", "says", "ideal %"}};
-  for (std::size_t run = 0; run < found.runs.size(); ++run) {
-    rows.push_back({report.runs[run].label});
-    const auto& of = found.runs[run];
-    const auto ideal = std::find_if(
-        of.begin(), of.end(), [](const LayoutFound& f) { return f.memory.layout == "ideal"; });
-    for (const LayoutFound& layout : of)
-      rows.push_back(line_of(layout, ideal == of.end() ? nullptr : &*ideal));
-  }
-  fmt::print("{}", align(rows));
-  fmt::print(
-      "predicted: by the simulator; pool: what blocks and slots took; of it entries and the "
-      "policy's "
-      "state,\ncopies for query heads and slots wider than what lies in them, slots not filled "
-      "yet, and "
-      "slots of what\nhas left or that pad to the longest head. backed: the most memory behind it, "
-      "and "
-      "what the device says\nof that; above ideal: bytes summed over all rows\n");
+  print_peaks(found);
+  print_rows(found);
   for (std::size_t run = 0; run < found.runs.size(); ++run) {
     for (const LayoutFound& layout : found.runs[run]) {
       if (layout.memory.shortage) print_shortage(report.runs[run].label, layout.memory);
@@ -258,6 +310,7 @@ nlohmann::json replay_json(const ReplayFound& found, bool timelines) {
   nlohmann::json out = root_json(*found.report);
   out["trace"]["layer_ids"] = found.report->trace.layer_ids;
   out["device"] = {{"name", found.device},
+                   {"allocator", found.mapped ? "map" : "pool"},
                    {"granule", found.granule},
                    {"limit", found.limit == 0 ? nlohmann::json() : nlohmann::json(found.limit)}};
   out["runs"] = nlohmann::json::array();

@@ -12,14 +12,23 @@
 #include "gpu_replay/replay/attention_replay.h"
 #include "gpu_replay/replay/fill.h"
 #include "gpu_replay/replay/memory_replay.h"
+#include "sim/predict/analytic.h"
 #include "sim/run/result.h"
 
 namespace kvspan::cli {
+
+// How many sequences fit by kvspan predict, which knows no trace.
+struct BatchPredicted {
+  std::string why_not;  // empty: there is a figure
+  std::int64_t sequences = 0;
+  Basis basis = Basis::closed_form;
+};
 
 // One run in one layout.
 struct LayoutFound {
   gpu_replay::MemoryReplay memory;
   std::optional<gpu_replay::Fill> fill;
+  BatchPredicted batch;  // beside `fill`
 };
 
 // Attention of one run's decode rows, from the pool.
@@ -32,6 +41,7 @@ struct AttentionFound {
 struct ReplayFound {
   const RunReport* report = nullptr;
   std::string device;
+  bool mapped = true;                          // or else allocated: see DeviceMemory
   std::int64_t granule = 0, limit = 0;         // bytes; limit 0: none
   std::vector<std::vector<LayoutFound>> runs;  // [runs][layouts]
   std::vector<AttentionFound> attention;       // [runs], or empty: not asked

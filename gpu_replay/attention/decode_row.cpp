@@ -35,6 +35,61 @@ float dot(std::span<const float> a, std::span<const float> b) {
   return sum;
 }
 
+// Entries of one head as numbers.
+class Reader {
+ public:
+  Reader(const DecodeRow& row, int head, const DeviceMemory& memory)
+      : row_(&row),
+        memory_(&memory),
+        table_(&row.tables[index(head)]),
+        coding_(row.codings.empty() ? nullptr : &row.codings[index(head)]),
+        key_coding_{row.element, row.k_scale[index(head)], {}},
+        value_coding_{row.element, row.v_scale[index(head)], {}} {
+    if (coding_ != nullptr) key_coding_.channel = coding_->channel;
+  }
+
+  void read(std::size_t at, std::span<float> key, std::span<float> value) {
+    const EntryFormat format =
+        coding_ == nullptr ? EntryFormat{} : row_->formats[coding_->format[at]];
+    const auto k_bytes = index(bytes_of(format.k, row_->k_dim, row_->element));
+    bytes_.resize(k_bytes + index(bytes_of(format.v, row_->v_dim, row_->element)));
+    memory_->read(address(at), bytes_);
+    const std::span<const std::byte> bytes(bytes_);
+    if (format.k.kind == VectorFormat::Kind::entry_groups) {
+      read_table(at - index(coding_->place[at]), format.k);
+      decode_grouped(bytes, group_, format.k.bits, key);
+    } else {
+      decode(bytes.first(k_bytes), format.k, key_coding_, key);
+    }
+    decode(bytes.subspan(k_bytes), format.v, value_coding_, value);
+  }
+
+ private:
+  [[nodiscard]] Address address(std::size_t at) const {
+    const std::int32_t slot = table_->slots[at];
+    return table_->blocks[index(slot / table_->block_size)] +
+           slot % table_->block_size * table_->slot_bytes;
+  }
+  // What the group that begins at slot `first` of the table has in common.
+  void read_table(std::size_t first, const VectorFormat& format) {
+    if (group_of_ == first) return;
+    group_of_ = first;
+    group_.resize(index(row_->k_dim) * 4);
+    const std::size_t share = group_.size() / index(format.group);
+    for (std::size_t i = 0; i < index(format.group); ++i)
+      memory_->read(address(first + i) + code_bytes(format, row_->k_dim),
+                    std::span(group_).subspan(i * share, share));
+  }
+
+  const DecodeRow* row_;
+  const DeviceMemory* memory_;
+  const HeadTable* table_;
+  const HeadCoding* coding_;
+  VectorCoding key_coding_, value_coding_;
+  std::vector<std::byte> bytes_, group_;
+  std::size_t group_of_ = static_cast<std::size_t>(-1);
+};
+
 void attend_head(const DecodeRow& row, int head, const DeviceMemory& memory, DecodeResult& out) {
   const int group = row.query_heads / row.heads;
   const std::size_t first = index(head) * index(group);
@@ -45,17 +100,10 @@ void attend_head(const DecodeRow& row, int head, const DeviceMemory& memory, Dec
   };
   std::vector<Online> online(index(group));
   std::vector<float> key(k_dim), value(v_dim);
-  std::vector<std::byte> bytes((k_dim + v_dim) * index(bytes_of(row.element)));
-  const std::span<const std::byte> k_bytes =
-      std::span(bytes).first(k_dim * index(bytes_of(row.element)));
-  const std::span<const std::byte> v_bytes = std::span(bytes).subspan(k_bytes.size());
-  const HeadTable& table = row.tables[index(head)];
-  for (const std::int32_t slot : table.slots) {
-    memory.read(
-        table.blocks[index(slot / table.block_size)] + slot % table.block_size * table.slot_bytes,
-        bytes);
-    decode(k_bytes, row.element, row.k_scale[index(head)], key);
-    decode(v_bytes, row.element, row.v_scale[index(head)], value);
+  Reader reader(row, head, memory);
+  for (std::size_t at = row.first.empty() ? 0 : index(row.first[index(head)]);
+       at < row.tables[index(head)].slots.size(); ++at) {
+    reader.read(at, key, value);
     for (std::size_t g = 0; g < index(group); ++g) {
       float logit =
           dot(row.q.subspan((first + g) * k_dim, k_dim), key) * static_cast<float>(row.scale);

@@ -5,10 +5,19 @@
 #include <span>
 #include <vector>
 
-#include "gpu_replay/attention/element.h"
+#include "gpu_replay/attention/entry_format.h"
 #include "gpu_replay/pool/layer_store.h"
 
 namespace kvspan::gpu_replay {
+
+// How the entries of one head are written, where not all of them are whole. Those of a group (see
+// VectorFormat) stand side by side in the table.
+struct HeadCoding {
+  std::vector<std::uint8_t> format;  // [slots] in DecodeRow::formats
+  std::vector<std::int32_t> place;   // [slots] in the group that keys share scales with, or 0
+  std::vector<std::int16_t>
+      channel;  // [k_dim] see VectorCoding; empty, in all heads: all are there
+};
 
 struct DecodeRow {
   int query_heads = 0;
@@ -18,9 +27,12 @@ struct DecodeRow {
   double scale = 1;                                   // of q . k
   double softcap = 0;                                 // 0: none
   std::span<const float> q = {};                      // [query_heads, k_dim]
-  std::span<const HeadTable> tables = {};             // [heads]; the slots that are read
+  std::span<const HeadTable> tables = {};             // [heads]
   std::span<const float> k_scale = {}, v_scale = {};  // [heads], see Element
   std::span<const float> sinks = {};  // [query_heads] logits that take part and have no value
+  std::span<const std::int64_t> first = {};  // [heads] slots before it are not read; empty: all are
+  std::span<const EntryFormat> formats = {};  // that the head codings name
+  std::span<const HeadCoding> codings = {};   // [heads]; empty: all entries are whole
 };
 
 struct DecodeResult {

@@ -20,22 +20,32 @@ constexpr float kLargestE4m3 = 448;
 
 }  // namespace
 
-Element element_of(std::int64_t bytes) {
+Element element_of(std::int64_t bytes, bool bf16) {
   if (bytes == 4) return Element::f32;
-  if (bytes == 2) return Element::f16;
+  if (bytes == 2) return bf16 ? Element::bf16 : Element::f16;
   if (bytes == 1) return Element::fp8;
-  throw ConfigError(
-      fmt::format("--kv-bytes: found {}, expected 1 (fp8), 2 (fp16) or 4 (fp32) where attention is "
-                  "replayed",
-                  bytes));
+  throw ConfigError(fmt::format(
+      "--kv-bytes: found {}, expected 1 (fp8), 2 (fp16, bf16) or 4 (fp32) where attention "
+      "is replayed",
+      bytes));
 }
 
 std::int64_t bytes_of(Element element) {
-  return element == Element::f32 ? 4 : element == Element::f16 ? 2 : 1;
+  return element == Element::f32 ? 4 : element == Element::fp8 ? 1 : 2;
 }
 
 std::string name_of(Element element) {
-  return element == Element::f32 ? "fp32" : element == Element::f16 ? "fp16" : "fp8 (e4m3)";
+  switch (element) {
+    case Element::f32:
+      return "fp32";
+    case Element::f16:
+      return "fp16";
+    case Element::bf16:
+      return "bf16";
+    case Element::fp8:
+      break;
+  }
+  return "fp8 (e4m3)";
 }
 
 std::uint8_t to_e4m3(float x) {
@@ -69,6 +79,9 @@ void encode(std::span<const float> x, Element element, float scale, std::span<st
     } else if (element == Element::f16) {
       const Eigen::half half(x[i]);
       std::memcpy(out.data() + 2 * i, &half, 2);
+    } else if (element == Element::bf16) {
+      const Eigen::bfloat16 half(x[i]);
+      std::memcpy(out.data() + 2 * i, &half, 2);
     } else {
       out[i] = static_cast<std::byte>(to_e4m3(x[i] / scale));
     }
@@ -83,6 +96,10 @@ void decode(std::span<const std::byte> bytes, Element element, float scale, std:
       std::uint16_t half = 0;
       std::memcpy(&half, bytes.data() + 2 * i, 2);
       out[i] = half_to_float(half);
+    } else if (element == Element::bf16) {
+      std::uint16_t top = 0;
+      std::memcpy(&top, bytes.data() + 2 * i, 2);
+      out[i] = std::bit_cast<float>(std::uint32_t{top} << 16U);
     } else {
       out[i] = from_e4m3(static_cast<std::uint8_t>(bytes[i])) * scale;
     }

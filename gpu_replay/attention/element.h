@@ -10,10 +10,10 @@
 namespace kvspan::gpu_replay {
 
 // fp8 is e4m3 with a scale for all K, and one for all V, of a head: x is stored as x / scale.
-enum class Element : std::uint8_t { f32, f16, fp8 };
+enum class Element : std::uint8_t { f32, f16, bf16, fp8 };
 
-// Of so many bytes each. Errors: ConfigError.
-[[nodiscard]] Element element_of(std::int64_t bytes);
+// Of so many bytes each; bf16: which of the two 16-bit formats. Errors: ConfigError.
+[[nodiscard]] Element element_of(std::int64_t bytes, bool bf16 = false);
 [[nodiscard]] std::int64_t bytes_of(Element element);
 [[nodiscard]] std::string name_of(Element element);
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "gpu_replay/attention/element.h"
+#include "gpu_replay/attention/entry_format.h"
 
 struct CUstream_st;
 
@@ -25,9 +25,15 @@ struct DeviceRow {
   const float* k_scale = nullptr;             // [heads]
   const float* v_scale = nullptr;             // [heads]
   const float* sinks = nullptr;               // [query_heads]; null: none
-  float* partial = nullptr;  // [query_heads, parts, v_dim + 2]: values, maximum, sum
-  float* output = nullptr;   // [query_heads, v_dim]
-  float* lse = nullptr;      // [query_heads]
+  const std::int64_t* read_begin = nullptr;   // [heads] in slots: those before are not read
+  // Where not all entries are whole (see HeadCoding); else null.
+  const EntryFormat* formats = nullptr;
+  const std::uint8_t* format = nullptr;   // [slots] of all heads, in formats
+  const std::int32_t* place = nullptr;    // [slots] of all heads
+  const std::int16_t* channel = nullptr;  // [heads, k_dim]; null: all channels are there
+  float* partial = nullptr;               // [query_heads, parts, v_dim + 2]: values, maximum, sum
+  float* output = nullptr;                // [query_heads, v_dim]
+  float* lse = nullptr;                   // [query_heads]
 };
 
 inline constexpr int kMostGroup = 16;  // query heads of a head

@@ -33,16 +33,13 @@ void* pointer(Number address) {
   return reinterpret_cast<void*>(static_cast<std::uintptr_t>(address));
 }
 
-class CudaMemory final : public DeviceMemory {
+// What both kinds have in common: a stream that nobody else knows, and what it moves.
+class CudaMemory : public DeviceMemory {
  public:
-  CudaMemory(std::int64_t granule, std::int64_t limit)
-      : DeviceMemory(granule, limit), free_at_first_(free_bytes()) {
+  CudaMemory(std::int64_t granule, std::int64_t limit) : DeviceMemory(granule, limit) {
     KVSPAN_REPLAY_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
-  ~CudaMemory() override {
-    for (const auto& [begin, bytes] : ranges_) mapping_driver().unreserve(begin, bytes);
-    cudaStreamDestroy(stream_);
-  }
+  ~CudaMemory() override { cudaStreamDestroy(stream_); }
 
   [[nodiscard]] std::string name() const override {
     int device = 0;
@@ -50,19 +47,6 @@ class CudaMemory final : public DeviceMemory {
     KVSPAN_REPLAY_CHECK(cudaGetDevice(&device));
     KVSPAN_REPLAY_CHECK(cudaGetDeviceProperties(&properties, device));
     return properties.name;
-  }
-  // Others may use the device, too: an estimate.
-  [[nodiscard]] std::int64_t measured() const override { return free_at_first_ - free_bytes(); }
-
-  [[nodiscard]] Address reserve(std::int64_t bytes) override {
-    const std::int64_t size = (bytes + granule() - 1) / granule() * granule();
-    const Address begin = mapping_driver().reserve(size);
-    ranges_[begin] = size;
-    return begin;
-  }
-  void unreserve(Address begin) override {
-    mapping_driver().unreserve(begin, ranges_.at(begin));
-    ranges_.erase(begin);
   }
 
   void write(Address to, std::span<const std::byte> bytes) override {
@@ -85,20 +69,92 @@ class CudaMemory final : public DeviceMemory {
   }
 
  protected:
-  bool do_back(Address begin) override { return mapping_driver().map(begin, granule()); }
-  void do_give_back(Address begin) override { mapping_driver().unmap(begin, granule()); }
   [[nodiscard]] std::int64_t device_free() const override { return free_bytes(); }
+  [[nodiscard]] cudaStream_t stream() const { return stream_; }
+  // What is given to the stream may be gone after the call.
+  void wait() const { KVSPAN_REPLAY_CHECK(cudaStreamSynchronize(stream_)); }
 
  private:
   void transfer(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) const {
     KVSPAN_REPLAY_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream_));
   }
-  // Nobody else knows this stream, and what is given to it may be gone after the call.
-  void wait() const { KVSPAN_REPLAY_CHECK(cudaStreamSynchronize(stream_)); }
-
   cudaStream_t stream_ = nullptr;
+};
+
+class MappedMemory final : public CudaMemory {
+ public:
+  MappedMemory(std::int64_t granule, std::int64_t limit)
+      : CudaMemory(granule, limit), free_at_first_(free_bytes()) {}
+  ~MappedMemory() override {
+    for (const auto& [begin, bytes] : ranges_) mapping_driver().unreserve(begin, bytes);
+  }
+  [[nodiscard]] bool maps() const override { return true; }
+  // Others may use the device, too: an estimate.
+  [[nodiscard]] std::int64_t measured() const override { return free_at_first_ - free_bytes(); }
+
+  [[nodiscard]] Address reserve(std::int64_t bytes) override {
+    const std::int64_t size = rounded(bytes);
+    const Address begin = mapping_driver().reserve(size);
+    ranges_[begin] = size;
+    return begin;
+  }
+  void unreserve(Address begin) override {
+    mapping_driver().unreserve(begin, ranges_.at(begin));
+    ranges_.erase(begin);
+  }
+
+ protected:
+  bool do_back(Address begin) override { return mapping_driver().map(begin, granule()); }
+  void do_give_back(Address begin) override { mapping_driver().unmap(begin, granule()); }
+
+ private:
   std::int64_t free_at_first_;
   std::map<Address, std::int64_t> ranges_;  // bytes, by begin
+};
+
+// A pool of our own, so that nothing else counts, with the driver's policy: what is free when the
+// stream is waited for may go back to the device.
+class PooledMemory final : public CudaMemory {
+ public:
+  explicit PooledMemory(std::int64_t limit) : CudaMemory(kAlignment, limit) {
+    cudaMemPoolProps properties{};
+    properties.allocType = cudaMemAllocationTypePinned;  // device memory, not managed
+    properties.location.type = cudaMemLocationTypeDevice;
+    KVSPAN_REPLAY_CHECK(cudaGetDevice(&properties.location.id));
+    KVSPAN_REPLAY_CHECK(cudaMemPoolCreate(&pool_, &properties));
+  }
+  ~PooledMemory() override {
+    cudaStreamSynchronize(stream());
+    cudaMemPoolDestroy(pool_);
+  }
+  [[nodiscard]] bool maps() const override { return false; }
+  // What the pool has taken from the device.
+  [[nodiscard]] std::int64_t measured() const override {
+    std::uint64_t bytes = 0;
+    KVSPAN_REPLAY_CHECK(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrReservedMemCurrent, &bytes));
+    return static_cast<std::int64_t>(bytes);
+  }
+
+ protected:
+  Address do_allocate(std::int64_t bytes) override {
+    void* begin = nullptr;
+    const cudaError_t status =
+        cudaMallocFromPoolAsync(&begin, static_cast<std::size_t>(bytes), pool_, stream());
+    if (status == cudaErrorMemoryAllocation) {
+      (void)cudaGetLastError();  // it is no error of what follows
+      return 0;
+    }
+    check_cuda(status, "cudaMallocFromPoolAsync");
+    wait();  // other streams read and write it
+    return static_cast<Address>(reinterpret_cast<std::uintptr_t>(begin));
+  }
+  void do_release(Address begin) override {
+    KVSPAN_REPLAY_CHECK(cudaFreeAsync(pointer(begin), stream()));
+  }
+
+ private:
+  static constexpr std::int64_t kAlignment = 512;
+  cudaMemPool_t pool_ = nullptr;
 };
 
 }  // namespace
@@ -111,7 +167,11 @@ std::unique_ptr<DeviceMemory> make_cuda_memory(std::int64_t granule, std::int64_
                     "maps at least",
                     human_bytes(granule), human_bytes(least)));
   }
-  return std::make_unique<CudaMemory>(granule == 0 ? least : granule, limit);
+  return std::make_unique<MappedMemory>(granule == 0 ? least : granule, limit);
+}
+
+std::unique_ptr<DeviceMemory> make_cuda_pool(std::int64_t limit) {
+  return std::make_unique<PooledMemory>(limit);
 }
 
 }  // namespace kvspan::gpu_replay

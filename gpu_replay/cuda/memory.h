@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory of a GPU: addresses reserved and granules mapped by the driver's virtual memory
-// management, plain device allocations, never managed ones. No CUDA syntax.
+// The memory of a GPU, plain and never managed: addresses reserved and granules mapped by the
+// driver's virtual memory management, or allocations of a stream-ordered pool. No CUDA syntax.
 #pragma once
 
 #include <memory>
@@ -14,5 +14,8 @@ namespace kvspan::gpu_replay {
 // ConfigError for a granule that it does not have.
 [[nodiscard]] std::unique_ptr<DeviceMemory> make_cuda_memory(std::int64_t granule,
                                                              std::int64_t limit);
+
+// Errors: DeviceError without a device, or one that has no such pools.
+[[nodiscard]] std::unique_ptr<DeviceMemory> make_cuda_pool(std::int64_t limit);
 
 }  // namespace kvspan::gpu_replay

@@ -12,8 +12,9 @@
 namespace kvspan::gpu_replay {
 
 struct ReplayModule {
-  // make_cuda_memory() of memory.h, attend_on_cuda() of attend.h.
+  // make_cuda_memory() and make_cuda_pool() of memory.h, attend_on_cuda() of attend.h.
   std::unique_ptr<DeviceMemory> (*make_memory)(std::int64_t granule, std::int64_t limit) = nullptr;
+  std::unique_ptr<DeviceMemory> (*make_pool)(std::int64_t limit) = nullptr;
   double (*attend)(const DecodeRow& row, DecodeResult& out) = nullptr;
 };
 

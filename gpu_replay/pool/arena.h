@@ -16,6 +16,8 @@ namespace kvspan::gpu_replay {
 //
 //   blocks    |a|b|c|d|e|f|g|h|        a granule of four; only b is in use of the first, and none
 //   granules  |  0    |  1    |        of the second, which is given back
+//
+// Where memory is allocated, a block in use is an allocation of its own.
 class BlockArena {
  public:
   using Block = std::int32_t;
@@ -41,16 +43,20 @@ class BlockArena {
     std::size_t first = 0, last = 0;
   };
   [[nodiscard]] Granules granules_of(Block block) const;
+  // Memory behind a block. Errors: OutOfMemory; nothing has changed then.
+  void back(Block block);
 
   DeviceMemory* memory_;
   std::int64_t block_bytes_, per_piece_;
-  std::vector<Piece> pieces_;
+  std::vector<Piece> pieces_;       // of mapped memory
+  std::vector<Address> allocated_;  // [blocks] of allocated memory; 0: not in use
   std::priority_queue<Block, std::vector<Block>, std::greater<>> free_;
   Block fresh_ = 0;  // blocks from here on were never in use
   std::int64_t in_use_ = 0;
 };
 
-// Bytes that lie in one run of addresses, as many as are needed.
+// Bytes that lie in one run of addresses, as many as are needed. Where memory is allocated, a run
+// that grows or shrinks by a step of kStep is allocated anew and copied.
 class Region {
  public:
   Region(DeviceMemory& memory, std::int64_t most_bytes);
@@ -59,14 +65,21 @@ class Region {
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
 
-  // REQUIRES: at most `most_bytes`. Errors: OutOfMemory; nothing has changed then.
-  void resize(std::int64_t bytes);
+  // Returns the bytes that were copied. REQUIRES: at most `most_bytes`. Errors: OutOfMemory;
+  // nothing has changed then.
+  std::int64_t resize(std::int64_t bytes);
+  // Changes when bytes are copied.
   [[nodiscard]] Address begin() const { return begin_; }
 
+  static constexpr std::int64_t kStep = std::int64_t{64} << 10;
+
  private:
+  std::int64_t allocate_anew(std::int64_t bytes);
+
   DeviceMemory* memory_;
   Address begin_ = 0;
   std::int64_t granules_ = 0;  // backed
+  std::int64_t bytes_ = 0;     // allocated
 };
 
 }  // namespace kvspan::gpu_replay

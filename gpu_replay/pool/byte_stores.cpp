@@ -133,7 +133,7 @@ void PaddedStore::settle(bool /*pass_ends*/) {
 void PaddedStore::fit() {
   std::int64_t longest = 0;
   for (const Head& head : heads_) longest = std::max(longest, head.end);
-  for (Head& head : heads_) head.region.resize(longest);
+  for (Head& head : heads_) count_moved(head.region.resize(longest));
 }
 
 std::optional<Address> PaddedStore::find(int head, TokenIndex token, int /*copy*/) const {

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <malloc.h>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -30,7 +32,7 @@ std::byte* pointer(Address address) { return reinterpret_cast<std::byte*>(addres
 std::int64_t HostMemory::page() { return sysconf(_SC_PAGESIZE); }
 
 HostMemory::HostMemory(std::int64_t granule, std::int64_t limit)
-    : DeviceMemory(granule == 0 ? page() : granule, limit) {
+    : HostBytes(granule == 0 ? page() : granule, limit) {
   if (granule % page() != 0) {
     throw ConfigError(fmt::format("granule: found {}, expected a multiple of a page, {}",
                                   human_bytes(granule), human_bytes(page())));
@@ -67,10 +69,7 @@ void HostMemory::unreserve(Address begin) {
 }
 
 bool HostMemory::do_back(Address begin) {
-  if ((unchecked_ -= granule()) < 0) {
-    if (device_free() < kSpare + granule()) return false;
-    unchecked_ = kSpare;
-  }
+  if (!has(granule())) return false;
   auto range = std::prev(ranges_.upper_bound(begin));
   range->second.touched = std::max(range->second.touched, begin + granule() - range->first);
   // Written, not read: what is only read is backed by the one page of zeros.
@@ -95,21 +94,48 @@ std::int64_t HostMemory::measured() const {
   return pages * page();
 }
 
-std::int64_t HostMemory::device_free() const {
+// ---- Heap ---------------------------------------------------------------------------------------
+
+HeapMemory::HeapMemory(std::int64_t limit) : HostBytes(alignof(std::max_align_t), limit) {}
+
+Address HeapMemory::do_allocate(std::int64_t bytes) {
+  if (!has(bytes)) return 0;
+  void* const begin = std::malloc(index(bytes));
+  if (begin == nullptr) return 0;
+  std::memset(begin, 0xff, index(bytes));  // or else it is only promised
+  usable_ += static_cast<std::int64_t>(malloc_usable_size(begin));
+  return reinterpret_cast<Address>(begin);
+}
+
+void HeapMemory::do_release(Address begin) {
+  usable_ -= static_cast<std::int64_t>(malloc_usable_size(pointer(begin)));
+  std::free(pointer(begin));
+}
+
+// ---- Both ---------------------------------------------------------------------------------------
+
+bool HostBytes::has(std::int64_t bytes) {
+  if ((unchecked_ -= bytes) >= 0) return true;
+  if (device_free() < kSpare + bytes) return false;
+  unchecked_ = kSpare;
+  return true;
+}
+
+std::int64_t HostBytes::device_free() const {
   std::ifstream file("/proc/meminfo");
   for (std::string line; std::getline(file, line);) {
     if (line.starts_with("MemAvailable:")) return std::atoll(line.c_str() + 13) * 1024;
   }
-  return std::int64_t{sysconf(_SC_AVPHYS_PAGES)} * page();
+  return std::int64_t{sysconf(_SC_AVPHYS_PAGES)} * sysconf(_SC_PAGESIZE);
 }
 
-void HostMemory::write(Address to, std::span<const std::byte> bytes) {
+void HostBytes::write(Address to, std::span<const std::byte> bytes) {
   if (!bytes.empty()) std::memcpy(pointer(to), bytes.data(), bytes.size());
 }
-void HostMemory::read(Address from, std::span<std::byte> bytes) const {
+void HostBytes::read(Address from, std::span<std::byte> bytes) const {
   if (!bytes.empty()) std::memcpy(bytes.data(), pointer(from), bytes.size());
 }
-void HostMemory::copy(Address from, Address to, std::int64_t bytes) {
+void HostBytes::copy(Address from, Address to, std::int64_t bytes) {
   std::memmove(pointer(to), pointer(from), index(bytes));
 }
 

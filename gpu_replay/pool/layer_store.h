@@ -103,6 +103,7 @@ class LayerStore {
     return shape_->representations[index(representation)].device_bytes;
   }
   void move(Address from, Address to, std::int64_t bytes);
+  void count_moved(std::int64_t bytes) { moved_ += bytes; }
 
   const PoolShape* shape_;
   ArenaSet* arenas_;

@@ -31,4 +31,18 @@ void DeviceMemory::give_back(Address begin) {
   backed_ -= granule_;
 }
 
+Address DeviceMemory::allocate(std::int64_t bytes) {
+  const std::int64_t size = rounded(bytes);
+  const bool allowed = limit_ == 0 || backed_ + size <= limit_;
+  const Address begin = allowed ? do_allocate(size) : 0;
+  if (begin == 0) throw OutOfMemory(size, free());
+  backed_ += size;
+  return begin;
+}
+
+void DeviceMemory::release(Address begin, std::int64_t bytes) {
+  do_release(begin);
+  backed_ -= rounded(bytes);
+}
+
 }  // namespace kvspan::gpu_replay

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory of a device, as an allocator sees it that maps what it needs: address space is reserved
-// once, and granules of it are backed and given back. No CUDA here: the host does so by pages.
+// Memory of a device, in one of two ways. Mapped: address space is reserved once, and granules of
+// it are backed and given back. Allocated: every block and run is an allocation of its own. No CUDA
+// here: the host does so by pages and by its heap.
 #pragma once
 
 #include <cstddef>
@@ -31,7 +32,9 @@ class DeviceMemory {
   DeviceMemory& operator=(const DeviceMemory&) = delete;
 
   [[nodiscard]] virtual std::string name() const = 0;
-  // The bytes that are backed together.
+  // Mapped, or else allocated.
+  [[nodiscard]] virtual bool maps() const = 0;
+  // The bytes that are backed together; of allocations, what their sizes are multiples of.
   [[nodiscard]] std::int64_t granule() const { return granule_; }
   [[nodiscard]] std::int64_t limit() const { return limit_; }
   [[nodiscard]] std::int64_t backed() const { return backed_; }
@@ -40,14 +43,29 @@ class DeviceMemory {
   // What the device itself says is backed of what was reserved here.
   [[nodiscard]] virtual std::int64_t measured() const = 0;
 
+  // ---- Mapped -----------------------------------------------------------------------------------
+
   // Address space for `bytes`, rounded up to granules, none of it backed. Errors: DeviceError.
-  [[nodiscard]] virtual Address reserve(std::int64_t bytes) = 0;
+  [[nodiscard]] virtual Address reserve(std::int64_t /*bytes*/) { return 0; }
   // REQUIRES: nothing of it is in use. Gives back what is backed, too.
-  virtual void unreserve(Address begin) = 0;
+  virtual void unreserve(Address /*begin*/) {}
   // One granule, which begins at `begin`. Fresh memory is not cleared.
   // Errors: OutOfMemory; nothing has changed then.
   void back(Address begin);
   void give_back(Address begin);
+
+  // ---- Allocated --------------------------------------------------------------------------------
+
+  // At least so many bytes. Errors: OutOfMemory; nothing has changed then.
+  [[nodiscard]] Address allocate(std::int64_t bytes);
+  // REQUIRES: as it was allocated.
+  void release(Address begin, std::int64_t bytes);
+  // `bytes`, as an allocation has them.
+  [[nodiscard]] std::int64_t rounded(std::int64_t bytes) const {
+    return (bytes + granule_ - 1) / granule_ * granule_;
+  }
+
+  // ---- Both -------------------------------------------------------------------------------------
 
   // REQUIRES: all of it is backed.
   virtual void write(Address to, std::span<const std::byte> bytes) = 0;
@@ -56,8 +74,11 @@ class DeviceMemory {
 
  protected:
   // False: the device has no more.
-  virtual bool do_back(Address begin) = 0;
-  virtual void do_give_back(Address begin) = 0;
+  virtual bool do_back(Address /*begin*/) { return false; }
+  virtual void do_give_back(Address /*begin*/) {}
+  // 0: the device has no more. REQUIRES: rounded bytes.
+  virtual Address do_allocate(std::int64_t /*bytes*/) { return 0; }
+  virtual void do_release(Address /*begin*/) {}
   // Of the device, whoever uses it.
   [[nodiscard]] virtual std::int64_t device_free() const = 0;
 

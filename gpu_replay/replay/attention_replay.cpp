@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "gpu_replay/attention/decode_row.h"
+#include "gpu_replay/replay/entry_writer.h"
 #include "gpu_replay/replay/sequence.h"
 #include "sim/replay/fidelity.h"
 
@@ -28,25 +28,6 @@ Ledger layer_of(const Ledger& ledger, int layer) {
   return one;
 }
 
-// q, k and v of one layer. [tokens, heads, dim]
-struct Vectors {
-  std::vector<float> q, k, v;
-};
-
-std::vector<float> widened(const TensorView& tensor, std::size_t values, const char* name) {
-  std::vector<float> out(values);
-  widen(tensor, 0, out, name);
-  return out;
-}
-
-Vectors vectors_of(const Trace& trace, int layer) {
-  const TraceMeta& m = trace.meta();
-  const std::size_t keys = index(m.tokens) * index(m.kv_heads);
-  return {widened(*trace.q(layer), index(m.tokens) * index(m.query_heads) * index(m.head_dim), "q"),
-          widened(*trace.k(layer), keys * index(m.head_dim), "k"),
-          widened(*trace.v(layer), keys * index(m.v_head_dim), "v")};
-}
-
 // One layer on its way.
 class Layer {
  public:
@@ -58,36 +39,33 @@ class Layer {
         window_(meta_->sliding_window.empty() ? 0 : meta_->sliding_window[index(layer)]),
         element_(settings.element),
         attend_(settings.attend),
-        x_(vectors_of(trace, layer)),
-        sinks_(trace.sink_logits(layer)) {
-    for (int head = 0; head < heads_; ++head) {
-      k_scale_.push_back(scale(x_.k, head, meta_->head_dim));
-      v_scale_.push_back(scale(x_.v, head, meta_->v_head_dim));
-    }
-  }
+        x_(trace, layer),
+        writer_(
+            x_, heads_, element_,
+            stored_forms(settings.policy, ledger, meta_->head_dim, meta_->v_head_dim, element_)),
+        sinks_(trace.sink_logits(layer)) {}
 
-  // The bytes of a newborn, in every head.
-  void write(KvPool& pool, TokenIndex token) {
-    for (int head = 0; head < heads_; ++head) {
-      const std::span<const float> k = at(x_.k, kv_head(head), meta_->head_dim, token);
-      const std::span<const float> v = at(x_.v, kv_head(head), meta_->v_head_dim, token);
-      std::vector<std::byte> bytes((k.size() + v.size()) * index(bytes_of(element_)));
-      const std::size_t of_key = k.size() * index(bytes_of(element_));
-      encode(k, element_, k_scale_[index(head)], std::span(bytes).first(of_key));
-      encode(v, element_, v_scale_[index(head)], std::span(bytes).subspan(of_key));
-      (void)pool.write(0, head, token, bytes);
-    }
-  }
+  [[nodiscard]] EntryWriter& writer() { return writer_; }
 
-  void measure(const KvPool& pool, RowIndex row, AttentionReplay& out) {
+  // False: the pool holds what cannot be read (see EntryWriter::codings()).
+  [[nodiscard]] bool measure(const KvPool& pool, RowIndex row, AttentionReplay& out) {
     std::vector<HeadTable> tables;
-    std::int64_t entries = 0;
+    std::vector<std::int64_t> first;
     for (int head = 0; head < heads_; ++head) {
       tables.push_back(pool.table_of(0, head));
-      if (window_ > 0) forget(tables.back(), row - window_);
-      entries += std::ssize(tables.back().slots);
+      const std::vector<TokenIndex>& tokens = tables.back().tokens;
+      first.push_back(window_ > 0 ? std::upper_bound(tokens.begin(), tokens.end(), row - window_) -
+                                        tokens.begin()
+                                  : 0);
+      for (std::size_t at = index(first.back()); at < tokens.size(); ++at) {
+        const int form = pool.held_as(0, head, tokens[at]);
+        out.bytes_read +=
+            static_cast<double>(pool.shape().representations[index(form)].device_bytes);
+      }
     }
-    DecodeRow decode{
+    std::vector<HeadCoding> codings;
+    if (!writer_.codings(pool, tables, codings)) return false;
+    const DecodeRow decode{
         .query_heads = query_heads_,
         .heads = heads_,
         .k_dim = meta_->head_dim,
@@ -98,13 +76,15 @@ class Layer {
         .q = std::span(x_.q).subspan(index(row) * index(query_heads_ * meta_->head_dim),
                                      index(query_heads_ * meta_->head_dim)),
         .tables = tables,
-        .k_scale = k_scale_,
-        .v_scale = v_scale_,
-        .sinks = sinks_};
+        .k_scale = writer_.k_scale(),
+        .v_scale = writer_.v_scale(),
+        .sinks = sinks_,
+        .first = first,
+        .formats = writer_.formats(),
+        .codings = codings};
     out.seconds += attend(decode, pool.memory());
-    out.bytes_read +=
-        static_cast<double>(entries * (meta_->head_dim + meta_->v_head_dim) * bytes_of(element_));
     for (int head = 0; head < query_heads_; ++head) compare(head, row, out);
+    return true;
   }
 
  private:
@@ -114,43 +94,16 @@ class Layer {
     attend_on_host(row, memory, kept_);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
-  [[nodiscard]] int kv_head(int head) const { return head * meta_->kv_heads / heads_; }
-  [[nodiscard]] std::span<const float> at(const std::vector<float>& x, int head, int dim,
-                                          RowIndex token) const {
-    return std::span(x).subspan((index(token) * index(meta_->kv_heads) + index(head)) * index(dim),
-                                index(dim));
-  }
-  [[nodiscard]] float scale(const std::vector<float>& x, int head, int dim) const {
-    float largest = 0;
-    for (RowIndex token = 0; token < meta_->tokens; ++token) {
-      for (const float value : at(x, kv_head(head), dim, token))
-        largest = std::max(largest, std::fabs(value));
-    }
-    return scale_of(largest, element_);
-  }
-  // Rows do not read what lies at or before `last`.
-  static void forget(HeadTable& table, RowIndex last) {
-    std::size_t kept = 0;
-    for (std::size_t i = 0; i < table.slots.size(); ++i) {
-      if (table.tokens[i] <= last) continue;
-      table.tokens[kept] = table.tokens[i];
-      table.slots[kept++] = table.slots[i];
-    }
-    table.tokens.resize(kept);
-    table.slots.resize(kept);
-  }
 
   // The full cache's attention of one query head, in double, and what is left of it.
   void compare(int query_head, RowIndex row, AttentionReplay& out) const {
     const int head = query_head * meta_->kv_heads / query_heads_;
-    const std::span<const float> q = std::span(x_.q).subspan(
-        (index(row) * index(query_heads_) + index(query_head)) * index(meta_->head_dim),
-        index(meta_->head_dim));
+    const std::span<const float> q = x_.query(query_head, row);
     std::vector<double> logits;
     const RowIndex first = window_ > 0 ? std::max<RowIndex>(0, row - window_ + 1) : 0;
     double max = -std::numeric_limits<double>::infinity();
     for (RowIndex token = first; token <= row; ++token) {
-      const std::span<const float> k = at(x_.k, head, meta_->head_dim, token);
+      const std::span<const float> k = x_.key(head, token);
       double sum = 0;
       for (std::size_t i = 0; i < k.size(); ++i) sum += double{q[i]} * double{k[i]};
       sum *= meta_->score_scale;
@@ -165,7 +118,7 @@ class Layer {
     for (RowIndex token = first; token <= row; ++token) {
       const double weight = std::exp(logits[index(token - first)] - max);
       sum += weight;
-      const std::span<const float> v = at(x_.v, head, meta_->v_head_dim, token);
+      const std::span<const float> v = x_.value(head, token);
       for (std::size_t i = 0; i < v.size(); ++i) output[i] += weight * double{v[i]};
     }
     const std::span<const float> kept =
@@ -180,8 +133,9 @@ class Layer {
   std::int64_t window_;
   Element element_;
   std::function<double(const DecodeRow&, DecodeResult&)> attend_;
-  Vectors x_;
-  std::vector<float> sinks_, k_scale_, v_scale_;
+  LayerVectors x_;
+  EntryWriter writer_;
+  std::vector<float> sinks_;
   DecodeResult kept_;
 };
 
@@ -202,11 +156,15 @@ AttentionReplay replay_attention(const Trace& trace, const Ledger& ledger, Devic
     Layer layer(trace, ledger, l, settings);
     KvPool* pool = nullptr;
     Sequence::Hooks hooks;
-    hooks.appended = [&](int, TokenIndex token) { layer.write(*pool, token); };
+    hooks.appended = [&](int, TokenIndex token) { layer.writer().born(*pool, token); };
+    hooks.changed = [&](int, const Step& step) { layer.writer().changed(step); };
     hooks.moment = [&](const Pass&, RowIndex row) {
-      if (row >= prompt && plan.measures(row)) layer.measure(*pool, row, out);
+      if (row < prompt || !plan.measures(row) || layer.measure(*pool, row, out)) return;
+      out.why_not =
+          "an entry has left a group of keys that share scales, and took its part of them along";
     };
     hooks.pass_ended = [&](const Pass& pass) {
+      layer.writer().pass_ended(*pool, pass.end);
       if (settings.cancelled && settings.cancelled()) throw Interrupted();
       if (settings.progress)
         settings.progress(
@@ -215,7 +173,8 @@ AttentionReplay replay_attention(const Trace& trace, const Ledger& ledger, Devic
     };
     Sequence sequence(one, steps, layout, false, arenas, hooks);
     pool = &sequence.pool();
-    while (!sequence.done()) sequence.advance();
+    while (!sequence.done() && out.why_not.empty()) sequence.advance();
+    if (!out.why_not.empty()) return out;
   }
   for (RowIndex row = prompt; row < ledger.plan.tokens; ++row)
     out.rows += plan.measures(row) ? 1 : 0;

@@ -14,6 +14,7 @@
 namespace kvspan::gpu_replay {
 
 struct AttentionReplay {
+  std::string why_not;  // not empty: it stopped, since what is held cannot be read; no figures
   std::string layout;
   Element element = Element::f16;
   RowIndex rows = 0;  // decode rows
@@ -24,6 +25,7 @@ struct AttentionReplay {
 };
 
 struct AttentionReplaySettings {
+  std::string policy;  // canonical: how its store writes entries; may be empty where all are whole
   std::string layout = "paged16_per_head";
   Element element = Element::f16;
   RowIndex rows = 0;  // 0: all decode rows; else as many as that, evenly spread
@@ -35,8 +37,8 @@ struct AttentionReplaySettings {
 
 // Layer by layer, so that one layer's vectors are in memory at a time. The full cache's attention
 // is taken in double, of the trace's own vectors.
-// REQUIRES: the trace has q, k and v; the ledger is of a policy whose rows read all that is held,
-// as it was born; settings.element has as many bytes as an element of the ledger.
+// REQUIRES: the trace has q, k and v; the ledger is of settings.policy, whose rows read all that is
+// held, as it was born or in stored forms; settings.element has the bytes of the ledger's elements.
 // Errors: TraceError; OutOfMemory; Interrupted.
 [[nodiscard]] AttentionReplay replay_attention(const Trace& trace, const Ledger& ledger,
                                                DeviceMemory& memory,

@@ -17,13 +17,13 @@ RowIndex waiting_row(const Ledger& ledger, const Metrics& metrics) {
   return std::max_element(bytes.begin() + ledger.plan.prompt, bytes.end()) - bytes.begin();
 }
 
+}  // namespace
+
 std::int64_t most_sequences(std::int64_t limit, std::int64_t prefill, std::int64_t waiting) {
   const std::int64_t first = std::max(prefill, waiting);
   if (first > limit) return 0;
   return waiting == 0 ? kMostSequences : std::min(kMostSequences, (limit - first) / waiting + 1);
 }
-
-}  // namespace
 
 Fill fill_memory(const Ledger& ledger, const std::string& layout, DeviceMemory& memory,
                  const MemoryReplaySettings& settings) {

@@ -23,6 +23,10 @@ struct Fill {
 };
 inline constexpr std::int64_t kMostSequences = 4096;
 
+// `predicted`: of sequences that hold so many bytes in their prefill, and while they wait.
+[[nodiscard]] std::int64_t most_sequences(std::int64_t limit, std::int64_t prefill,
+                                          std::int64_t waiting);
+
 // Without a limit all that the device has is filled. Errors: DeviceError; Interrupted.
 [[nodiscard]] Fill fill_memory(const Ledger& ledger, const std::string& layout,
                                DeviceMemory& memory, const MemoryReplaySettings& settings);

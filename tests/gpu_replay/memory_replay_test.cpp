@@ -98,6 +98,29 @@ TEST_CASE("a pool's bytes are the layout's, for random ledgers", "[gpu_replay][r
   }
 }
 
+TEST_CASE("a pool that allocates block by block uses the same bytes", "[gpu_replay][random]") {
+  const int seed = GENERATE(take(40, random(0, 1 << 30)));
+  test::LedgerRandom random(static_cast<unsigned>(seed));
+  Ledger ledger = test::random_ledger(random, 40);
+  test::add_changes(random, ledger);
+  const std::vector<std::string>& layouts = standard_layouts();
+  const std::string& layout =
+      layouts[index(random.between(0, static_cast<std::int64_t>(layouts.size()) - 1))];
+  MemoryReplaySettings settings;
+  settings.layerwise = random.chance(50);
+  INFO("seed " << seed << ", " << layout);
+  HeapMemory memory;
+  const MemoryReplay replay = replay_memory(ledger, layout, memory, settings);
+  REQUIRE_FALSE(replay.shortage);
+  CHECK(replay.peak == compute_metrics(ledger, {2, settings.layerwise, layout}).peak_bytes);
+  CHECK(replay.wrong_bytes == 0);
+  CHECK(replay.wrong_deaths == 0);
+  CHECK(replay.most_backed.backed >= replay.most_backed.total());
+  CHECK(replay.most_backed.measured >= replay.most_backed.backed);
+  CHECK(memory.backed() == 0);
+  CHECK(memory.measured() == 0);
+}
+
 TEST_CASE("an entry may change inside a pass, a row after its birth", "[gpu_replay]") {
   // Told at row 2 of token 3, which is born in row 3: narrow from row 4 on, in a pass of six rows.
   Ledger ledger = pages(6, std::vector<std::uint32_t>(6, 6));

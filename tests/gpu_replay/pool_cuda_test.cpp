@@ -40,6 +40,40 @@ TEST_CASE("attention on the device equals double precision", "[cuda][replay]") {
   CHECK(input.worst(input.on_device()) < kClose);
 }
 
+TEST_CASE("the device reads entries in few bits, and without some channels", "[cuda][replay]") {
+  const int group = GENERATE(1, 3, 16);
+  PoolShapeCase shape{.heads = 2, .group = group, .tokens = 170};
+  // The share of a table in bytes: 8, 13, 2, 1; with 13 and 1 a scale lies in two entries.
+  const auto [dim, layout, element, bits, codes] =
+      GENERATE(table<int, const char*, Element, int, int>(
+          {{64, "padded", Element::f16, 2, 32},
+           {65, "paged16_per_head_compact", Element::bf16, 4, 20},
+           {128, "ideal", Element::fp8, 8, 256},
+           {256, "openvino16", Element::f32, 4, 64},
+           {8, "padded", Element::f32, 1, 32}}));
+  shape.k_dim = dim;
+  shape.v_dim = dim == 65 ? 34 : dim;
+  shape.layout = layout;
+  shape.element = element;
+  shape.bits = bits;
+  shape.group_of_codes = codes;
+  shape.left = dim * 3 / 5;
+  INFO("group " << group << ", " << dim << ", " << layout);
+  const PoolCase input(shape, static_cast<unsigned>(group * 1000 + dim));
+  CHECK(input.worst(input.on_device()) < kClose);
+}
+
+TEST_CASE("the device leaves out the first entries where it is told to", "[cuda][replay]") {
+  const int bits = GENERATE(0, 2);
+  // Of a group that begins before them the scales are needed.
+  PoolShapeCase shape{.heads = 2, .group = 2, .tokens = 160};
+  shape.bits = bits;
+  shape.group_of_codes = 16;
+  shape.skip = 21;
+  const PoolCase input(shape, 9);
+  CHECK(input.worst(input.on_device()) < kClose);
+}
+
 TEST_CASE("a head without entries, or with one, is attended", "[cuda][replay]") {
   const int left = GENERATE(0, 1);
   const bool sinks = GENERATE(false, true);
@@ -95,14 +129,16 @@ TEST_CASE("slots lie beyond 2^31 bytes of their block", "[cuda][replay]") {
 
 TEST_CASE("a pool on the device uses what the layout says", "[cuda][replay]") {
   const int seed = GENERATE(take(3, random(0, 1 << 30)));
+  const bool mapped = GENERATE(true, false);
   test::LedgerRandom random(static_cast<unsigned>(seed));
   Ledger ledger = test::random_ledger(random, 24);
   test::add_changes(random, ledger);
   for (const char* layout :
        {"padded", "paged3_per_head", "paged2_per_layer_compact", "openvino2"}) {
     for (const bool layerwise : {false, true}) {
-      INFO("seed " << seed << ", " << layout << (layerwise ? ", layerwise" : ""));
-      const auto memory = device().make_memory(0, 0);
+      INFO("seed " << seed << ", " << layout << (layerwise ? ", layerwise" : "")
+                   << (mapped ? "" : ", from a pool"));
+      const auto memory = mapped ? device().make_memory(0, 0) : device().make_pool(0);
       MemoryReplaySettings settings;
       settings.layerwise = layerwise;
       const MemoryReplay replay = replay_memory(ledger, layout, *memory, settings);

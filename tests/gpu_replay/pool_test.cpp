@@ -78,6 +78,50 @@ TEST_CASE("a block that fits in part is not backed in part", "[gpu_replay]") {
   CHECK(memory.measured() == 2 * kPage);
 }
 
+TEST_CASE("where memory is allocated, a block is an allocation of its own", "[gpu_replay]") {
+  HeapMemory memory(3 * 112);
+  BlockArena arena(memory, 100);  // 112 in steps of 16
+  CHECK(memory.granule() == 16);
+  const BlockArena::Block first = arena.allocate();
+  (void)arena.allocate();
+  (void)arena.allocate();
+  CHECK(memory.backed() == 3 * 112);
+  CHECK(memory.measured() >= 3 * 112);
+  try {
+    (void)arena.allocate();
+    FAIL("four blocks of three");
+  } catch (const OutOfMemory& shortage) {
+    CHECK(shortage.asked == 112);
+    CHECK(shortage.free == 0);
+  }
+  CHECK(arena.in_use() == 3);
+  arena.free(first);
+  CHECK(memory.backed() == 2 * 112);
+  CHECK(arena.allocate() == first);
+}
+
+TEST_CASE("where memory is allocated, a run that grows is copied", "[gpu_replay]") {
+  constexpr std::int64_t kStep = Region::kStep;
+  HeapMemory memory(3 * kStep);
+  Region region(memory, 100 * kStep);
+  CHECK(region.resize(1) == 0);
+  CHECK(memory.backed() == kStep);
+  memory.write(region.begin(), filled(8, 7));
+  CHECK(region.resize(kStep) == 0);  // it has room
+  CHECK(region.resize(kStep + 1) == kStep);
+  CHECK(memory.backed() == 2 * kStep);
+  std::vector<std::byte> bytes(8);
+  memory.read(region.begin(), bytes);
+  CHECK(bytes == filled(8, 7));
+  // Both would have to be there at a time.
+  CHECK_THROWS_AS(region.resize(3 * kStep), OutOfMemory);
+  memory.read(region.begin(), bytes);
+  CHECK(bytes == filled(8, 7));
+  CHECK(region.resize(3) == kStep);
+  CHECK(region.resize(0) == 0);
+  CHECK(memory.backed() == 0);
+}
+
 TEST_CASE("neither the first block of OpenVINO's cache leaves nor the last full one",
           "[gpu_replay]") {
   HostMemory memory;

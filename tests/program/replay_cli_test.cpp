@@ -84,19 +84,54 @@ TEST_CASE("replay runs out of memory, and fills a device", "[cli]") {
   CHECK(found["fill"]["sequences"] == 3);
   CHECK(found["fill"]["predicted"] == 3);
   CHECK(found["fill"]["used"] == 3 * 4331520);
+  CHECK(found["fill"]["predict"]["sequences"] == 3);
+  CHECK(found["fill"]["predict"]["basis"] == "closed form");
+  CHECK_THAT(fill.text, Contains("kvspan predict --gpu-memory"));
+}
+
+TEST_CASE("replay allocates block by block where it is told to", "[cli]") {
+  const Folder folder;
+  const Outcome out =
+      program("replay " + kTrace +
+              " --policy \"tova(budget=20%)\" --prompt 1840 --layout padded --layout "
+              "paged16_per_head --device host --allocator pool --quiet --out " +
+              (folder / "r.json"));
+  INFO(out.text);
+  REQUIRE(out.code == 0);
+  CHECK_THAT(out.text, Contains("host, heap; allocations in steps of 16 B"));
+  const nlohmann::json found = read_json(folder / "r.json");
+  CHECK(found["device"]["allocator"] == "pool");
+  for (const char* name : {"padded", "paged16_per_head"}) {
+    const nlohmann::json& layout = found["runs"][0]["layouts"][name];
+    CHECK(layout["measured"] == layout["predicted"]);
+    const nlohmann::json& most = layout["most_backed"];
+    std::int64_t used = 0;
+    for (const char* part : {"payload", "copies", "narrow", "tail", "dead", "overhead"})
+      used += most[part].get<std::int64_t>();
+    // State lies in blocks of 4 KiB; the runs of 9 heads end somewhere in 64 KiB each.
+    const std::int64_t more = most["backed"].get<std::int64_t>() - used;
+    CHECK(more >= 0);
+    CHECK(more < 4096 + (std::string(name) == "padded" ? 9 * 65536 : 0));
+    CHECK(most["measured"] >= most["backed"]);
+  }
+  fails("replay " + kTrace + " --allocator pool --granule 2MiB", 2, "only mapped memory");
 }
 
 TEST_CASE("replay takes attention from the pool, beside the run's", "[cli]") {
   const Folder folder;
   const std::string asked =
-      kTrace + " --policy full --policy \"tova(budget=20%)\" --policy quest --prompt 1840 ";
+      kTrace +
+      " --policy full --policy \"tova(budget=20%)\" --policy quest --policy kivi "
+      "--policy kvquant --prompt 1840 ";
   REQUIRE(program("run " + asked + "--fidelity rows=4 --no-timeline --out " + (folder / "run.json"))
               .code == 0);
   const Outcome out = program("replay " + asked + "--attention 4 --layout paged16_per_head --out " +
                               (folder / "replay.json"));
   INFO(out.text);
   REQUIRE(out.code == 0);
-  CHECK_THAT(out.text, Contains("speed-up") && Contains("its query heads choose what they read"));
+  CHECK_THAT(out.text, Contains("its query heads choose what they read"));
+  // Speed-up over `full`, which has 1.00 of both (the bug: its canonical text has an argument).
+  CHECK_THAT(out.text, Catch::Matchers::Matches("[^]*\\n  full  .*  1\\.00 +1\\.00 *\\n[^]*"));
   const nlohmann::json run = read_json(folder / "run.json");
   const nlohmann::json replay = read_json(folder / "replay.json");
   for (std::size_t i = 0; i < 2; ++i) {
@@ -110,6 +145,12 @@ TEST_CASE("replay takes attention from the pool, beside the run's", "[cli]") {
           Approx(decode["output_error"]["mean"].get<double>()).margin(1e-3));
   }
   CHECK(replay["runs"][2]["attention"]["why_not"].is_string());
+  // Two bits a number: what they cost is in the pool's own output.
+  const nlohmann::json& kivi = replay["runs"][3]["attention"]["output_error"];
+  CHECK(kivi["predicted"] > 0.1);
+  CHECK(kivi["measured"].get<double>() == Approx(kivi["predicted"].get<double>()).margin(1e-5));
+  CHECK_THAT(replay["runs"][4]["attention"]["why_not"].get<std::string>(),
+             Contains("in a form that the pool does not write"));
 }
 
 TEST_CASE("every field of a replay is in its page", "[cli]") {
@@ -159,7 +200,7 @@ TEST_CASE("replay refuses what it cannot do", "[cli]") {
   fails("replay " + kTrace + " --limit 1KiB", 2, "expected at least 4.00 KiB");
   fails("replay " + kTrace + " --out " + kTrace, 2, "is");
   fails("replay " + kTrace + " --attention some", 2, "expected all or a number of rows");
-  fails("replay " + kTrace + " --attention 3 --kv-bytes 3", 2, "expected 1 (fp8), 2 (fp16)");
+  fails("replay " + kTrace + " --attention 3 --kv-bytes 3", 2, "expected 1 (fp8), 2 (fp16, bf16)");
   fails("replay " + kTrace + " --attention 3 --prompt 1880", 2, "expected decode rows");
   fails("replay nowhere.safetensors", 3, "nowhere.safetensors");
 }

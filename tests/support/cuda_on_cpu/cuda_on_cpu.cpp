@@ -278,6 +278,66 @@ cudaError_t cudaFree(void* data) {
   std::free(data);
   return cudaSuccess;
 }
+
+// Takes pieces of 64 KiB from the device, and gives all of them back when none is in use.
+struct CUmemPoolHandle_st {
+  std::map<void*, std::size_t> used;
+  std::size_t used_bytes = 0, reserved = 0;
+  [[nodiscard]] bool reserve(std::size_t bytes) {
+    constexpr std::size_t kPiece = std::size_t{64} << 10;
+    const std::size_t wanted = (bytes + kPiece - 1) / kPiece * kPiece;
+    if (wanted > reserved &&
+        !kvspan::cuda_on_cpu::take_device_memory(static_cast<std::int64_t>(wanted - reserved)))
+      return false;
+    reserved = std::max(reserved, wanted);
+    return true;
+  }
+};
+
+namespace {
+std::map<void*, cudaMemPool_t> pool_of;
+}  // namespace
+
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
+  if (properties->allocType != cudaMemAllocationTypePinned ||
+      properties->location.type != cudaMemLocationTypeDevice)
+    return cudaErrorInvalidValue;
+  *pool = new CUmemPoolHandle_st;
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool) {
+  (void)kvspan::cuda_on_cpu::take_device_memory(-static_cast<std::int64_t>(pool->reserved));
+  const bool leaks = !pool->used.empty();
+  delete pool;
+  return leaks ? cudaErrorInvalidValue : cudaSuccess;
+}
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr /*attribute*/,
+                                    void* value) {
+  *static_cast<std::uint64_t*>(value) = pool->reserved;
+  return cudaSuccess;
+}
+cudaError_t cudaMallocFromPoolAsync(void** data, std::size_t bytes, cudaMemPool_t pool,
+                                    cudaStream_t /*stream*/) {
+  if (!pool->reserve(pool->used_bytes + bytes)) return cudaErrorMemoryAllocation;
+  *data = fresh_memory(bytes);
+  pool->used[*data] = bytes;
+  pool->used_bytes += bytes;
+  pool_of[*data] = pool;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
+  enqueue_cuda(stream, [data] {
+    const cudaMemPool_t pool = pool_of.at(data);
+    pool_of.erase(data);
+    pool->used_bytes -= pool->used.at(data);
+    pool->used.erase(data);
+    std::free(data);
+    if (!pool->used.empty()) return;
+    (void)kvspan::cuda_on_cpu::take_device_memory(-static_cast<std::int64_t>(pool->reserved));
+    pool->reserved = 0;
+  });
+  return cudaSuccess;
+}
 cudaError_t cudaHostAlloc(void** data, std::size_t bytes, unsigned /*flags*/) {
   *data = fresh_memory(bytes);
   pinned[*data] = bytes;
