@@ -18,7 +18,6 @@ namespace kvspan::gui {
 namespace {
 
 constexpr RowIndex kFold = 64;
-constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 }  // namespace
 

@@ -18,7 +18,7 @@
 namespace kvspan::gui {
 namespace {
 
-constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+constexpr float kNotKnown = std::numeric_limits<float>::quiet_NaN();
 
 // One column of cells under construction: steps at rows, and their sum from the top.
 //
@@ -130,7 +130,7 @@ Life life_of(const LifetimesFile& file, int run, int layer, int head, std::int64
   const auto scores = file.scores(run, layer, head);
   const auto ranks = file.ranks(run, layer, head);
   const std::size_t t = index(token);
-  Life life{token, file.deaths(run, layer, head)[t], kNone, -1, kNone, kNone};
+  Life life{token, file.deaths(run, layer, head)[t], kNotKnown, -1, kNotKnown, kNotKnown};
   if (!scores.empty()) life.score = scores[t];
   if (!ranks.empty()) life.rank = ranks[t];
   if (attention != nullptr) {

@@ -4,9 +4,13 @@
 
 #include <QString>
 #include <cstdint>
+#include <limits>
 #include <optional>
 
 namespace kvspan::gui {
+
+// Where there is no value.
+inline constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 // "1 234 567" with thin spaces.
 [[nodiscard]] QString count_text(std::int64_t count);

@@ -17,19 +17,20 @@ using nlohmann::json;
 namespace {
 
 // A figure of the file, checked; null stays null.
-json number(const Node& node) { return node.number_or_null() < 0 ? json() : node.value(); }
+json json_number(const Node& node) { return node.number_or_null() < 0 ? json() : node.value(); }
 
 // What the views know as layouts are what was predicted for the pool's layout, and what came of it.
 json figures_of(const Node& layout) {
   const Node used = layout["measured"], most = layout["most_backed"];
-  json out = {{"peak_bytes", {{"total", number(most["backed"])}, {"row", number(most["row"])}}},
-              {"layouts",
-               {{kBacked, {{"total", number(most["backed"])}}},
-                {kDevice, {{"total", number(most["measured"])}}}}}};
+  json out = {
+      {"peak_bytes", {{"total", json_number(most["backed"])}, {"row", json_number(most["row"])}}},
+      {"layouts",
+       {{kBacked, {{"total", json_number(most["backed"])}}},
+        {kDevice, {{"total", json_number(most["measured"])}}}}}};
   const std::pair<const char*, Node> peaks[] = {{kPredicted, layout["predicted"]}, {kPool, used}};
   for (const auto& [name, peak] : peaks) {
     for (const char* figure : {"total", "prefill", "decode", "row"})
-      out["layouts"][name][figure] = number(peak[figure]);
+      out["layouts"][name][figure] = json_number(peak[figure]);
   }
   return out;
 }

@@ -23,7 +23,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr std::int64_t kMostTokens = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMostRows = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMostEntryBytes = 1 << 30;
 
 const std::string& metadata_text(const TensorSet& file, const std::filesystem::path& path,
@@ -123,7 +123,7 @@ void read_head(const TensorSet& file, const std::filesystem::path& path, Result&
   TraceInfo& trace = result.trace;
   trace.path = metadata_text(file, path, "trace.path");
   trace.sha256 = metadata_text(file, path, "trace.sha256");
-  trace.tokens = metadata_integer(file, path, "tokens", 1, kMostTokens);
+  trace.tokens = metadata_integer(file, path, "tokens", 1, kMostRows);
   trace.prompt = metadata_integer(file, path, "prompt_tokens", 1, trace.tokens);
   trace.model_layers = static_cast<int>(metadata_integer(file, path, "model_layers", 1, 1 << 20));
   const json ids = metadata_json(file, path, "layer_ids");
@@ -132,7 +132,7 @@ void read_head(const TensorSet& file, const std::filesystem::path& path, Result&
     trace.layer_ids.push_back(static_cast<int>(list.item(l).integer(0, trace.model_layers - 1)));
   }
   if (trace.layer_ids.empty()) list.wrong("found no layer");
-  result.chunk = metadata_integer(file, path, "chunk", 0, kMostTokens);
+  result.chunk = metadata_integer(file, path, "chunk", 0, kMostRows);
   result.kv_bytes = metadata_integer(file, path, "kv_bytes", 1, 16);
   result.layout = metadata_text(file, path, "layout");
   result.prefill = metadata_text(file, path, "prefill");
@@ -174,16 +174,16 @@ void read_head(const LifetimesFile& file, Result& result) {
 }
 
 void read_lives(const LifetimesFile& file, int r, Run& run) {
-  using Rows = std::vector<std::int64_t>;
-  const auto add = [](Rows& sum, const Rows& part) {
+  using Counts = std::vector<std::int64_t>;
+  const auto add = [](Counts& sum, const Counts& part) {
     std::transform(part.begin(), part.end(), sum.begin(), sum.begin(), std::plus<>());
   };
   const auto tokens = static_cast<std::size_t>(file.tokens());
-  Timeline sum{Rows(tokens), Rows(tokens), Rows(tokens), Rows(tokens), Rows(tokens)};
+  Timeline sum{Counts(tokens), Counts(tokens), Counts(tokens), Counts(tokens), Counts(tokens)};
   for (int layer = 0; layer < file.layers(); ++layer) {
     const Ledger ledger = file.ledger_of_layer(r, layer);
     const Timeline part = compute_metrics(ledger, file.accounting()).timeline;
-    for (Rows Timeline::*rows :
+    for (Counts Timeline::*rows :
          {&Timeline::resident_entries, &Timeline::resident_bytes, &Timeline::overhead_bytes,
           &Timeline::host_bytes, &Timeline::active_entries}) {
       add(sum.*rows, part.*rows);
@@ -192,7 +192,7 @@ void read_lives(const LifetimesFile& file, int r, Run& run) {
       run.heads_over_time.push_back(Polygon::of(change_points(ledger.deaths(0, head))));
     }
   }
-  Rows model = file.state(r);
+  Counts model = file.state(r);
   model.resize(tokens);
   for (std::int64_t& bytes : model) bytes += file.runs()[static_cast<std::size_t>(r)].charge.once;
   add(sum.overhead_bytes, model);

@@ -9,8 +9,6 @@
 namespace kvspan::gui {
 namespace {
 
-constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
-
 double or_none(std::optional<double> value) { return value.value_or(kNone); }
 
 std::optional<double> output_error(const Run& run) {
@@ -25,7 +23,7 @@ double value_at(const ShownRun& shown, Quantity quantity, RowIndex row) {
 }
 
 // Exact; shares stay shares.
-double number(const Document& document, const ShownRun& shown, int column) {
+double cell_number(const Document& document, const ShownRun& shown, int column) {
   const Quantity quantity = document.display().quantity;
   const Rows rows = document.selection();
   switch (column) {
@@ -127,7 +125,7 @@ QVariant RunTable::data(const QModelIndex& index, int role) const {
       if (column == file) {
         return QString::fromStdString(shown.result->path.filename().string());
       }
-      const double value = number(document_, shown, column);
+      const double value = cell_number(document_, shown, column);
       if (role == Qt::DisplayRole && column == retained) return retained_text(shown.run());
       if (role == Qt::DisplayRole) return text_of(value, column, document_.display().quantity);
       return value;

@@ -11,13 +11,13 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "gui/model/numbers.h"
 #include "sim/base/error.h"
 
 namespace kvspan::gui {
 namespace {
 
-constexpr RowIndex kFold = 64;  // points of one level per point of the next: 2^6
-constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+constexpr RowIndex kPointsPerPoint = 64;  // points of one level per point of the next: 2^6
 
 template <class T>
 T element(std::span<const std::byte> bytes, std::int64_t at) {
@@ -73,8 +73,8 @@ class LevelSeries final : public Series {
       high = value;
     });
     while (level-- > 0) {
-      const std::int64_t last = std::min((best + 1) * kFold, size_of(level));
-      best *= kFold;
+      const std::int64_t last = std::min((best + 1) * kPointsPerPoint, size_of(level));
+      best *= kPointsPerPoint;
       const auto value = [&](std::int64_t i) {
         return static_cast<double>(element<T>(levels_[level].high, i));
       };
@@ -95,12 +95,14 @@ class LevelSeries final : public Series {
     assert(0 <= begin && begin < end && end <= rows_);
     for (std::size_t level = 0; begin < end; ++level) {
       const std::int64_t size = size_of(level);
-      const bool last = level + 1 == levels_.size() || end - begin <= 2 * kFold;
-      for (; begin < end && (last || begin % kFold != 0); ++begin) visit_point(level, begin);
-      for (; begin < end && end % kFold != 0 && end != size; --end) visit_point(level, end - 1);
+      const bool last = level + 1 == levels_.size() || end - begin <= 2 * kPointsPerPoint;
+      for (; begin < end && (last || begin % kPointsPerPoint != 0); ++begin)
+        visit_point(level, begin);
+      for (; begin < end && end % kPointsPerPoint != 0 && end != size; --end)
+        visit_point(level, end - 1);
       if (begin == end) return;
-      begin /= kFold;
-      end = (end + kFold - 1) / kFold;
+      begin /= kPointsPerPoint;
+      end = (end + kPointsPerPoint - 1) / kPointsPerPoint;
     }
   }
 
@@ -130,8 +132,8 @@ SeriesPtr read_levels(std::shared_ptr<const TensorSet> file, const std::string& 
   std::vector<typename LevelSeries<T>::Level> levels;
   const auto base = tensor_of(*file, name, dtype, rows);
   levels.push_back({base, base});
-  for (std::int64_t points = rows; points > kFold;) {
-    points = (points + kFold - 1) / kFold;
+  for (std::int64_t points = rows; points > kPointsPerPoint;) {
+    points = (points + kPointsPerPoint - 1) / kPointsPerPoint;
     const auto k = levels.size();
     levels.push_back({tensor_of(*file, fmt::format("{}.min.{}", name, k), dtype, points),
                       tensor_of(*file, fmt::format("{}.max.{}", name, k), dtype, points)});
@@ -146,10 +148,10 @@ SeriesPtr levels_of(std::vector<std::int64_t> values) {
   auto high = std::make_shared<std::vector<std::vector<std::int64_t>>>();
   low->push_back(values);
   high->push_back(std::move(values));
-  while (static_cast<RowIndex>(low->back().size()) > kFold) {
+  while (static_cast<RowIndex>(low->back().size()) > kPointsPerPoint) {
     std::vector<std::int64_t> least, most;
-    for (std::size_t i = 0; i < low->back().size(); i += kFold) {
-      const std::size_t end = std::min<std::size_t>(i + kFold, low->back().size());
+    for (std::size_t i = 0; i < low->back().size(); i += kPointsPerPoint) {
+      const std::size_t end = std::min<std::size_t>(i + kPointsPerPoint, low->back().size());
       const auto part = [&](const std::vector<std::int64_t>& level) {
         return std::span(level).subspan(i, end - i);
       };

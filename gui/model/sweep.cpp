@@ -26,7 +26,6 @@ namespace {
 using nlohmann::json;
 using Status = sweep::CellRecord::Status;
 
-constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 constexpr std::array kNumbers{Sweep::budget, Sweep::chunk, Sweep::prompt, Sweep::kv_bytes,
                               Sweep::seed};
 

@@ -29,7 +29,7 @@ constexpr HeadFigure kAll[] = {HeadFigure::footprint, HeadFigure::peak_kv,
 
 // A result of as many layers and heads as a large model has; only what the table reads.
 ResultPtr large_result() {
-  auto json = std::make_shared<nlohmann::json>();
+  auto root = std::make_shared<nlohmann::json>();
   auto result = std::make_shared<Result>();
   result->path = "large.json";
   result->trace.tokens = result->trace.prompt = 100;
@@ -40,13 +40,13 @@ ResultPtr large_result() {
     for (int h = 0; h < 64; ++h) heads.push_back(0.5 + 0.5 * std::sin(0.1 * l) * std::cos(0.2 * h));
     layers.push_back(heads);
   }
-  (*json)["per_head"]["footprint"] = layers;
+  (*root)["per_head"]["footprint"] = layers;
   Run run;
   run.policy = run.label = "large";
   run.heads = 64;
-  run.figures = json.get();
+  run.figures = root.get();
   result->runs.push_back(run);
-  result->json = json;
+  result->json = root;
   return result;
 }
 

@@ -21,7 +21,7 @@ using test::refusal;
 namespace {
 
 using Tokens = std::vector<int>;
-using Rows = std::vector<Tokens>;
+using KeptRows = std::vector<Tokens>;
 
 // Row i attends to targets[i] alone, or to itself where that is not among what it reads.
 Trace attending(const Tokens& targets, int prompt) {
@@ -36,13 +36,13 @@ Trace attending(const Tokens& targets, int prompt) {
 }
 
 // What rows [from, the last] read.
-Rows reads(const Trace& trace, const std::string& policy, int from) {
+KeptRows reads(const Trace& trace, const std::string& policy, int from) {
   EngineOptions options;
   options.keep_reads = 1 << 20;
   const RunResult run = test::run_one(trace, policy, options);
   const Ledger& ledger = run.ledger;
   const auto deaths = ledger.deaths(0, 0);
-  Rows out;
+  KeptRows out;
   for (RowIndex row = from; row < trace.meta().tokens; ++row) {
     out.emplace_back();
     for (std::size_t t = 0; t <= index(row); ++t) {
@@ -78,9 +78,10 @@ TEST_CASE("keyformer with variant=code freezes its keys, and window leavers die"
   // f after the prompt: 1, 2, 3 and 2 for keys 0, 1, 3 and 6. K = R = 2. Key 6 is neither recent
   // nor a candidate; row 8 would attend to it.
   const Trace trace = attending({0, 1, 1, 3, 3, 3, 6, 6, 6, 9, 10, 11}, 8);
-  CHECK(reads(trace, code, 8) == Rows{{1, 3, 7, 8}, {1, 3, 8, 9}, {1, 3, 9, 10}, {1, 3, 10, 11}});
+  CHECK(reads(trace, code, 8) ==
+        KeptRows{{1, 3, 7, 8}, {1, 3, 8, 9}, {1, 3, 9, 10}, {1, 3, 10, 11}});
   CHECK(reads(trace, paper, 8) ==
-        Rows{{1, 3, 6, 7, 8}, {3, 6, 7, 8, 9}, {3, 6, 8, 9, 10}, {3, 6, 9, 10, 11}});
+        KeptRows{{1, 3, 6, 7, 8}, {3, 6, 7, 8, 9}, {3, 6, 8, 9, 10}, {3, 6, 9, 10, 11}});
 }
 
 TEST_CASE("keyformer with variant=code does not look at the score of who leaves",
@@ -88,9 +89,9 @@ TEST_CASE("keyformer with variant=code does not look at the score of who leaves"
   // f: 1, 2, 2, 1, 3 for keys 0, 1, 3, 5, 6; K = 2, R = 3: key 6 leaves with the largest.
   const Trace trace = attending({0, 1, 1, 3, 3, 5, 6, 6, 6, 3, 10}, 9);
   CHECK(reads(trace, "keyformer(variant=code,budget=5,recent=60)", 9) ==
-        Rows{{1, 3, 7, 8, 9}, {1, 3, 8, 9, 10}});
+        KeptRows{{1, 3, 7, 8, 9}, {1, 3, 8, 9, 10}});
   CHECK(reads(trace, "keyformer(budget=5,recent=60)", 9) ==
-        Rows{{1, 3, 6, 7, 8, 9}, {3, 6, 7, 8, 9, 10}});
+        KeptRows{{1, 3, 6, 7, 8, 9}, {3, 6, 7, 8, 9, 10}});
 }
 
 TEST_CASE("keyformer with variant=code first acts when there are more tokens than its budget",
@@ -98,14 +99,15 @@ TEST_CASE("keyformer with variant=code first acts when there are more tokens tha
   const std::string code = "keyformer(variant=code,budget=4,recent=50)";
   const Tokens targets = {0, 1, 1, 0, 4, 5, 6};
   // n = B: row 4 reads all five, and is the first to be decided after: 3 leaves.
-  CHECK(reads(attending(targets, 4), code, 4) == Rows{{0, 1, 2, 3, 4}, {0, 1, 4, 5}, {0, 1, 5, 6}});
+  CHECK(reads(attending(targets, 4), code, 4) ==
+        KeptRows{{0, 1, 2, 3, 4}, {0, 1, 4, 5}, {0, 1, 5, 6}});
   // n = B + 1: after the prompt.
-  CHECK(reads(attending(targets, 5), code, 5) == Rows{{0, 1, 4, 5}, {0, 1, 5, 6}});
+  CHECK(reads(attending(targets, 5), code, 5) == KeptRows{{0, 1, 4, 5}, {0, 1, 5, 6}});
   // n = B - 2: not before five tokens are there.
   CHECK(reads(attending(targets, 2), code, 2) ==
-        Rows{{0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3, 4}, {0, 1, 4, 5}, {0, 1, 5, 6}});
+        KeptRows{{0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3, 4}, {0, 1, 4, 5}, {0, 1, 5, 6}});
   CHECK(reads(attending(targets, 4), "keyformer(budget=4,recent=50)", 4) ==
-        Rows{{0, 1, 2, 3, 4}, {0, 1, 3, 4, 5}, {0, 1, 4, 5, 6}});
+        KeptRows{{0, 1, 2, 3, 4}, {0, 1, 3, 4, 5}, {0, 1, 4, 5, 6}});
 }
 
 TEST_CASE("keyformer with variant=code needs a recent token, and spreads no budget",
@@ -116,7 +118,7 @@ TEST_CASE("keyformer with variant=code needs a recent token, and spreads no budg
              Contains("budget shape"));
   // Everything recent: a row reads the newest three and itself.
   CHECK(reads(trace, "keyformer(variant=code,budget=3,recent=100)", 4) ==
-        Rows{{2, 3, 4}, {3, 4, 5}});
+        KeptRows{{2, 3, 4}, {3, 4, 5}});
 }
 
 // ---- h2o ----------------------------------------------------------------------------------------
@@ -127,9 +129,9 @@ TEST_CASE("h2o with variant=ratio reads one entry less: who leaves the window mi
   const Trace trace = attending({0, 1, 1, 3, 3, 3, 3, 3, 3, 9, 9, 9, 12, 13, 14}, 12);
   const std::string policy = "h2o(variant=ratio,heavy_share=17,recent_share=25)";
   CHECK(reads(trace, policy, 12) ==
-        Rows{{1, 3, 10, 11, 12}, {3, 9, 11, 12, 13}, {3, 9, 12, 13, 14}});
+        KeptRows{{1, 3, 10, 11, 12}, {3, 9, 11, 12, 13}, {3, 9, 12, 13, 14}});
   CHECK(reads(trace, "h2o(heavy=2,recent=3)", 12) ==
-        Rows{{1, 3, 9, 10, 11, 12}, {3, 9, 10, 11, 12, 13}, {3, 9, 11, 12, 13, 14}});
+        KeptRows{{1, 3, 9, 10, 11, 12}, {3, 9, 10, 11, 12, 13}, {3, 9, 11, 12, 13, 14}});
   // It is held meanwhile.
   CHECK(test::run_one(trace, policy, {}).metrics.timeline.resident_entries[12] == 6);
 }
@@ -139,26 +141,26 @@ TEST_CASE("h2o with variant=ratio takes the leaver back if it is the heaviest",
   // Sums: 1, 2, 1, 1, 3 for keys 0, 1, 3, 4, 5. H = 1, R = 3: key 5 is out in row 8 only.
   const Trace trace = attending({0, 1, 1, 3, 4, 5, 5, 5, 8, 9, 10}, 8);
   CHECK(reads(trace, "h2o(variant=ratio,heavy_share=12.5,recent_share=37.5)", 8) ==
-        Rows{{1, 6, 7, 8}, {5, 7, 8, 9}, {5, 8, 9, 10}});
+        KeptRows{{1, 6, 7, 8}, {5, 7, 8, 9}, {5, 8, 9, 10}});
 }
 
 TEST_CASE("h2o with variant=ratio masks nothing while everything fits", "[policy][authors]") {
   const Tokens targets = {0, 1, 1, 0, 4, 5, 6, 7};
   // n = H + R = 4
   CHECK(reads(attending(targets, 4), "h2o(variant=ratio,heavy_share=50,recent_share=50)", 4) ==
-        Rows{{0, 1, 2, 3, 4}, {0, 1, 4, 5}, {0, 1, 5, 6}, {0, 1, 6, 7}});
+        KeptRows{{0, 1, 2, 3, 4}, {0, 1, 4, 5}, {0, 1, 5, 6}, {0, 1, 6, 7}});
   // n = 5 = H + R + 1
   CHECK(reads(attending(targets, 5), "h2o(variant=ratio,heavy_share=40,recent_share=40)", 5) ==
-        Rows{{0, 1, 4, 5}, {0, 1, 5, 6}, {0, 1, 6, 7}});
+        KeptRows{{0, 1, 4, 5}, {0, 1, 5, 6}, {0, 1, 6, 7}});
   // n = 4, H + R = 6: seven tokens are there after row 6. Sums of 2 and 3 are zero: 2 stays.
   CHECK(reads(attending(targets, 4), "h2o(variant=ratio,heavy_share=100,recent_share=50)", 6) ==
-        Rows{{0, 1, 2, 3, 4, 5, 6}, {0, 1, 2, 4, 6, 7}});
+        KeptRows{{0, 1, 2, 3, 4, 5, 6}, {0, 1, 2, 4, 6, 7}});
 }
 
 TEST_CASE("h2o with variant=ratio and no recent share does not read the row itself",
           "[policy][authors]") {
   CHECK(reads(attending({0, 1, 1, 1, 4, 5}, 4), "h2o(variant=ratio,heavy_share=50,recent_share=0)",
-              4) == Rows{{0, 1}, {0, 1}});
+              4) == KeptRows{{0, 1}, {0, 1}});
 }
 
 // ---- scissorhands -------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ TEST_CASE("scissorhands' released code draws its line over all columns of the pa
   const Tokens oldest = range(0, 19);
   for (const int prompt : {100, 60, 150}) {  // in the prompt, too
     INFO(prompt);
-    const Rows rows = reads(slope(200, prompt, -.01), policy, 99);
+    const KeptRows rows = reads(slope(200, prompt, -.01), policy, 99);
     CHECK(rows[0] == range(0, 100));
     CHECK(rows[1] == joined(oldest, range(90, 101)));
     CHECK(rows[2] == joined(oldest, range(90, 102)));
@@ -196,7 +198,7 @@ TEST_CASE("scissorhands' released code draws its line over all columns of the pa
   CHECK(reads(slope(112, 100, -.01), policy, 100)[0] == joined(range(0, 11), range(90, 101)));
   // Rows of fewer than 20 entries let everybody pass, others their newest 19: who got its last vote
   // from row t + 18 stays for a hundred rows after it.
-  const Rows rising = reads(slope(200, 100, .01), policy, 118);
+  const KeptRows rising = reads(slope(200, 100, .01), policy, 118);
   CHECK(rising[0] == range(0, 119));
   CHECK(rising[1] == range(1, 120));
   CHECK(rising[32] == range(32, 151));
@@ -231,7 +233,7 @@ TEST_CASE("simlayerkv is judged by the first decode row, and cuts once after it"
   const std::string policy = "simlayerkv(sinks=4,recent=8,threshold=0.5)";
   // Row 40: (e^5 + 3 + 8) / (e^5 + 40) = .85. Prompt rows give 12/40.
   std::fill(queries.begin() + 40, queries.end(), 1.0);
-  const Rows rows = reads(test::weights(keys, 40, queries), policy, 40);
+  const KeptRows rows = reads(test::weights(keys, 40, queries), policy, 40);
   CHECK(rows[0] == range(0, 41));
   CHECK(rows[1] == joined(range(0, 4), range(33, 42)));
   CHECK(rows[3] == joined(range(0, 4), range(33, 44)));

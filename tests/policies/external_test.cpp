@@ -60,8 +60,8 @@ TEST_CASE("given scores and deaths are replayed as they are", "[policy][scores][
 namespace {
 
 // One tensor of one layer and head, as a file.
-struct Table {
-  Table(const char* name, const std::vector<double>& values, Dtype dtype = Dtype::f32) {
+struct ScoreTable {
+  ScoreTable(const char* name, const std::vector<double>& values, Dtype dtype = Dtype::f32) {
     const auto tokens = static_cast<std::int64_t>(values.size());
     test::write_tensors(file, {}, {{name, {dtype, {1, 1, tokens}, test::encode(values, dtype)}}});
   }
@@ -76,45 +76,45 @@ struct Table {
 
 TEST_CASE("scores of the prompt alone are enough where nothing else is ranked", "[scores]") {
   const Trace trace = weights({0, 0, 0, 0, 0, 0}, 4);
-  const Table table("scores", {5, 1, 4, 2});
+  const ScoreTable table("scores", {5, 1, 4, 2});
   CHECK(deaths(trace, table.scores("")) == std::vector<int>{6, 4, 6, 4, 6, 6});
   CHECK_THROWS_WITH(deaths(trace, table.scores(",at=every_pass")),
                     Contains("has shape [1, 1, 4], expected [1 layers, 1 heads, 6 tokens]"));
   // Whoever ranks what comes later is told so.
   CHECK_THROWS_WITH(deaths(trace, fmt::format("decoding({},target=2,every=1)", table.scores(""))),
                     Contains("numbers of the prompt's 4 tokens, and token 4 competes, too"));
-  CHECK_THROWS_WITH(deaths(trace, Table("scores", {1, 2, 3}).scores("")),
+  CHECK_THROWS_WITH(deaths(trace, ScoreTable("scores", {1, 2, 3}).scores("")),
                     Contains("expected [1 layers, 1 heads, 4 or 6 tokens]"));
 }
 
 TEST_CASE("-inf is never kept, and any other score that is no number is named", "[scores]") {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const Trace trace = weights({0, 0, 0, 0, 0, 0}, 4);
-  CHECK(deaths(trace, Table("scores", {-kInfinity, -1e30, -kInfinity, -9, 0, 0}).scores("")) ==
+  CHECK(deaths(trace, ScoreTable("scores", {-kInfinity, -1e30, -kInfinity, -9, 0, 0}).scores("")) ==
         std::vector<int>{4, 6, 4, 6, 6, 6});
-  CHECK_THROWS_WITH(deaths(trace, Table("scores", {1, 2, NAN, 4, 5, 6}).scores("")),
+  CHECK_THROWS_WITH(deaths(trace, ScoreTable("scores", {1, 2, NAN, 4, 5, 6}).scores("")),
                     Contains("layer 0, head 0, token 2 has the score nan, expected a number"));
-  CHECK_THROWS_WITH(deaths(trace, Table("scores", {1, kInfinity, 3, 4, 5, 6}).scores("")),
+  CHECK_THROWS_WITH(deaths(trace, ScoreTable("scores", {1, kInfinity, 3, 4, 5, 6}).scores("")),
                     Contains("token 1 has the score inf"));
 }
 
 TEST_CASE("numbers of the user may have any type that a file has", "[scores][deaths]") {
   const Trace trace = weights({0, 0, 0, 0, 0, 0}, 4);
   for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f32}) {
-    CHECK(deaths(trace, Table("scores", {5, 1, 4, 2, 0, 9}, dtype).scores("")) ==
+    CHECK(deaths(trace, ScoreTable("scores", {5, 1, 4, 2, 0, 9}, dtype).scores("")) ==
           std::vector<int>{6, 4, 6, 4, 6, 6});
-    const Table rows("death", {2, 6, 3, 4, 6, 6}, dtype);
+    const ScoreTable rows("death", {2, 6, 3, 4, 6, 6}, dtype);
     CHECK(deaths(trace, fmt::format("deaths(file=\"{}\")", rows.file.string())) ==
           std::vector<int>{2, 6, 3, 4, 6, 6});
   }
-  const Table half("death", {2.5, 6, 3, 4, 6, 6});
+  const ScoreTable half("death", {2.5, 6, 3, 4, 6, 6});
   CHECK_THROWS_WITH(deaths(trace, fmt::format("deaths(file=\"{}\")", half.file.string())),
                     Contains("token 0 dies at row 2.5, expected a whole row in [1, 6]"));
 }
 
 TEST_CASE("a method of the user goes by its own name", "[scores][deaths]") {
   const Trace trace = weights({0, 0, 0, 0, 0, 0}, 4);
-  const Table table("scores", {5, 1, 4, 2, 0, 9});
+  const ScoreTable table("scores", {5, 1, 4, 2, 0, 9});
   const auto label = [&](const std::string& spec) {
     return run_policies(trace, {parse_spec(spec)}, {}, {}).front().label;
   };

@@ -30,7 +30,8 @@ using test::Vector;
 namespace {
 
 // One head, head_dim 1: the logit of row i at key j is q[i] * k[j]; q is 1 unless given.
-HeadVectors weights(const std::vector<float>& keys, int prompt, std::vector<float> queries = {}) {
+HeadVectors head_weights(const std::vector<float>& keys, int prompt,
+                         std::vector<float> queries = {}) {
   if (queries.empty()) queries.assign(keys.size(), 1.0F);
   return {{numbers(queries)}, {numbers(keys)}, prompt};
 }
@@ -71,20 +72,21 @@ TEST_CASE("quest reads the pages with the largest bounds, and the newest", "[pol
   //               pages  0     1      2     3     4 (the row's own token)
   const std::vector<float> keys = {1, 0, 5, -9, 2, 2, 0, 0, 0};
   // q = 1: bounds are the maxima 1, 5, 2, 0, 0. Six tokens are three pages: the newest, 1 and 2.
-  CHECK(SelectorBench(weights(keys, 8), "quest(budget=6,page=2)").next()[0] ==
+  CHECK(SelectorBench(head_weights(keys, 8), "quest(budget=6,page=2)").next()[0] ==
         Tokens{2, 3, 4, 5, 8});
   // The newest page competes: 1, 2, 0.
-  CHECK(SelectorBench(weights(keys, 8), "quest(budget=6,page=2,last_page=false)").next()[0] ==
+  CHECK(SelectorBench(head_weights(keys, 8), "quest(budget=6,page=2,last_page=false)").next()[0] ==
         Tokens{0, 1, 2, 3, 4, 5});
   // q = -1: bounds are the negated minima 0, 9, -2, 0, 0: page 1, and 0 before 3.
-  const HeadVectors negative = weights(keys, 8, std::vector<float>(9, -1.0F));
+  const HeadVectors negative = head_weights(keys, 8, std::vector<float>(9, -1.0F));
   CHECK(SelectorBench(negative, "quest(budget=6,page=2)").next()[0] == Tokens{0, 1, 2, 3, 8});
   // At least three pages are read, unless `least` says otherwise.
-  CHECK(SelectorBench(weights(keys, 8), "quest(budget=1,page=2)").next()[0] ==
+  CHECK(SelectorBench(head_weights(keys, 8), "quest(budget=1,page=2)").next()[0] ==
         Tokens{2, 3, 4, 5, 8});
-  CHECK(SelectorBench(weights(keys, 8), "quest(budget=1,page=2,least=1)").next()[0] == Tokens{8});
+  CHECK(SelectorBench(head_weights(keys, 8), "quest(budget=1,page=2,least=1)").next()[0] ==
+        Tokens{8});
   // As many pages as the budget holds: everything is read.
-  CHECK(SelectorBench(weights(keys, 8), "quest(budget=10,page=2)").next()[0].size() == 9);
+  CHECK(SelectorBench(head_weights(keys, 8), "quest(budget=10,page=2)").next()[0].size() == 9);
 }
 
 TEST_CASE("quest chooses per query head, or once for a KV head", "[policy][quest]") {
@@ -104,7 +106,7 @@ TEST_CASE("quest chooses per query head, or once for a KV head", "[policy][quest
 }
 
 TEST_CASE("quest reads the first layers and the prompt in full", "[policy][quest]") {
-  HeadVectors v = weights({1, 0, 5, -9, 2, 2, 0, 0, 0}, 8);
+  HeadVectors v = head_weights({1, 0, 5, -9, 2, 2, 0, 0, 0}, 8);
   v.layer = 1;
   CHECK(SelectorBench(v, "quest(budget=1,page=2)").next()[0].size() == 9);
   CHECK(SelectorBench(v, "quest(budget=1,page=2,skip=1)").next()[0].size() == 5);
@@ -114,7 +116,7 @@ TEST_CASE("quest reads the first layers and the prompt in full", "[policy][quest
 }
 
 TEST_CASE("quest skips dead pages and entries, and keeps their bounds", "[policy][quest]") {
-  SelectorBench bench(weights({1, 0, 5, -9, 2, 2, 0, 0, 0}, 8), "quest(budget=6,page=2)");
+  SelectorBench bench(head_weights({1, 0, 5, -9, 2, 2, 0, 0, 0}, 8), "quest(budget=6,page=2)");
   bench.evict(0, 2);  // page 1 still promises 5: its living entry is read
   bench.evict(0, 4);
   bench.evict(0, 5);  // page 2 is dead: page 0 is next
@@ -250,7 +252,7 @@ TEST_CASE("rocketkv reads by the largest channels of the query", "[policy][rocke
 TEST_CASE("rocketkv reads pages by their largest keys, for all heads of a group",
           "[policy][rocketkv]") {
   // 12 / 6: pages of 2, of which 0 and 2 promise 5 and 4; 3 entries are read.
-  const HeadVectors pages = weights({0, 5, 1, 1, 4, 0, 0, 0, 0, 0, 0, 0}, 10);
+  const HeadVectors pages = head_weights({0, 5, 1, 1, 4, 0, 0, 0, 0, 0, 0, 0}, 10);
   CHECK(SelectorBench(pages, "rocketkv(budget=6,r=0)").next()[0] == Tokens{0, 1, 4});
   // q = 3 and -1: softmax of 3 k and of -k. Means: .50 for 2, .35 for -2, .05 for the zeros.
   const HeadVectors two{
@@ -265,7 +267,7 @@ TEST_CASE("rocketkv reads pages by their largest keys, for all heads of a group"
 TEST_CASE("retroattention attends to what the next rows load", "[policy][retroattention]") {
   // Quest's example; row 8 asks with 1, row 9 with -1.
   const HeadVectors v =
-      weights({1, 0, 5, -9, 2, 2, 0, 0, 0, 0}, 8, {1, 1, 1, 1, 1, 1, 1, 1, 1, -1});
+      head_weights({1, 0, 5, -9, 2, 2, 0, 0, 0, 0}, 8, {1, 1, 1, 1, 1, 1, 1, 1, 1, -1});
   SelectorBench bench(v, "retroattention(budget=6,page=2)");
   // S_8 = pages 1, 2, 4 and S_9 = pages 0, 1, 4.
   CHECK(bench.next()[0] == Tokens{0, 1, 2, 3, 4, 5, 8});
@@ -441,9 +443,9 @@ TEST_CASE("infinigen fetches the mean count of entries within alpha of the best"
           "[policy][infinigen]") {
   const std::vector<float> keys = {0, 3, 5, 4.5F, -2, 0};
   // Above 5 - 1: keys 2 and 3. The row's own token comes with them.
-  CHECK(SelectorBench(weights(keys, 5), "infinigen(alpha=1,cap=9,scores=exact)").next()[0] ==
+  CHECK(SelectorBench(head_weights(keys, 5), "infinigen(alpha=1,cap=9,scores=exact)").next()[0] ==
         Tokens{2, 3, 5});
-  CHECK(SelectorBench(weights(keys, 5), "infinigen(alpha=1,cap=1,scores=exact)").next()[0] ==
+  CHECK(SelectorBench(head_weights(keys, 5), "infinigen(alpha=1,cap=1,scores=exact)").next()[0] ==
         Tokens{2, 5});
   // A second head at a tenth of the scale counts all five: (2 + 5) / 2 = 3 for both.
   const HeadVectors two{
@@ -455,9 +457,9 @@ TEST_CASE("infinigen fetches the mean count of entries within alpha of the best"
           std::vector<Tokens>{{1, 2, 3, 5}, {1, 2, 3, 5}});
   }
   // Nothing lies above the best itself: only the row's own token is read.
-  CHECK(SelectorBench(weights(keys, 5), "infinigen(alpha=0,cap=9)").next()[0] == Tokens{5});
+  CHECK(SelectorBench(head_weights(keys, 5), "infinigen(alpha=0,cap=9)").next()[0] == Tokens{5});
   // The first layer reads everything.
-  HeadVectors first = weights(keys, 5);
+  HeadVectors first = head_weights(keys, 5);
   first.layer = 0;
   CHECK(SelectorBench(first, "infinigen(alpha=1,cap=1)").next()[0].size() == 6);
 }
@@ -555,7 +557,8 @@ TEST_CASE("refreshkv reads a copy that ages until a full row makes it anew",
   // The prompt's last row prefers key 1, then 3. Row 6 is the third: it reads everything, and finds
   // 5 and 1.
   const std::vector<float> keys = {0, 3, 1, 2, 0, 9, 0, 0, 0};
-  SelectorBench bench(weights(keys, 4), "refreshkv(budget=2,kernel=1,stride=3,schedule=fixed)");
+  SelectorBench bench(head_weights(keys, 4),
+                      "refreshkv(budget=2,kernel=1,stride=3,schedule=fixed)");
   CHECK(bench.skip_to(4) == Tokens{1, 3, 4});
   CHECK(bench.skip_to(5) == Tokens{1, 4, 5});  // 3 scored lowest and has left
   CHECK(bench.skip_to(6) == Tokens{0, 1, 2, 3, 4, 5, 6});
@@ -563,7 +566,7 @@ TEST_CASE("refreshkv reads a copy that ages until a full row makes it anew",
   CHECK(bench.skip_to(8) == Tokens{5, 7, 8});
   // Pooling by 3 lifts the neighbours of key 1: 0, 1, 2 tie, the lower stay; of equal scores the
   // higher index leaves first.
-  SelectorBench pooled(weights(keys, 4), "refreshkv(budget=2,kernel=3,stride=9)");
+  SelectorBench pooled(head_weights(keys, 4), "refreshkv(budget=2,kernel=3,stride=9)");
   CHECK(pooled.skip_to(4) == Tokens{0, 1, 4});
   CHECK(pooled.skip_to(5) == Tokens{0, 4, 5});
 }
@@ -571,15 +574,15 @@ TEST_CASE("refreshkv reads a copy that ages until a full row makes it anew",
 TEST_CASE("refreshkv reads everything once the query has turned", "[policy][refreshkv]") {
   const std::vector<float> keys = {0, 3, 1, 2, 0, 9, 0, 0, 0, 0};
   const std::string spec = "refreshkv(budget=2,kernel=1,stride=2)";
-  SelectorBench same(weights(keys, 4), spec);
+  SelectorBench same(head_weights(keys, 4), spec);
   for (int row = 4; row < 10; ++row) CHECK(same.next()[0].size() == 3);
   // Row 5 is asked and turns; row 7 is asked, and has not turned since.
-  SelectorBench turned(weights(keys, 4, {1, 1, 1, 1, 1, -1, -1, -1, -1, -1}), spec);
+  SelectorBench turned(head_weights(keys, 4, {1, 1, 1, 1, 1, -1, -1, -1, -1, -1}), spec);
   CHECK(turned.skip_to(4).size() == 3);
   CHECK(turned.skip_to(5).size() == 6);
   CHECK(turned.skip_to(7).size() == 3);
   // Row 6 turns, and is not asked; row 7 is.
-  SelectorBench late(weights(keys, 4, {1, 1, 1, 1, 1, 1, -1, -1, 1, 1}), spec);
+  SelectorBench late(head_weights(keys, 4, {1, 1, 1, 1, 1, 1, -1, -1, 1, 1}), spec);
   CHECK(late.skip_to(6).size() == 3);
   CHECK(late.skip_to(7).size() == 8);
 }
@@ -608,7 +611,7 @@ TEST_CASE("refreshkv's copies come on top of the full cache", "[policy][refreshk
 TEST_CASE("minference reads chosen keys and chosen distances in the prompt",
           "[policy][minference]") {
   // The last row's attention is at key 2, which lies at distance 3.
-  const HeadVectors v = weights({0, 0, 4, 0, 0, 0}, 6);
+  const HeadVectors v = head_weights({0, 0, 4, 0, 0, 0}, 6);
   SelectorBench bench(v, "minference(verticals=2,slashes=2,last=1,first=1,forced_slash=1)");
   CHECK(bench.masked(0, 5) == Tokens{0, 2, 5});
   CHECK(bench.masked(0, 4) == Tokens{0, 1, 2, 4});  // 1 = 4 - 3

@@ -110,8 +110,8 @@ std::vector<std::vector<int>> changes(const RunResult& run) {  // row, token, re
   return out;
 }
 
-Trace random_trace(int tokens, int prompt, std::uint64_t seed, int dim = 4, int kv_heads = 1,
-                   int query_heads = 1, int layers = 1) {
+Trace store_trace(int tokens, int prompt, std::uint64_t seed, int dim = 4, int kv_heads = 1,
+                  int query_heads = 1, int layers = 1) {
   return test::make_trace(test::random_spec({.layers = layers,
                                              .tokens = tokens,
                                              .prompt_tokens = prompt,
@@ -146,7 +146,7 @@ void check_closed_form(const std::vector<std::string>& specs, int dim) {
   for (int round = 0; round < 12; ++round) {
     const int prompt = test::pick(random, 1, 50);
     const int generated = test::pick(random, 0, 15);
-    const Trace trace = random_trace(prompt + generated, prompt, random(), dim, 2, 4, 2);
+    const Trace trace = store_trace(prompt + generated, prompt, random(), dim, 2, 4, 2);
     EngineOptions options;
     options.chunk = test::pick(random, 0, 1) == 0 ? 0 : test::pick(random, 1, 20);
     options.fidelity = false;
@@ -181,7 +181,7 @@ TEST_CASE("kivi flushes keys by the residual, and lets values go one by one", "[
   // n = 6, R = 4: 4 keys and 2 values after the prompt; then a value a row; at row 8 four more
   // keys.
   const RunResult run =
-      test::run_one(random_trace(10, 6, 1), "kivi(group=2,residual=4)", EngineOptions{});
+      test::run_one(store_trace(10, 6, 1), "kivi(group=2,residual=4)", EngineOptions{});
   CHECK(changes(run) == std::vector<std::vector<int>>{{6, 0, 3},
                                                       {6, 1, 3},
                                                       {6, 2, 1},
@@ -222,7 +222,7 @@ TEST_CASE("kivi's bytes are those of the published layout", "[policy][kivi]") {
 }
 
 TEST_CASE("kivi composes with eviction, and refuses groups that do not fit", "[policy][kivi]") {
-  const Trace trace = random_trace(40, 30, 3, 8, 2, 4);
+  const Trace trace = store_trace(40, 30, 3, 8, 2, 4);
   for (const char* spec : {"snapkv(budget=12,window=4)+kivi(group=4,residual=4)",
                            "h2o(budget=12)+kivi(group=4,residual=4)"}) {
     check_bound(spec, trace);
@@ -333,13 +333,13 @@ TEST_CASE("kvquant's bytes are the paper's", "[policy][kvquant]") {
   // The released code at D = 4096: 4.72 bits, allocated for all tokens of the run.
   CHECK(average_bits("kvquant(accounting=deploy)", 4096, 200000) == Approx(4.72).margin(0.005));
   check_closed_form({"kvquant", "kvquant(bits=3,outliers=5%)", "kvquant(accounting=deploy)"}, 4);
-  check_bound("h2o(budget=9)+kvquant", random_trace(40, 30, 3, 8, 2, 4));
+  check_bound("h2o(budget=9)+kvquant", store_trace(40, 30, 3, 8, 2, 4));
 }
 
 // ---- qpruningkv ---------------------------------------------------------------------------------
 
 TEST_CASE("qpruningkv keeps 16 / bits times the tokens of its pruner", "[policy][qpruningkv]") {
-  const Trace trace = random_trace(44, 40, 5, 4, 2, 4);
+  const Trace trace = store_trace(44, 40, 5, 4, 2, 4);
   const auto deaths = [&](const std::string& spec) {
     return test::run_one(trace, spec, {}).ledger.death;
   };
@@ -384,7 +384,7 @@ TEST_CASE("qpruningkv's bytes are the nominal ones and their scales", "[policy][
   check_closed_form({"qpruningkv(budget=4)", "qpruningkv(bits=2,budget=30%)",
                      "qpruningkv(bits=8,budget=6)+snapkv(window=3)"},
                     4);
-  check_bound("qpruningkv(bits=4)+h2o(budget=3)", random_trace(40, 30, 3, 8, 2, 4));
+  check_bound("qpruningkv(bits=4)+h2o(budget=3)", store_trace(40, 30, 3, 8, 2, 4));
   CHECK_THROWS_WITH(make_policy("qpruningkv(q_group=48)", g), Contains("nearest: 32"));
   CHECK_THROWS_WITH(make_policy("chunked(qpruningkv(budget=10%))", g), Contains("lower precision"));
 }
@@ -414,7 +414,7 @@ TEST_CASE("mikv demotes what h2o would evict, and nothing dies", "[policy][mikv]
 }
 
 TEST_CASE("mikv demotes another policy's victims", "[policy][mikv]") {
-  const Trace trace = random_trace(30, 24, 4, 4, 2, 4);
+  const Trace trace = store_trace(30, 24, 4, 4, 2, 4);
   const RunResult alone = test::run_one(trace, "snapkv(budget=9,window=4)", {});
   const RunResult run = test::run_one(trace, "snapkv(budget=9,window=4)+mikv", {});
   std::size_t victims = 0;
@@ -496,7 +496,7 @@ TEST_CASE("think's bytes are the published ones", "[policy][think]") {
   check_closed_form({"think", "think(ratio=50%,recent=3)", "think(preset=kvpress)",
                      "snapkv(budget=9,window=2)+think(recent=2)"},
                     4);
-  check_bound("h2o(budget=9)+think(recent=2)", random_trace(40, 30, 3, 8, 2, 4));
+  check_bound("h2o(budget=9)+think(recent=2)", store_trace(40, 30, 3, 8, 2, 4));
   const Geometry g = tiny_geometry(4, 10, 1);
   CHECK_THROWS_WITH(make_policy("think(ratio=100%)", g), Contains("at most 75%"));
   CHECK_THROWS_WITH(make_policy("think(ratio=10)", g), Contains("per cent"));
@@ -506,7 +506,7 @@ TEST_CASE("think's bytes are the published ones", "[policy][think]") {
 // ---- less ---------------------------------------------------------------------------------------
 
 TEST_CASE("less evicts as its evictor does", "[policy][less]") {
-  const Trace trace = random_trace(40, 30, 6, 4, 2, 4);
+  const Trace trace = store_trace(40, 30, 6, 4, 2, 4);
   const auto deaths = [&](const std::string& spec) {
     return test::run_one(trace, spec, {}).ledger.death;
   };
@@ -573,7 +573,7 @@ TEST_CASE("random features of exp(q.k) are right on average", "[policy][less]") 
 }
 
 TEST_CASE("a factorisation of what is to come bounds what a state can do", "[policy][less]") {
-  const Trace trace = random_trace(60, 48, 11, 4, 2, 4);
+  const Trace trace = store_trace(60, 48, 11, 4, 2, 4);
   const double none = decode_error(trace, "less(budget=12,variant=none)");
   const double oracle = decode_error(trace, "less(budget=12,variant=oracle)");
   CHECK(oracle < none / 2);
@@ -596,7 +596,7 @@ TEST_CASE("less's bytes are the evictor's, a state's and the kernels'", "[policy
       {"less(budget=7)", "less(budget=30%,variant=plus)", "streaming_llm(sinks=1,window=5)+less"},
       4);
   CHECK_THROWS_WITH(
-      make_policy("h2o(group=none)+less", geometry_of(random_trace(9, 8, 1, 4, 1, 2), {})),
+      make_policy("h2o(group=none)+less", geometry_of(store_trace(9, 8, 1, 4, 1, 2), {})),
       Contains("per KV head"));
 }
 
@@ -628,7 +628,7 @@ TEST_CASE("min/max quantisation keeps the ends and rounds the rest to the grid",
 
 TEST_CASE("bytes of every store come out of a score trace, too", "[policy]") {
   test::TraceSpec spec;
-  spec.meta = random_trace(20, 14, 1, 4, 1, 1).meta();
+  spec.meta = store_trace(20, 14, 1, 4, 1, 1).meta();
   test::LayerSpec layer;
   for (int row = 0; row < 20; ++row) {
     layer.rows.push_back(row);

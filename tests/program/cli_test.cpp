@@ -10,11 +10,7 @@
 using namespace kvspan::test;
 using Catch::Matchers::Contains;
 
-namespace {
-
-std::string trace(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/" + name; }
-
-}  // namespace
+namespace {}  // namespace
 
 TEST_CASE("the paper's worked example is 26 of 36 on the command line", "[cli]") {
   const Folder folder;

@@ -11,8 +11,6 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-std::string trace(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/" + name; }
-
 // In `folder`, so that names are relative.
 Outcome in(const Folder& folder, const std::string& arguments) {
   return shell("cd " + (folder / ".") + " && " + KVSPAN_PROGRAM + " " + arguments);

@@ -13,8 +13,6 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-std::string trace(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/" + name; }
-
 // Every key of objects, but those that are names of layouts.
 void collect(const nlohmann::json& json, std::set<std::string>& keys) {
   if (!json.is_structured()) return;

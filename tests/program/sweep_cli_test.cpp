@@ -7,8 +7,6 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-std::string trace(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/" + name; }
-
 std::string tiny_sweep() {
   return "sweep '" + trace("tiny-p*.safetensors") +
          "' --policy all --budget 2,50% --chunk 0,4 --prompt 0,5 --regret --quiet ";

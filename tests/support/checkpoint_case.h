@@ -29,6 +29,12 @@ inline std::filesystem::path copy_fixture(const std::string& name,
   return to / name;
 }
 
+// The bundled model.
+inline const Checkpoint& minimind() {
+  static const Checkpoint checkpoint = Checkpoint::open(KVSPAN_MODELS_DIR "/minimind2-small");
+  return checkpoint;
+}
+
 // Token 1 (bos), then ids of a text of the references.
 inline std::vector<std::int32_t> real_ids(std::size_t count) {
   const TensorSet set = TensorSet::open(KVSPAN_TESTS_DIR "/data/references.safetensors");

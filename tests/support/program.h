@@ -34,6 +34,9 @@ inline Outcome shell(const std::string& command) {
   return out;
 }
 
+// A bundled trace.
+inline std::string trace(const char* name) { return std::string(KVSPAN_TRACES_DIR) + "/" + name; }
+
 inline Outcome program(const std::string& arguments) {
   return shell(std::string(KVSPAN_PROGRAM) + " " + arguments + " 2>&1");
 }

@@ -23,17 +23,13 @@ using namespace kvspan;
 using namespace kvspan::tracegen;
 using Catch::Matchers::Contains;
 using test::fake_model, test::FakeRunner, test::values_of;
+using testing::minimind;
 using Folder = test::TemporaryFolder;
 namespace fs = std::filesystem;
 
 namespace {
 
-struct Stop {};
-
-const Checkpoint& minimind() {
-  static const Checkpoint checkpoint = Checkpoint::open(KVSPAN_MODELS_DIR "/minimind2-small");
-  return checkpoint;
-}
+struct Killed {};
 
 CaptureOptions real_options(const fs::path& out, std::size_t prompt, std::int64_t generate) {
   CaptureOptions o;
@@ -220,7 +216,7 @@ TEST_CASE("threads and interruptions change no byte of a real capture", "[captur
     o.scores_out = folder / "s.safetensors";
     o.scores = ScoreOptions{.top_k = 8, .rows = {}, .column_mass = true};
     o.progress = [&](std::string_view stage, double done) {
-      if (stage == "prefill" && done > stop_at) throw Stop{};
+      if (stage == "prefill" && done > stop_at) throw Killed{};
     };
     o.threads = threads;
     run_real(o);
@@ -229,7 +225,7 @@ TEST_CASE("threads and interruptions change no byte of a real capture", "[captur
   in(one, 1, 2);
   in(two, 2, 2);
   CHECK(one.files() == two.files());
-  for (const double stop_at : {0.3, 0.7}) CHECK_THROWS_AS(in(stopped, 2, stop_at), Stop);
+  for (const double stop_at : {0.3, 0.7}) CHECK_THROWS_AS(in(stopped, 2, stop_at), Killed);
   in(stopped, 2, 2);
   CHECK(one.files() == stopped.files());
 }

@@ -26,13 +26,9 @@
 using namespace kvspan;
 using namespace kvspan::tracegen;
 using Catch::Matchers::Contains;
+using testing::minimind;
 
 namespace {
-
-const Checkpoint& minimind() {
-  static const Checkpoint checkpoint = Checkpoint::open(KVSPAN_MODELS_DIR "/minimind2-small");
-  return checkpoint;
-}
 
 // Of tests/data/tracegen/checkpoints.
 const Checkpoint& tiny(const std::string& name) {

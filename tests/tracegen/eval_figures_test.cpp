@@ -214,7 +214,7 @@ TEST_CASE("samples side by side give what they give one by one, within the memor
     TaskSample sample;
     sample.task = "ids";
     sample.sample.name = std::to_string(tokens);
-    sample.sample.scoring = Scoring::log_likelihood;
+    sample.sample.scoring = kvspan::tracegen::Scoring::log_likelihood;
     sample.read.input.prompt.ids = testing::real_ids(tokens);
     sample.read.input.prompt.pieces.assign(tokens, "x");
     sample.read.input.reference = {5, 6};

@@ -287,8 +287,8 @@ TEST_CASE("plans keep needles apart and inside the prompt", "[synth]") {
 
 TEST_CASE("profiles are read strictly and written back", "[synth]") {
   for (const SynthProfile& profile : built_in_profiles()) {
-    const auto json = to_json(profile);
-    CHECK(to_json(parse_profile(json.dump(), "copy")) == json);
+    const auto text = to_json(profile);
+    CHECK(to_json(parse_profile(text.dump(), "copy")) == text);
   }
   const auto message = [](const char* text) -> std::string {
     try {

@@ -26,18 +26,18 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const fs::path kFixtures = fs::path(KVSPAN_TESTS_DIR) / "data" / "tracegen" / "tokenizers";
+const fs::path kTokenizers = fs::path(KVSPAN_TESTS_DIR) / "data" / "tracegen" / "tokenizers";
 const fs::path kBundled = fs::path(KVSPAN_TRACES_DIR) / "minimind2-small";
 
-std::string read_bytes(const fs::path& path) {
+std::string file_bytes(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
-json read_json(const fs::path& path) { return json::parse(read_bytes(path)); }
+json read_json(const fs::path& path) { return json::parse(file_bytes(path)); }
 
 const json& expected() {
-  static const json value = read_json(kFixtures / "expected.json");
+  static const json value = read_json(kTokenizers / "expected.json");
   return value;
 }
 
@@ -49,7 +49,7 @@ fs::path write(const Folder& folder, const std::string& name, const std::string&
 // A tokenizer of the fixtures with fields written over it.
 Tokenizer changed(const std::string& base, const json& change, const json& config = nullptr) {
   const Folder folder;
-  json file = read_json(kFixtures / base / "tokenizer.json");
+  json file = read_json(kTokenizers / base / "tokenizer.json");
   file.update(change, true);
   (void)write(folder, "tokenizer.json", file.dump());
   if (!config.is_null()) (void)write(folder, "tokenizer_config.json", config.dump());
@@ -70,7 +70,7 @@ TEST_CASE("ids equal those of the tokenizers library", "[tokenizer]") {
   REQUIRE(expected()["ids"].size() == 6);
   for (const auto& [name, ids] : expected()["ids"].items()) {
     INFO(name);
-    check_ids(Tokenizer::open(kFixtures / name), ids);
+    check_ids(Tokenizer::open(kTokenizers / name), ids);
   }
 }
 
@@ -78,7 +78,7 @@ TEST_CASE("a GGUF file's tokenizer gives the ids of its tokenizer.json", "[token
   REQUIRE(expected()["gguf"].size() == 5);
   for (const auto& [name, ids] : expected()["gguf"].items()) {
     INFO(name);
-    check_ids(Tokenizer::open(kFixtures / (name + ".gguf")), ids);
+    check_ids(Tokenizer::open(kTokenizers / (name + ".gguf")), ids);
   }
 }
 
@@ -88,7 +88,7 @@ TEST_CASE("normalizers and pre-tokenizers do what the tokenizers library does", 
     INFO(variation["base"] << " with " << variation["change"].dump());
     const json& change = variation["change"];
     const Folder folder;
-    json file = read_json(kFixtures / variation["base"].get<std::string>() / "tokenizer.json");
+    json file = read_json(kTokenizers / variation["base"].get<std::string>() / "tokenizer.json");
     for (const auto& [key, value] : change.items()) file[key] = value;
     (void)write(folder, "tokenizer.json", file.dump());
     check_ids(Tokenizer::open(folder.path), variation["ids"]);
@@ -97,11 +97,11 @@ TEST_CASE("normalizers and pre-tokenizers do what the tokenizers library does", 
 
 TEST_CASE("the bundled tokenizer gives the reference's ids of the bundled texts", "[tokenizer]") {
   const Tokenizer tokenizer = Tokenizer::open(kBundled);
-  const json bundled = read_json(kFixtures / "bundled.json");
+  const json bundled = read_json(kTokenizers / "bundled.json");
   REQUIRE(bundled["ids"].size() == 4);
   for (const auto& [name, ids] : bundled["ids"].items()) {
     INFO(name);
-    const std::string text = read_bytes(fs::path(KVSPAN_TRACES_DIR) / "texts" / name);
+    const std::string text = file_bytes(fs::path(KVSPAN_TRACES_DIR) / "texts" / name);
     const Ids all = tokenizer.encode(text);
     CHECK(Ids(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(ids.size())) ==
           ids.get<Ids>());
@@ -119,7 +119,7 @@ TEST_CASE("the bundled tokenizer gives the reference's ids of the bundled texts"
 
 TEST_CASE("pieces put together are the text", "[tokenizer]") {
   for (const auto& [name, decoded] : expected()["decoded"].items()) {
-    const Tokenizer tokenizer = Tokenizer::open(kFixtures / name);
+    const Tokenizer tokenizer = Tokenizer::open(kTokenizers / name);
     for (std::size_t i = 0; i < decoded.size(); ++i) {
       const Ids ids = expected()["ids"][name][i + 2].get<Ids>();
       INFO(name);
@@ -129,7 +129,7 @@ TEST_CASE("pieces put together are the text", "[tokenizer]") {
     CHECK(tokenizer.piece(static_cast<std::int32_t>(tokenizer.vocabulary())).empty());
   }
   for (const char* name : {"sentencepiece", "sentencepiece.gguf"}) {
-    const Tokenizer tokenizer = Tokenizer::open(kFixtures / name);
+    const Tokenizer tokenizer = Tokenizer::open(kTokenizers / name);
     CHECK(tokenizer.piece(3 + '\n') == "\n");  // <unk> <s> </s> <0x00> ...
     CHECK(tokenizer.piece(3 + 0xE2) == "\xE2");
     CHECK(tokenizer.piece(tokenizer.encode("the").front()).front() == ' ');
@@ -146,13 +146,13 @@ TEST_CASE("special tokens in the text are found unless they are to be plain", "[
   CHECK(std::count_if(plain.begin(), plain.end(), [](auto id) { return id < 3; }) == 0);
   CHECK(tokenizer.decode(plain) == "<|im_start|>x<|im_end|>");
   // "word" is no special token, and is found in both cases.
-  const Tokenizer gpt2 = Tokenizer::open(kFixtures / "gpt2");
+  const Tokenizer gpt2 = Tokenizer::open(kTokenizers / "gpt2");
   CHECK(gpt2.encode("word", false) == Ids{*gpt2.id_of("word")});
 }
 
 TEST_CASE("an added token that the vocabulary has keeps the vocabulary's id", "[tokenizer]") {
   // It was refused; tokenizers 0.23 warns and takes the vocabulary's.
-  const Tokenizer plain = Tokenizer::open(kFixtures / "gpt2");
+  const Tokenizer plain = Tokenizer::open(kTokenizers / "gpt2");
   const Tokenizer other =
       changed("gpt2", {{"added_tokens", {{{"id", 300}, {"content", "!"}, {"special", true}}}}});
   REQUIRE(plain.encode("!").size() == 1);
@@ -161,7 +161,7 @@ TEST_CASE("an added token that the vocabulary has keeps the vocabulary's id", "[
 }
 
 TEST_CASE("a leading bos follows the tokenizer's own settings", "[tokenizer]") {
-  const auto llama3 = Tokenizer::open(kFixtures / "llama3");
+  const auto llama3 = Tokenizer::open(kTokenizers / "llama3");
   CHECK(llama3.bos_setting().adds);
   CHECK_THAT(llama3.bos_setting().why, Contains("post-processor"));
   CHECK(llama3.bos() == llama3.id_of("<|begin_of_text|>"));
@@ -172,21 +172,21 @@ TEST_CASE("a leading bos follows the tokenizer's own settings", "[tokenizer]") {
       changed("gpt2", json::object(), {{"add_bos_token", true}, {"bos_token", "<|end|>"}});
   CHECK(on.bos_setting().adds);
   CHECK(on.bos() == on.id_of("<|end|>"));
-  const auto none = Tokenizer::open(kFixtures / "gpt2");
+  const auto none = Tokenizer::open(kTokenizers / "gpt2");
   CHECK_FALSE(none.bos_setting().adds);
   CHECK_FALSE(none.bos().has_value());
-  const auto gguf = Tokenizer::open(kFixtures / "sentencepiece.gguf");
+  const auto gguf = Tokenizer::open(kTokenizers / "sentencepiece.gguf");
   CHECK(gguf.bos_setting().adds);
   CHECK(gguf.bos() == 1);
   CHECK(gguf.eos() == 2);
-  CHECK(Tokenizer::open(kFixtures / "llama3.gguf").bos_setting().adds);
-  CHECK_FALSE(Tokenizer::open(kFixtures / "smollm.gguf").bos_setting().adds);
+  CHECK(Tokenizer::open(kTokenizers / "llama3.gguf").bos_setting().adds);
+  CHECK_FALSE(Tokenizer::open(kTokenizers / "smollm.gguf").bos_setting().adds);
   CHECK_THROWS_WITH(changed("gpt2", json::object(), {{"add_bos_token", true}}),
                     Contains("bos_token is null"));
 }
 
 TEST_CASE("conversations are written as transformers writes them", "[tokenizer][chat]") {
-  const json fixture = read_json(kFixtures / "chat.json");
+  const json fixture = read_json(kTokenizers / "chat.json");
   json templates = fixture["templates"];
   templates["minimind"] = read_json(kBundled / "tokenizer_config.json")["chat_template"];
   REQUIRE(fixture["chats"].size() == 105);
@@ -211,14 +211,15 @@ TEST_CASE("conversations are written as transformers writes them", "[tokenizer][
   CHECK_THROWS_WITH(chat({{"user", "a"}, {"assistant", "b"}}), Contains("must end"));
   CHECK_THROWS_WITH(chat({{"user", "a"}, {"tool", "b"}}), Contains("role 'tool'"));
   const std::vector<ChatTurn> hello = {{"user", "Hello"}};
-  CHECK_THROWS_WITH(Tokenizer::open(kFixtures / "gpt2").chat(hello), Contains("no chat template"));
+  CHECK_THROWS_WITH(Tokenizer::open(kTokenizers / "gpt2").chat(hello),
+                    Contains("no chat template"));
 }
 
 TEST_CASE("a template gets the tokens that transformers gives it", "[tokenizer][chat]") {
   // Expected: apply_chat_template of transformers 5.24 on the same files.
   const auto written = [](json config, const char* map = nullptr) {
     const Folder folder;
-    (void)write(folder, "tokenizer.json", read_bytes(kFixtures / "sentencepiece/tokenizer.json"));
+    (void)write(folder, "tokenizer.json", file_bytes(kTokenizers / "sentencepiece/tokenizer.json"));
     config["chat_template"] = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ image_token }}";
     (void)write(folder, "tokenizer_config.json", config.dump());
     if (map != nullptr) (void)write(folder, "special_tokens_map.json", map);
@@ -345,7 +346,7 @@ TEST_CASE("what is not supported is refused by name", "[tokenizer][malformed]") 
 
 TEST_CASE("bytes of a GGUF file stand escaped in messages", "[tokenizer][gguf][malformed]") {
   const Folder folder;
-  std::string bytes = read_bytes(kFixtures / "sentencepiece.gguf");
+  std::string bytes = file_bytes(kTokenizers / "sentencepiece.gguf");
   const std::string key = "tokenizer.ggml.model";
   const std::size_t value = bytes.find(key) + key.size() + 4 + 8;  // behind type and length
   REQUIRE(bytes.substr(value, 5) == "llama");
@@ -383,7 +384,7 @@ TEST_CASE("a group may repeat throughout a long word", "[tokenizer]") {
 TEST_CASE("a long word takes no quadratic time", "[tokenizer]") {
   constexpr std::size_t kSize = 1 << 18;
   for (const char* name : {"gpt2", "llama3", "sentencepiece", "metaspace", "sentencepiece.gguf"}) {
-    const Tokenizer tokenizer = Tokenizer::open(kFixtures / name);
+    const Tokenizer tokenizer = Tokenizer::open(kTokenizers / name);
     for (const char c : {'a', ' ', '\n'}) {
       const std::string text(kSize, c);
       INFO(name << " " << static_cast<int>(c));
@@ -402,7 +403,7 @@ TEST_CASE("damaged tokenizers are refused in one line or work", "[tokenizer][mal
   int refused = 0;
   for (const char* name : {"gpt2/tokenizer.json", "llama3/tokenizer.json",
                            "sentencepiece/tokenizer.json", "llama3.gguf", "sentencepiece.gguf"}) {
-    const std::string whole = read_bytes(kFixtures / name);
+    const std::string whole = file_bytes(kTokenizers / name);
     const bool gguf = std::string(name).ends_with(".gguf");
     for (int i = 0; i < 60; ++i) {
       std::string bytes = whole;

@@ -237,7 +237,7 @@ void read_config(const std::filesystem::path& folder, const JsonFile& file, Toke
   out.chat_template = read_template(config);
 }
 
-std::string read_text(const std::filesystem::path& path) {
+std::string template_of_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
@@ -307,7 +307,7 @@ TokenizerParts read_tokenizer_json(const std::filesystem::path& folder) {
   out.strips_space = has_strip(file["decoder"]);
   read_config(folder, file, out);
   if (const auto path = folder / "chat_template.jinja"; std::filesystem::exists(path)) {
-    out.chat_template = read_text(path);
+    out.chat_template = template_of_file(path);
   }
   return out;
 }

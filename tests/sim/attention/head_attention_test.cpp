@@ -17,11 +17,11 @@ using namespace kvspan;
 
 namespace {
 
-constexpr std::int64_t kTokens = 75;
+constexpr std::int64_t kRowsOfHead = 75;
 
 test::TraceSpec spec_of_two_layers() {
   test::TraceSpec spec = test::random_spec({.layers = 2,
-                                            .tokens = kTokens,
+                                            .tokens = kRowsOfHead,
                                             .prompt_tokens = 50,
                                             .query_heads = 6,
                                             .kv_heads = 2,
@@ -59,8 +59,8 @@ std::vector<std::vector<double>> softmax(const test::TraceSpec& spec, int layer,
 
 std::vector<std::uint32_t> some_deaths() {
   std::vector<std::uint32_t> deaths;
-  for (std::uint32_t t = 0; t < kTokens; ++t)
-    deaths.push_back(std::min<std::uint32_t>(kTokens, t + 1 + t * 7 % 40));
+  for (std::uint32_t t = 0; t < kRowsOfHead; ++t)
+    deaths.push_back(std::min<std::uint32_t>(kRowsOfHead, t + 1 + t * 7 % 40));
   return deaths;
 }
 
@@ -78,28 +78,28 @@ TEST_CASE("received, lost and the map are those of a softmax by hand", "[head_at
   options.grid = grid;
   options.threads = GENERATE(1, 3);
   const HeadAttention found = attention_of_head(trace, {layer, head, heads}, deaths, options);
-  const std::int64_t cells = std::min(grid, kTokens);
+  const std::int64_t cells = std::min(grid, kRowsOfHead);
   REQUIRE(found.grid == cells);
-  CHECK(found.rows.size() == static_cast<std::size_t>(kTokens));
+  CHECK(found.rows.size() == static_cast<std::size_t>(kRowsOfHead));
   CHECK(!found.sampled);
 
   const int served = 6 / heads;
-  std::vector<double> received(kTokens, 0.0), lost(kTokens, 0.0);
+  std::vector<double> received(kRowsOfHead, 0.0), lost(kRowsOfHead, 0.0);
   std::vector<double> map(static_cast<std::size_t>(cells * cells), -1.0);
   std::vector<std::vector<std::vector<double>>> p;
   for (int q = head * served; q < (head + 1) * served; ++q) p.push_back(softmax(spec, layer, q));
-  for (std::size_t row = 0; row < kTokens; ++row) {
+  for (std::size_t row = 0; row < kRowsOfHead; ++row) {
     for (std::size_t t = 0; t <= row; ++t) {
       double mean = 0;
       for (const auto& one : p) mean += one[row][t] / served;
       (row < deaths[t] ? received : lost)[t] += mean;
-      const auto r = static_cast<std::int64_t>(row) * cells / kTokens;
-      const auto c = static_cast<std::int64_t>(t) * cells / kTokens;
+      const auto r = static_cast<std::int64_t>(row) * cells / kRowsOfHead;
+      const auto c = static_cast<std::int64_t>(t) * cells / kRowsOfHead;
       double& cell = map[static_cast<std::size_t>(r * cells + c)];
       cell = std::max(cell, mean);
     }
   }
-  for (std::size_t t = 0; t < kTokens; ++t) {
+  for (std::size_t t = 0; t < kRowsOfHead; ++t) {
     CHECK(static_cast<double>(found.received[t]) == Approx(received[t]).epsilon(1e-5).margin(1e-9));
     CHECK(static_cast<double>(found.lost[t]) == Approx(lost[t]).epsilon(1e-5).margin(1e-9));
   }
@@ -134,7 +134,7 @@ TEST_CASE("what a head receives is the mass that the replay retains", "[head_att
           attention_of_head(trace, {layer, head, heads}, run.ledger.deaths(layer, head), options);
       double received = 0;
       double all = 0;
-      for (std::size_t t = 0; t < kTokens; ++t) {
+      for (std::size_t t = 0; t < kRowsOfHead; ++t) {
         received += static_cast<double>(found.received[t]);
         all += static_cast<double>(found.received[t]) + static_cast<double>(found.lost[t]);
       }
@@ -164,7 +164,7 @@ TEST_CASE("of a score trace the captured rows are taken", "[head_attention]") {
   test::LayerSpec& layer = spec.layers.emplace_back();
   std::vector<std::vector<std::vector<double>>> p;
   for (int q = 0; q < 6; ++q) p.push_back(softmax(full, 0, q));
-  for (std::size_t row = 1; row < kTokens; row += 3) {
+  for (std::size_t row = 1; row < kRowsOfHead; row += 3) {
     layer.rows.push_back(static_cast<std::int64_t>(row));
     for (const auto& of_head : p) {
       layer.dense.insert(layer.dense.end(), of_head[row].begin(), of_head[row].end());
@@ -176,9 +176,9 @@ TEST_CASE("of a score trace the captured rows are taken", "[head_attention]") {
   const HeadAttention found = attention_of_head(trace, {0, 1, 2}, deaths);
   CHECK(found.rows == layer.rows);
   CHECK(!found.sampled);
-  for (std::size_t t = 0; t < kTokens; ++t) {
+  for (std::size_t t = 0; t < kRowsOfHead; ++t) {
     double received = 0;
-    for (std::size_t row = 1; row < kTokens; row += 3) {
+    for (std::size_t row = 1; row < kRowsOfHead; row += 3) {
       if (row >= t && row < deaths[t]) received += (p[3][row][t] + p[4][row][t] + p[5][row][t]) / 3;
     }
     CHECK(static_cast<double>(found.received[t]) == Approx(received).epsilon(1e-5).margin(1e-9));
@@ -187,7 +187,7 @@ TEST_CASE("of a score trace the captured rows are taken", "[head_attention]") {
 
 TEST_CASE("beyond the cost an even sample of rows stands for all", "[head_attention]") {
   const Trace trace = test::make_trace(spec_of_two_layers());
-  const std::vector<std::uint32_t> forever(kTokens, kTokens);
+  const std::vector<std::uint32_t> forever(kRowsOfHead, kRowsOfHead);
   HeadAttentionOptions options;
   // A sixth of 75 * 76 / 2 pairs, 3 query heads of 4.
   options.max_cost = 75 * 76 / 2 * 3 * 4 / 6;
@@ -198,7 +198,7 @@ TEST_CASE("beyond the cost an even sample of rows stands for all", "[head_attent
   double sum = 0;
   for (const float value : found.received) sum += static_cast<double>(value);
   CHECK(sum == Approx(75).epsilon(1e-5));
-  for (std::size_t t = 72; t < kTokens; ++t) CHECK(found.received[t] == 0);
+  for (std::size_t t = 72; t < kRowsOfHead; ++t) CHECK(found.received[t] == 0);
   CHECK(std::isnan(found.map[75 * 10 + 3]));  // a row that is not in the sample
   CHECK(found.map[75 * 9 + 3] > 0);
   options.max_cost = 1;

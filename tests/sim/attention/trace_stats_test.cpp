@@ -129,9 +129,9 @@ TEST_CASE("the mass of keys of known weight lies where it was put", "[trace_stat
         Approx(-(16.0 / 25 * std::log(8.0 / 25) + 4.0 / 25 * std::log(4.0 / 25) +
                  5.0 / 25 * std::log(1.0 / 25))));
   CHECK(head.head_class == HeadClass::retrieval);
-  const nlohmann::json json = to_json(stats);
-  CHECK(json["layers"][0]["heads"][0]["decode"]["spans"][0].get<double>() == Approx(16.0 / 25));
-  CHECK(json["spans"][0]["name"] == "needle");
+  const nlohmann::json written = to_json(stats);
+  CHECK(written["layers"][0]["heads"][0]["decode"]["spans"][0].get<double>() == Approx(16.0 / 25));
+  CHECK(written["spans"][0]["name"] == "needle");
 }
 
 TEST_CASE("a head class follows its documented rule", "[trace_stats]") {

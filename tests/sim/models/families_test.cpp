@@ -9,27 +9,18 @@
 #include "sim/base/error.h"
 #include "sim/models/model_config.h"
 #include "sim/predict/capacity.h"
+#include "tests/support/model_cases.h"
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
+using test::read, test::refusal;
 using Json = nlohmann::json;
 
 namespace {
 
-ModelGeometry read(const Json& config) { return read_model_config(config.dump(), "config.json"); }
-
 // Bytes of one token in the full cache.
 std::int64_t token_bytes(const ModelGeometry& model) {
   return predict_model(parse_spec("full"), model, {1, 0, 0}, {}, nullptr).peak_bytes.total;
-}
-
-std::string refusal(const Json& config) {
-  try {
-    (void)read(config);
-  } catch (const ConfigError& e) {
-    return e.what();
-  }
-  return "accepted";
 }
 
 // The words of one layer, repeated.

@@ -8,14 +8,14 @@
 #include "sim/predict/analytic.h"
 #include "sim/predict/capacity.h"
 #include "sim/run/run.h"
+#include "tests/support/model_cases.h"
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
+using test::read, test::refusal;
 using Json = nlohmann::json;
 
 namespace {
-
-ModelGeometry read(const Json& config) { return read_model_config(config.dump(), "config.json"); }
 
 // A small model of a family; fields of `more` replace or add, null ones stay null.
 Json small(const char* model_type, const Json& more = Json::object()) {
@@ -30,15 +30,6 @@ Json small(const char* model_type, const Json& more = Json::object()) {
 Json without(Json config, const char* key) {
   config.erase(key);
   return config;
-}
-
-std::string refusal(const Json& config) {
-  try {
-    (void)read(config);
-  } catch (const ConfigError& e) {
-    return e.what();
-  }
-  return "accepted";
 }
 
 using Windows = std::vector<std::int64_t>;

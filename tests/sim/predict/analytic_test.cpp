@@ -9,17 +9,14 @@
 #include "sim/base/error.h"
 #include "sim/models/model_geometry.h"
 #include "sim/predict/paper_formulas.h"
+#include "tests/support/model_cases.h"
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
+using test::one_head;
 using Points = std::vector<std::int64_t>;
 
 namespace {
-
-Geometry one_head(std::int64_t prompt, std::int64_t generated, std::int64_t chunk) {
-  return geometry_of(ModelGeometry{"one head", 1, 1, 1, 4, 4, {0}, {}}, prompt, generated, chunk,
-                     2);
-}
 
 std::string digits(double value) { return fmt::format("{:.10f}", value); }
 

@@ -12,10 +12,12 @@
 #include "sim/report/json.h"
 #include "sim/run/run.h"
 #include "tests/support/cases.h"
+#include "tests/support/model_cases.h"
 #include "tests/support/temporary_file.h"
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
+using test::one_head;
 using Json = nlohmann::json;
 
 namespace {
@@ -77,11 +79,6 @@ Json result(const std::string& policy, int prompt, int chunk, const std::vector<
              {"per_layer", {{{"layer", 0}}}},
              {"per_head", {{"footprint", {{0.5}}}}},
              {"timeline", {{"row", rows}, {"resident_entries", entries}}}}}}};
-}
-
-Geometry one_head(std::int64_t prompt, std::int64_t generated, std::int64_t chunk) {
-  return geometry_of(ModelGeometry{"one head", 1, 1, 1, 4, 4, {0}, {}}, prompt, generated, chunk,
-                     2);
 }
 
 const std::string kGate = "write_gate(gate=random)";

@@ -31,7 +31,7 @@ using kvspan::test::fake_sweep;
 using kvspan::test::FakeRun;
 using kvspan::test::lines_of;
 using kvspan::test::small_report;
-using Rule = FakeRun::Rule;
+using FakeRule = FakeRun::Rule;
 
 namespace {
 
@@ -128,9 +128,10 @@ TEST_CASE("a chart keeps to its width and height", "[report][chart]") {
 }
 
 TEST_CASE("a chart merges curves that look the same", "[report][chart]") {
-  const RunReport report = fake_report({}, {{.spec = "quest(budget=8)"},
-                                            {.spec = "w(1)", .rule = Rule::prompt_end, .budget = 8},
-                                            {.spec = "full"}});
+  const RunReport report =
+      fake_report({}, {{.spec = "quest(budget=8)"},
+                       {.spec = "w(1)", .rule = FakeRule::prompt_end, .budget = 8},
+                       {.spec = "full"}});
   const std::string chart = kvspan::memory_chart(report, 100, 16, false);
   CHECK(chart.find("* full, quest(budget=8)  o w(1)\n") != std::string::npos);
 }
@@ -206,7 +207,7 @@ TEST_CASE("the trade-off names every run and shades what lies beyond the frontie
 TEST_CASE("a curve of the SVG has at most two points in a pixel column", "[report][svg]") {
   const std::string svg =
       kvspan::memory_svg(fake_report({.tokens = 20000, .prompt = 18000, .chunk = 64},
-                                     {{.spec = "w", .rule = Rule::window, .budget = 99}}));
+                                     {{.spec = "w", .rule = FakeRule::window, .budget = 99}}));
   const std::size_t begin = svg.find("points=\"") + 8;
   std::istringstream points(svg.substr(begin, svg.find('"', begin) - begin));
   std::map<int, int> in_column;

@@ -25,7 +25,7 @@ using kvspan::test::fake_report;
 using kvspan::test::FakeRun;
 using kvspan::test::small_report;
 using nlohmann::json;
-using Rule = FakeRun::Rule;
+using FakeRule = FakeRun::Rule;
 
 namespace {
 
@@ -246,7 +246,7 @@ TEST_CASE("a histogram's percentiles, a match and undecided decisions are report
 
 TEST_CASE("a short timeline holds every row in which something changes", "[report][timeline]") {
   RunReport report = fake_report({.tokens = 40, .prompt = 20},
-                                 {{.spec = "rolling", .rule = Rule::rolling, .budget = 8}});
+                                 {{.spec = "rolling", .rule = FakeRule::rolling, .budget = 8}});
   RunResult& run = report.runs[0];
   run.fidelity.reset();
   const json line = kvspan::to_json(report)["runs"][0]["timeline"];
@@ -266,7 +266,7 @@ TEST_CASE("a long timeline is thinned to 4096 points that keep ends, peak and ma
           "[report][timeline]") {
   RunReport report =
       fake_report({.tokens = 30000, .prompt = 29000, .chunk = 70, .layers = 1, .heads = 1},
-                  {{.spec = "w", .rule = Rule::window, .budget = 90}});
+                  {{.spec = "w", .rule = FakeRule::window, .budget = 90}});
   RunResult& run = report.runs[0];
   // A peak inside a pass, in a row that is no maximum of anything.
   run.metrics.peak_bytes.row = 12345;

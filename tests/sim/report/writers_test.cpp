@@ -28,7 +28,7 @@ using kvspan::test::FakeRun;
 using kvspan::test::small_report;
 using kvspan::test::TemporaryFile;
 using nlohmann::json;
-using Rule = FakeRun::Rule;
+using FakeRule = FakeRun::Rule;
 
 namespace {
 
@@ -146,7 +146,8 @@ TEST_CASE("lifetimes come back as they were written", "[report][lifetimes]") {
 }
 
 TEST_CASE("the points of a head give its entries back at every row", "[report][timeline]") {
-  const Rule rule = GENERATE(Rule::keep_all, Rule::window, Rule::prompt_end, Rule::rolling);
+  const FakeRule rule =
+      GENERATE(FakeRule::keep_all, FakeRule::window, FakeRule::prompt_end, FakeRule::rolling);
   const std::int64_t tokens = GENERATE(1, 2, 200);
   const RunReport report = fake_report(
       {.tokens = tokens, .prompt = std::max<std::int64_t>(1, tokens * 3 / 4), .chunk = 16},
@@ -156,7 +157,7 @@ TEST_CASE("the points of a head give its entries back at every row", "[report][t
   REQUIRE(points.rows.size() == points.entries.size());
   CHECK(points.rows.front() == 0);
   CHECK(points.rows.back() == tokens - 1);
-  if (rule == Rule::keep_all)
+  if (rule == FakeRule::keep_all)
     CHECK(points.rows.size() == static_cast<std::size_t>(std::min<std::int64_t>(tokens, 2)));
   std::size_t at = 0;
   for (std::int64_t row = 0; row < tokens; ++row) {
@@ -177,7 +178,7 @@ TEST_CASE("the timeline file holds totals, their levels and the points of every 
           "[report][timeline]") {
   RunReport report =
       fake_report({.tokens = 5000, .prompt = 4900, .chunk = 512},
-                  {{.spec = "full"}, {.spec = "w", .rule = Rule::window, .budget = 300}});
+                  {{.spec = "full"}, {.spec = "w", .rule = FakeRule::window, .budget = 300}});
   auto& mass = report.runs[1].fidelity->row_mass;
   std::fill(mass.begin(), mass.begin() + 100, std::numeric_limits<float>::quiet_NaN());
   const TemporaryFile file;

@@ -98,14 +98,14 @@ SweepFolder folder_of(const std::vector<std::pair<double, double>>& figures) {
   for (std::size_t i = 0; i < figures.size(); ++i) {
     const Cell& cell = sweep.grid.cells[i];
     const std::string& spec = sweep.plan.specs[cell.spec].text;
-    const nlohmann::json json{{"method", spec.substr(0, spec.find('('))},
-                              {"budget", spec.substr(spec.size() - 2, 1)},
-                              {"bound", false},
-                              {"footprint_share", figures[i].first},
-                              {"peak_kv_share", figures[i].first},
-                              {"peak_bytes", 100},
-                              {"retained_attention_mean_share", figures[i].second}};
-    sweep.records.cells[cell.id] = {CellRecord::Status::done, json.dump()};
+    const nlohmann::json figure{{"method", spec.substr(0, spec.find('('))},
+                                {"budget", spec.substr(spec.size() - 2, 1)},
+                                {"bound", false},
+                                {"footprint_share", figures[i].first},
+                                {"peak_kv_share", figures[i].first},
+                                {"peak_bytes", 100},
+                                {"retained_attention_mean_share", figures[i].second}};
+    sweep.records.cells[cell.id] = {CellRecord::Status::done, figure.dump()};
   }
   return sweep;
 }
@@ -154,10 +154,10 @@ TEST_CASE("a report sets methods against the best eviction", "[sweep]") {
   // .22. Of h2o only the larger budget has a regret, and that keeps .9.
   const auto set = [&](std::size_t cell, double regret, double footprint) {
     std::string& text = sweep.records.cells.at(sweep.grid.cells[cell].id).text;
-    nlohmann::json json = nlohmann::json::parse(text);
-    json["regret_share"] = regret;
-    json["optimum_footprint_share"] = footprint;
-    text = json.dump();
+    nlohmann::json record = nlohmann::json::parse(text);
+    record["regret_share"] = regret;
+    record["optimum_footprint_share"] = footprint;
+    text = record.dump();
   };
   set(0, 0.1, 0.12);
   set(1, 0.02, 0.32);
@@ -183,11 +183,11 @@ TEST_CASE("a report sets methods against the best eviction", "[sweep]") {
     CHECK(critical_schema()["fields"].size() ==
           static_cast<std::size_t>(std::count(line.begin(), line.end(), ',')) + 1);
   }
-  const nlohmann::json json = to_json(report, sweep.plan)["curves"];
-  CHECK(json[0]["critical_optimum_footprint"]["value"] == Approx(0.22));
-  CHECK(json[0]["points"][0]["regret"] == Approx(0.1));
-  CHECK(json[1]["points"][0]["regret"].is_null());
-  CHECK(json[2]["critical_optimum_footprint"].is_null());
+  const nlohmann::json curves = to_json(report, sweep.plan)["curves"];
+  CHECK(curves[0]["critical_optimum_footprint"]["value"] == Approx(0.22));
+  CHECK(curves[0]["points"][0]["regret"] == Approx(0.1));
+  CHECK(curves[1]["points"][0]["regret"].is_null());
+  CHECK(curves[2]["critical_optimum_footprint"].is_null());
 }
 
 TEST_CASE("two sweeps differ where a figure moved, or a cell is missing", "[sweep]") {
