@@ -262,14 +262,16 @@ void ReplayView::values(int kv_head, std::span<const TokenIndex> entries,
             layer_.v_name);
 }
 
-void ReplayView::key_rows(TokenIndex begin, TokenIndex end, std::span<float> out) const {
+void ReplayView::key_rows(TokenIndex begin, [[maybe_unused]] TokenIndex end,
+                          std::span<float> out) const {
   const TraceMeta& m = layer_.trace.meta();
   assert(std::ssize(out) == std::int64_t{end - begin} * m.kv_heads * m.head_dim);
   widen(*layer_.trace.k(shape().layer), std::int64_t{begin} * m.kv_heads * m.head_dim, out,
         layer_.k_name);
 }
 
-void ReplayView::value_rows(TokenIndex begin, TokenIndex end, std::span<float> out) const {
+void ReplayView::value_rows(TokenIndex begin, [[maybe_unused]] TokenIndex end,
+                            std::span<float> out) const {
   const TraceMeta& m = layer_.trace.meta();
   assert(std::ssize(out) == std::int64_t{end - begin} * m.kv_heads * m.v_head_dim);
   widen(*layer_.trace.v(shape().layer), std::int64_t{begin} * m.kv_heads * m.v_head_dim, out,

@@ -10,8 +10,6 @@
 using namespace kvspan::test;
 using Catch::Matchers::Contains;
 
-namespace {}  // namespace
-
 TEST_CASE("the paper's worked example is 26 of 36 on the command line", "[cli]") {
   const Folder folder;
   const Outcome out = program("run " + trace("tiny-paper.safetensors") +
