@@ -70,6 +70,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--policy", action="append", choices=[name for name, _, _ in CASES])
     arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     heads, kv_heads, dim, n = 32, 8, 128, arguments.tokens
     budget = n // 5
