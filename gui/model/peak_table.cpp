@@ -83,6 +83,21 @@ std::vector<std::string> peak_layouts(const Result& result, std::size_t run) {
   return names;
 }
 
+std::optional<std::int64_t> measured_peak(const std::vector<ShownRun>& open, const ShownRun& run,
+                                          const std::string& layout, PeakPhase phase) {
+  const std::string name = fmt::format("pool({}, {})", run.run().policy, layout);
+  const auto predicted = peak_total(*run.result, run.index, layout, phase);
+  for (const ShownRun& pool : open) {
+    if (pool.run().replayed.empty() || pool.run().policy != name ||
+        pool.result->trace.sha256 != run.result->trace.sha256 ||
+        pool.result->chunk != run.result->chunk ||
+        peak_total(*pool.result, pool.index, kPredicted, phase) != predicted)
+      continue;
+    return peak_total(*pool.result, pool.index, phase == PeakPhase::peak ? kBacked : kPool, phase);
+  }
+  return std::nullopt;
+}
+
 PeakParts peak_parts(const Result& result, std::size_t run, const std::string& layout,
                      PeakPhase phase, const std::function<bool()>& cancelled) {
   const LifetimesFile& file = *result.lifetimes;

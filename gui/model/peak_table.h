@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "gui/model/result.h"
+#include "gui/model/document.h"
 
 namespace kvspan::gui {
 
@@ -38,6 +38,13 @@ struct PeakParts {
                                                      const std::string& layout, PeakPhase phase);
 // Layouts that the result knows, the chosen one first where it is not a standard one.
 [[nodiscard]] std::vector<std::string> peak_layouts(const Result& result, std::size_t run);
+
+// What an open replay of a run's decisions measured of its peak in this layout: bytes that were
+// backed, of the prefill or decode those that the pool used. nullopt: none did, or what was
+// predicted there is another figure than this run's.
+[[nodiscard]] std::optional<std::int64_t> measured_peak(const std::vector<ShownRun>& open,
+                                                        const ShownRun& run,
+                                                        const std::string& layout, PeakPhase phase);
 
 // Of a run with lifetimes; total is the JSON's where there is one.
 // Cost: two walks over the layers; memory of one layer. Errors: TraceError from the lifetimes file;

@@ -44,6 +44,8 @@ class LayoutBars final : public QWidget {
   struct Bar {
     QString layout;
     std::int64_t bytes = 0;
+    std::optional<std::int64_t> measured;  // of the same, by a replay
+    [[nodiscard]] std::int64_t longest() const { return std::max(bytes, measured.value_or(0)); }
   };
   std::vector<Bar> bars;
   std::vector<BarPart> parts;  // of the chosen bar
@@ -61,15 +63,23 @@ class LayoutBars final : public QWidget {
     if (bars.empty()) return;
     painter.setRenderHint(QPainter::Antialiasing);
     const QFontMetricsF metrics(font());
+    QFont strong = font();
+    strong.setBold(true);
+    const QFontMetricsF widest(strong);
     std::int64_t most = 1;
-    double names = 0, values = 0;
+    double names = 0;
     for (const Bar& bar : bars) {
-      most = std::max(most, bar.bytes);
-      names = std::max(names, metrics.horizontalAdvance(bar.layout));
-      values = std::max(values, metrics.horizontalAdvance(number(bar.bytes)));
+      most = std::max(most, bar.longest());
+      names = std::max(names, widest.horizontalAdvance(bar.layout));
     }
     const double left = names + 12;
-    const double room = std::max(10.0, width() - left - values - 16);
+    // Of the longest bar, so that every bar has its text behind it.
+    double room = width() - left;
+    for (const Bar& bar : bars) {
+      const double behind = width() - left - widest.horizontalAdvance(text_of(bar)) - 16;
+      room = std::min(room, std::max(10.0, behind) * static_cast<double>(most) /
+                                static_cast<double>(std::max<std::int64_t>(1, bar.longest())));
+    }
     for (int i = 0; i < static_cast<int>(bars.size()); ++i) {
       const Bar& bar = bars[static_cast<std::size_t>(i)];
       const double y = top(i);
@@ -80,8 +90,10 @@ class LayoutBars final : public QWidget {
       painter.setFont(face);
       painter.setPen(i == chosen && hasFocus() ? theme().accent : theme().ink);
       painter.drawText(QRectF(0, y, left - 8, high), Qt::AlignRight | Qt::AlignVCenter, bar.layout);
-      painter.drawText(QRectF(left + length + 6, y, values + 12, high),
-                       Qt::AlignLeft | Qt::AlignVCenter, number(bar.bytes));
+      const double end =
+          left + room * static_cast<double>(bar.longest()) / static_cast<double>(most) + 6;
+      painter.drawText(QRectF(end, y, width() - end, high), Qt::AlignLeft | Qt::AlignVCenter,
+                       text_of(bar));
       painter.setPen(Qt::NoPen);
       if (i != chosen || parts.empty()) {
         painter.setBrush(i == chosen ? theme().accent
@@ -97,6 +109,11 @@ class LayoutBars final : public QWidget {
           x = std::min(x + wide, left + length);
         }
       }
+      if (!bar.measured) continue;
+      painter.setPen(QPen(theme().ink, 2, Qt::DotLine, Qt::FlatCap));
+      const double at =
+          left + room * static_cast<double>(*bar.measured) / static_cast<double>(most);
+      painter.drawLine(QPointF(at, y - 2), QPointF(at, y + high + 2));
     }
     legend(painter, left, metrics);
   }
@@ -121,7 +138,16 @@ class LayoutBars final : public QWidget {
   static constexpr int kWide = 520;
   static constexpr double kStep = 28, kMostStep = 48, kMostHigh = 32;  // of bars
   static constexpr double kLegend = 30;
-  static QString number(std::int64_t bytes) { return bytes_text(static_cast<double>(bytes)); }
+  // The bar's bytes, and by how much what was measured deviates.
+  static QString text_of(const Bar& bar) {
+    const QString bytes = bytes_text(static_cast<double>(bar.bytes));
+    if (!bar.measured) return bytes;
+    if (*bar.measured == bar.bytes) return bytes + ", measured: the same";
+    const auto more = static_cast<double>(*bar.measured - bar.bytes);
+    return QString("%1, measured %2 (%3 %)")
+        .arg(bytes, difference_text(Quantity::bytes, more))
+        .arg(100 * more / static_cast<double>(bar.bytes), 0, 'f', 2);
+  }
   [[nodiscard]] double step() const {
     return std::clamp((height() - kLegend) / static_cast<double>(bars.size()), 8.0, kMostStep);
   }
@@ -198,6 +224,7 @@ class PeakView final : public View {
       if (!filling_) rebuild();
     });
     connect(&document, &Document::current_changed, this, [this] { rebuild(); });
+    connect(&document, &Document::runs_changed, this, [this] { rebuild(); });
     rebuild();
   }
 
@@ -205,7 +232,9 @@ class PeakView final : public View {
   [[nodiscard]] QString title() const override { return "Peak"; }
   [[nodiscard]] QString help() const override {
     return "What the current run's memory is made of at its peak, by layer, and what the same run "
-           "would take in other storage layouts; choose a phase and a layout.";
+           "would take in other storage layouts; choose a phase and a layout. A dotted mark: what "
+           "an open "
+           "result of kvspan replay measured (memory behind the pool; of a phase, what it used).";
   }
   [[nodiscard]] bool is_ready() const override { return !background_.busy(); }
   [[nodiscard]] std::string csv() const override { return csv_of(*model_); }
@@ -254,7 +283,10 @@ class PeakView final : public View {
     for (int i = 0; i < layout_->count(); ++i) {
       const auto total =
           peak_total(result, shown->index, layout_->itemText(i).toStdString(), phase());
-      if (total) bars_->bars.push_back({layout_->itemText(i), *total});
+      if (total)
+        bars_->bars.push_back({layout_->itemText(i), *total,
+                               measured_peak(document().runs(), *shown,
+                                             layout_->itemText(i).toStdString(), phase())});
     }
     bars_->chosen = layout_->currentIndex();
     bars_->update();
@@ -318,7 +350,7 @@ class PeakView final : public View {
                     {"layout", sum.layout + parts.rest, run_colour(1)},
                     {"overhead", sum.overhead + parts.state + parts.once, run_colour(4)}};
     if (bars_->bars.empty()) {
-      bars_->bars.push_back({layout_->currentText(), parts.total});
+      bars_->bars.push_back({layout_->currentText(), parts.total, {}});
       bars_->chosen = 0;
     }
     bars_->update();

@@ -24,6 +24,7 @@ class PeakTest : public QObject {
   void layers_add_up_to_the_total_of_the_json();
   void layer_by_layer_the_copies_take_the_difference();
   void state_that_an_older_file_does_not_list_is_overhead();
+  void a_replay_says_what_was_measured_of_a_peak();
   void the_view_switches_run_phase_and_layout();
 };
 
@@ -138,6 +139,52 @@ void PeakTest::state_that_an_older_file_does_not_list_is_overhead() {
     }
   }
   QVERIFY(most > 0);
+}
+
+void PeakTest::a_replay_says_what_was_measured_of_a_peak() {
+  QFile file(bundled_result());
+  QVERIFY(file.open(QIODevice::ReadOnly));
+  nlohmann::json replay = nlohmann::json::parse(file.readAll().toStdString());
+  const nlohmann::json run = replay["runs"][2], full = replay["runs"][0];
+  const auto layout_of = [](const nlohmann::json& predicted, std::int64_t backed) {
+    return nlohmann::json{
+        {"predicted", predicted},
+        {"measured", predicted},
+        {"most_backed", {{"backed", backed}, {"row", predicted["row"]}, {"measured", nullptr}}},
+        {"out_of_memory", nullptr}};
+  };
+  const nlohmann::json& blocks = run["layouts"]["paged16_per_head"];
+  const std::int64_t total = blocks["total"];
+  nlohmann::json other = full["layouts"]["padded"];
+  other["total"] = other["total"].get<std::int64_t>() + 1;  // as of another accounting
+  replay["trace"]["layer_ids"] = nlohmann::json::array({0});
+  replay["device"] = {{"name", "host"}, {"granule", 4096}, {"limit", nullptr}};
+  replay["runs"] =
+      nlohmann::json::array({{{"policy", run["policy"]},
+                              {"label", run["label"]},
+                              {"layouts", {{"paged16_per_head", layout_of(blocks, total + 388)}}}},
+                             {{"policy", full["policy"]},
+                              {"label", full["label"]},
+                              {"layouts", {{"padded", layout_of(other, total)}}}}});
+  const QString path = work_folder().filePath("peak-replay.json");
+  QFile written(path);
+  QVERIFY(written.open(QIODevice::WriteOnly));
+  written.write(QByteArray::fromStdString(replay.dump()));
+  written.close();
+
+  Document document;
+  document.add(open_result(bundled_result().toStdString()));
+  const auto measured = [&](std::size_t of, const char* layout, PeakPhase phase) {
+    return measured_peak(document.runs(), document.runs()[of], layout, phase);
+  };
+  QVERIFY(!measured(2, "paged16_per_head", PeakPhase::peak));
+  document.add(open_result(path.toStdString()));
+  QCOMPARE(measured(2, "paged16_per_head", PeakPhase::peak), total + 388);
+  QCOMPARE(measured(2, "paged16_per_head", PeakPhase::decode),
+           blocks["decode"].get<std::int64_t>());  // used: what was backed is known of the whole
+  QVERIFY(!measured(2, "padded", PeakPhase::peak));
+  QVERIFY(!measured(1, "paged16_per_head", PeakPhase::peak));
+  QVERIFY(!measured(0, "padded", PeakPhase::peak));
 }
 
 void PeakTest::the_view_switches_run_phase_and_layout() {

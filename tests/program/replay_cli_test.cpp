@@ -191,6 +191,11 @@ TEST_CASE("replay on a GPU says what is missing where there is none", "[cli]") {
   }
   CHECK(program(asked + "auto").code == 0);
   CHECK_THAT(program(asked + "host").text, Contains("host, pages of"));
+  // Nothing of CUDA is mapped by who takes the host.
+  const Outcome mapped =
+      shell("LD_DEBUG=files " + std::string(KVSPAN_PROGRAM) + " " + asked + "host 2>&1");
+  CHECK(mapped.code == 0);
+  CHECK_THAT(mapped.text, Contains("libc.so.6") && !Contains("libcu") && !Contains("kvspan_cuda"));
 }
 
 TEST_CASE("replay refuses what it cannot do", "[cli]") {
