@@ -2,12 +2,13 @@
 // KVCompose: heads rank their entries by themselves, and the r-th best of all heads of a layer form
 // one composite token, so that a layer's heads keep as many, in places that they share. The context
 // is read a second time behind itself, in one pass (kvspan capture --replay --replay-as context);
-//   score     the largest p that an entry gets from these rows, softmax over the context and the
-//             rows up to itself; mean of the group; plus the mean of the layer's heads
+//   score     the largest p that an entry gets from these rows, the model's own, over the context
+//             and the rows up to itself; mean of the group; plus the mean of the layer's heads
 //   r-th of a layer   mean over its heads of their r-th best scores; the model's first layer has
 //             the largest of all layers
-// Of all composite tokens of all layers the best B x layers stay, at least one a layer; each head
-// of a layer keeps that many of its best. form=heads: one ranking of the heads' own scores instead.
+// Of all composite tokens of all layers the best B x layers stay, none of a layer if need be; each
+// head of a layer keeps that many of its best. form=heads: one ranking of the heads' own scores
+// instead.
 // Tokens behind the context, a question, have no score and stay.
 // Source: Akulov et al., arXiv 2509.05165; NVIDIA/kvpress KVComposePress, whose defaults these are.
 #include <algorithm>
@@ -77,8 +78,8 @@ class Composite final : public ModelBudget {
     kvspan::Shares out;
     for (std::size_t l = 0; l < layers.size(); ++l) {
       const TokenCount held = layers[l].protected_.front();
-      const TokenCount own = std::max(count[l], std::min(TokenCount{1}, std::ssize(ranks)));
-      out.emplace_back(layers[l].scores.size(), held >= sizing.tokens ? sizing.tokens : held + own);
+      out.emplace_back(layers[l].scores.size(),
+                       held >= sizing.tokens ? sizing.tokens : held + count[l]);
     }
     return out;
   }
@@ -117,7 +118,7 @@ PolicyEntry kvcompose() {
                        .help = "what shares the budget: layers, or heads by themselves",
                        .choices = {"layers", "heads"}}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
-    ReplaySettings settings{.policy = "kvcompose", .group = Group::mean};
+    ReplaySettings settings{.policy = "kvcompose", .of_model = true, .group = Group::mean};
     settings.at = geometry.evict_point;
     RowIndex rows = geometry.evict_point;
     if (geometry.trace != nullptr) {

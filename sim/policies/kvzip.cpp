@@ -83,9 +83,11 @@ PolicyEntry kvzip() {
     recipe.closed_form = geometry.trace != nullptr;  // else the words of the replay are not known
     if (geometry.trace == nullptr)
       recipe.notes.push_back(fmt::format("at most {} rows at a time ask for the context", rows));
-    if (!arguments.is("cut", "head")) {
-      share_out_by_one_ranking(recipe, geometry, 0,
-                               arguments.is("cut", "model") ? Over::model : Over::layer);
+    if (arguments.is("cut", "model")) {
+      share_out_by_one_ranking(recipe, geometry, 0, Over::model);
+    } else {  // every pass of the replay adds to the scores of all layers
+      charge_shown_scores(recipe, geometry, geometry.evict_point);
+      if (arguments.is("cut", "layer")) share_out_by_one_ranking(recipe, geometry, 0, Over::layer);
     }
     return recipe;
   };

@@ -3,9 +3,9 @@
 // whole percent r of what leaves, the share that leaves each head. With n entries a head
 //   a head keeps (1 - share) n, rounded down; what the rounding takes from a layer's heads goes to
 //   the largest fractions; at least one
-// r is the budget's, rounded to a percent (1 to 99). The curve may give layers more or less than
-// the budget. Combine it with the scorer that the curve is of: its first 4 entries and the newest
-// stay, unless that scorer protects others.
+// r is the budget's, rounded to a percent (1 to 99; a half to the even one). The curve may give
+// layers more or less than the budget. Combine it with the scorer that the curve is of: the first 4
+// entries and the newest stay, beside those that this scorer protects.
 // file: a tensor `curve` [99, layers, kv_heads] of any float type (the authors' curves are .npy).
 // Source: arXiv 2602.08585; NVIDIA/kvpress LUKVPress (with ExpectedAttention, epsilon 0.02).
 #include <algorithm>
@@ -62,8 +62,10 @@ class FromCurve final : public Budget {
 
   TokenCount capacity(const LayerShape& shape, int head, const Sizing& sizing) const override {
     if (sizing.tokens == kAll || sizing.tokens >= sizing.rows) return kAll;
-    const double share = 1 - static_cast<double>(sizing.tokens) / static_cast<double>(sizing.rows);
-    const int percent = std::clamp(static_cast<int>(std::llrint(share * 100)), 1, kPercents);
+    // One rounding: half a percent is half a percent.
+    const double leaves =
+        100 * static_cast<double>(sizing.rows - sizing.tokens) / static_cast<double>(sizing.rows);
+    const int percent = std::clamp(static_cast<int>(std::llrint(leaves)), 1, kPercents);
     return of_heads(curve_.of(percent, shape.layer), sizing.rows)[index(shape.kv_head(head))];
   }
 
@@ -103,7 +105,8 @@ PolicyEntry lukv() {
   entry.evidence = "code read (kvpress); the curve comes from a file";
   entry.differs =
       "kvpress masks keys and frees none of them; it takes the percent from its ratio, here from "
-      "the budget in tokens";
+      "the budget in tokens; it also scores the first 4 entries and the newest, which stay: here a "
+      "scorer sees those that may leave";
   entry.needs = "what the other policy needs";
   entry.alone =
       "it is a budget shape; combine it, as in lukv(file=CURVE)+expected_attention(budget=20%)";

@@ -40,6 +40,42 @@ std::vector<double> normal_levels(int bits) {
   return levels;
 }
 
+namespace {
+
+std::vector<double> solved(int bits) {
+  std::vector<double> levels;
+  const int count = 1 << bits;
+  for (int i = 0; i < count; ++i) levels.push_back(3.5 * (2.0 * i + 1 - count) / count);
+  constexpr double kEnd = 3 * 3.5;
+  constexpr int kSteps = 200, kRounds = 200;
+  double moved = 1;
+  for (int round = 0; round < kRounds && moved > 1e-9; ++round) {
+    std::vector<double> next;
+    moved = 0;
+    for (std::size_t i = 0; i < levels.size(); ++i) {
+      const double a = std::max(edge(levels, i), -kEnd), b = std::min(edge(levels, i + 1), kEnd);
+      double moment = 0, mass = 0;
+      for (int k = 0; k <= kSteps; ++k) {  // the trapezoid rule
+        const double x = a + k * (b - a) / kSteps;
+        const double weight = (k == 0 || k == kSteps ? 0.5 : 1) * density(x);
+        moment += weight * x;
+        mass += weight;
+      }
+      next.push_back(moment / mass);
+      moved = std::max(moved, std::abs(next.back() - levels[i]));
+    }
+    levels = next;
+  }
+  return levels;
+}
+
+}  // namespace
+
+std::vector<double> levels_of_vllm(int bits) {
+  static const std::vector<double> three = solved(3), four = solved(4);
+  return bits == 3 ? three : four;
+}
+
 void hadamard(std::span<double> x) {
   for (std::size_t step = 1; step < x.size(); step *= 2) {
     for (std::size_t i = 0; i < x.size(); ++i) {

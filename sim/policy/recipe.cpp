@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/policy/recipe.h"
 
+#include <algorithm>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -17,6 +19,17 @@ Slot<T> merge_slot(const Slot<T>& a, const Slot<T>& b, const char* slot) {
         fmt::format("'{}+{}' has no meaning: both bring their own {}", a.owner, b.owner, slot));
   }
   return b.filling > a.filling ? b : a;
+}
+
+// A budget shape protects entries beside those of the scorer (lukv).
+void protect_both(const Recipe& shape, const Recipe& other, Recipe& out) {
+  const bool beside = shape.protect && !shape.protect.is_own() && other.protect.is_own() &&
+                      shape.kinds == std::vector{MethodKind::budget_shape};
+  if (!beside) return;
+  out.protect.value = [a = shape.protect.value, b = other.protect.value](TokenCount tokens) {
+    const Protect x = a(tokens), y = b ? b(tokens) : Protect{};
+    return Protect{std::max(x.sinks, y.sinks), std::max(x.recent, y.recent)};
+  };
 }
 
 }  // namespace
@@ -46,6 +59,8 @@ Recipe merge(const Recipe& a, const Recipe& b) {
   }
   out.schedule = merge_slot(a.schedule, b.schedule, "schedule");
   out.protect = merge_slot(a.protect, b.protect, "protected entries");
+  protect_both(a, b, out);
+  protect_both(b, a, out);
   out.pick = merge_slot(a.pick, b.pick, "pick");
   out.admission = merge_slot(a.admission, b.admission, "admission");
   out.prefill_reads = merge_slot(a.prefill_reads, b.prefill_reads, "prefill mask");

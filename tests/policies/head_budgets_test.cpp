@@ -329,9 +329,24 @@ TEST_CASE("lukv gives heads what a curve says of the budget's percent", "[policy
   CHECK(sizes(half) == std::vector<std::size_t>{10, 1});
   // 6 of 10 stay: the curve's 40 %, where a tenth leaves each head.
   CHECK(sizes("lukv(file=\"" + file + "\")+knorm(budget=6)") == std::vector<std::size_t>{9, 9});
+  // 37 of 40 stay: 7.5 %, of which Python makes 8 and a difference of doubles would make 7.
+  std::vector<double> curve(99 * 2, 0.1);
+  std::fill_n(curve.begin() + 7 * 2, 2, 0.5);
+  test::write_tensors(file, {},
+                      {{"curve", {Dtype::f32, {99, 1, 2}, test::encode(curve, Dtype::f32)}}});
+  const std::vector<double> keys(41, 1);
+  CHECK(kept_sizes(head_weights({{keys, keys}}, 40),
+                   "lukv(file=\"" + file + "\")+knorm(budget=37)") ==
+        std::vector<std::size_t>{20, 20});
   // The smallest keys, between the first four and the newest.
   write({0.4, 0.4});
   CHECK(kept(trace, half) == Tokens{0, 1, 2, 3, 8, 9});
+  // Beside what the scorer protects, its window of 3: of the others the largest key.
+  write({0.2, 0.2});
+  const std::vector<double> rising = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9};
+  CHECK(kept(head_weights({{rising, rising}}, 10),
+             "lukv(file=\"" + file + "\")+snapkv(budget=5,window=3,kernel=1)") ==
+        Tokens{0, 1, 2, 3, 6, 7, 8, 9});
   CHECK(test::off_closed_form(trace, half, {}) == "");
   CHECK_THROWS_WITH(sizes("lukv(file=\"" + file + "\")"), Contains("it is a budget shape"));
   test::write_tensors(file, {},

@@ -560,6 +560,18 @@ TEST_CASE("levels for normal numbers are Lloyd's and Max's", "[policy][turboquan
   }
 }
 
+TEST_CASE("vLLM's levels fall short of them at the ends", "[policy][turboquant]") {
+  // solve_lloyd_max(128, bits) of vllm-project/vllm, in deviations.
+  const std::vector<std::vector<double>> upper = {
+      {0.24498, 0.75565, 1.34318, 2.15035},
+      {0.12843, 0.38814, 0.65688, 0.94245, 1.25626, 1.61788, 2.06845, 2.73092}};
+  for (const std::vector<double>& half : upper) {
+    const std::vector<double> levels = policies::levels_of_vllm(half.size() == 4 ? 3 : 4);
+    for (std::size_t i = 0; i < half.size(); ++i)
+      CHECK(levels[half.size() + i] == Approx(half[i]).margin(6e-6));
+  }
+}
+
 TEST_CASE("turboquant turns keys, rounds, and keeps their length", "[policy][turboquant]") {
   const std::vector<double> levels = policies::normal_levels(3);
   // Along an axis: four equal coordinates stay equal, and the length is kept.

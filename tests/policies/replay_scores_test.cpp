@@ -108,6 +108,12 @@ TEST_CASE("kvzip keeps what a row of the replay looks at most", "[policy][kvzip]
   CHECK(make_policy("kvzip(budget=3)", geometry_of(with_replay(spec, {both}), {})).spec ==
         "kvzip(budget=3,plus=false,cut=model,sinks=1)");
   CHECK(test::off_closed_form(with_replay(spec, {both}), "kvzip(budget=3,cut=head)", {}) == "");
+  // A pass that is replayed reads all layers: their scores wait for the last one whoever shares.
+  for (const std::string cut : {"layer", "head"}) {
+    const RunResult other =
+        test::run_one(with_replay(spec, {both}), "kvzip(budget=3,cut=" + cut + ")", {});
+    CHECK(other.metrics.timeline.overhead_bytes[3] == 2 * 4 + 4 * 2 + (cut == "layer" ? 4 : 0));
+  }
 }
 
 TEST_CASE("kvzip sees one chunk of the context at a time", "[policy][kvzip]") {
@@ -189,14 +195,21 @@ TEST_CASE("kvcompose gives the heads of a layer as many places", "[policy][kvcom
   const Trace trace =
       with_replay(composed_spec(), {{0, 4, 4, 1, {{1, 1}, {1, 1}}, {logs({1, 7}), logs({8, 11})}}});
   const auto sets = [&](const std::string& policy) { return four_sets(trace, policy); };
-  // Two places: both in the first layer, and one in the second all the same.
-  CHECK(sets("kvcompose(budget=1)") == std::vector<Set>{{0, 2}, {0, 1}, {0}, {3}});
+  // Two places: both in the first layer.
+  CHECK(sets("kvcompose(budget=1)") == std::vector<Set>{{0, 2}, {0, 1}, {}, {}});
   CHECK(sets("kvcompose(budget=2)") == std::vector<Set>{{0, 1, 2}, {0, 1, 2}, {0}, {3}});
   // Heads by themselves: the best four are 12.5, 9.5, 6.5 and 5.5.
   CHECK(sets("kvcompose(budget=1,form=heads)") == std::vector<Set>{{0, 2}, {0, 1}, {}, {}});
   // One row of K and V in two layers and heads, and a score of every entry.
   const RunResult run = test::run_one(trace, "kvcompose(budget=1)", {});
   CHECK(run.metrics.timeline.overhead_bytes[3] == 2 * 2 * 4 + 2 * 2 * 4 * 2);
+  // By the model's attention, here capped at 1: e^tanh(ln 8) is 2.6, and of the composite tokens
+  // .52, .40, .34, .31 and .44, .36, .33, .24 one of each layer is in.
+  test::TraceSpec capped = composed_spec();
+  capped.meta.logit_softcap = 1;
+  CHECK(four_sets(
+            with_replay(capped, {{0, 4, 4, 1, {{1, 1}, {1, 1}}, {logs({1, 7}), logs({8, 11})}}}),
+            "kvcompose(budget=1)") == std::vector<Set>{{0}, {1}, {0}, {3}});
   CHECK_THAT(
       refusal(with_replay(composed_spec(), {{0, 2, 4, 1, {{1, 1}, {1, 1}}, {{0, 0}, {0, 0}}}}),
               "kvcompose"),

@@ -13,6 +13,12 @@ namespace {
 
 // Top-B per head.
 void plain(const World& u, const Choice& c, const Moment& m, int budget, Verdict& out) {
+  std::vector<int> counts(at(u.heads), budget);
+  Safe safe = safe_of(u, c);
+  if (c.has("lukv")) {  // which protects 4 sinks and the newest, too
+    safe = {std::max(safe.sinks, 4), std::max(safe.recent, 1)};
+    if (budget < m.end()) counts = lukv_counts(u, m, budget);
+  }
   for (int h = 0; h < u.heads; ++h) {
     bool near = false;
     const auto score = [&](const Tokens& entries) { return score_by(u, c, m, h, entries); };
@@ -21,7 +27,7 @@ void plain(const World& u, const Choice& c, const Moment& m, int budget, Verdict
       kept = lagkv(u, c, m.l, h, m.resident[at(h)], budget, near);
       std::sort(kept.begin(), kept.end());
     } else {
-      out.kept[at(h)] = best(m.resident[at(h)], safe_of(c), m.end(), budget, score, near);
+      out.kept[at(h)] = best(m.resident[at(h)], safe, m.end(), counts[at(h)], score, near);
     }
     out.near[at(h)] = near ? 1 : 0;
   }
@@ -78,6 +84,13 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
     locret(u, m, out);
   } else if (c.name == "cake") {
     cake(u, m, memory, out);
+  } else if (c.name == "vase") {
+    vase(u, m, memory, out);
+  } else if (c.name == "caote") {
+    caote(u, m, memory, out);
+  } else if (c.name == "trimkv") {
+    const int held = static_cast<int>(m.resident[0].size());
+    if (held >= budget_of(u, c) + c.count("buffer", 128)) plain(u, c, m, budget_of(u, c), out);
   } else if (c.name == "triattention") {
     // After a step of decode that leaves `every` more than the budget.
     const int held = static_cast<int>(m.resident[0].size());
@@ -100,6 +113,10 @@ Verdict decide(const World& u, const Moment& m, Memory& memory) {
     adakv(u, m, model_layer, out);
   } else if (c.name == "global") {
     global(u, m, out);
+  } else if (c.name == "kvzip") {
+    kvzip(u, m, out);
+  } else if (c.name == "kvcompose") {
+    kvcompose(u, m, out);
   } else if (c.name == "lava") {
     lava(u, m, out);
   } else if (c.name == "chunkkv") {
@@ -193,6 +210,19 @@ long long state_of(const World& u, const Choice& c, int row, long long entries) 
     return (row == u.point - 1 ? layers * heads * shown * kBytes : 0) +
            (c.name == "lava" ? 4 * layers * heads : 0);
   }
+  if (c.name == "kvzip" || c.name == "kvcompose") {  // scores of all layers; a pass; lengths
+    long long rows = 0;
+    for (const Tables::Probe& p : u.tables.probes) rows = std::max<long long>(rows, p.rows);
+    const bool own =
+        c.name == "kvzip" ? !c.is("cut", "head", "model") : c.is("form", "heads", "layers");
+    return (row == u.point - 1 ? layers * heads * (u.point * kBytes + rows * u.entry_bytes()) : 0) +
+           (own ? 4 * layers * heads : 0);
+  }
+  if (c.name == "trimkv") return 6 * entries;  // log beta and position
+  if (c.name == "h2o") return 4 * entries;
+  if (c.name == "vase") {  // the queries of its buffer
+    return c.is("form", "dkv", "attnv") ? 0 : layers * c.count("buffer", 64) * queries * d * kBytes;
+  }
   if (c.name == "prulong") return (layers * heads + 7) / 8;
   if (c.name == "judgeq") {  // 32 embeddings, and their entries at the prompt's end
     return 32 * queries * d * kBytes +
@@ -218,7 +248,8 @@ long long state_of(const World& u, const Choice& c, int row, long long entries) 
 
 long long overhead(const World& u, int row, long long entries) {
   const Choice& c = u.policy;
-  if (!c.has("inner")) return state_of(u, c, row, entries);
+  if (!c.has("inner"))
+    return state_of(u, c, row, entries) + (c.has("lukv") ? 4LL * u.layers * u.heads : 0);
   const Choice p = c.inner();
   long long own = 0;
   if (c.name == "global") {
@@ -258,9 +289,10 @@ void measure_fidelity(const World& u, Outcome& r) {
         const double total = std::accumulate(p.begin(), p.end(), 0.0);
         (row < u.prompt ? prefill : decode).push_back(kept / total);
         if (row < u.prompt || t.layers[at(l)].v.empty()) continue;
-        errors.push_back(output_error(t, t.layers[at(l)], g / (t.query_heads / t.kv_heads),
-                                      range(0, row + 1), p, active,
-                                      attention(u, l, g, row, active)));
+        const bool moves = u.policy.is("positions", "cache", "original");
+        errors.push_back(output_error(
+            t, t.layers[at(l)], g / (t.query_heads / t.kv_heads), range(0, row + 1), p, active,
+            moves ? renumbered(u, l, g, row, active) : attention(u, l, g, row, active)));
       }
     }
   }

@@ -20,7 +20,17 @@ using Parameters = std::map<std::string, std::string>;
 struct Tables {
   std::vector<std::vector<double>> wo;     // [layers][hidden, query_heads * v_head_dim]
   std::vector<std::vector<double>> gates;  // [model layers][heads] headkv, prulong, baklava
-  std::vector<double> scores;              // [layers, kv_heads, tokens] locret, write_gate
+  // [layers, kv_heads, tokens] locret, write_gate; trimkv: log beta
+  std::vector<double> scores;
+  std::vector<double> curve;  // [99, layers, kv_heads] lukv
+
+  // Rows that the model was asked beside the sequence.
+  struct Probe {
+    int begin = 0, end = 0, at = 0, rows = 0, first = 0;
+  };
+  std::vector<Probe> probes;
+  // [layers][rows, query_heads, head_dim], [layers][rows, kv_heads, head_dim], [layers][rows]
+  std::vector<std::vector<double>> probe_q, probe_k, probe_norm;
 };
 
 // Bytes of the whole model while a row attends.
@@ -40,11 +50,12 @@ struct Outcome {
   std::vector<Bytes> bytes;                       // [tokens]; the last is what is there at the end
 };
 
-// Policies: global cake lava triattention qfilter cap compactor leverage noncausal lookahead knorm
-// keydiff lagkv expected_attention cur observed_attention simlayerkv adakv (pyramid: under it, its
-// beta) chunkkv dbudgetkv headkv prulong baklava pyramidkv criticalkv chunk block dms decoding
-// judgeq write_gate (quest.X: pages of it) locret foresightkv (feature, feature_head: the
-// statistic that scores); snapkv inside wrappers, and with preset=prulong; chunked over such.
+// Policies: kvzip kvcompose finch vase trimkv caote global cake lava triattention qfilter cap
+// compactor leverage noncausal lookahead knorm keydiff lagkv expected_attention cur
+// observed_attention simlayerkv adakv (pyramid: under it, its beta) chunkkv dbudgetkv headkv
+// prulong baklava pyramidkv criticalkv chunk block dms decoding judgeq write_gate (quest.X: pages
+// of it) locret foresightkv (feature, feature_head: the statistic that scores); snapkv inside
+// wrappers, and with preset=prulong; chunked over such. lukv=1: under its curve.
 // Errors: std::invalid_argument for a policy, parameter value or plan without meaning.
 [[nodiscard]] Outcome simulate(const Trace& trace, const std::string& policy,
                                const Parameters& parameters, const Plan& plan,

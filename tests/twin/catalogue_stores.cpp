@@ -49,7 +49,9 @@ long long fixed_overhead(const Setup& u, int row, long long competing) {
 }
 
 long long entry_overhead(const Setup& u) {
-  return u.evictor == "h2o" || (u.evictor.empty() && u.store == "less") ? 4 : 0;
+  const bool sums = u.store == "cam" && u.text("cam.attention", "row") == "sums";
+  const bool h2o = u.evictor == "h2o" || (u.evictor.empty() && u.store == "less");
+  return (h2o ? 4 : 0) + (sums ? 4 : 0);
 }
 
 }  // namespace
@@ -67,6 +69,8 @@ void end_pass(const Setup& u, LayerState& s, Pass pass, const std::vector<int>& 
       out.near[at(s.index * u.heads + h)] = 1;
     }
     if (u.store == "mikv") continue;
+    if (u.store == "cam") fold_cam(u, s, h, pass, lost[at(h)], out);
+    if (u.store == "merge") fold_merge(u, s, h, pass.end, lost[at(h)], out);
     for (const int j : lost[at(h)]) {
       s.entries[at(h)][at(j)].alive = false;
       out.death[flat(u.trace, u.heads, s.index, h, j)] = pass.end;
@@ -78,6 +82,7 @@ void end_pass(const Setup& u, LayerState& s, Pass pass, const std::vector<int>& 
   if (u.store == "mikv") age_mikv(u, s, pass.end, lost, out);
   if (u.store == "less") age_less(u, s, lost, out);
   if (u.store == "kvquant") age_kvquant(u, s, pass, out);
+  if (u.store == "turboquant") age_turboquant(u, s, pass.end, out);
 }
 
 Outcome simulate(const Trace& trace, const std::string& policy, const Parameters& parameters,
@@ -109,6 +114,7 @@ Outcome simulate(const Trace& trace, const std::string& policy, const Parameters
     s.layer = &t.layers[at(l)];
     s.index = l;
     s.column_sum.assign(at(t.query_heads), std::vector<double>(at(t.tokens), 0.0));
+    s.last_row = s.column_sum;
     s.folded.resize(at(u.heads));
     s.balancer.resize(at(u.heads));
     for (int h = 0; h < u.heads; ++h) {
@@ -151,6 +157,7 @@ Outcome simulate(const Trace& trace, const std::string& policy, const Parameters
         for (int g = 0; g < t.query_heads; ++g) {
           const Row r = attend(u, s, g, i);
           for (int j = 0; j <= i; ++j) s.column_sum[at(g)][at(j)] += r.own[at(j)];
+          s.last_row[at(g)] = r.own;
           if (i < u.prompt) continue;
           ++measured;
           mass += r.mass;

@@ -36,8 +36,9 @@ struct Outcome {
   std::vector<std::vector<int>> folded;  // [layers * kv_heads] tokens in the state (less)
 };
 
-// Policies: kivi qpruningkv think mikv less kvquant, each alone or as "evictor+store" with snapkv,
-// h2o, streaming_llm, or "given": deaths from `given` (the same shape as Outcome.death).
+// Policies: kivi qpruningkv think mikv less kvquant turboquant, each alone or as "evictor+store",
+// cam and merge so only, with snapkv, h2o, streaming_llm, or "given": deaths from `given` (the same
+// shape as Outcome.death).
 // Errors: std::invalid_argument for a policy or parameter without meaning.
 [[nodiscard]] Outcome simulate(const Trace& trace, const std::string& policy,
                                const Parameters& parameters, const Plan& plan,

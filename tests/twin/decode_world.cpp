@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <initializer_list>
 #include <numeric>
 #include <set>
 #include <vector>
@@ -44,16 +42,6 @@ std::vector<int> World::best(const std::vector<int>& from, const std::vector<dou
     }
   }
   return {kept.begin(), kept.end()};
-}
-
-std::uint64_t chain(std::uint64_t seed, std::initializer_list<std::int64_t> keys) {
-  std::uint64_t x = mix(seed);
-  for (const std::int64_t key : keys) x = mix(x ^ static_cast<std::uint64_t>(key));
-  return x;
-}
-
-double uniform(std::uint64_t seed, std::initializer_list<std::int64_t> keys) {
-  return (static_cast<double>(chain(seed, keys) >> 12) + 0.5) / 4503599627370496.0;
 }
 
 }  // namespace kvspan::twin::decode

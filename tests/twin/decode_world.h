@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <initializer_list>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -152,11 +151,6 @@ struct World {
 // Entries of `from` by score, best first; ties to the lower token.
 [[nodiscard]] std::vector<int> ranking(const std::vector<int>& from,
                                        const std::vector<double>& scores);
-
-// splitmix64, chained over the keys.
-[[nodiscard]] std::uint64_t chain(std::uint64_t seed, std::initializer_list<std::int64_t> keys);
-
-[[nodiscard]] double uniform(std::uint64_t seed, std::initializer_list<std::int64_t> keys);
 
 struct Policy {
   explicit Policy(World& world) : w(world) {}

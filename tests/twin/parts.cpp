@@ -113,6 +113,16 @@ std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
+std::uint64_t chain(std::uint64_t seed, std::initializer_list<std::int64_t> keys) {
+  std::uint64_t x = mix(seed);
+  for (const std::int64_t key : keys) x = mix(x ^ static_cast<std::uint64_t>(key));
+  return x;
+}
+
+double uniform(std::uint64_t seed, std::initializer_list<std::int64_t> keys) {
+  return (static_cast<double>(chain(seed, keys) >> 12) + 0.5) / 4503599627370496.0;
+}
+
 std::vector<double> pool(const std::vector<double>& x, int kernel, bool max) {
   const int size = static_cast<int>(x.size());
   std::vector<double> out;

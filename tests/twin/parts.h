@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <string>
 #include <vector>
@@ -70,6 +71,11 @@ void turn(const Rope& rope, int head_dim, double positions, std::vector<double>&
 
 // One step of splitmix64.
 [[nodiscard]] std::uint64_t mix(std::uint64_t x);
+
+// splitmix64, chained over the keys.
+[[nodiscard]] std::uint64_t chain(std::uint64_t seed, std::initializer_list<std::int64_t> keys);
+
+[[nodiscard]] double uniform(std::uint64_t seed, std::initializer_list<std::int64_t> keys);
 
 // 1-D pooling, stride 1. Max ignores the padding, average counts it as zeros.
 [[nodiscard]] std::vector<double> pool(const std::vector<double>& x, int kernel, bool max);

@@ -142,7 +142,7 @@ void wrapped(const World& u, const Moment& m, Verdict& out) {
   for (int h = 0; h < u.heads; ++h) {
     const Tokens& all = m.resident[at(h)];
     if (static_cast<int>(all.size()) <= budget) continue;
-    const Tokens candidates = candidates_of(all, safe_of(p), b);
+    const Tokens candidates = candidates_of(all, safe_of(u, p), b);
     Tokens kept = without(all, candidates);
     if (static_cast<int>(kept.size()) >= budget) {
       out.kept[at(h)] = {kept.end() - budget, kept.end()};

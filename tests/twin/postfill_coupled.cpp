@@ -21,35 +21,30 @@ void all_near(Verdict& out) { std::fill(out.near.begin(), out.near.end(), 1); }
 // A number that is about to be rounded down may be on either side.
 bool hangs(double x) { return std::abs(x - std::round(x)) < 1e-6; }
 
-struct Entry {
-  double score;
-  int token, layer, head;
-};
+}  // namespace
 
-bool before(const Entry& a, const Entry& b) {
+bool before(const Ranked& a, const Ranked& b) {
   const auto x = static_cast<float>(a.score), y = static_cast<float>(b.score);
   if (x != y) return x > y;
   return std::tie(a.token, a.layer, a.head) < std::tie(b.token, b.layer, b.head);
 }
 
-bool near_cut(const std::vector<Entry>& list, std::size_t cut) {
+bool near_cut(const std::vector<Ranked>& list, std::size_t cut) {
   bool near = false;
   for (std::size_t i = 0; i < list.size() && cut > 0 && cut < list.size(); ++i)
     near = near || near_tie(list[i].score, list[i < cut ? cut : cut - 1].score);
   return near;
 }
 
-}  // namespace
-
 // What a policy protects ranks above all; the lowest of the model leave until B x heads x layers
 // are left, but for the safeguard.
 void global(const World& u, const Moment& m, Verdict& out) {
   const Choice p = u.policy.inner();
   const int budget = budget_of(u, p), n = u.point, skip = p.count("skip", 0);
-  const Tokens candidates = candidates_of(range(0, n), safe_of(p), n);
+  const Tokens candidates = candidates_of(range(0, n), safe_of(u, p), n);
   const int safe = n - static_cast<int>(candidates.size());
   const int sure = std::max(0, static_cast<int>(u.policy.real("alpha", 0) * budget) - safe);
-  std::vector<Entry> rest, own;
+  std::vector<Ranked> rest, own;
   std::size_t places = 0;
   std::vector<int> count(at(u.layers * u.heads), 0);
   for (int l = 0; l < u.layers; ++l) {
@@ -58,7 +53,7 @@ void global(const World& u, const Moment& m, Verdict& out) {
     for (int h = 0; h < u.heads; ++h) {
       places += at(std::max(0, budget - safe));
       const Values score = score_by(u, p, there, h, candidates);
-      std::vector<Entry> head;
+      std::vector<Ranked> head;
       for (std::size_t e = 0; e < score.size(); ++e)
         head.push_back({score[e], candidates[e], l, h});
       std::sort(head.begin(), head.end(), before);
@@ -75,7 +70,7 @@ void global(const World& u, const Moment& m, Verdict& out) {
     bool near = false;
     const auto score = [&](const Tokens& entries) { return score_by(u, p, m, h, entries); };
     const int keep = safe < budget ? safe + count[at(m.l * u.heads + h)] : budget;
-    out.kept[at(h)] = best(m.resident[at(h)], safe_of(p), n, keep, score, near);
+    out.kept[at(h)] = best(m.resident[at(h)], safe_of(u, p), n, keep, score, near);
     if (near) out.near[at(h)] = 1;
   }
   if (near_cut(rest, cut)) all_near(out);
@@ -281,7 +276,7 @@ void lava(const World& u, const Moment& m, Verdict& out) {
   std::vector<std::vector<int>> held(at(u.layers));  // [layers][heads] before the window
   bool near = false;
   for (int l = 0; l < u.layers; ++l) {
-    std::vector<Entry> list;
+    std::vector<Ranked> list;
     double sum = 0;
     for (int h = 0; h < u.heads; ++h) {
       const Values score = lava_score(u, l, h, window);
@@ -290,7 +285,7 @@ void lava(const World& u, const Moment& m, Verdict& out) {
       sum = std::accumulate(score.begin(), score.end(), sum);
     }
     double entropy = 0;
-    for (const Entry& e : list) {
+    for (const Ranked& e : list) {
       const double p = e.score / (sum + 1e-16);
       entropy -= p * std::log(p + 1e-16);
     }
@@ -307,7 +302,7 @@ void lava(const World& u, const Moment& m, Verdict& out) {
       int& mean = mean_seq_lens[at(i)];
       if (capacity > (mean < 0 ? length : mean)) continue;
       mean = capacity;
-      std::vector<Entry> scores;
+      std::vector<Ranked> scores;
       for (int h = 0; h < u.heads; ++h) {
         const Values score = lava_score(u, i, h, window);
         for (std::size_t e = 0; e < score.size(); ++e)

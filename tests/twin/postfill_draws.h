@@ -48,6 +48,9 @@ struct Drawn {
   [[nodiscard]] int prompt() const { return static_cast<int>(meta.prompt_tokens); }
 };
 
+// The trace for the engine, replayed rows included.
+[[nodiscard]] Trace traced(const Drawn& d);
+
 // Random parameters of one policy, for the trace and plan drawn already.
 using Draw = std::function<void(Random&, Drawn&, const std::string& folder)>;
 using Draws = std::vector<std::pair<std::string, Draw>>;
@@ -62,6 +65,8 @@ void inner_policy(Random& random, Drawn& d, const std::string& name, bool sized)
 [[nodiscard]] const Draws& postfill_draws();
 // Of methods of 2025 and 2026.
 [[nodiscard]] const Draws& recent_draws();
+// Of methods that look at replayed rows, at values, or at numbers in a file.
+[[nodiscard]] const Draws& asked_draws();
 // What needs traces of 100 to 300 tokens: the baselines of arXiv 2506.17121, whose programs round
 // to 64 tokens, and foresightkv's longest sums.
 [[nodiscard]] const Draws& long_draws();

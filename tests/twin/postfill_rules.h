@@ -35,7 +35,7 @@ void decoding(const World& u, const Moment& m, bool due, Memory& memory, Verdict
 [[nodiscard]] Values score_by(const World& u, const Choice& c, const Moment& m, int h,
                               const Tokens& entries);
 
-[[nodiscard]] Safe safe_of(const Choice& c);
+[[nodiscard]] Safe safe_of(const World& u, const Choice& c);
 
 // Scores of methods of 2025 and 2026; compactor: of its halves, too.
 [[nodiscard]] Values triattention(const World& u, const Moment& m, int h, const Tokens& entries);
@@ -68,12 +68,45 @@ void chunkkv(const World& u, const Moment& m, int model_layer, Memory& memory, V
 
 void dbudgetkv(const World& u, const Moment& m, Verdict& out);
 
+// An entry, or a rank, among others.
+struct Ranked {
+  double score;
+  int token, layer, head;
+};
+
+// The better score in fp32 first; ties to the lower token, layer, head.
+[[nodiscard]] bool before(const Ranked& a, const Ranked& b);
+
+// Whether the first `cut` of a sorted list hang on a near tie.
+[[nodiscard]] bool near_cut(const std::vector<Ranked>& list, std::size_t cut);
+
 // One ranking of all heads of all layers.
 void global(const World& u, const Moment& m, Verdict& out);
 
 // Layers that share a budget; cake cuts in decode, too.
 void cake(const World& u, const Moment& m, Memory& memory, Verdict& out);
 void lava(const World& u, const Moment& m, Verdict& out);
+
+// Budgets of all layers by what replayed rows look at.
+void kvzip(const World& u, const Moment& m, Verdict& out);
+void kvcompose(const World& u, const Moment& m, Verdict& out);
+
+// Rows of the question, which finch observes.
+[[nodiscard]] int question_rows(const World& u, const Choice& c);
+[[nodiscard]] Values finch(const World& u, const Choice& c, const Moment& m, int h,
+                           const Tokens& entries);
+
+// p' of a row over what is held, with tokens numbered by their places in the cache.
+[[nodiscard]] Values renumbered(const World& u, int l, int g, int row, const Tokens& held);
+
+[[nodiscard]] Values trimkv(const World& u, const Moment& m, int h, const Tokens& entries);
+
+// At every pass: vase follows the order of the cache, caote(h2o) adds up what the rows gave.
+void vase(const World& u, const Moment& m, Memory& memory, Verdict& out);
+void caote(const World& u, const Moment& m, Memory& memory, Verdict& out);
+
+// Entries of the heads of a layer by the curve of lukv.
+[[nodiscard]] std::vector<int> lukv_counts(const World& u, const Moment& m, int budget);
 
 // Importance of the stored heads: rows of the table that belong to stored layers.
 void headkv(const World& u, const Moment& m, int model_layer, Verdict& out);

@@ -329,6 +329,8 @@ Values score_by(const World& u, const Choice& c, const Moment& m, int h, const T
   if (c.name == "judgeq") return judgeq(u, c, m, h, entries);
   if (c.name == "triattention") return triattention(u, m, h, entries);
   if (c.name == "lookahead") return lookahead(u, c, m, h, entries);
+  if (c.name == "finch") return finch(u, c, m, h, entries);
+  if (c.name == "trimkv") return trimkv(u, m, h, entries);
   if (c.name == "qfilter") return qfilter(u, m, h, entries);
   if (c.name == "cap") return cap(u, c, m, h, entries);
   if (c.name == "compactor" || c.name == "leverage" || c.name == "noncausal")
@@ -337,10 +339,12 @@ Values score_by(const World& u, const Choice& c, const Moment& m, int h, const T
   throw std::invalid_argument("no scores of " + c.name);
 }
 
-Safe safe_of(const Choice& c) {
+Safe safe_of(const World& u, const Choice& c) {
   if (c.name == "snapkv") return {0, c.count("window", 32)};
   if (c.name == "expected_attention" || c.name == "cap") return {c.count("sinks", 4), 0};
   if (c.name == "lookahead") return {0, c.count("window", 8)};
+  if (c.name == "finch") return {0, question_rows(u, c)};
+  if (c.name == "trimkv") return {0, c.count("recent", 0)};
   if (c.name == "compactor") return {c.count("sinks", 8), c.count("recent", 4)};
   if (c.name == "triattention" && c.is("prompt", "stay", "compete"))
     return {c.count("prompt_tokens", 0), 0};

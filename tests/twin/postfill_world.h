@@ -73,7 +73,7 @@ struct Moment {
   [[nodiscard]] int end() const { return pass.end; }
 };
 
-// What foresightkv adds up from cut to cut.
+// What foresightkv adds up from cut to cut; H2O in `acc`.
 struct Sums {
   double acc = 0, decayed = 0;
 };
@@ -82,9 +82,9 @@ struct Sums {
 struct Memory {
   std::vector<char> lazy;            // [layers] simlayerkv
   std::map<int, Tokens> leader_set;  // chunkkv: what a block of layers keeps
-  std::map<int, Tokens> places;      // decoding, cake: the cache of a head of a layer, in its order
-  std::map<int, char> near_places;   // ... two places hung on a near tie
-  std::set<int> begun;               // foresightkv: heads of layers that have had a cut
+  std::map<int, Tokens> places;  // decoding, cake, vase: a cache of a head of a layer, in its order
+  std::map<int, char> near_places;  // ... two places hung on a near tie
+  std::set<int> begun;              // foresightkv: heads of layers that have had a cut
   std::map<std::tuple<int, int, int>, Sums> sums;  // of a layer, query head, token
 };
 

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/twin/stores_rules.h"
+
 namespace kvspan::twin::stores {
 
 Fraction parse_share(const std::string& text) {
@@ -104,6 +106,7 @@ long long Setup::held_bytes() const {
     const long long bits = number("kvquant.bits", 4) * o.bottom + 32 * o.top;
     return (heads * (d + dv) * bits + 12 * 8 * o.bottom) / (8 * o.bottom * heads) + 1;
   }
+  if (store == "turboquant") return turbo_bytes(*this);
   if (store == "think") {
     const int pruned = floor_of(parse_share(text("think.ratio", "40%")), d);
     return static_cast<long long>(d - pruned + dv) * kElement;

@@ -90,6 +90,7 @@ struct LayerState {
   int index = 0;
   std::vector<std::vector<Entry>> entries;      // [kv_heads][tokens]
   std::vector<std::vector<double>> column_sum;  // [query_heads][tokens]
+  std::vector<std::vector<double>> last_row;    // [query_heads][tokens] p' of the newest row
   std::vector<Folded> folded;                   // [kv_heads]
   std::vector<std::vector<double>> balancer;    // [kv_heads][head_dim] mikv
 };

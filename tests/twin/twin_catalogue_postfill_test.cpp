@@ -3,6 +3,7 @@
 // (tests/twin/catalogue_postfill.h): random small traces, random parameters, and traces of small
 // integers in which keys tie.
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -49,7 +50,7 @@ std::string compare(const Drawn& d, Tally& tally) {
   if (d.plan.evict_point > 0) options.evict_point = d.plan.evict_point;
   RunResult got;
   try {
-    got = test::run_one(test::make_trace(d.trace), d.text(), options);
+    got = test::run_one(test::traced(d), d.text(), options);
   } catch (const Error& e) {
     ++tally.refused;
     return fmt::format("refused: {}", e.what());
@@ -117,6 +118,7 @@ std::string compare(const Drawn& d, Tally& tally) {
 
 void run(const test::Draws& draws, bool integers, int tokens, std::uint64_t seed, int cases) {
   const Folder folder;
+  if (const char* other = std::getenv("SEED")) seed += std::stoull(other);
   for (const auto& [policy, draw] : draws) {
     Random random(seed);
     Tally tally;
@@ -138,10 +140,14 @@ void run(const test::Draws& draws, bool integers, int tokens, std::uint64_t seed
       UNSCOPED_INFO("case " << i << ": " << d.text() << " |" << differs);
       if (shown.size() < 6 && shown.insert(differs.substr(0, 24)).second) {
         std::cout << fmt::format(
-            "  {} {}: L={} ids={} N={} n={} at={} chunk={} Hq={} Hk={} d={} dv={} rope={} |{}\n", i,
-            d.text(), d.meta.model_layers, fmt::join(d.meta.layer_ids, "/"), d.meta.tokens,
+            "  {} {}: L={} ids={} N={} n={} at={} chunk={} Hq={} Hk={} d={} dv={} rope={} "
+            "window={} "
+            "sinks={} cap={} |{}\n",
+            i, d.text(), d.meta.model_layers, fmt::join(d.meta.layer_ids, "/"), d.meta.tokens,
             d.meta.prompt_tokens, d.plan.evict_point, d.plan.chunk, d.meta.query_heads,
-            d.meta.kv_heads, d.meta.head_dim, d.meta.v_head_dim, d.meta.rope.has_value(), differs);
+            d.meta.kv_heads, d.meta.head_dim, d.meta.v_head_dim, d.meta.rope.has_value(),
+            d.meta.sliding_window.empty() ? 0 : d.meta.sliding_window.back(),
+            !d.trace.layers[0].sink_logits.empty(), d.meta.logit_softcap, differs);
       }
     }
     std::cout << fmt::format(
@@ -165,6 +171,11 @@ TEST_CASE("post-fill policies agree with their brute-force twin", "[twin]") {
 TEST_CASE("post-fill policies of 2025 and 2026 agree with their brute-force twin", "[twin]") {
   run(test::recent_draws(), false, 20, 20261201, 120);
   run(test::recent_draws(), true, 20, 4712, 60);  // keys tie
+}
+
+TEST_CASE("policies that ask, value or fade agree with their brute-force twin", "[twin]") {
+  run(test::asked_draws(), false, 20, 20261202, 60);
+  run(test::asked_draws(), true, 20, 4713, 30);  // keys tie
 }
 
 TEST_CASE("the baselines of arXiv 2506.17121 agree with their brute-force twin", "[twin]") {

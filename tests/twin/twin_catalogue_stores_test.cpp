@@ -2,6 +2,7 @@
 // The engine against the brute-force twin of the policies that hold entries in fewer bytes or fold
 // them into a state.
 #include <cmath>
+#include <cstdlib>
 #include <functional>
 #include <iostream>
 #include <map>
@@ -277,6 +278,7 @@ using Fill = std::function<void(Random&, StoreCase&)>;
 
 void run(const std::string& policy, std::uint64_t seed, int cases, const Fill& fill) {
   Tally tally{policy};
+  if (const char* other = std::getenv("SEED")) seed += std::stoull(other);
   Random random(seed);
   for (int i = 0; i < test::share_of_cases(cases); ++i) {
     INFO("seed " << seed << ", case " << i);
@@ -482,4 +484,44 @@ TEST_CASE("kvquant with equal steps agrees with its twin", "[twin][stores]") {
   };
   run("kvquant", 62, 80, fill);
   run("snapkv+kvquant", 63, 40, fill);
+}
+
+TEST_CASE("cam agrees with its twin", "[twin][stores]") {
+  const Fill fill = [](Random& random, StoreCase& c) {
+    c.parameters["cam.merge"] = fmt::format("{}", pick(random, 1, 8));
+    c.parameters["cam.attention"] = one_of<std::string>(random, {"row", "sums"});
+    c.parameters["cam.seed"] = fmt::format("{}", pick(random, 0, 999));
+  };
+  run("streaming_llm+cam", 71, 60, fill);
+  run("h2o+cam", 72, 40, fill);
+  run("given+cam", 73, 40, [&](Random& random, StoreCase& c) {  // several victims in a row
+    c.given =
+        fmt::format("triattention(budget={},every={})", pick(random, 3, 12), pick(random, 1, 5));
+    fill(random, c);
+  });
+}
+
+TEST_CASE("merge agrees with its twin", "[twin][stores]") {
+  const Fill fill = [](Random& random, StoreCase& c) {
+    c.parameters["merge.threshold"] = one_of<std::string>(random, {"0", "0", "0.3", "0.7"});
+  };
+  run("snapkv+merge", 74, 60, fill);
+  run("h2o+merge", 75, 40, fill);
+  run("streaming_llm+merge", 76, 40, fill);
+}
+
+TEST_CASE("turboquant agrees with its twin", "[twin][stores]") {
+  const Fill fill = [](Random& random, StoreCase& c) {
+    // Small integers fall half way between two levels.
+    do {
+      c.trace = random_trace(random, false);
+    } while (completed(c.trace).head_dim == 6);
+    c.plan.prompt = static_cast<int>(completed(c.trace).prompt_tokens);
+    c.plan.evict_point = -1;
+    c.parameters["turboquant.preset"] =
+        one_of<std::string>(random, {"4bit_nc", "k8v4", "k3v4_nc", "3bit_nc"});
+  };
+  run("turboquant", 77, 60, fill);
+  run("snapkv+turboquant", 78, 40, fill);
+  run("h2o+turboquant", 79, 40, fill);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include <Eigen/Core>
 #include <fmt/format.h>
@@ -50,15 +51,20 @@ Grams grams_of(const Trace& trace, int layer) {
 class PassOfReplay {
  public:
   //   grams   empty: not weighed
-  PassOfReplay(const Trace& trace, int layer, const Probe& probe, TokenCount sinks,
+  PassOfReplay(const Trace& trace, int layer, const Probe& probe, const ReplaySettings& settings,
                const Grams& grams)
       : trace_(trace), m_(trace.meta()), layer_(layer), probe_(probe), grams_(grams) {
+    if (settings.of_model) {
+      softcap_ = m_.logit_softcap;
+      sink_logits_ = trace.sink_logits(layer);
+      if (!m_.sliding_window.empty()) window_ = m_.sliding_window[index(layer)];
+    }
     const ProbeLayer asked = probe_layer(trace, layer);
     const std::int64_t q_row = std::int64_t{m_.query_heads} * m_.head_dim;
     const std::int64_t k_row = std::int64_t{m_.kv_heads} * m_.head_dim;
     q_ = widened(trace, *asked.q, probe.first * q_row, probe.rows * q_row);
     own_ = widened(trace, *asked.k, probe.first * k_row, probe.rows * k_row);
-    sinks_ = std::min<RowIndex>(sinks, probe.begin);
+    sinks_ = std::min<RowIndex>(settings.sinks, probe.begin);
     first_ = read_vectors(trace, layer, 'k', 0, sinks_).data;
     chunk_ = read_vectors(trace, layer, 'k', probe.begin, probe.end).data;
     if (grams.empty()) return;
@@ -96,15 +102,39 @@ class PassOfReplay {
       q.assign(raw, raw + m_.head_dim);
       const std::size_t count = before + asked + row + 1;
       kernels::dots(keys.data(), static_cast<std::int64_t>(count), m_.head_dim, q.data(), z.data());
-      const double top =
-          *std::max_element(z.begin(), z.begin() + static_cast<std::ptrdiff_t>(count));
+      shape_logits(row, std::span(z).first(count));
+      double top = *std::max_element(z.begin(), z.begin() + static_cast<std::ptrdiff_t>(count));
+      if (!sink_logits_.empty())
+        top = std::max(top, static_cast<double>(sink_logits_[index(query_head)]));
       double sum = 0;
-      for (std::size_t i = 0; i < count; ++i) sum += z[i] = std::exp((z[i] - top) * m_.score_scale);
+      for (std::size_t i = 0; i < count; ++i) sum += z[i] = std::exp(z[i] - top);
+      if (!sink_logits_.empty())
+        sum += std::exp(static_cast<double>(sink_logits_[index(query_head)]) - top);
       if (!norms_.empty()) sum *= norm_of(row);
       for (std::size_t i = 0; i < asked; ++i) most[i] = std::max(most[i], z[before + i] / sum);
     }
     for (std::size_t i = 0; i < asked; ++i)
       most[i] *= weight_of(query_head, probe_.begin + static_cast<RowIndex>(i));
+  }
+
+  // From products to logits.
+  void shape_logits(std::size_t row, std::span<double> z) const {
+    for (double& x : z) {
+      x *= m_.score_scale;
+      if (softcap_ > 0) x = softcap_ * std::tanh(x / softcap_);
+    }
+    if (window_ == 0) return;
+    const RowIndex first = probe_.at + static_cast<RowIndex>(row) - window_ + 1;  // that it sees
+    const auto asked = probe_.end - probe_.begin;
+    for (std::size_t i = 0; i < z.size(); ++i) {
+      auto position = static_cast<RowIndex>(i);
+      if (position >= sinks_ + asked) {
+        position += probe_.at - sinks_ - asked;
+      } else if (position >= sinks_) {
+        position += probe_.begin - sinks_;
+      }
+      if (position < first) z[i] = -std::numeric_limits<double>::infinity();
+    }
   }
 
   // ||Wo v||, where entries are weighed.
@@ -128,7 +158,9 @@ class PassOfReplay {
   int layer_;
   const Probe& probe_;
   const Grams& grams_;
-  RowIndex sinks_ = 0;
+  RowIndex sinks_ = 0, window_ = 0;
+  double softcap_ = 0;
+  std::vector<float> sink_logits_;
   std::vector<float> q_, own_, first_, chunk_, norms_;
   LayerVectors values_;
 };
@@ -139,7 +171,7 @@ ReplayColumns look_at_layer(const Trace& trace, int layer, const ReplaySettings&
   ReplayColumns out(index(trace.meta().kv_heads), std::vector<double>(index(settings.at)));
   const Grams grams = settings.plus ? grams_of(trace, layer) : Grams{};
   for (const Probe& probe : settings.probes) {
-    const PassOfReplay pass(trace, layer, probe, settings.sinks, grams);
+    const PassOfReplay pass(trace, layer, probe, settings, grams);
     for (int h = 0; h < trace.meta().kv_heads; ++h) pass.add_head(h, settings.group, out[index(h)]);
   }
   return out;

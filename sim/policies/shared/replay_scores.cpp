@@ -52,8 +52,8 @@ RowIndex read_replay(const Geometry& geometry, ReplaySettings& settings) {
 std::shared_ptr<const ReplayColumns> replay_columns(const Geometry& geometry,
                                                     const ReplaySettings& settings, int layer) {
   const std::string key =
-      fmt::format("replay: sinks {}, plus {}, group {}, layer {}", settings.sinks, settings.plus,
-                  static_cast<int>(settings.group), layer);
+      fmt::format("replay: sinks {}, plus {}, model {}, group {}, layer {}", settings.sinks,
+                  settings.plus, settings.of_model, static_cast<int>(settings.group), layer);
   return remembered<ReplayColumns>(geometry.memo, key,
                                    [&] { return look_at_layer(*geometry.trace, layer, settings); });
 }

@@ -13,9 +13,10 @@
 namespace kvspan::policies {
 
 struct ReplaySettings {
-  std::string policy;    // for messages
-  TokenCount sinks = 0;  // first tokens that every row reads
-  bool plus = false;     // weigh by what a row reads and what an entry adds
+  std::string policy;     // for messages
+  TokenCount sinks = 0;   // first tokens that every row reads
+  bool plus = false;      // weigh by what a row reads and what an entry adds
+  bool of_model = false;  // p with the model's own window, soft cap and sink logits
   Group group = Group::max;
   std::vector<Probe> probes = {};  // empty: no trace
   RowIndex at = 0;                 // tokens that are read before the model is asked
