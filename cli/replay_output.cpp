@@ -150,7 +150,7 @@ void print_attention(const ReplayFound& found) {
     const RecipeSpec spec = parse_spec(found.report->runs[run].spec);
     if (spec.size() == 1 && spec[0].name == "full") full = &of.pool;
   }
-  if (first == nullptr) return;
+  if (found.attention.empty()) return;
   for (std::size_t run = 0; run < found.attention.size(); ++run) {
     const AttentionFound& of = found.attention[run];
     std::vector<std::string> line = {"  " + found.report->runs[run].label};
@@ -170,10 +170,12 @@ void print_attention(const ReplayFound& found) {
     rows.push_back(std::move(line));
   }
   fmt::print("\nattention of decode rows, from the pool\n{}", align(rows));
-  fmt::print(
-      "{} rows of {} in layout {}; run: the simulator's figures of the same rows; read, time: "
-      "of a row,\nall stored layers; ideal: the speed-up if traffic were all\n",
-      first->rows, gpu_replay::name_of(first->element), first->layout);
+  if (first != nullptr) {
+    fmt::print(
+        "{} rows of {} in layout {}; run: the simulator's figures of the same rows; read, time: "
+        "of a row,\nall stored layers; ideal: the speed-up if traffic were all\n",
+        first->rows, gpu_replay::name_of(first->element), first->layout);
+  }
   for (std::size_t run = 0; run < found.attention.size(); ++run) {
     if (!found.attention[run].why_not.empty())
       fmt::print("{}: {}\n", found.report->runs[run].label, found.attention[run].why_not);

@@ -153,6 +153,18 @@ TEST_CASE("replay takes attention from the pool, beside the run's", "[cli]") {
              Contains("in a form that the pool does not write"));
 }
 
+TEST_CASE("replay says why attention is left out where it is of all runs", "[cli]") {
+  // Bug: nothing was said then. Decode rows evict entries of groups that share scales.
+  const Outcome out =
+      program("replay " + kTrace +
+              " --policy quest --policy \"h2o(budget=300)+kivi(residual=32)\" --prompt 1840 "
+              "--layout ideal --attention 2 --quiet");
+  INFO(out.text);
+  CHECK(out.code == 0);
+  CHECK_THAT(out.text, Contains("quest: its query heads choose what they read") &&
+                           Contains("an entry has left a group of keys that share scales"));
+}
+
 TEST_CASE("every field of a replay is in its page", "[cli]") {
   const Folder folder;
   const std::string asked = "replay " + kTrace + " --policy full --policy quest --layout ideal ";
