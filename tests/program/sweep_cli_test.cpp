@@ -191,8 +191,8 @@ TEST_CASE("a scheduler's SIGTERM ends a sweep in order, with code 75", "[cli]") 
   const std::string sweep = fmt::format("sweep {} --policy all --budget 10%,20%,30% --out {}",
                                         trace("smollm2-passkey.safetensors"), folder / "s");
   const Outcome out = shell(fmt::format(
-      "{} {} --quiet 2>&1 & p=$!; until [ -e {}/sweep.json ]; do sleep 0.02; done; kill -TERM $p; "
-      "wait $p",
+      "{} {} --quiet 2>&1 & p=$!; while kill -0 $p && ! [ -e {}/sweep.json ]; do sleep 0.02; done; "
+      "kill -TERM $p; wait $p",
       KVSPAN_PROGRAM, sweep, folder / "s"));
   CHECK(out.code == 75);
   CHECK_THAT(out.text, Contains("the same command goes on"));
