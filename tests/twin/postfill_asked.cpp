@@ -84,14 +84,23 @@ Values kvzip_score(const World& u, int l, int h) {
   return out;
 }
 
+// Tokens that were read before the model was asked; those behind them, a question, stay.
+int context_of(const World& u) {
+  int most = 0;
+  for (const Probe& p : u.tables.probes) most = std::max(most, p.at);
+  return most;
+}
+
 }  // namespace
 
 void kvzip(const World& u, const Moment& m, Verdict& out) {
   const int budget = budget_of(u, u.policy), n = u.point;
   if (budget >= n) return;
-  const int sinks = asked_sinks(u);
-  if (sinks >= budget) {
-    for (Tokens& kept : out.kept) kept = range(sinks - budget, sinks);
+  const int sinks = asked_sinks(u), end = context_of(u);
+  Tokens safe = range(0, sinks);
+  for (int j = end; j < n; ++j) safe.push_back(j);
+  if (static_cast<int>(safe.size()) >= budget) {
+    for (Tokens& kept : out.kept) kept = {safe.end() - budget, safe.end()};
     return;
   }
   const std::string cut = u.policy.text("cut", "model");
@@ -100,15 +109,15 @@ void kvzip(const World& u, const Moment& m, Verdict& out) {
     if (cut != "model" && l != m.l) continue;
     for (int h = 0; h < u.heads; ++h) {
       const Values score = kvzip_score(u, l, h);
-      for (int j = sinks; j < n; ++j)
+      for (int j = sinks; j < end; ++j)
         rankings[cut == "head" ? at(h) : 0].push_back({score[at(j)], j, l, h});
     }
   }
-  for (Tokens& kept : out.kept) kept = range(0, sinks);
+  for (Tokens& kept : out.kept) kept = safe;
   for (std::size_t i = 0; i < rankings.size(); ++i) {
     std::vector<Ranked>& all = rankings[i];
     std::sort(all.begin(), all.end(), before);
-    const std::size_t places = all.size() / at(n - sinks) * at(budget - sinks);
+    const std::size_t places = all.size() / at(end - sinks) * (at(budget) - safe.size());
     for (std::size_t e = 0; e < places; ++e)
       if (all[e].layer == m.l) out.kept[at(all[e].head)].push_back(all[e].token);
     if (!near_cut(all, places)) continue;
@@ -124,8 +133,9 @@ void kvzip(const World& u, const Moment& m, Verdict& out) {
 // KVComposePress: the most of a replayed row over the whole context, the group's mean, and on top
 // the layer's mean. The r-th best entries of the heads are one composite token.
 void kvcompose(const World& u, const Moment& m, Verdict& out) {
-  const int budget = budget_of(u, u.policy), n = u.point;
+  const int n = context_of(u), behind = u.point - n, budget = budget_of(u, u.policy) - behind;
   if (budget >= n) return;
+  if (budget <= 0) return keep_newest(m, budget + behind, out);
   std::vector<std::vector<Values>> scores;
   for (int l = 0; l < u.layers; ++l) {
     std::vector<Values>& layer = scores.emplace_back();

@@ -11,9 +11,10 @@ namespace {
 
 using Values = std::vector<double>;
 
-// Rows that ask for [begin, point) in so many passes.
+// Rows that ask for the context from `begin` on in so many passes; a question may follow it.
 void ask(Random& r, Drawn& d, int begin, int passes) {
-  const int point = d.plan.evict_point > 0 ? d.plan.evict_point : d.prompt();
+  const int point =
+      (d.plan.evict_point > 0 ? d.plan.evict_point : d.prompt()) - (coin(r, 3) ? pick(r, 1, 2) : 0);
   int rows = 0;
   for (int i = 0; i < passes; ++i) {
     const int end = i + 1 < passes ? begin + (point - begin) / (passes - i) : point;
@@ -69,7 +70,7 @@ void kvzip(Random& r, Drawn& d, const std::string&) {
 }
 
 void vase(Random& r, Drawn& d, const std::string&) {
-  const int buffer = pick(r, 2, 6), budget = buffer * pick(r, 2, 5);
+  const int buffer = pick(r, 2, 5), budget = buffer * pick(r, 2, 4);
   d.set("budget", budget);
   d.set("buffer", buffer);
   d.set("sinks", pick(r, 0, 3));
