@@ -115,7 +115,8 @@ void HeapMemory::do_release(Address begin) {
 // ---- Both ---------------------------------------------------------------------------------------
 
 bool HostBytes::has(std::int64_t bytes) {
-  if ((unchecked_ -= bytes) >= 0) return true;
+  unchecked_ -= bytes;
+  if (unchecked_ >= 0) return true;
   if (device_free() < kSpare + bytes) return false;
   unchecked_ = kSpare;
   return true;
