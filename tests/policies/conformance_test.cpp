@@ -232,16 +232,14 @@ TEST_CASE("replay equals the closed form of every policy that has one", "[confor
     options.chunk = test::pick(random, 0, 1) == 0 ? 0 : test::pick(random, 1, 30);
     options.fidelity = false;
     for (const std::string& spec : subjects()) {
-      for (const bool layerwise : {false, true}) {
-        Accounting accounting;
-        accounting.layerwise = layerwise;
-        if (!make_policy(spec, geometry_of(trace, options)).closed_form) continue;
-        INFO(spec << " n=" << prompt << " m=" << generated << " C=" << options.chunk
-                  << " layerwise=" << layerwise);
-        CHECK(test::off_closed_form(trace, spec, options, accounting) == "");
-        ++compared;
-      }
+      Accounting accounting;
+      accounting.layerwise = test::pick(random, 0, 1) == 0;
+      if (!make_policy(spec, geometry_of(trace, options)).closed_form) continue;
+      INFO(spec << " n=" << prompt << " m=" << generated << " C=" << options.chunk
+                << " layerwise=" << accounting.layerwise);
+      CHECK(test::off_closed_form(trace, spec, options, accounting) == "");
+      ++compared;
     }
   }
-  CHECK(compared > 40 * rounds);
+  CHECK(compared > 20 * rounds);
 }

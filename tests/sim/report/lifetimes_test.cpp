@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -424,7 +425,7 @@ TEST_CASE("a lifetimes file with any byte changed opens or is refused", "[lifeti
   const TemporaryFile path;
   write_lifetimes(hostile_report(), path.path);
   std::vector<std::byte> bytes = bytes_of(path.path);
-  const int turn = GENERATE(0, 5);
+  const int turn = std::getenv("KVSPAN_DEEP") == nullptr ? 0 : GENERATE(0, 5);
   std::size_t refused = 0;
   for (std::size_t i = 0; i < bytes.size(); ++i) {
     const std::byte old = bytes[i];
