@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where `replay` allocates and attends.
+// Where `replay` allocates and attends, and `run` measures.
 #pragma once
 
 #include <functional>
@@ -8,6 +8,7 @@
 
 #include "gpu_replay/attention/decode_row.h"
 #include "gpu_replay/pool/memory.h"
+#include "sim/replay/score_pass.h"
 
 namespace kvspan::cli {
 
@@ -21,6 +22,16 @@ struct ReplayDevice {
   // Empty: on the host.
   std::function<double(const gpu_replay::DecodeRow& row, gpu_replay::DecodeResult& out)> attend;
 };
+
+// Who takes retained attention and output error in `run`.
+struct MeasuringDevice {
+  std::shared_ptr<ScorePass> scores;  // null: the CPU, on the way
+  std::string instead;                // why auto took it; empty: it did not
+};
+
+// name: cpu, auto, cuda or host (the device's pass, on the CPU). Errors: DeviceError for cuda where
+// there is no GPU or no module.
+[[nodiscard]] MeasuringDevice measuring_device(const std::string& name);
 
 // name: auto, cuda or host; mapped: or else allocated (see DeviceMemory). Errors: DeviceError for
 // cuda where there is no GPU or no module.

@@ -16,6 +16,7 @@
 #include "cli/commands.h"
 #include "cli/outputs.h"
 #include "cli/policy_options.h"
+#include "cli/replay_device.h"
 #include "cli/validators.h"
 #include "sim/base/error.h"
 #include "sim/ledger/layouts.h"
@@ -41,9 +42,11 @@ struct RunSettings {
   std::vector<std::int64_t> chunks{0};
   std::vector<std::string> policies;
   std::vector<std::string> budgets;
-  std::string evict_point, fidelity = "auto", match, prefill = "whole", layout = "ideal";
+  std::string evict_point, fidelity = "auto", match, prefill = "whole", layout = "ideal",
+                           device = "cpu";
   std::string out, csv, lifetimes, timeline, svg, tradeoff, perfetto, massif, optimum;
   EngineOptions engine;
+  double audit = 0;
   bool quiet = false;
   bool regret = false;
   bool chart = false, no_chart = false, no_timeline = false, json = false;
@@ -77,6 +80,13 @@ RunRequest request_of(const RunSettings& s, const Context& context) {
   if (!s.optimum.empty() && !s.regret) {
     throw ConfigError("--optimum writes the plans that --regret compares with; expected both");
   }
+  if (s.audit > 0 && s.device == "cpu")
+    throw ConfigError("--audit compares a device with the CPU; expected --device, too");
+  const MeasuringDevice device = measuring_device(s.device);
+  request.engine.scores = device.scores;
+  request.audit = s.audit;
+  if (!device.instead.empty() && !s.quiet)
+    fmt::print(stderr, "kvspan: on the CPU, because {}\n", device.instead);
   request.regret = s.regret;
   request.plans = !s.optimum.empty();
   request.command = context.command;
@@ -142,6 +152,9 @@ void check_space(const TraceMeta& trace, std::size_t runs, const Outputs& output
 
 RunReport replay_all(const Trace& trace, const RunRequest& request, const Outputs& outputs,
                      const std::string& what, bool quiet) {
+  if (request.engine.scores != nullptr && !trace.is_qkv() && !quiet)
+    fmt::print(stderr, "kvspan: on the CPU, because '{}' holds scores, not q, k and v\n",
+               trace.name());
   Progress progress(what, quiet);
   RunWatch watch;
   Progress optima("solving", quiet);
@@ -303,6 +316,19 @@ void add_run(CLI::App& app, const Context& context) {
                   "Threads; 0: all cores. Results do not depend on them")
       ->check(CLI::Range(0, 4096))
       ->type_name("T");
+  sub->add_option(
+         "--device", s->device,
+         "Who measures policies that read all they hold, as it was born, in one pass after "
+         "each layer: cuda, a GPU; auto, a GPU if there is one; host, the same pass on the "
+         "CPU, to compare. The default, cpu, measures on the way")
+      ->check(CLI::IsMember({"cpu", "auto", "cuda", "host"}))
+      ->type_name("cpu|auto|cuda|host");
+  sub->add_option(
+         "--audit", s->audit,
+         "With --device: so large a share of its rows, drawn by --seed, on the CPU as well; "
+         "the largest differences are reported")
+      ->check(CLI::Range(1e-9, 1.0))
+      ->type_name("SHARE");
   sub->add_option("--seed", s->engine.seed, "Seed of policies that draw random numbers")
       ->check(a_seed())
       ->type_name("S");
@@ -354,6 +380,7 @@ Examples:
   kvspan run TRACE --policy "chunked(snapkv(budget=10%),variant=patched)" --chunk 512
   kvspan run TRACE --policy snapkv --policy h2o --policy tova --match footprint=40%
   kvspan run TRACE --policy all --budget 20% --prompt 512 --regret
+  kvspan run TRACE --policy all --budget 10%,20% --device cuda --audit 0.01
   kvspan run TRACE --policy snapkv --json --no-timeline --quiet | jq .runs[0].footprint
   kvspan run TRACE TRACE TRACE --policy full --policy snapkv --budget 10%,20% --chunk 128,512 --csv all.csv)help");
   sub->callback([s, &context] { run(*s, context); });

@@ -106,11 +106,15 @@ stage "memory replay, mapped granules" 60 memory_lines "${replay[@]}" --policy f
 stage "memory replay, stream-ordered pool" 60 memory_lines "${replay[@]}" --policy full --policy h2o \
   --layout paged16_per_head --layout paged16_per_head_compact --allocator pool --out "$table.pool.json"
 stage "capture's kernels against double precision" 90 last_line "$tests" '~[replay]'
-stage "build the benchmarks" 120 last_line cmake --build $folder --parallel "$(nproc)" --target kvspan_cuda_bench
+stage "build the benchmarks" 120 last_line cmake --build $folder --parallel "$(nproc)" --target kvspan_cuda_bench kvspan_score_bench
 stage "a copy of device memory, and rows from a pool" 60 benchmark_lines "$folder/tests/kvspan_cuda_bench" \
   --benchmark_filter='copy|one row' --benchmark_min_time=0.2
 stage "capture, f16 and bf16, and the same attention without" 90 benchmark_lines \
   "$folder/tests/kvspan_cuda_bench" --benchmark_filter='gemm|Llama.*f16 (8192|32768)' --benchmark_min_time=0.2
+stage "40 policies' retained attention in one pass" 60 last_line "$folder/tests/kvspan_score_bench"
+stage "that pass against the CPU, all rows" 60 last_line bash -c "
+  $program run $trace --policy all --budget 20% --prompt 512 --device cuda --audit 1 --no-chart --quiet \
+    --no-timeline --out '$table.scores.json' && grep '\"audit\"' '$table.scores.json'"
 stage "compute-sanitizer, pool and attention" 180 last_line compute-sanitizer --error-exitcode 9 "$tests" \
   'a head without entries*'
 exit "$failed"

@@ -5,9 +5,11 @@
 
 #include <filesystem>
 #include <memory>
+#include <string>
 
 #include "gpu_replay/attention/decode_row.h"
 #include "gpu_replay/pool/memory.h"
+#include "gpu_replay/score/score_layer.h"
 
 namespace kvspan::gpu_replay {
 
@@ -16,6 +18,9 @@ struct ReplayModule {
   std::unique_ptr<DeviceMemory> (*make_memory)(std::int64_t granule, std::int64_t limit) = nullptr;
   std::unique_ptr<DeviceMemory> (*make_pool)(std::int64_t limit) = nullptr;
   double (*attend)(const DecodeRow& row, DecodeResult& out) = nullptr;
+  // load_scores_on_cuda() of score_layer.h; the device's name.
+  LoadScores load_scores = nullptr;
+  std::string (*device_name)() = nullptr;
 };
 
 // The module is never unloaded. REQUIRES: `file` is of this build. Errors: DeviceError when it

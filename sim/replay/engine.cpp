@@ -83,7 +83,7 @@ class Results {
       if (replays_[p].undecided) *replays_[p].undecided += lane.undecided();
       for (std::size_t row = 0; row < lane.loaded().size(); ++row)
         replays_[p].ledger.selected[row] += lane.loaded()[row];
-      measured.push_back(std::move(lane.fidelity()));
+      measured.push_back(std::move(walk.fidelity(p)));
     }
     if (!plan_.fidelity.on()) return;
     waiting_.emplace(layer, std::move(measured));

@@ -12,6 +12,7 @@
 #include <tbb/task_group.h>
 
 #include "sim/base/error.h"
+#include "sim/replay/measure_apart.h"
 
 namespace kvspan {
 
@@ -50,11 +51,13 @@ std::vector<char> observed_rows(const Lineup& lineup) {
   return observed;
 }
 
+// apart [policies] that nobody measures on the way
 std::vector<char> needed_rows(const Lineup& lineup, const FidelityPlan& fidelity,
-                              std::vector<char> observed) {
+                              const std::vector<char>& apart, std::vector<char> observed) {
   RowIndex changes_from = lineup.geometry.tokens;
-  for (const Requirements& asked : lineup.requirements)
-    changes_from = std::min(changes_from, asked.changes_from);
+  for (std::size_t p = 0; p < apart.size(); ++p) {
+    if (apart[p] == 0) changes_from = std::min(changes_from, lineup.requirements[p].changes_from);
+  }
   for (RowIndex row = changes_from; row < lineup.geometry.tokens; ++row) {
     if (fidelity.measures(row)) observed[static_cast<std::size_t>(row)] = 1;
   }
@@ -107,10 +110,19 @@ std::vector<RowIndex> cut_blocks(const Lineup& lineup, const std::vector<char>& 
 
 WalkPlan plan_walk(const Trace& trace, const Lineup& lineup, const EngineOptions& options,
                    RowIndex block_rows) {
-  WalkPlan plan{trace, lineup, {}, {}, {}, {}, block_rows, wants_values(trace, options)};
+  WalkPlan plan{.trace = trace, .lineup = lineup, .block_rows = block_rows};
+  plan.values = wants_values(trace, options);
   if (options.fidelity) plan.fidelity = plan_measurement(trace, lineup.geometry, options);
+  plan.apart.assign(lineup.policies.size(), 0);
+  if (options.scores != nullptr && options.fidelity && trace.is_qkv()) {
+    plan.scores = options.scores.get();
+    plan.unmeasured.prompt = plan.fidelity.prompt;
+    for (std::size_t p = 0; p < plan.apart.size(); ++p)
+      plan.apart[p] = holds_plainly(lineup.policies[p]) ? 1 : 0;
+    if (std::ranges::count(plan.apart, 0) == 0) plan.values = false;
+  }
   plan.observed = observed_rows(lineup);
-  plan.needed = needed_rows(lineup, plan.fidelity, plan.observed);
+  plan.needed = needed_rows(lineup, plan.fidelity, plan.apart, plan.observed);
   plan.block_ends = cut_blocks(lineup, plan.needed, block_rows);
   return plan;
 }
@@ -118,18 +130,22 @@ WalkPlan plan_walk(const Trace& trace, const Lineup& lineup, const EngineOptions
 LayerWalk::LayerWalk(const WalkPlan& plan, int layer, std::vector<Replay>& replays,
                      std::vector<DecisionBoard>& boards)
     : plan_(plan),
+      layer_(layer),
+      replays_(replays),
       scores_(plan.trace, layer),
       terms_(plan.lineup.geometry, plan.fidelity, plan.block_rows, plan.values, layer),
       measured_(plan.fidelity.measures_layer(layer)),
       shared_(plan.lineup.policies),
-      lanes_(plan.lineup.policies.size()) {
+      lanes_(plan.lineup.policies.size()),
+      apart_(plan.lineup.policies.size()) {
   const Lineup& lineup = plan.lineup;
   // In parallel, since what looks ahead walks the layer's attention here.
   tbb::parallel_for(std::size_t{0}, lanes_.size(), [&](std::size_t p) {
     const Policy& policy = lineup.policies[p];
     lanes_[p] = std::make_unique<Lane>(policy, lineup.requirements[p].passes, plan.trace,
                                        lineup.geometry.shape(layer, policy.per_query_head),
-                                       plan.fidelity, replays[p].ledger, boards[p], &shared_);
+                                       plan.apart[p] != 0 ? plan.unmeasured : plan.fidelity,
+                                       replays[p].ledger, boards[p], &shared_);
   });
   std::map<std::string, std::size_t> place;  // in kin_
   for (std::size_t p = 0; p < lanes_.size(); ++p) {
@@ -154,6 +170,20 @@ void LayerWalk::step(RowIndex begin, RowIndex end) {
   if (tbb::is_current_task_group_canceling()) return;
   tbb::parallel_for(std::size_t{0}, kin_.size(), [&](std::size_t k) { process(block, kin_[k]); });
   if (std::none_of(lanes_.begin(), lanes_.end(), shares)) shared_.columns.clear();
+}
+
+void LayerWalk::measure(const std::function<void()>& check) {
+  std::vector<std::size_t> places;
+  std::vector<const Ledger*> ledgers;
+  for (std::size_t p = 0; p < lanes_.size(); ++p) {
+    if (plan_.apart[p] == 0) continue;
+    places.push_back(p);
+    ledgers.push_back(&replays_[p].ledger);
+  }
+  if (places.empty()) return;
+  std::vector<LayerFidelity> found =
+      measure_apart(*plan_.scores, plan_.trace, plan_.fidelity, layer_, ledgers, check);
+  for (std::size_t i = 0; i < places.size(); ++i) apart_[places[i]] = std::move(found[i]);
 }
 
 // The first works for all others: alone, so that nobody does the same meanwhile.
@@ -183,6 +213,9 @@ void walk_layers(const WalkPlan& plan, const EngineOptions& options, int in_flig
       hooks.stepped(begin, end);
       begin = end;
     }
+    walk.measure([&] {
+      if (options.cancelled && options.cancelled()) throw Interrupted();
+    });
     hooks.finished(layer, walk);
   };
   const auto walk_some = [&](int /*in flight*/) {

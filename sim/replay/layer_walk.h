@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "sim/replay/block_terms.h"
@@ -17,12 +18,15 @@ namespace kvspan {
 struct WalkPlan {
   const Trace& trace;
   const Lineup& lineup;
-  FidelityPlan fidelity;
-  std::vector<char> observed;        // [tokens] somebody looks at the row
-  std::vector<char> needed;          // [tokens] somebody observes or measures it
-  std::vector<RowIndex> block_ends;  // ascending
+  FidelityPlan fidelity = {};
+  std::vector<char> observed = {};        // [tokens] somebody looks at the row
+  std::vector<char> needed = {};          // [tokens] somebody observes or measures it
+  std::vector<RowIndex> block_ends = {};  // ascending
   RowIndex block_rows = 0;
-  bool values = false;  // outputs are compared
+  bool values = false;  // outputs are compared on the way
+  ScorePass* scores = nullptr;
+  std::vector<char> apart = {};  // [policies] measured by `scores`, when a layer has been decided
+  FidelityPlan unmeasured = {};  // of these, on the way
 };
 [[nodiscard]] WalkPlan plan_walk(const Trace& trace, const Lineup& lineup,
                                  const EngineOptions& options, RowIndex block_rows);
@@ -39,17 +43,25 @@ class LayerWalk {
             std::vector<DecisionBoard>& boards);
   // REQUIRES: blocks come in order.
   void step(RowIndex begin, RowIndex end);
+  // After the last block; `check` is called now and then, and may throw.
+  void measure(const std::function<void()>& check);
   [[nodiscard]] Lane& lane(std::size_t policy) { return *lanes_[policy]; }
+  [[nodiscard]] LayerFidelity& fidelity(std::size_t policy) {
+    return apart_[policy] ? *apart_[policy] : lanes_[policy]->fidelity();
+  }
 
  private:
   void process(const RowBlock& block, const std::vector<std::size_t>& kin);
 
   const WalkPlan& plan_;
+  int layer_;
+  const std::vector<Replay>& replays_;
   LayerScores scores_;
   BlockTerms terms_;
   bool measured_;  // in some head
   SharedWork shared_;
   std::vector<std::unique_ptr<Lane>> lanes_;
+  std::vector<std::optional<LayerFidelity>> apart_;  // [policies]
   std::vector<std::vector<std::size_t>> kin_;  // of lanes_; those of one ranking stand together
 };
 

@@ -105,6 +105,19 @@ std::int64_t result_bytes(const TraceMeta& m, const Policy& policy, const Engine
   return out;
 }
 
+// Of a score pass on the CPU; one on a device needs less here. It has the layer's keys and values,
+// 32 rows, and who is there under each vector: of each policy, and of each span under it.
+std::int64_t score_pass_bytes(const Trace& trace, const std::vector<Policy>& policies,
+                              bool values) {
+  const TraceMeta& m = trace.meta();
+  std::int64_t heads = 0;
+  for (const Policy& policy : policies) {
+    if (holds_plainly(policy)) heads += policy.per_query_head ? m.query_heads : m.kv_heads;
+  }
+  return shared_parts(trace, values, 32).lane +
+         heads * (1 + std::ssize(m.spans)) * padded(m.tokens) * 12;
+}
+
 Parts memory_parts(const Trace& trace, const Lineup& lineup, const EngineOptions& options,
                    RowIndex block_rows) {
   const TraceMeta& m = trace.meta();
@@ -119,6 +132,8 @@ Parts memory_parts(const Trace& trace, const Lineup& lineup, const EngineOptions
   const auto sums = [](const Requirements& asked) { return asked.needs.column_sums; };
   if (std::any_of(lineup.requirements.begin(), lineup.requirements.end(), sums))
     out.lane += m.query_heads * padded(m.tokens) * (8 + 4);
+  if (options.scores != nullptr && options.fidelity && trace.is_qkv())
+    out.lane += score_pass_bytes(trace, lineup.policies, values);
   out.lane += SharedScores(lineup.policies).rankings() * m.query_heads * padded(m.tokens) * 8;
   return out;
 }

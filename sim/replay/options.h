@@ -4,10 +4,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 #include "sim/base/types.h"
 
 namespace kvspan {
+
+class ScorePass;
 
 // A sample of a long prompt's rows says what the whole would, at a fraction of the work.
 inline constexpr RowIndex kLongPrompt = 4096;
@@ -37,6 +40,9 @@ struct EngineOptions {
   std::int64_t keep_reads = 0;  // bytes of Ledger::reads of one policy at most; 0: none
   int threads = 0;              // 0: all cores
   RowIndex block_rows = 0;      // 0: chosen by size (tests only)
+  // Takes the fidelity of policies that hold entries plainly, on qkv traces, when a layer has been
+  // decided; null: it is measured on the way.
+  std::shared_ptr<ScorePass> scores;
   std::function<void(double done)> progress;  // in [0, 1], from any thread
   std::function<bool()> cancelled;            // polled; true ends the replay with Interrupted
 

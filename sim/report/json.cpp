@@ -143,6 +143,18 @@ void add_text(const json& value, std::size_t depth, std::string& text) {
   text += "\n" + std::string(depth, ' ') + (value.is_object() ? "}" : "]");
 }
 
+json score_pass_json(const ScoreDevice& device) {
+  json result = {{"device", valid_utf8(device.name)}, {"audit", nullptr}};
+  if (const auto& audit = device.audit) {
+    result["audit"] = {{"share", audit->share},
+                       {"rows", audit->rows},
+                       {"values", audit->values},
+                       {"retained_mass", number(audit->retained)},
+                       {"output_error", number(audit->error)}};
+  }
+  return result;
+}
+
 json match_json(const RunResult::Match& match) {
   return {{"what", match.what},
           {"wanted", number(match.wanted)},
@@ -250,6 +262,7 @@ json to_json(const RunReport& report, Timelines timelines) {
       frontier["retained_mass"].push_back(number(point.retained));
     }
   }
+  if (report.device) root["score_pass"] = score_pass_json(*report.device);
   root["runs"] = json::array();
   for (const RunResult& run : report.runs) {
     json result = figures_json(report, run);

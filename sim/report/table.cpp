@@ -178,7 +178,17 @@ class Table {
                                       match_value(*run.match, run.match->wanted)));
       break;
     }
+    if (report_.device) wrapped("device  ", device_text(*report_.device));
     text_ += "\n";
+  }
+
+  [[nodiscard]] static std::string device_text(const ScoreDevice& device) {
+    if (!device.audit) return one_line(device.name);
+    const ScoreAudit& audit = *device.audit;
+    return fmt::format(
+        "{}; {} rows again on the CPU: retained attention within {:.1e}, output "
+        "error within {:.1e}",
+        one_line(device.name), audit.rows, audit.retained, audit.error);
   }
 
   [[nodiscard]] std::string shortened(std::size_t i) const {

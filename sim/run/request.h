@@ -28,6 +28,7 @@ struct RunRequest {
   std::optional<MatchTarget> match;
   bool regret = false;  // compare with the optimum, see regret.h
   bool plans = false;   // and keep its plans
+  double audit = 0;     // share of the rows of engine.scores that the CPU takes as well
   // For the report.
   std::vector<std::string> command;
   std::string lifetimes_path, timeline_path;  // empty: not written

@@ -10,6 +10,7 @@
 #include "sim/ledger/ledger.h"
 #include "sim/ledger/metrics.h"
 #include "sim/replay/fidelity.h"
+#include "sim/replay/score_pass.h"
 #include "sim/trace/trace.h"
 
 namespace kvspan {
@@ -50,6 +51,12 @@ struct FrontierPoint {
   double footprint = 0, retained = 0;
 };
 
+// Who took retained attention and output error, of policies that hold entries plainly.
+struct ScoreDevice {
+  std::string name;
+  std::optional<ScoreAudit> audit;
+};
+
 struct RunReport {
   std::vector<std::string> command;
   std::string trace_path, trace_sha256;
@@ -58,6 +65,7 @@ struct RunReport {
   Accounting accounting;
   std::vector<RunResult> runs;
   std::string lifetimes_path, timeline_path;  // empty: not written
+  std::optional<ScoreDevice> device;          // absent: measured on the way, by the CPU
   // The most that can be retained at a footprint, ascending; empty: regrets were not asked for.
   std::vector<FrontierPoint> frontier;
   // [runs] with RunRequest::plans: when the best plan at the run's own occupancy lets its entries

@@ -9,6 +9,7 @@
 #include "sim/base/error.h"
 #include "sim/base/text.h"
 #include "sim/policy/registry.h"
+#include "sim/replay/host_scores.h"
 #include "sim/run/regret.h"
 #include "sim/trace/trace_tools.h"
 
@@ -156,6 +157,9 @@ RunReport run(const Trace& trace, const RunRequest& request, const RunWatch& wat
 
   RunReport report = empty_report(trace, request, entrants.lineup.geometry);
   options.cancelled = watch.cancelled;
+  if (!trace.is_qkv() || !options.fidelity) options.scores = nullptr;
+  if (options.scores != nullptr && request.audit > 0)
+    options.scores = with_audit(options.scores, request.audit, options.seed);
   const auto total = entrants.specs.size();
   for (std::size_t begin = 0; begin < total;) {
     const bool whole = !watch.grown || request.match;
@@ -172,6 +176,8 @@ RunReport run(const Trace& trace, const RunRequest& request, const RunWatch& wat
     if (watch.cancelled && watch.cancelled()) throw Interrupted();
     watch.grown(report, batch);
   }
+  if (options.scores != nullptr)
+    report.device = ScoreDevice{options.scores->name(), options.scores->audit()};
   if (request.regret) {
     std::vector<char> inside;
     for (const Policy& policy : entrants.lineup.policies)

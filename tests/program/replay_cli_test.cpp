@@ -221,3 +221,45 @@ TEST_CASE("replay refuses what it cannot do", "[cli]") {
   fails("replay " + kTrace + " --attention 3 --prompt 1880", 2, "expected decode rows");
   fails("replay nowhere.safetensors", 3, "nowhere.safetensors");
 }
+
+TEST_CASE("run measures in one pass of a device, and audits it", "[cli]") {
+  const Folder folder;
+  const std::string asked =
+      "run " + kTrace + " --policy \"tova(budget=20%)\" --policy \"quest(budget=20%)\" " +
+      "--policy \"snapkv(budget=20%)\" --prompt 1800 --no-chart --no-timeline --quiet ";
+  REQUIRE(program(asked + "--out " + (folder / "cpu.json")).code == 0);
+  const Outcome host = program(asked + "--device host --audit 0.1 --out " + (folder / "host.json"));
+  INFO(host.text);
+  REQUIRE(host.code == 0);
+  CHECK_THAT(host.text, Contains("device  host; ") && Contains("rows again on the CPU"));
+  const nlohmann::json cpu = read_json(folder / "cpu.json");
+  const nlohmann::json apart = read_json(folder / "host.json");
+  CHECK_FALSE(cpu.contains("score_pass"));
+  CHECK(apart["score_pass"]["device"] == "host");
+  CHECK(apart["score_pass"]["audit"]["rows"] > 10);
+  CHECK(apart["score_pass"]["audit"]["retained_mass"] == 0);
+  CHECK(apart["score_pass"]["audit"]["output_error"] == 0);
+  for (std::size_t p = 0; p < 3; ++p) {
+    CHECK(apart["runs"][p]["fidelity"] == cpu["runs"][p]["fidelity"]);
+    CHECK(apart["runs"][p]["per_head"] == cpu["runs"][p]["per_head"]);
+    CHECK(apart["runs"][p]["spans"].size() == cpu["runs"][p]["spans"].size());
+  }
+  fails(asked + "--audit 0.1", 2, "--audit compares a device with the CPU");
+  fails(asked + "--device host --audit 2", 2, "--audit");
+}
+
+TEST_CASE("run takes the CPU where there is no GPU, and says why", "[cli]") {
+  const std::string asked =
+      "run " + std::string(KVSPAN_TRACES_DIR) + "/tiny-picture.safetensors --policy full ";
+  const Outcome cuda = program(asked + "--device cuda --no-chart");
+  const Outcome any = program(asked + "--device auto --no-chart");
+  CHECK(any.code == 0);
+  if (cuda.code == 0) {
+    CHECK_THAT(any.text, Contains("device  "));
+    return;
+  }
+  CHECK(cuda.code == 5);
+  CHECK_THAT(cuda.text, Contains("; --device cpu needs none"));
+  CHECK_THAT(any.text, Contains("kvspan: on the CPU, because "));
+  CHECK_THAT(any.text, !Contains("device  "));
+}

@@ -10,7 +10,7 @@ cd "$1"
 top='cli: sim tracegen gpu_replay
 sim:
 tracegen: sim
-gpu_replay: sim
+gpu_replay: sim tracegen
 gui: sim
 tests: cli sim tracegen gpu_replay gui'
 

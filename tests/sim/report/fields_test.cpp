@@ -60,7 +60,9 @@ TEST_CASE("the page of fields names every field of the JSON, and no other", "[re
     report.runs[0].fidelity->decode->mass_upper = MassUpper{1, 1, 1};
     report.runs[0].spec = "chunked(snapkv(budget=20%),compete=frozen)";
     report.runs[0].regret = RunResult::Regret{1, 0.1, 0.5};
+    report.device = ScoreDevice{"a device", ScoreAudit{0.5, 1, 2, 1e-7, 1e-6}};
   }
+  add_fields(to_json(several[0]), "", written);
   json file = to_json(several);
   for (json& result : file["results"]) result = "a document";
   add_fields(file, "", written);
