@@ -102,7 +102,8 @@ void add_fit(CLI::App& app) {
   auto s = std::make_shared<FitSettings>();
   CLI::App* sub = app.add_subcommand(
       "fit", "Fit a stand-in for a policy's trained weights on traces, and say how good it is");
-  sub->add_option("scorer", s->scorer, "Policy: foresightkv, write_gate, judgeq or locret")
+  sub->add_option("scorer", s->scorer,
+                  "Policy: foresightkv, write_gate, judgeq, locret, kvzap or fast_kvzip")
       ->required();
   sub->add_option("--train", s->train, "Traces to fit on; may be repeated")
       ->required()

@@ -12,9 +12,14 @@
 // A prompt of at most B + window tokens is left alone, and then cut to B by the first decode row.
 // Source: Qin et al., arXiv 2503.12491; code antgroup/cakekv (window 32, gamma 200, kernel 5;
 // tau1 and tau2 are chosen for each model and budget there, 1.6 and 0.4 for Llama-3.1-8B at 1,024).
-// Its cascade cuts lower layers again as higher ones arrive, and ends with the same entries unless
-// the rounding takes a layer's share below its last; memory between is total + one layer then, here
-// all layers attend first. Preferences of nothing (no variance at all) share evenly.
+// Its cascade (use_cascading, off by default) cuts lower layers again as higher ones arrive, and
+// ends with the same entries unless the rounding takes a layer's share below its last; memory
+// between is total + one layer then, which a note says; here all layers attend first. Preferences
+// of nothing (no variance at all) share evenly.
+#include <algorithm>
+
+#include <fmt/format.h>
+
 #include "sim/policies/cake_rule.h"
 #include "sim/policies/shared/helpers.h"
 #include "sim/policies/shared/one_list.h"
@@ -52,6 +57,14 @@ std::vector<Parameter> cake_parameters() {
            .range = {0.01, 100}}};
 }
 
+// Most entries of one head over all layers while the prompt is read, if those that have attended
+// share the whole budget and are cut before the next one attends.
+TokenCount cascade_peak(const Geometry& geometry, TokenCount tokens, TokenCount window) {
+  const TokenCount before = geometry.layers() - 1;
+  return std::min(before * (geometry.evict_point - window), (tokens - window) * (before + 1)) +
+         before * window + geometry.evict_point;
+}
+
 }  // namespace
 
 PolicyEntry cake() {
@@ -62,8 +75,9 @@ PolicyEntry cake() {
   entry.source = "Qin et al. 2025, arXiv 2503.12491; code antgroup/cakekv";
   entry.evidence = "code read";
   entry.differs =
-      "the code's cascade holds the total and one layer while the prompt is read, here all layers "
-      "attend before any is cut; shares are formed in fp32 there";
+      "the code has a cascade, too (off by default), which holds the total and one layer while the "
+      "prompt is read; here all layers attend before any is cut, and a note says the other peak; "
+      "shares are formed in fp32 there";
   entry.needs = "q and k, or probabilities of the last `window` prompt rows and of all decode rows";
   entry.parameters = cake_parameters();
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
@@ -96,7 +110,14 @@ PolicyEntry cake() {
       recipe.notes.emplace_back(
           "the prompt decides how layers share the budget; evenly here, which gives its sum");
     }
-    charge_shown_scores(recipe, geometry, geometry.evict_point - settings.window);
+    const RowIndex prompt = geometry.evict_point;
+    if (tokens > settings.window && prompt > tokens + settings.window && geometry.layers() > 1) {
+      recipe.notes.push_back(
+          fmt::format("with the code's cascade the prompt would peak at {} entries a head over all "
+                      "layers, not at {}",
+                      cascade_peak(geometry, tokens, settings.window), prompt * geometry.layers()));
+    }
+    charge_shown_scores(recipe, geometry, prompt - settings.window);
     return recipe;
   };
   return entry;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// CaM: what another policy evicts in decode may be folded into the entries behind it. Of a victim
+// CaM: what another policy evicts in decode may be merged into the entries behind it. Of a victim
 // with attention a, and the next `merge` entries that stay, of mean attention b: with probability
 // min(1, a / b), drawn by the seed, its value, divided by their number, is added to each of theirs.
 //   attention=row   that of the row just gone;  sums   that of all rows so far (4 bytes an entry)
@@ -23,9 +23,9 @@ struct CamSettings {
   std::uint64_t seed = 0;
 };
 
-class FoldingBehind final : public Store {
+class MergingBehind final : public Store {
  public:
-  FoldingBehind(const CamSettings& settings, int heads) : settings_(settings), held_(heads) {}
+  MergingBehind(const CamSettings& settings, int heads) : settings_(settings), held_(heads) {}
   Needs needs() const override {
     return {.last_rows = settings_.sums ? 0 : 1, .column_sums = settings_.sums};
   }
@@ -39,15 +39,15 @@ class FoldingBehind final : public Store {
       if (victims.empty()) continue;
       const std::vector<TokenIndex> stay = survivors(view, h, out);
       for (const TokenIndex t : victims) {
-        if (in_decode) fold(view, h, t, stay, out);
+        if (in_decode) merge_behind(view, h, t, stay, out);
         held_.forget(h, t);
       }
     }
   }
 
  private:
-  void fold(const View& view, int head, TokenIndex victim, const std::vector<TokenIndex>& stay,
-            Decision& out) {
+  void merge_behind(const View& view, int head, TokenIndex victim,
+                    const std::vector<TokenIndex>& stay, Decision& out) {
     const auto first = std::upper_bound(stay.begin(), stay.end(), victim);
     const auto count = std::min<TokenCount>(settings_.merge, stay.end() - first);
     if (count < 1) return;
@@ -82,18 +82,18 @@ PolicyEntry cam() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "cam";
-  entry.kind = MethodKind::low_rank_state;
+  entry.kind = MethodKind::merging;
   entry.summary = "adds what another policy evicts in decode to the entries behind it, by a draw";
   entry.source = "Zhang et al. 2024, ICML, CaM; code zyxxmu/cam, NVIDIA/kvpress";
   entry.evidence = "code read";
   entry.differs =
       "the code's LLaMA variant compares with the mean of the whole recent window; kvpress sums "
-      "over decode rows only and folds at most as many victims as there were rows";
+      "over decode rows only and merges at most as many victims as there were rows";
   entry.needs =
       "q and k, or probabilities of all decode rows (sums: of all rows); v for the error of the "
       "output";
   entry.alone =
-      "it folds what another policy evicts; combine it, as in streaming_llm(budget=20%)+cam";
+      "it merges what another policy evicts; combine it, as in streaming_llm(budget=20%)+cam";
   entry.parameters = {{.name = "merge",
                        .fallback = "32",
                        .unit = "entries",
@@ -110,7 +110,7 @@ PolicyEntry cam() {
                                seed_of(arguments, geometry)};
     Storing store;
     store.make = [settings](const LayerShape& shape) {
-      return std::make_unique<FoldingBehind>(settings, shape.heads);
+      return std::make_unique<MergingBehind>(settings, shape.heads);
     };
     store.alters_vectors = true;
     Recipe recipe;

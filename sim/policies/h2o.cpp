@@ -17,8 +17,9 @@
 // to come included; nor what tables of ThinK (snapkv(window=32,kernel=1)), QPruningKV and
 // KVCache-Factory call H2O, which acts once. The paper is for MHA; GQA sums the group.
 // normalise=true divides by the rows that saw an entry, as kvpress' ObservedAttentionPress does.
-// Options of awslabs/keys_values: weight=value, see h2o_rule.h; its grace_period g of a cache of B
-// entries, which decides before the next token comes, is recent=g, heavy=B-1-g.
+// Options of awslabs/keys_values: weight=value, see h2o_rule.h; grace: of a budget B the newest
+// `grace` stay whatever their sums, and the rest is heavy hitters. (It decides before the next
+// token comes: its cache of B entries with grace_period g is budget=B-1, grace=g.)
 #include <algorithm>
 #include <cmath>
 
@@ -121,7 +122,11 @@ PolicyEntry h2o() {
        .kind = Kind::word,
        .fallback = "none",
        .help = "value: a row's attention times the values' lengths, as shares",
-       .choices = {"none", "value"}}};
+       .choices = {"none", "value"}},
+      {.name = "grace",
+       .fallback = "auto",
+       .unit = "tokens",
+       .help = "newest of the budget, kept whatever their sums; auto: half"}};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     Recipe recipe;
     const bool normalise = arguments.flag("normalise");
@@ -134,6 +139,9 @@ PolicyEntry h2o() {
     recipe.knob = budget_knob(geometry);
     const bool shares = arguments.given("heavy_share") || arguments.given("recent_share");
     const bool tokens = arguments.given("heavy") || arguments.given("recent");
+    if (arguments.given("grace") && (tokens || !arguments.is("variant", "real_drop")))
+      throw ConfigError(
+          "h2o: grace splits the budget of variant=real_drop; leave out heavy and recent");
     if (shares && !arguments.is("variant", "ratio")) {
       throw ConfigError(
           "h2o: heavy_share and recent_share belong to variant=ratio; give heavy and recent in "
@@ -178,7 +186,8 @@ PolicyEntry h2o() {
       recipe.protect = own(protect_recent(recent));
     } else {
       recipe.size = size_of(arguments);
-      recipe.protect = own(protect_newest_half());
+      recipe.protect = own(arguments.has("grace") ? protect_recent(arguments.count("grace"))
+                                                  : protect_newest_half());
       if (arguments.is("variant", "flexgen")) flexgen(recipe, geometry);
     }
     return recipe;

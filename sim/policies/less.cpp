@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// LESS: an evictor (H2O, or a composed one) whose victims are folded into a state of constant size,
+// LESS: an evictor (H2O, or a composed one) whose victims are merged into a state of constant size,
 // which adds to the attention of later rows as a linear attention of rank R does:
 //   out = (phi(q) H + sum_i exp(z_i) v_i) / (phi(q) z + sum_i exp(z_i)),   z_i = q . k_i scale
 //   for each victim:  H += psi(k)^T v,   z += psi(k)^T                     one state per KV head
@@ -9,7 +9,7 @@
 //
 // The trained kernels are not here. What stands in for them, all with the published bytes:
 //   fit     a non-negative factorisation of rank R of what the last 24 rows of each query head
-//           before the first fold gave to the victims (multiplicative updates): psi of a victim is
+//           before the first merge gave to the victims (multiplicative updates): psi of a victim is
 //           fitted to these rows; phi_r(q) = exp(s_r z(q, a_r) + b_r), a_r the mean key under
 //           psi_r. It is fitted to this prompt, where the published kernels are trained once for a
 //           model
@@ -27,7 +27,7 @@
 namespace kvspan::policies {
 namespace {
 
-using Variant = Folding::Variant;
+using Variant = LessSettings::Variant;
 
 // The budget, and the entries that the state could have been.
 class More final : public Budget {
@@ -57,7 +57,7 @@ PolicyEntry less() {
   using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "less";
-  entry.kind = MethodKind::low_rank_state;
+  entry.kind = MethodKind::merging;
   entry.summary = "an evictor whose victims live on in a low-rank state of constant size";
   entry.source = "Dong et al. 2024, arXiv 2402.09398; code hdong920/LESS";
   entry.evidence = "code read";
@@ -104,7 +104,7 @@ PolicyEntry less() {
     }
     if (variant == "plus" || variant == "none") return recipe;
     recipe.bound = variant == "oracle";
-    Folding::Settings s;
+    LessSettings s;
     s.variant = variant == "fit"     ? Variant::fit
                 : variant == "favor" ? Variant::favor
                 : variant == "mean"  ? Variant::mean
@@ -113,7 +113,10 @@ PolicyEntry less() {
     s.seed = seed_of(arguments, geometry);
     s.tokens = geometry.tokens;
     Storing store;
-    store.make = [s](const LayerShape& shape) { return std::make_unique<Folding>(s, shape); };
+    store.make = [s](const LayerShape& shape) {
+      return std::make_unique<VictimStates>(
+          [s](const View& view, int head) { return make_less_state(s, view, head); }, shape);
+    };
     store.alters_vectors = true;
     recipe.store = own(std::move(store));
     // H and z of every KV head, and two networks of two layers for every query head.

@@ -50,7 +50,7 @@ Factors::Factors(int head, double scale, int rank, const View& view,
   }
 }
 
-void Factors::fold(const View& view, std::span<const TokenIndex> victims) {
+void Factors::absorb(const View& view, std::span<const TokenIndex> victims) {
   const std::size_t first = psi_.size();
   std::vector<Vector> columns;             // [victims][rows]
   std::vector<std::vector<float>> values;  // [victims][v_dim]

@@ -15,11 +15,11 @@ namespace kvspan::policies {
 // the victims, found by multiplicative updates over some rows. phi of other rows: with `future`,
 // what fits the row best; else exp(s_r z(q, a_r) + b_r), a_r the mean key under psi_r, s_r and b_r
 // fitted to Phi.
-class Factors final : public LessState {
+class Factors final : public VictimState {
  public:
   Factors(int head, double scale, int rank, const View& view, const std::vector<RowIndex>& rows,
           bool future, std::uint64_t seed);
-  void fold(const View& view, std::span<const TokenIndex> victims) override;
+  void absorb(const View& view, std::span<const TokenIndex> victims) override;
   void add(std::span<const float> q, double max, std::span<double> numerator,
            double& denominator) const override;
 

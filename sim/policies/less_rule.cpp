@@ -45,10 +45,10 @@ struct Feature {
   }
 };
 
-class MeanState final : public LessState {
+class MeanState final : public VictimState {
  public:
   MeanState(int head, double scale) : head_(head), scale_(scale) {}
-  void fold(const View& view, std::span<const TokenIndex> victims) override {
+  void absorb(const View& view, std::span<const TokenIndex> victims) override {
     for (const TokenIndex t : victims) {
       const std::vector<float> k = view.key(head_, t);
       key_.resize(k.size(), 0.0);
@@ -70,7 +70,7 @@ class MeanState final : public LessState {
   Feature group_;
 };
 
-class RandomFeatures final : public LessState {
+class RandomFeatures final : public VictimState {
  public:
   RandomFeatures(int head, double scale, const LayerShape& shape, int rank, std::uint64_t seed)
       : head_(head), root_(std::sqrt(scale)), features_(index(rank)) {
@@ -84,7 +84,7 @@ class RandomFeatures final : public LessState {
       }
     }
   }
-  void fold(const View& view, std::span<const TokenIndex> victims) override {
+  void absorb(const View& view, std::span<const TokenIndex> victims) override {
     for (const TokenIndex t : victims) {
       const std::vector<float> k = view.key(head_, t);
       const std::vector<float> v = view.value(head_, t);
@@ -110,29 +110,9 @@ class RandomFeatures final : public LessState {
 
 }  // namespace
 
-void Folding::age(const View& view, Decision& out) {
-  if (!view.measures_output()) return;
-  for (std::size_t i = 0; i < out.evictions.size();) {  // by head
-    const int head = out.evictions[i].head;
-    std::vector<TokenIndex> victims;
-    for (; i < out.evictions.size() && out.evictions[i].head == head; ++i)
-      victims.push_back(out.evictions[i].token);
-    auto& state = states_[index(head)];
-    if (!state) state = make_state(view, head);
-    state->fold(view, victims);
-    folded_ = true;
-  }
-}
-
-void Folding::add_output(int query_head, std::span<const float> q, double max,
-                         std::span<double> numerator, double& denominator) {
-  const auto& state = states_[index(query_head / group_)];
-  if (state) state->add(q, max, numerator, denominator);
-}
-
-std::unique_ptr<LessState> Folding::make_state(const View& view, int head) const {
+std::unique_ptr<VictimState> make_less_state(const LessSettings& s, const View& view, int head) {
+  using Variant = LessSettings::Variant;
   const double scale = view.score_scale();
-  const Settings& s = settings_;
   if (s.variant == Variant::mean) return std::make_unique<MeanState>(head, scale);
   if (s.variant == Variant::favor)
     return std::make_unique<RandomFeatures>(head, scale, view.shape(), s.rank, s.seed);

@@ -21,84 +21,34 @@
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
+#include "sim/policies/shared/birth_models.h"
 #include "sim/policies/shared/entry_values.h"
-#include "sim/policies/shared/fitted.h"
-#include "sim/policies/shared/helpers.h"
-#include "sim/policies/shared/trace_reads.h"
 
 namespace kvspan::policies {
 namespace {
 
 constexpr TokenCount kStabilizers = 2500;
-constexpr RowIndex kMostSamples = 4096;  // of a head
 
 std::vector<Samples> gather(const Trace& trace, int layer, RowIndex from, RowIndex end,
                             const FitOptions& options) {
-  const TraceMeta& m = trace.meta();
   const RowIndex gap =
       std::clamp<RowIndex>(options.window, 1, std::max<RowIndex>(1, (end - from) / 4)) + 1;
   const auto utility = largest_future(trace, layer, gap, from, end);
-  const LayerVectors k = read_vectors(trace, layer, 'k', from, end);
-  const LayerVectors v = read_vectors(trace, layer, 'v', from, end);
-  const RowIndex last = std::max(from, end - gap);
-  const RowIndex stride = std::max<RowIndex>(1, (last - from + kMostSamples - 1) / kMostSamples);
-  std::vector<Samples> out(index(m.kv_heads));
-  for (int h = 0; h < m.kv_heads; ++h) {
-    Samples& s = out[index(h)];
-    s.width = index(m.head_dim + m.v_head_dim);
-    for (RowIndex i = from; i < last; i += stride) {
-      for (const auto& part : {k.at(i, h), v.at(i, h)})
-        s.x.insert(s.x.end(), part.begin(), part.end());
-      s.y.push_back(std::log(1e-6 + static_cast<double>(utility[index(h)][index(i)])));
-    }
-  }
-  return out;
-}
-
-struct LocretSettings : FitSource {
-  std::shared_ptr<const LayerTable> table;
-};
-
-BirthValues values_of(const LocretSettings& s) {
-  const auto self = std::make_shared<LayerModels>("locret", s);
-  return [table = s.table, self](const View& view, int head, TokenIndex begin, TokenIndex end,
-                                 std::span<double> out) {
-    const LayerShape& shape = view.shape();
-    if (table) {
-      const double* row = table->layers[index(shape.layer)].data() + head * table->tokens;
-      std::copy(row + begin, row + end, out.begin());
-      return;
-    }
-    std::vector<float> x;
-    for (TokenIndex t = begin; t < end; ++t) {
-      for (const std::vector<float>& part : {view.key(head, t), view.value(head, t)})
-        x.insert(x.end(), part.begin(), part.end());
-    }
-    const auto width = index(shape.k_dim + shape.v_dim);
-    self->of(shape, shape.heads, width)[index(head)].evaluate(x, out);
-  };
+  return samples_of_entries(trace, layer, from, std::max(from, end - gap),
+                            [&](int head, RowIndex token) {
+                              const float most = utility[index(head)][index(token)];
+                              return std::log(1e-6 + static_cast<double>(most));
+                            });
 }
 
 }  // namespace
 
 FittedScorer locret_fit() {
-  FittedScorer out;
-  out.name = "locret";
-  out.features = "k; v";
-  out.label = "log(1e-6 + largest probability of a row more than `local` behind it)";
-  out.methods = {"ridge"};
-  out.gather = gather;
-  out.fit = [](const Samples& samples, const FitOptions& o) {
-    return fit_ridge(samples, o.lambda);
-  };
-  out.quality = [](const Regressor& model, const Samples& samples, const auto&...) {
-    return agreement(model, samples);
-  };
-  return out;
+  return ridge_of_entries(
+      "locret", "log(1e-6 + largest probability of a row more than `local` behind it)", gather);
 }
 
 PolicyEntry locret() {
-  using Kind = Parameter::Kind;
   PolicyEntry entry;
   entry.name = "locret";
   entry.kind = MethodKind::eviction;
@@ -111,49 +61,28 @@ PolicyEntry locret() {
       "paper's metric adds the stabilizers to every chunk, its code counts them inside: the code "
       "is followed, the metric is locret_head() of the analytic model";
   entry.needs = "q, k and v (file: nothing)";
-  entry.parameters = {
-      budget_parameter(),
-      {.name = "scorer",
-       .kind = Kind::word,
-       .fallback = "ridge",
-       .help = "file: `scores` of `weights`",
-       .choices = {"ridge", "file"}},
-      weights_parameter(),
-      {.name = "local",
-       .fallback = "100",
-       .unit = "tokens",
-       .help = "the prompt's tail, a chunk of its own; competes under a share only"},
-      {.name = "stabilizers",
-       .fallback = "auto",
-       .unit = "tokens",
-       .help = "newest kept after a chunk; auto: 2500, at most half the budget"}};
+  entry.parameters = {budget_parameter()};
+  for (Parameter& p : birth_model_parameters()) entry.parameters.push_back(std::move(p));
+  entry.parameters.insert(
+      entry.parameters.end(),
+      {{.name = "local",
+        .fallback = "100",
+        .unit = "tokens",
+        .help = "the prompt's tail, a chunk of its own; competes under a share only"},
+       {.name = "stabilizers",
+        .fallback = "auto",
+        .unit = "tokens",
+        .help = "newest kept after a chunk; auto: 2500, at most half the budget"}});
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const Amount budget = arguments.amount("budget");
     const TokenCount total = entries_of(arguments, "budget", geometry);
     if (!arguments.has("stabilizers"))
       arguments.set("stabilizers", std::to_string(std::min(kStabilizers, total / 2)));
     const TokenCount stabilizers = arguments.count("stabilizers");
-    LocretSettings s;
     Recipe recipe;
-    if (arguments.is("scorer", "file")) {
-      if (arguments.is("weights", "self")) {
-        throw ConfigError(
-            "locret(scorer=file): found weights=self, expected a safetensors file with `scores` "
-            "[layers, heads, tokens]");
-      }
-      s.table = std::make_shared<LayerTable>(
-          read_layer_table(arguments.text("weights"), {"scores"}, geometry, "locret"));
-      if (s.table->heads != geometry.kv_heads)
-        throw ConfigError("locret(scorer=file): scores are per KV head, found one per query head");
-    } else {
-      s.weights = load_weights(arguments, "ridge");
-      recipe.notes.push_back(fitted_note(arguments, "ridge", geometry));
-    }
-    s.fit.window = arguments.count("local");
-    s.fit_end = geometry.evict_point / 2;
-    s.trace = geometry.trace;
-    s.memo = geometry.memo;
-    const Needs needs = s.table ? Needs{} : Needs{.k = true, .v = true};
+    BirthModel model = birth_model(arguments, geometry);
+    recipe.notes = model.notes;
+    model.fit.window = arguments.count("local");
 
     const bool share = budget.kind == Amount::Kind::share;
     recipe.early = share ? last_row_decodes(geometry) : 0;
@@ -162,7 +91,7 @@ PolicyEntry locret() {
     Rule rule;
     rule.schedule = share || arguments.count("local") == 0 ? Schedule::each_chunk()
                                                            : Schedule::chunks_before_evict_point();
-    rule.scorer = birth_scorer(needs, [s](const LayerShape&) { return values_of(s); });
+    rule.scorer = birth_model_scoring(model).make;
     rule.ranking = fmt::format("locret({},{},{})", arguments.text("scorer"),
                                arguments.text("weights"), arguments.count("local"));
     rule.budget = uniform_budget();

@@ -1,82 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
-// merge: what another policy evicts is folded into what stays, by similarity of keys. Every victim
+// merge: what another policy evicts is merged into what stays, by similarity of keys. Every victim
 // goes to the survivor of its head whose key has the largest cosine c with its own (the older of
 // equals), if c >= `threshold`:
 //   w = max(c, 0) x ||v|| / (||v|| + ||v of the survivor||)
 //   v of the survivor = (v + sum of w v of its victims) / (1 + sum of w)
 // Keys stay as they are; so do bytes and lifetimes, and only outputs change. Norms are those before
-// the fold; a survivor goes on with what it holds.
+// the merge; a survivor goes on with what it holds.
 // Source: NVIDIA/kvpress MergingPress (merge_fraction 1), after D2O (Wan et al., arXiv 2406.13035)
 // and Token Merging; once after the prompt there, after every decision of the policy here. D2O
-// itself, with its moving threshold and its layer budgets, and KeepKV are other rules.
+// itself, with its moving threshold, is d2o.
 #include <algorithm>
 #include <cmath>
 #include <map>
 
-#include "sim/policies/shared/held_values.h"
+#include "sim/policies/shared/held_entries.h"
 #include "sim/policies/shared/helpers.h"
 
 namespace kvspan::policies {
 namespace {
 
-constexpr double kFloor = 1e-6;  // of a norm, and of a sum of norms
+constexpr double kFloor = 1e-6;  // of a sum of norms
 
 double norm_of(std::span<const float> x) { return std::sqrt(squared_norm(x)); }
 
-class FoldingIntoNearest final : public Store {
+class MergingIntoNearest final : public Store {
  public:
-  FoldingIntoNearest(double threshold, int heads) : threshold_(threshold), held_(heads) {}
+  MergingIntoNearest(double threshold, int heads) : threshold_(threshold), held_(heads) {}
   void age(const View& view, Decision& out) override {
     if (!view.measures_output()) return;
     for (int h = 0; h < view.shape().heads; ++h) {
       const std::vector<TokenIndex> victims = victims_of(h, out);
       if (victims.empty()) continue;
       const std::vector<TokenIndex> stay = survivors(view, h, out);
-      if (!stay.empty()) fold(view, h, victims, stay, out);
+      if (!stay.empty()) merge_into(view, h, victims, stay, out);
       for (const TokenIndex t : victims) held_.forget(h, t);
     }
   }
 
  private:
-  struct Nearest {
-    std::size_t place = 0;
-    double cosine = -2;
-  };
-  struct Folded {
+  struct Merged {
     double weight = 0;
     std::vector<double> values;
   };
 
-  static Nearest nearest(std::span<const float> key, std::span<const float> keys) {
-    Nearest out;
-    const std::size_t dim = key.size();
-    const double own = std::max(norm_of(key), kFloor);
-    for (std::size_t i = 0; i * dim < keys.size(); ++i) {
-      const std::span<const float> other = keys.subspan(i * dim, dim);
-      const double cosine = dot(key, other) / own / std::max(norm_of(other), kFloor);
-      if (cosine > out.cosine) out = {i, cosine};
-    }
-    return out;
-  }
-
-  void fold(const View& view, int head, const std::vector<TokenIndex>& victims,
-            const std::vector<TokenIndex>& stay, Decision& out) {
+  void merge_into(const View& view, int head, const std::vector<TokenIndex>& victims,
+                  const std::vector<TokenIndex>& stay, Decision& out) {
     const int kv_head = view.shape().kv_head(head);
     const std::vector<float> keys = vectors_of(view, Vectors::keys, kv_head, stay);
-    std::map<std::size_t, Folded> folds;  // by place among those that stay
+    std::map<std::size_t, Merged> merged;  // by place among those that stay
     for (const TokenIndex t : victims) {
-      const Nearest near = nearest(view.key(kv_head, t), keys);
+      const NearestKey near = nearest_key(view.key(kv_head, t), keys);
       if (near.cosine < threshold_ || near.cosine <= 0) continue;
       const std::vector<float> v = held_.of(view, head, t);
       const double size = norm_of(v);
       const double w =
           near.cosine * size / (size + norm_of(held_.of(view, head, stay[near.place])) + kFloor);
-      Folded& into = folds[near.place];
+      Merged& into = merged[near.place];
       into.values.resize(v.size(), 0.0);
       into.weight += w;
       for (std::size_t d = 0; d < v.size(); ++d) into.values[d] += w * static_cast<double>(v[d]);
     }
-    for (const auto& [place, into] : folds) {
+    for (const auto& [place, into] : merged) {
       if (into.weight <= 0) continue;
       std::vector<float> v = held_.of(view, head, stay[place]);
       for (std::size_t d = 0; d < v.size(); ++d)
@@ -94,24 +78,24 @@ class FoldingIntoNearest final : public Store {
 PolicyEntry merge() {
   PolicyEntry entry;
   entry.name = "merge";
-  entry.kind = MethodKind::low_rank_state;
-  entry.summary = "folds what another policy evicts into the survivors with the nearest keys";
+  entry.kind = MethodKind::merging;
+  entry.summary = "merges what another policy evicts into the survivors with the nearest keys";
   entry.source = "NVIDIA/kvpress MergingPress, after Wan et al. 2024, arXiv 2406.13035 (D2O)";
   entry.evidence = "code read (kvpress)";
   entry.differs =
-      "kvpress folds once, after the prompt; D2O's own threshold moves, and its layers share a "
+      "kvpress merges once, after the prompt; D2O's own threshold moves, and its layers share a "
       "budget";
   entry.needs = "q, k and v for the error of the output";
-  entry.alone = "it folds what another policy evicts; combine it, as in snapkv(budget=20%)+merge";
+  entry.alone = "it merges what another policy evicts; combine it, as in snapkv(budget=20%)+merge";
   entry.parameters = {{.name = "threshold",
                        .kind = Parameter::Kind::real,
                        .fallback = "0",
-                       .help = "least cosine of a fold",
+                       .help = "least cosine of a merge",
                        .range = {0, 1}}};
   entry.make = [](Arguments& arguments, const Geometry&) {
     Storing store;
     store.make = [threshold = arguments.real("threshold")](const LayerShape& shape) {
-      return std::make_unique<FoldingIntoNearest>(threshold, shape.heads);
+      return std::make_unique<MergingIntoNearest>(threshold, shape.heads);
     };
     store.alters_vectors = true;
     Recipe recipe;

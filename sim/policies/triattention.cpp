@@ -9,10 +9,9 @@
 // protected but, with prompt=stay, the prompt.
 // Source: Mao et al., arXiv 2604.04921; code WeianMao/triattention (methods/triattention.py with
 // per_layer_perhead_pruning; the settings of scripts/cli.py: slack trigger, standardised scores,
-// prompt tokens counted). Its default is one set per KV head for all layers, by the mean over
-// layers of these scores in every cut: layers do not see each other in decode here. Its noise of
-// 1e-6 against ties is left out: the lower token stays. Channels that the model does not rotate
-// add mean q . k.
+// prompt tokens counted); scope=model is its per_head_pruning, one set per KV head for all layers,
+// by the mean over (stored) layers of these scores in every cut. Its noise of 1e-6 against ties is
+// left out: the lower token stays. Channels that the model does not rotate add mean q . k.
 #include <fmt/format.h>
 
 #include "sim/base/error.h"
@@ -31,9 +30,9 @@ PolicyEntry triattention() {
   entry.source = "Mao et al. 2026, arXiv 2604.04921; code WeianMao/triattention";
   entry.evidence = "code read";
   entry.differs =
-      "the code's default keeps one set per KV head for all layers, by the mean over layers of "
-      "these scores; here each layer has its own (per_layer_perhead_pruning there); its prompt "
-      "stays unless told (prompt=stay); it is calibrated on a text of its own (calibration=TRACE)";
+      "the paper's runs keep one set per KV head for all layers, by the mean over layers of these "
+      "scores (scope=model; of the stored layers); its prompt stays unless told (prompt=stay); it "
+      "is calibrated on a text of its own (calibration=TRACE)";
   entry.needs = "k; q, or another trace to calibrate on; the rope_* fields where keys are rotated";
   entry.parameters = {budget_parameter("20%", "entries after a cut, per layer and KV head"),
                       {.name = "every",
@@ -46,22 +45,32 @@ PolicyEntry triattention() {
                        .fallback = "compete",
                        .help = "whether entries of the prompt may leave",
                        .choices = {"compete", "stay"}},
+                      {.name = "scope",
+                       .kind = Kind::word,
+                       .fallback = "layer",
+                       .help = "whose set a head has: its own, or one for all layers",
+                       .choices = {"layer", "model"}},
                       calibration_parameter()};
   entry.make = [](Arguments& arguments, const Geometry& geometry) {
     const QueryCalibration calibration = calibration_of(arguments, geometry);
+    const auto centres_of = [calibration](int layer) {
+      if (!calibration.readable()) return std::vector<QueryCentre>{};
+      return query_centres(calibration.trace(), calibration.layer(layer), calibration.rows());
+    };
+    std::shared_ptr<CutsOfModel> cuts;
+    if (arguments.is("scope", "model") && geometry.trace != nullptr)
+      cuts = std::make_shared<CutsOfModel>(*geometry.trace, centres_of);
     Scoring scoring;
-    scoring.make = [calibration](const LayerShape& shape) {
-      std::vector<QueryCentre> centres;
-      if (calibration.readable()) {
-        centres =
-            query_centres(calibration.trace(), calibration.layer(shape.layer), calibration.rows());
-      }
-      return std::make_unique<Trigonometric>(std::move(centres), calibration.other());
+    scoring.make = [calibration, centres_of,
+                    cuts](const LayerShape& shape) -> std::unique_ptr<Scorer> {
+      if (cuts) return std::make_unique<OverLayers>(cuts, calibration.other());
+      return std::make_unique<Trigonometric>(centres_of(shape.layer), calibration.other());
     };
     scoring.evicts_in_decode = true;
     Recipe recipe = budgeted(arguments, geometry, own(scoring), own(Schedule::each_decode_row()));
     recipe.shape = own(std::make_shared<WhenOver>(arguments.count("every")));
     recipe.competing = true;
+    recipe.reads_trace = arguments.is("scope", "model");
     recipe.knob->monotone = false;  // when cuts are due changes with the budget
     if (arguments.is("prompt", "stay")) {
       const TokenCount tokens = entries_of(arguments, "budget", geometry);

@@ -96,16 +96,16 @@ std::vector<QueryCentre> query_centres(const Trace& trace, int layer, RowIndex e
   return out;
 }
 
-double Trigonometric::score(const View& view, int head, std::span<const TokenIndex> entries,
-                            std::span<double> out) {
+namespace {
+
+// Scores of the keys of one head, the largest of the group's; keys [entries][k_dim].
+void score_keys(const std::vector<QueryCentre>& centres, const Rope& rope, const View& view,
+                int head, std::span<const float> keys, std::span<double> out) {
   const LayerShape& shape = view.shape();
-  const Rope unrotated;
-  const Rope& rope = view.rope() != nullptr ? *view.rope() : unrotated;
   const auto dim = index(shape.k_dim);
-  const std::vector<float> keys = vectors_of(view, Vectors::keys, shape.kv_head(head), entries);
   const std::size_t pairs = index(rope.dim / 2);
-  std::vector<double> magnitudes(entries.size() * pairs);
-  for (std::size_t i = 0; i < entries.size(); ++i) {
+  std::vector<double> magnitudes(out.size() * pairs);
+  for (std::size_t i = 0; i < out.size(); ++i) {
     for (std::size_t f = 0; f < pairs; ++f) {
       const auto [a, b] = pair_of(rope, f);
       magnitudes[i * pairs + f] = std::hypot(static_cast<double>(keys[i * dim + a]),
@@ -113,7 +113,7 @@ double Trigonometric::score(const View& view, int head, std::span<const TokenInd
     }
   }
   (void)reduce_group(shape, head, Group::max, out, [&](int q, std::span<double> scores) {
-    const Weights w = weights_of(centres_[index(q)], rope, view.pass().end);
+    const Weights w = weights_of(centres[index(q)], rope, view.pass().end);
     for (std::size_t i = 0; i < scores.size(); ++i) {
       double sum = 0;
       for (std::size_t d = 0; d < dim; ++d)
@@ -124,8 +124,48 @@ double Trigonometric::score(const View& view, int head, std::span<const TokenInd
     standardise(scores);
     return 0.0;
   });
+}
+
+}  // namespace
+
+double Trigonometric::score(const View& view, int head, std::span<const TokenIndex> entries,
+                            std::span<double> out) {
+  const Rope unrotated;
+  const std::vector<float> keys =
+      vectors_of(view, Vectors::keys, view.shape().kv_head(head), entries);
+  score_keys(centres_, view.rope() != nullptr ? *view.rope() : unrotated, view, head, keys, out);
   round_sums(out);
   return 0;
+}
+
+void CutsOfModel::score(const View& view, int head, std::span<const TokenIndex> entries,
+                        std::span<double> out) {
+  const std::scoped_lock lock(mutex_);  // layers ask side by side, and for the same
+  for (int l = static_cast<int>(centres_.size()); l < view.shape().layers; ++l)
+    centres_.push_back(centres_of_(l));
+  Cut& cut = cuts_[{view.pass().end, head}];
+  if (!std::ranges::equal(cut.entries, entries)) {
+    cut.entries.assign(entries.begin(), entries.end());
+    cut.scores.assign(entries.size(), 0.0);
+    const Rope unrotated;
+    const int kv_head = view.shape().kv_head(head);
+    std::vector<double> one(entries.size());
+    for (std::size_t l = 0; l < centres_.size(); ++l) {
+      const LayerVectors all =
+          read_vectors(trace_, static_cast<int>(l), 'k', entries.front(), entries.back() + 1);
+      std::vector<float> keys;
+      for (const TokenIndex t : entries) {
+        const std::span<const float> k = all.at(t, kv_head);
+        keys.insert(keys.end(), k.begin(), k.end());
+      }
+      score_keys(centres_[l], view.rope() != nullptr ? *view.rope() : unrotated, view, head, keys,
+                 one);
+      for (std::size_t i = 0; i < one.size(); ++i) cut.scores[i] += one[i];
+    }
+    for (double& score : cut.scores) score /= static_cast<double>(centres_.size());
+    round_sums(cut.scores);
+  }
+  std::ranges::copy(cut.scores, out.begin());
 }
 
 }  // namespace kvspan::policies

@@ -7,6 +7,7 @@
 
 #include "sim/base/error.h"
 #include "sim/policy/recipe.h"
+#include "sim/policy/whole_blocks.h"
 
 namespace kvspan {
 namespace {
@@ -286,8 +287,11 @@ void add_ranking(const Recipe& recipe, const Geometry& geometry, Policy& policy)
     note_sizes(recipe, geometry, geometry.shape(0, recipe.scorer.value.per_query_head).heads,
                policy);
   }
-  if (recipe.chunked) return add_chunked(recipe, std::move(rule), policy);
-  policy.rules.push_back(std::move(rule));
+  if (recipe.chunked) {
+    add_chunked(recipe, std::move(rule), policy);
+  } else {
+    policy.rules.push_back(std::move(rule));
+  }
 }
 
 }  // namespace
@@ -337,7 +341,12 @@ Policy bind(const Recipe& recipe, const Geometry& geometry) {
     policy.closed_form = false;
   }
   if (recipe.scorer) {
+    const auto first = static_cast<std::ptrdiff_t>(policy.rules.size());
     add_ranking(recipe, geometry, policy);
+    for (auto rule = policy.rules.begin() + first;
+         recipe.block_size > 0 && rule != policy.rules.end(); ++rule) {
+      *rule = in_whole_blocks(*rule, recipe.block_size);
+    }
   } else if (recipe.layers || recipe.shape || recipe.size) {
     throw ConfigError(
         fmt::format("{} spreads a budget but ranks nothing: add a policy with a scorer, as in "

@@ -38,6 +38,8 @@ struct TraitExtras {
   RowIndex early = 0;
   // preset=prulong: a prompt in one pass may keep a multiple of it, and its window at least.
   TokenCount capacity_step = 0;
+  // whole_blocks: entries leave in blocks of so many tokens.
+  TokenCount block_size = 0;
 };
 
 // r_kv, decoding: how the entries of a head lie in the cache after a decision. Programs that gather
@@ -71,6 +73,7 @@ struct ScoringExtras {
   bool by_position = false;  // criticalkv asks: the ranking does not look at attention
   bool at_birth = false;     // dms, block ask: a score is known at birth, and never changes
   bool by_place = false;     // decoding asks: a score depends on what lies beside an entry
+  bool row_by_row = false;   // chunked asks: looks at rows, not at View::votes()
   CacheOrder order;
 };
 

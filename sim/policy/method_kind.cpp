@@ -11,7 +11,7 @@ namespace {
 constexpr std::array<std::string_view, 17> kTexts = {
     "baseline",         "recency eviction", "eviction",        "post-fill eviction", "head budget",
     "layer budget",     "budget shape",     "admission",       "selection",          "offload",
-    "prefill sparsity", "quantisation",     "mixed precision", "channel pruning",    "folding",
+    "prefill sparsity", "quantisation",     "mixed precision", "channel pruning",    "merging",
     "external",         "wrapper"};
 static_assert(kTexts.size() == static_cast<std::size_t>(MethodKind::wrapper) + 1);
 

@@ -24,7 +24,7 @@ enum class MethodKind : std::uint8_t {
   quantisation,
   mixed_precision,
   channel_pruning,
-  low_rank_state,
+  merging,
   external,
   wrapper,
 };

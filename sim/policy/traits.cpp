@@ -24,6 +24,7 @@ Traits merge_traits(const Traits& a, const Traits& b) {
   out.renumbers = a.renumbers || b.renumbers;
   out.early = std::max(a.early, b.early);
   out.capacity_step = std::max(a.capacity_step, b.capacity_step);
+  out.block_size = std::max(a.block_size, b.block_size);
   out.bound = a.bound || b.bound;
   out.closed_form = a.closed_form && b.closed_form;
   out.full_layers = std::max(a.full_layers, b.full_layers);

@@ -178,6 +178,15 @@ TEST_CASE("cake's layers share by entropy and variance", "[policy][cake]") {
   // Scores of 8 entries of both layers, 2 bytes each.
   CHECK(run.metrics.timeline.overhead_bytes[9] == 2 * 8 * 2);
   CHECK(run.metrics.timeline.overhead_bytes[10] == 0);
+  // Cut as layers arrive: layer 0 alone may keep all 6 and its window while layer 1 has 10. A
+  // budget of 7 leaves layer 0 whole.
+  const auto note = [&](const std::string& policy) {
+    const Policy made = make_policy(policy, geometry_of(trace, {}));
+    return made.notes.empty() ? "" : made.notes.back();
+  };
+  CHECK_THAT(note(cake), Contains("peak at 18 entries a head over all layers, not at 20"));
+  CHECK_THAT(note("cake(budget=7,window=2)"), Contains("peak at 20 entries"));
+  CHECK(note("cake(budget=8,window=2)") == "");
 }
 
 TEST_CASE("cake leaves a prompt of its budget and window alone, until the first decode row",

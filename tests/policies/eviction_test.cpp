@@ -113,6 +113,19 @@ TEST_CASE("h2o with weight=value adds shares of attention times lengths of value
   CHECK(run.metrics.timeline.overhead_bytes[5] == 4 * 8);
 }
 
+TEST_CASE("h2o's grace is the newest part of its budget", "[policy][h2o]") {
+  // Key 2 is the heaviest, 0 the next (2 and 1.5, see above). Of 3: two heavy ones and the newest;
+  // none of them new; a grace of the whole budget is a window.
+  const Trace trace = weights({0, 0, 9, 0, 0, 0}, 4);
+  CHECK(deaths(trace, "h2o(budget=3,grace=1)") == Rows{6, 4, 6, 5, 6, 6});
+  CHECK(deaths(trace, "h2o(budget=3,grace=1)") == deaths(trace, "h2o(heavy=2,recent=1)"));
+  CHECK(deaths(trace, "h2o(budget=3,grace=0)") == Rows{6, 6, 6, 4, 5, 6});
+  CHECK(deaths(trace, "h2o(budget=3,grace=3)") == Rows{4, 5, 6, 6, 6, 6});
+  CHECK(deaths(trace, "h2o(budget=3,grace=9)") == Rows{4, 5, 6, 6, 6, 6});
+  CHECK_THROWS_WITH(deaths(trace, "h2o(heavy=1,recent=1,grace=1)"), Contains("leave out heavy"));
+  CHECK_THROWS_WITH(deaths(trace, "h2o(variant=flexgen,grace=1)"), Contains("real_drop"));
+}
+
 // ---- tova ---------------------------------------------------------------------------------------
 
 TEST_CASE("tova drops what the last row attends to least, the newest included", "[policy][tova]") {

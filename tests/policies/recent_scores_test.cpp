@@ -50,6 +50,18 @@ TEST_CASE("triattention cuts when so many more than the budget are held",
   CHECK_THAT(refusal(trace, "triattention(budget=4,prompt=stay)"), Contains("nearest: budget=5"));
 }
 
+TEST_CASE("triattention may keep one set for all layers", "[policy][triattention]") {
+  // Unrotated: a layer's scores are its keys, in standard deviations from their mean:
+  //   1.41 -1.41 .71 -.71 0   and   -.60 -.53 -.47 2.00 -.40   sums .82 -1.95 .24 1.29 -.40
+  const Trace trace = test::head_weights({{{5, 1, 4, 2, 3, 0}}, {{1, 2, 3, 40, 4, 0}}}, 4);
+  const std::string policy = "triattention(budget=3,every=2,scope=";
+  CHECK(deaths(trace, policy + "layer)", {}, 0) == Rows{6, 5, 6, 5, 6, 6});
+  CHECK(deaths(trace, policy + "layer)", {}, 1) == Rows{5, 5, 6, 6, 6, 6});
+  for (int l = 0; l < 2; ++l)
+    CHECK(deaths(trace, policy + "model)", {}, l) == Rows{6, 5, 6, 6, 5, 6});
+  CHECK(make_policy(policy + "model)", geometry_of(trace, {})).reads_trace);
+}
+
 TEST_CASE("triattention ranks equal keys by the cosines of their distance to rows to come",
           "[policy][triattention]") {
   // One pair of frequency 1. Before rotation all queries and keys are (1, 0), so the magnitudes say
@@ -460,8 +472,7 @@ double error_of(const Trace& trace, const std::string& policy) {
 
 }  // namespace
 
-TEST_CASE("merge folds a victim's value into the survivor with the nearest key",
-          "[policy][merge]") {
+TEST_CASE("merge adds a victim's value into the survivor with the nearest key", "[policy][merge]") {
   // knorm keeps the key of length 1. Rows without queries average values: the row after the prompt
   // reads what is left, and its own value, 0.
   const auto error = [](const Vectors& keys, const std::vector<double>& values,
@@ -499,7 +510,7 @@ TEST_CASE("merge goes on with what a survivor holds, and changes no lifetime", "
   const double third = std::abs((once + 2) / 3 - 6.0 / 4) / (6.0 / 4);
   const double fourth = std::abs(twice / 3 - 6.0 / 5) / (6.0 / 5);
   CHECK(error_of(trace, cut + "+merge") == Approx((third + fourth) / 3));
-  CHECK_THROWS_WITH(test::run_one(trace, "merge", {}), Contains("it folds what another policy"));
+  CHECK_THROWS_WITH(test::run_one(trace, "merge", {}), Contains("it merges what another policy"));
 }
 
 // ---- cam ----------------------------------------------------------------------------------------
@@ -518,21 +529,21 @@ TEST_CASE("cam spreads what leaves over the entries behind it", "[policy][cam]")
   // What leaves a prompt is lost.
   const Trace prompt = test::one_head(column({0, 0, 0, 0, 0}), 4, column({4, 8, 2, 6, 0}));
   CHECK(error_of(prompt, window + "+cam") == Approx(error_of(prompt, window)));
-  CHECK_THROWS_WITH(test::run_one(trace, "cam", {}), Contains("it folds what another policy"));
+  CHECK_THROWS_WITH(test::run_one(trace, "cam", {}), Contains("it merges what another policy"));
 }
 
-TEST_CASE("cam folds as often as a victim is looked at beside the others", "[policy][cam]") {
+TEST_CASE("cam merges as often as a victim is looked at beside the others", "[policy][cam]") {
   // Row 2 sees weights 1, 4 and 4: a quarter of the mean.
   const double four = std::log(4);
   const Trace trace = test::one_head(column({0, four, four, 0}), 2, column({3, 8, 2, 6}), ones(4));
   const std::string window = "streaming_llm(sinks=0,window=2)";
   const double plain = error_of(trace, window);
-  int folded = 0;
+  int merged = 0;
   for (int seed = 0; seed < 400; ++seed) {
     const double error = error_of(trace, fmt::format("{}+cam(seed={})", window, seed));
-    folded += std::abs(error - plain) > 1e-6 ? 1 : 0;
+    merged += std::abs(error - plain) > 1e-6 ? 1 : 0;
   }
-  CHECK(std::abs(folded - 100) < 26);  // three standard deviations
+  CHECK(std::abs(merged - 100) < 26);  // three standard deviations
   // Sums: 1 + .2 + .11 of it, 1.24 and .44 of the others: more than their mean.
   for (int seed = 0; seed < 20; ++seed) {
     const std::string cam = fmt::format("{}+cam(attention=sums,seed={})", window, seed);

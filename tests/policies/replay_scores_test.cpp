@@ -10,6 +10,7 @@
 
 #include "sim/run/run.h"
 #include "tests/support/cases.h"
+#include "tests/support/files.h"
 #include "tests/support/twin_bridge.h"
 
 using namespace kvspan;
@@ -228,6 +229,78 @@ TEST_CASE("kvcompose lets the first layer have the largest composite token of al
   CHECK(kept(trace, "kvcompose(budget=1)", 1, 0) == Set{0});
   CHECK(kept(trace, "kvcompose(budget=2)", 0, 0) == Set{0, 3});
   CHECK(kept(trace, "kvcompose(budget=2)", 1, 0) == Set{0, 2});
+}
+
+// ---- kvzap, fast_kvzip --------------------------------------------------------------------------
+
+TEST_CASE("kvzap takes the scores of a file, once or by a threshold", "[policy][kvzap]") {
+  const Trace trace = test::weights(Numbers(9, 0.0), 6, {}, Numbers(9, 1.0));
+  const test::Table file("scores", {1, 1, 9}, {-1, -5, -2, -7, -3, -6, -9, -1, -9});
+  const std::string weights = fmt::format("scorer=file,weights=\"{}\"", file.name());
+  CHECK(kept(trace, fmt::format("kvzap(budget=3,{})", weights)) == Set{0, 2, 4});
+  // As published: below -4 they die once two newer ones are there beside the row itself.
+  const std::string published =
+      fmt::format("dms(kvzap({}),threshold=-4,window=2,variant=kvpress)", weights);
+  CHECK(test::deaths(trace, published) == Set{9, 6, 9, 6, 9, 8, 9, 9, 9});
+  CHECK_THAT(refusal(trace, fmt::format("dms(kvzap({}))", weights)),
+             Contains("found no threshold"));
+  CHECK_THAT(refusal(trace, "kvzap(scorer=file)"), Contains("expected a safetensors file"));
+  CHECK_THROWS_WITH(kept(trace, "kvzap(budget=3)"), Contains("needs replayed rows"));
+}
+
+TEST_CASE("kvzap's stand-in learns what the replay looks at", "[policy][kvzap]") {
+  // A row of query 1 gives exp(k) over a sum: its log is linear in the key, and ||Wo v|| is 1. The
+  // fit sees tokens 0 to 3; the largest keys stay, of the others as well. A query of -1: the
+  // smallest. With ||Wo v|| = v beside it, log v is learned too.
+  test::TraceSpec spec =
+      test::weights_spec({1, 3, 2, 0, 4, 1.5, 5, 2.5, 0}, 8, {}, Numbers(9, 1.0));
+  spec.layers[0].wo = {1};
+  const auto asked = [&](double query) {
+    return with_replay(spec, {{0, 8, 8, 1, {{query}}, {{0}}, {{1}}}});
+  };
+  CHECK(kept(asked(1), "kvzap(budget=3)") == Set{1, 4, 6});
+  CHECK(kept(asked(-1), "kvzap(budget=3)") == Set{0, 3, 5});
+  CHECK(kept(asked(1), "fast_kvzip(budget=3,sinks=0,window=0)") == Set{1, 4, 6});
+  spec.layers[0].v = {1, 0.1, 1, 10, 1, 1, 1, 40, 1};
+  CHECK(kept(asked(0), "kvzap(budget=1)") == Set{7});
+  const Policy policy = make_policy("kvzap(budget=3)", geometry_of(asked(1), {}));
+  REQUIRE(policy.notes.size() == 2);
+  CHECK_THAT(policy.notes[0], Contains("stand-in: ridge fitted on the first half"));
+  CHECK_THAT(policy.notes[1], Contains("asked after the whole prompt"));
+  CHECK(test::off_closed_form(asked(1), "kvzap(budget=3)", {}) == "");
+  // Llama-3.1-8B: 512 units on a hidden size of 4096, or one number for each of 8 heads.
+  const Geometry llama = test::llama_8b(4096, 1);
+  CHECK(make_policy("kvzap", llama).charge.once == 32LL * (512 * 4097 + 8 * 513) * 2);
+  CHECK(make_policy("kvzap(model=linear)", llama).charge.once == 32LL * 8 * 4097 * 2);
+}
+
+TEST_CASE("fast_kvzip cuts over the model or a layer, and spares both ends",
+          "[policy][fast_kvzip]") {
+  const Trace trace =
+      test::make_trace(two_heads({{Numbers(5, 1), Numbers(5, 1)}, {Numbers(5, 1), Numbers(5, 1)}}));
+  const test::Table file("scores", {2, 2, 5}, {.9, .8, .1, .1, 0, .7, .2, .1, .1, 0,    // layer 0
+                                               .3, .1, .1, .1, 0, .1, .1, .1, .6, 0});  // layer 1
+  const auto sets = [&](const std::string& settings) {
+    return four_sets(
+        trace, fmt::format("fast_kvzip({},scorer=file,weights=\"{}\")", settings, file.name()));
+  };
+  CHECK(sets("budget=1,sinks=0,window=0") == std::vector<Set>{{0, 1}, {0}, {}, {3}});
+  CHECK(sets("budget=1,sinks=0,window=0,cut=layer") == std::vector<Set>{{0, 1}, {}, {0}, {3}});
+  // The newest token has a place of its own in every head.
+  CHECK(sets("budget=2,sinks=0") == std::vector<Set>{{0, 1, 3}, {0, 3}, {0, 3}, {3}});
+  CHECK(sets("budget=2,sinks=1") == std::vector<Set>{{0, 3}, {0, 3}, {0, 3}, {0, 3}});
+  const auto window = [](std::int64_t prompt) {
+    const std::string spec = make_policy("fast_kvzip", test::llama_8b(prompt, 1)).spec;
+    return spec.substr(spec.find("window="));
+  };
+  CHECK(window(30) == "window=1)");
+  CHECK(window(149) == "window=2)");
+  CHECK(window(31999) == "window=639)");
+  CHECK(window(32000) == "window=4096)");
+  // Llama-3.1-8B: projections of 4096 to 16 for 32 and 8 heads, constants, norms, 16 sinks a head,
+  // a constant for each query head; and the lengths of 8 heads.
+  CHECK(make_policy("fast_kvzip", test::llama_8b(4096, 1)).charge.once ==
+        32LL * (4096 * 16 * 40 + 32 * 16 + 2 * 16 + 8 * 16 * 16 + 32) * 2 + 32 * 8 * 4);
 }
 
 // ---- By its definition, on random traces --------------------------------------------------------

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Policies about how entries are held: quantised, pruned by channel, demoted, folded into a state.
+// Policies about how entries are held: quantised, pruned by channel, demoted, merged into a state.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -11,6 +11,7 @@
 #include "sim/policies/shared/quantise.h"
 #include "sim/predict/analytic.h"
 #include "tests/support/cases.h"
+#include "tests/support/tiny_view.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"
 
@@ -18,60 +19,11 @@ using namespace kvspan;
 using Catch::Matchers::Contains;
 using test::deaths;
 using test::logits;
+using test::TinyView;
 using test::weights;
 using Values = std::vector<float>;
 
 namespace {
-
-// One layer of made-up vectors at the end of a pass: what a store sees.
-class TinyView final : public View {
- public:
-  TinyView(std::vector<Values> keys, std::vector<Values> values, std::vector<Values> queries = {})
-      : keys_(std::move(keys)), values_(std::move(values)), queries_(std::move(queries)) {
-    shape_.layers = shape_.model_layers = shape_.query_heads = shape_.kv_heads = shape_.heads = 1;
-    shape_.k_dim = static_cast<int>(keys_[0].size());
-    shape_.v_dim = static_cast<int>(values_[0].size());
-    turn({0, static_cast<RowIndex>(keys_.size()), static_cast<RowIndex>(keys_.size()), 0, {}});
-  }
-  void turn(const Pass& pass) {
-    pass_ = pass;
-    resident_.resize(static_cast<std::size_t>(pass.end));
-    std::iota(resident_.begin(), resident_.end(), 0);
-  }
-  void set_rope(const Rope& rope) { rope_ = rope; }
-  const LayerShape& shape() const override { return shape_; }
-  const Pass& pass() const override { return pass_; }
-  std::span<const TokenIndex> resident(int) const override { return resident_; }
-  double votes(int, RowIndex, std::span<const TokenIndex>, std::span<double>) const override {
-    return 0;
-  }
-  double probabilities(int, RowIndex, std::span<const TokenIndex>,
-                       std::span<double>) const override {
-    return 0;
-  }
-  void logits(int, RowIndex, std::span<const TokenIndex>, std::span<double>) const override {}
-  double column_sum(int, std::span<const TokenIndex>, std::span<double>) const override {
-    return 0;
-  }
-  Values query(int, RowIndex row) const override { return queries_[static_cast<std::size_t>(row)]; }
-  Values key(int, TokenIndex token) const override {
-    return keys_[static_cast<std::size_t>(token)];
-  }
-  Values value(int, TokenIndex token) const override {
-    return values_[static_cast<std::size_t>(token)];
-  }
-  double score_scale() const override { return 1; }
-  const Rope* rope() const override { return rope_ ? &*rope_ : nullptr; }
-  bool measures_output() const override { return true; }
-  const Decision* lower(int) const override { return nullptr; }
-
- private:
-  std::vector<Values> keys_, values_, queries_;
-  LayerShape shape_;
-  Pass pass_;
-  std::vector<TokenIndex> resident_;
-  std::optional<Rope> rope_;
-};
 
 Geometry tiny_geometry(int dim, std::int64_t prompt, std::int64_t generated) {
   return geometry_of(ModelGeometry{"tiny", 1, 1, 1, dim, dim, {0}, {}}, prompt, generated, 0, 2);

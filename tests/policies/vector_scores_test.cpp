@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Post-fill scores of keys, values and queries (the kvpress family): one worked example each.
+// Scores of keys, values and queries (the kvpress family, obcache): one worked example each.
 #include <algorithm>
 #include <cmath>
 #include <random>
@@ -7,6 +7,7 @@
 #include <catch2/catch.hpp>
 #include <fmt/format.h>
 
+#include "sim/policy/registry.h"
 #include "tests/support/cases.h"
 #include "tests/support/trace_builder.h"
 #include "tests/support/twin_bridge.h"
@@ -21,6 +22,7 @@ using test::one_head;
 using test::random_trace;
 using test::refusal;
 using test::Vectors;
+using test::weights;
 
 namespace {
 
@@ -301,4 +303,138 @@ TEST_CASE("equal tokens tie, wherever they stand", "[policy][expected_attention]
     CAPTURE(policy, prompt);
     CHECK(kept(trace, policy) == Set{0, 1, 2, 3, 4, 5, 6, 7, 8, 9});
   }
+}
+
+// ---- obcache ------------------------------------------------------------------------------------
+
+TEST_CASE("obcache keeps what an output would miss, by value, key or both", "[policy][obcache]") {
+  // The row of token 3 gives 1/2, 1/4, 1/8 and 1/8, by logits ln 4, ln 2, 0 and 0. o = -.5.
+  //   value  .25 x .25 = .06 | .0625 x 9 = .56 | .0156 x 64 = 1
+  //   key    token 0 is o    | (.173 x 3.5)^2 = .37 | logit 0
+  //   both   .06 | (.75 + .61)^2 = 1.84 | 1
+  const test::Vectors values = column({-0.5, 3, -8, 0, 0});
+  const Trace trace = logits({std::log(4), std::log(2), 0, 0, 0}, 4, values);
+  const auto with = [](const std::string& prune, int budget) {
+    return fmt::format("obcache(snapkv(budget={},window=1,kernel=1),prune={})", budget, prune);
+  };
+  CHECK(kept(trace, "snapkv(budget=2,window=1,kernel=1)") == Set{0, 3});
+  CHECK(kept(trace, with("value", 2)) == Set{2, 3});
+  CHECK(kept(trace, with("key", 2)) == Set{1, 3});
+  CHECK(kept(trace, with("joint", 2)) == Set{1, 3});
+  CHECK(kept(trace, with("key", 3)) == Set{0, 1, 3});  // 0 and 0: the older
+  CHECK(kept(trace, with("joint", 3)) == Set{1, 2, 3});
+  // Logits shifted by -ln 8 give the same attention, and other keys' scores:
+  //   key    0 | (.25 x -1.39 x 3.5)^2 = 1.47 | (.125 x -2.08 x -7.5)^2 = 3.80
+  //   both   .06 | (.75 - 1.21)^2 = .21 | (-1 + 1.95)^2 = .90
+  const Trace low = logits({-std::log(2), -std::log(4), -std::log(8), -std::log(8), 0}, 4, values);
+  CHECK(kept(low, with("value", 2)) == Set{2, 3});
+  CHECK(kept(low, with("key", 2)) == Set{2, 3});
+  CHECK(kept(low, with("joint", 3)) == Set{1, 2, 3});
+}
+
+TEST_CASE("obcache sums over all rows where its policy does, in decode too", "[policy][obcache]") {
+  // Equal weights: of value v a row that reads m entries adds v^2 / m^2. After row 2: 1 + 1/4 + 1/9
+  // = 1.36, 4 x .36 = 1.44. After row 3, which reads 1, 2 and 3: 1 has 4 x .47 = 1.89, 2 has
+  // 9 x (1/9 + 1/9) = 2.
+  const Trace trace = weights({0, 0, 0, 0, 0}, 3, {}, {1, 2, 3, 0, 0});
+  CHECK(deaths(trace, "h2o(heavy=1,recent=1)") == std::vector<int>{5, 3, 4, 5, 5});
+  CHECK(deaths(trace, "obcache(h2o(heavy=1,recent=1),prune=value)") ==
+        std::vector<int>{3, 4, 5, 5, 5});
+  // A sum and a length of values; a sum alone; two sums and a length.
+  const auto charged = [&](const std::string& policy) {
+    return make_policy(policy, geometry_of(trace, {})).charge.entry;
+  };
+  CHECK(charged("obcache(h2o(budget=2),prune=value)") == 8);
+  CHECK(charged("obcache(h2o(budget=2),prune=key)") == 4);
+  CHECK(charged("obcache(h2o(budget=2))") == 12);
+  CHECK(charged("obcache(tova(budget=2))") == 4);
+  CHECK(charged("obcache(snapkv(budget=2,window=1))") == 0);
+}
+
+TEST_CASE("obcache's scores are those of its definition", "[policy][obcache]") {
+  test::Random random(Catch::rngSeed());
+  for (int round = 0; round < test::share_of_cases(12); ++round) {
+    const int prompt = test::pick(random, 8, 24), window = test::pick(random, 1, 4);
+    const test::TraceSpec spec = test::random_spec({.layers = 1,
+                                                    .tokens = prompt + 2,
+                                                    .prompt_tokens = prompt,
+                                                    .query_heads = 4,
+                                                    .kv_heads = 2,
+                                                    .head_dim = 4,
+                                                    .seed = random()});
+    const auto p = test::attention(spec, 0);
+    const test::LayerSpec& x = spec.layers[0];
+    const auto at = [](const std::vector<double>& from, int row, int heads, int head, int i) {
+      return from[static_cast<std::size_t>((row * heads + head) * 4 + i)];
+    };
+    const int prune = test::pick(random, 0, 2);
+    const bool sums = test::pick(random, 0, 1) == 1;
+    const int budget = test::pick(random, window + 1, prompt);
+    const std::string inner =
+        sums ? fmt::format("h2o(heavy={},recent={})", budget - window, window)
+             : fmt::format("snapkv(budget={},window={},kernel=1)", budget, window);
+    const std::string policy = fmt::format("obcache({},prune={})", inner,
+                                           prune == 0   ? "value"
+                                           : prune == 1 ? "key"
+                                                        : "joint");
+    INFO(policy << " n=" << prompt);
+    for (int kv = 0; kv < 2; ++kv) {
+      std::vector<std::pair<double, int>> ranked;
+      for (int t = 0; t < prompt - window; ++t) {
+        double score = 0;
+        for (int q = kv * 2; q < kv * 2 + 2; ++q) {
+          for (int r = sums ? t : prompt - window; r < prompt; ++r) {
+            const auto& row = p[static_cast<std::size_t>(q)][static_cast<std::size_t>(r)];
+            const double share = row[static_cast<std::size_t>(t)];
+            double z = 0, square = 0;
+            for (int i = 0; i < 4; ++i) z += at(x.q, r, 4, q, i) * at(x.k, t, 2, kv, i) / 2;
+            for (int i = 0; i < 4; ++i) {
+              double o = 0;
+              for (int j = 0; j <= r; ++j)
+                o += row[static_cast<std::size_t>(j)] * at(x.v, j, 2, kv, i);
+              const double v = at(x.v, t, 2, kv, i);
+              const double moved =
+                  (prune == 1 ? 0 : share * v) + (prune == 0 ? 0 : share * z * (v - o));
+              square += moved * moved;
+            }
+            score += square;
+          }
+        }
+        ranked.emplace_back(-score, t);
+      }
+      std::sort(ranked.begin(), ranked.end());
+      Set expected;
+      for (int i = 0; i < budget - window; ++i)
+        expected.push_back(ranked[static_cast<std::size_t>(i)].second);
+      for (int t = prompt - window; t < prompt; ++t) expected.push_back(t);
+      std::sort(expected.begin(), expected.end());
+      CHECK(kept(test::make_trace(spec), policy, 0, kv) == expected);
+    }
+  }
+}
+
+TEST_CASE("obcache looks at a chunk's own rows and keys", "[policy][obcache]") {
+  // Chunks of 3, two of each stay: the last, and of equal shares the larger value.
+  const Trace trace = weights({0, 0, 0, 0, 0, 0, 0}, 6, {}, {1, 2, 0, 2, 1, 0, 0});
+  const auto left = [&](const std::string& policy) {
+    const RunResult run = test::run_one(
+        trace, fmt::format("chunked({},count=implementation)", policy), test::chunk(3));
+    return kept(run, 0, 0);
+  };
+  CHECK(left("snapkv(budget=67%,window=1,kernel=1)") == Set{0, 2, 3, 5});
+  CHECK(left("obcache(snapkv(budget=67%,window=1,kernel=1))") == Set{1, 2, 3, 5});
+  CHECK_THAT(refusal(trace, "chunked(obcache(snapkv(budget=50%)),variant=patched)"),
+             Contains("of single rows"));
+}
+
+TEST_CASE("obcache refuses what does not add up attention", "[policy][obcache]") {
+  const Trace trace = random_trace(40, 30, 1);
+  for (const char* inner : {"knorm(budget=9)", "streaming_llm(budget=9)", "r_kv(budget=9)",
+                            "keyformer(budget=9)", "lava(budget=9)"}) {
+    CHECK_THAT(refusal(trace, fmt::format("obcache({})", inner)), Contains("attention alone"));
+  }
+  CHECK_THAT(refusal(trace, "obcache(h2o(variant=flexgen))"), Contains("more than one rule"));
+  CHECK_THAT(refusal(trace, "obcache(full)"), Contains("ranks nothing"));
+  CHECK(refusal(trace, "obcache(adakv(budget=9,window=4))") == "");
+  CHECK(refusal(trace, "obcache(tova(budget=9))") == "");
 }

@@ -418,6 +418,110 @@ TEST_CASE("block equals the global choice for scores that are known at birth", "
   }
 }
 
+// ---- whole_blocks -------------------------------------------------------------------------------
+
+TEST_CASE("whole_blocks lets entries leave block by block", "[policy][whole_blocks]") {
+  // knorm keeps small keys. Blocks of 2 sum to 6, 8, 7 and 18.
+  const std::vector<double> keys = {5, 1, 4, 4, 1, 6, 9, 9, 0};
+  const Trace eight = logits(keys, 8);
+  CHECK(kept(eight, "knorm(budget=4)") == Set{1, 2, 3, 4});
+  CHECK(kept(eight, "whole_blocks(knorm(budget=4),size=2)") == Set{0, 1, 4, 5});
+  CHECK(kept(eight, "whole_blocks(knorm(budget=5),size=2)") == Set{0, 1, 4, 5});
+  CHECK(kept(eight, "whole_blocks(knorm(budget=1),size=2)") == Set{0, 1});
+  // Of seven tokens the last fills a block that stays whatever it scores, beyond the budget.
+  CHECK(kept(logits(keys, 7), "whole_blocks(knorm(budget=4),size=2)") == Set{0, 1, 4, 5, 6});
+  // Equal sums: the older block.
+  CHECK(kept(logits({1, 3, 2, 2, 0}, 4), "whole_blocks(knorm(budget=2),size=2)") == Set{0, 1});
+}
+
+TEST_CASE("whole_blocks rounds up what a policy protects", "[policy][whole_blocks]") {
+  // A sink and the newest two of 8: blocks 0, and 2 and 3 of size 2 from token 6 on; of 7 tokens
+  // the newest two are 5 and 6, so tokens 4 to 6.
+  const Trace trace = logits(std::vector<double>(10, 1.0), 8);
+  CHECK(kept(trace, "whole_blocks(streaming_llm(sinks=1,window=3),size=2)") == Set{0, 1, 6, 7});
+  const Trace seven = logits(std::vector<double>(10, 1.0), 7);
+  CHECK(kept(seven, "whole_blocks(streaming_llm(sinks=1,window=3),size=2)") == Set{0, 1, 4, 5, 6});
+}
+
+TEST_CASE("whole_blocks evicts in decode when a block is full", "[policy][whole_blocks]") {
+  // Equal weights: the older, the heavier. Four entries and the block that fills: the newest block
+  // is safe, so 2 and 3 go after the prompt, 4 and 5 when 6 and 7 are there.
+  const Trace trace = weights(std::vector<double>(10, 0.0), 6);
+  CHECK(deaths(trace, "whole_blocks(h2o(budget=4,grace=1),size=2)") ==
+        std::vector<int>{10, 10, 6, 6, 8, 8, 10, 10, 10, 10});
+}
+
+TEST_CASE("whole_blocks may keep one set for all heads of a layer", "[policy][whole_blocks]") {
+  // Sums of both heads' keys: 20, 14 and 12.
+  const Trace trace = test::head_weights({{{1, 1, 5, 5, 3, 3, 0}, {9, 9, 2, 2, 3, 3, 0}}}, 6);
+  const std::string policy = "whole_blocks(knorm(budget=2),size=2";
+  CHECK(kept(trace, policy + ")", 0, 0) == Set{0, 1});
+  CHECK(kept(trace, policy + ")", 0, 1) == Set{2, 3});
+  CHECK(kept(trace, policy + ",shared=true)", 0, 0) == Set{4, 5});
+  CHECK(kept(trace, policy + ",shared=true)", 0, 1) == Set{4, 5});
+  CHECK_THAT(refusal(trace, "whole_blocks(adakv(budget=4),shared=true)"),
+             Contains("a number of its own"));
+}
+
+TEST_CASE("memory in blocks holds what whole_blocks keeps, and the block that fills",
+          "[policy][whole_blocks]") {
+  const Trace trace = random_trace(61, 40, 8);
+  const auto bytes = [&](const std::string& policy, const std::string& layout) {
+    Accounting accounting;
+    accounting.layout = layout;
+    return test::run_one(trace, policy, {}, accounting).metrics.timeline.resident_bytes;
+  };
+  const std::string policy = "whole_blocks(h2o(budget=13),size=4)";
+  const auto ideal = bytes(policy, "ideal");
+  const auto blocks = bytes(policy, "paged4_per_head");
+  const std::int64_t entry = 2 * 2 * (4 + 4) * 2;  // of two layers of two heads
+  // Rows behind the prompt, as they attend: full blocks but one.
+  for (std::size_t row = 41; row < 60; ++row) {
+    const auto filling = static_cast<std::int64_t>(row % 4) + 1;  // with the row itself
+    CHECK(blocks[row] - ideal[row] == (4 - filling) * entry);
+  }
+  std::int64_t wasted = 0;
+  const auto plain = bytes("h2o(budget=13)", "ideal");
+  const auto scattered = bytes("h2o(budget=13)", "paged4_per_head");
+  for (std::size_t row = 41; row < 60; ++row) wasted += scattered[row] - plain[row];
+  CHECK(wasted > 19 * 4 * entry);
+}
+
+TEST_CASE("whole_blocks replays to its closed form, in chunks, too", "[policy][whole_blocks]") {
+  test::Random random(11);
+  for (int round = 0; round < 20; ++round) {
+    const int prompt = test::pick(random, 1, 70);
+    const Trace trace = random_trace(prompt + test::pick(random, 0, 20), prompt, random());
+    const int size = test::pick(random, 1, 9), budget = test::pick(random, 1, 60);
+    EngineOptions options;
+    options.fidelity = false;
+    options.chunk = size * test::pick(random, 1, 4);
+    for (const std::string& inner :
+         {fmt::format("whole_blocks(h2o(budget={}),size={})", budget, size),
+          fmt::format("whole_blocks(snapkv(budget={},window=5),size={},shared=true)", budget, size),
+          fmt::format("chunked(whole_blocks(snapkv(budget=40%,window=3),size={}))", size),
+          fmt::format("chunked(whole_blocks(tova(budget={}),size={}))", budget, size)}) {
+      INFO(inner << " n=" << prompt << " C=" << options.chunk);
+      CHECK(test::off_closed_form(trace, inner, options) == "");
+    }
+  }
+}
+
+TEST_CASE("whole_blocks refuses what has no blocks", "[policy][whole_blocks]") {
+  const Trace trace = random_trace(40, 30, 1);
+  CHECK_THAT(refusal(trace, "whole_blocks(chunkkv(budget=9))"), Contains("picks in its own way"));
+  CHECK_THAT(refusal(trace, "whole_blocks(full)"), Contains("full ranks nothing"));
+  CHECK_THAT(refusal(trace, "whole_blocks(h2o(variant=flexgen))"), Contains("more than one rule"));
+  CHECK_THAT(refusal(trace, "whole_blocks(r_kv(budget=9))"), Contains("in the order of scores"));
+  const auto chunks = [&](const std::string& policy, RowIndex size) {
+    (void)test::run_one(trace, policy, chunk(size));
+  };
+  const std::string share = "chunked(whole_blocks(snapkv(budget=50%,window=2),size=4)";
+  CHECK_THROWS_WITH(chunks(share + ")", 6), Contains("chunks of 6 tokens do not end where blocks"));
+  CHECK_THROWS_WITH(chunks(share + ",variant=patched)", 8), Contains("patched"));
+  CHECK_NOTHROW(chunks(share + ")", 8));
+}
+
 // ---- together -----------------------------------------------------------------------------------
 
 TEST_CASE("the composed policies of the kvpress family replay to their closed forms",

@@ -11,8 +11,9 @@
 namespace kvspan::policies {
 
 const std::vector<FittedScorer>& fitted_scorers() {
-  static const std::vector<FittedScorer> all = {foresightkv_fit(), write_gate_fit(), judgeq_fit(),
-                                                locret_fit()};
+  static const std::vector<FittedScorer> all = {foresightkv_fit(), write_gate_fit(),
+                                                judgeq_fit(),      locret_fit(),
+                                                kvzap_fit(),       fast_kvzip_fit()};
   return all;
 }
 

@@ -52,6 +52,8 @@ struct FittedScorer {
 [[nodiscard]] FittedScorer write_gate_fit();
 [[nodiscard]] FittedScorer judgeq_fit();
 [[nodiscard]] FittedScorer locret_fit();
+[[nodiscard]] FittedScorer kvzap_fit();
+[[nodiscard]] FittedScorer fast_kvzip_fit();
 
 // Models of one layer fitted on rows [0, end): what weights=self means.
 [[nodiscard]] std::vector<Regressor> fit_layer(const FittedScorer& scorer, const Trace& trace,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by stores that fold victims into what stays: values that are no longer the trace's.
+// Shared by stores that merge victims into what stays: values that are no longer the trace's.
 #pragma once
 
 #include <map>

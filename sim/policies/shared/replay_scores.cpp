@@ -24,8 +24,7 @@ void require_weights(const Trace& trace, const ReplaySettings& settings) {
 
 }  // namespace
 
-RowIndex read_replay(const Geometry& geometry, ReplaySettings& settings) {
-  const Trace& trace = *geometry.trace;
+RowIndex read_probes(const Trace& trace, ReplaySettings& settings) {
   settings.probes = probes_of(trace);
   if (settings.probes.empty()) {
     throw TraceError(
@@ -39,13 +38,18 @@ RowIndex read_replay(const Geometry& geometry, ReplaySettings& settings) {
     settings.at = std::max(settings.at, probe.at);
     rows = std::max(rows, probe.rows);
   }
+  require_weights(trace, settings);
+  return rows;
+}
+
+RowIndex read_replay(const Geometry& geometry, ReplaySettings& settings) {
+  const RowIndex rows = read_probes(*geometry.trace, settings);
   if (settings.at > geometry.evict_point) {
     throw ConfigError(
         fmt::format("{}: the replay asks for the trace's first {} tokens, and this run evicts "
                     "after {}; expected --evict-at {} or later",
                     settings.policy, settings.at, geometry.evict_point, settings.at));
   }
-  require_weights(trace, settings);
   return rows;
 }
 

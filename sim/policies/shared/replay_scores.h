@@ -22,9 +22,11 @@ struct ReplaySettings {
   RowIndex at = 0;                 // tokens that are read before the model is asked
 };
 
-// Reads the passes of the trace's replay, and what `plus` asks for; returns the most rows of one.
-// REQUIRES: there is a trace. Errors: TraceError where nothing was asked, ConfigError where this
-// run evicts before.
+// Reads the passes of a trace's replay, and what `plus` asks for; returns the most rows of one.
+// Errors: TraceError where nothing was asked.
+RowIndex read_probes(const Trace& trace, ReplaySettings& settings);
+// The same for a run. REQUIRES: there is a trace. Errors: ConfigError where this run evicts before,
+// too.
 RowIndex read_replay(const Geometry& geometry, ReplaySettings& settings);
 
 // [kv_heads][tokens read before the model was asked]

@@ -95,7 +95,16 @@ PolicyEntry chunked() {
     if (chunked.patched) {
       if (inner.scorer.value.window == 0)
         refuse("variant=patched needs a policy with an observation window");
+      if (inner.scorer.value.row_by_row)
+        refuse("variant=patched has sums of votes only, and its scores are of single rows");
       inner.notes.emplace_back("stand-in: patched queries saw the whole prompt");
+    }
+    if (inner.block_size > 0 &&
+        (chunked.patched || (!chunked.compete_all && geometry.chunk % inner.block_size != 0))) {
+      refuse(
+          fmt::format("chunks of {} tokens{} do not end where blocks of {} do; expected --chunk "
+                      "as a multiple, or compete=all",
+                      geometry.chunk, chunked.patched ? ", patched," : "", inner.block_size));
     }
     const std::string args = arguments.canonical();
     inner.terms = {

@@ -123,7 +123,7 @@ TEST_CASE("the canonical text writes every parameter in declaration order", "[sp
         "streaming_llm(sinks=auto,window=auto,budget=10%,positions=original)");
   CHECK(canonical("h2o(heavy=3,recent=4)") ==
         "h2o(heavy=3,recent=4,budget=auto,group=sum,variant=real_drop,heavy_share=auto,"
-        "recent_share=auto,normalise=false,weight=none)");
+        "recent_share=auto,normalise=false,weight=none,grace=auto)");
   CHECK(canonical("pyramidkv(budget=50)") ==
         "pyramidkv(budget=50,window=8,kernel=7,pool=max,group=mean,order=group_then_pool,beta=20,"
         "rounding=code,preset=none)");

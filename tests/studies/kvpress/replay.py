@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Compares kvzip and kvcompose with the real KVzipPress and KVComposePress of kvpress.
+"""Compares kvzip and kvcompose, fast_kvzip and kvzap, with the real presses of kvpress.
 
 `kvspan capture --replay` runs the model in kvspan and records the rows that ask for the context
 again; the presses run the same model in transformers and are handed the same tokens (the trace's
 `probe_ids`), so that requests are not compared, but everything that follows from them: hidden
-states, scores, the norms of KVzip+, and the cut. Kept sets are compared head by head.
+states, scores, the norms of KVzip+, and the cut. Kept sets are compared head by head. The gates of
+FastKVzipPress and the model of KVzapPress get random weights: their scores go to kvspan in a file,
+and what is compared is what becomes of them.
 """
 
 import argparse
@@ -16,11 +18,13 @@ import subprocess
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import kvpress
+from kvpress.presses.fastkvzip_press import FastKVzipGate
+from kvpress.presses.kvzap_press import KVzapConfig, KVzapModel
 
 
 def kvspan(program, *arguments):
@@ -51,14 +55,67 @@ def kvzip(model, ids, passes, ratio, **settings):
         return [(ids[:, begin:end], asked) for begin, end, asked in passes]
 
     press.prepare = prepare
+    return left_unmasked(model, ids, press)
+
+
+def left_unmasked(model, ids, press):
     with torch.no_grad(), press(model):
         model.model(input_ids=ids, past_key_values=DynamicCache())
     kept = np.ones((model.config.num_hidden_layers, model.config.num_key_value_heads, ids.shape[1]), bool)
     for l, layer in enumerate(model.model.layers):
-        _, heads, tokens = layer.self_attn.masked_key_indices
-        kept[l, heads.numpy(), tokens.numpy()] = False
+        if layer.self_attn.masked_key_indices is not None:
+            _, heads, tokens = layer.self_attn.masked_key_indices
+            kept[l, heads.numpy(), tokens.numpy()] = False
         layer.self_attn.masked_key_indices = None
     return kept
+
+
+def write_scores(path, scores, tokens):
+    """Scores [layers, heads, prompt] as a file of all tokens of the trace."""
+    padded = np.zeros((*scores.shape[:2], tokens), np.float32)
+    padded[:, :, : scores.shape[2]] = scores
+    save_file({"scores": padded}, path)
+
+
+def fast_kvzip(model, ids, ratio, layerwise):
+    """What FastKVzipPress keeps with random gates, and their scores."""
+    c = model.config
+    torch.manual_seed(1)
+    press = kvpress.FastKVzipPress(ratio, layerwise=layerwise)
+    group = c.num_attention_heads // c.num_key_value_heads
+    press.gates = [
+        FastKVzipGate(l, c.hidden_size, c.num_key_value_heads, group, torch.float32).eval()
+        for l in range(c.num_hidden_layers)
+    ]
+    for gate in press.gates:
+        torch.nn.init.normal_(gate.k_base)
+        torch.nn.init.normal_(gate.b)
+    return left_unmasked(model, ids, press), press.score_val[:, 0].numpy()
+
+
+def kvzap(model, ids, share):
+    """What DMSPress(KVzapPress) keeps with a random model, its scores, and a threshold so high."""
+    c = model.config
+    torch.manual_seed(2)
+    inner = kvpress.KVzapPress(model_type="linear")
+    inner.kvzap_model = KVzapModel(
+        KVzapConfig(input_dim=c.hidden_size, output_dim=c.num_key_value_heads, n_modules=c.num_hidden_layers)
+    )
+    inner.post_init_from_model = lambda model: None
+    scores = [None] * c.num_hidden_layers
+    score = inner.score
+
+    def remember(module, *more):
+        scores[module.layer_idx] = score(module, *more)
+        return scores[module.layer_idx]
+
+    inner.score = remember
+    left_unmasked(model, ids, kvpress.DMSPress(inner, threshold=-1e9))
+    all_scores = torch.stack(scores)[:, 0].numpy()
+    ordered = np.sort(all_scores.ravel()).astype(np.float64)
+    cut = int(len(ordered) * share)
+    threshold = float((ordered[cut - 1] + ordered[cut]) / 2)
+    return left_unmasked(model, ids, kvpress.DMSPress(inner, threshold=threshold)), all_scores, threshold
 
 
 def kvcompose(model, ids, ratio, structured):
@@ -126,6 +183,17 @@ def main():
                 "context",
                 kvcompose(models["eager"], prompt, kept, form == "layers"),
             )
+        for layerwise in (False, True):
+            theirs, scores = fast_kvzip(models["sdpa"], prompt, removed, layerwise)
+            file = args.work / f"gates-{layerwise}.safetensors"
+            write_scores(file, scores, len(ids))
+            cut = "layer" if layerwise else "model"
+            cases[f'fast_kvzip(budget={budget},cut={cut},scorer=file,weights="{file}")'] = ("kvzip", theirs)
+        theirs, scores, threshold = kvzap(models["sdpa"], prompt, ratio)
+        file = args.work / "kvzap.safetensors"
+        write_scores(file, scores, len(ids))
+        inner = f'kvzap(scorer=file,weights="{file}")'
+        cases[f"dms({inner},threshold={threshold!r},variant=kvpress)"] = ("kvzip", theirs)
         for spec, (kind, theirs) in cases.items():
             ours = kept_by_kvspan(args.kvspan, traces[kind], spec, args.work, args.prompt)
             same = int((ours == theirs).all(axis=2).sum())
