@@ -33,8 +33,8 @@ std::unique_ptr<Store> store_of(const std::string& policy, const View& view) {
 }
 
 // What the store decides when these tokens of the heads leave at the end of the view's pass.
-Decision leave(Store& store, const View& view,
-               const std::vector<std::pair<int, TokenIndex>>& victims) {
+Decision take_out(Store& store, const View& view,
+                  const std::vector<std::pair<int, TokenIndex>>& victims) {
   Decision out;
   for (const auto& [head, token] : victims) out.evictions.push_back({head, token, 0, 0});
   store.age(view, out);
@@ -42,7 +42,7 @@ Decision leave(Store& store, const View& view,
 }
 
 // The pass of one more row.
-Pass row(RowIndex end) { return {end - 1, end, 1, 1, {}}; }
+Pass one_more(RowIndex end) { return {end - 1, end, 1, 1, {}}; }
 
 void check_rewrite(const Decision& d, TokenIndex token, const std::vector<double>& k,
                    const std::vector<double>& v, int head = 0) {
@@ -56,7 +56,7 @@ void check_rewrite(const Decision& d, TokenIndex token, const std::vector<double
   FAIL("not rewritten");
 }
 
-double decode_error(const Trace& trace, const std::string& policy) {
+double error_in_decode(const Trace& trace, const std::string& policy) {
   return test::run_one(trace, policy, {}).fidelity->decode->error_mean;
 }
 
@@ -73,7 +73,7 @@ std::vector<std::vector<RowIndex>> all_deaths(const Trace& trace, const std::str
 }
 
 // Equal keys: whatever stands for all victims by number stands for them exactly.
-Trace equal_keys() {
+Trace all_keys_equal() {
   return test::weights(std::vector<double>(12, 0.5), 8, {}, {1, 7, -3, 2, 5, 1, 8, 2, 0, 4, 9, -6});
 }
 
@@ -86,7 +86,7 @@ TEST_CASE("stores that merge change no lifetime", "[policy]") {
       const std::string policy = fmt::format("{}+{}", evictor, store);
       INFO(policy);
       CHECK(all_deaths(trace, policy) == all_deaths(trace, evictor));
-      CHECK(decode_error(trace, policy) != decode_error(trace, evictor));
+      CHECK(error_in_decode(trace, policy) != error_in_decode(trace, evictor));
     }
     CHECK_THROWS_WITH(test::run_one(trace, store, {}), Contains("it merges what another policy"));
   }
@@ -100,7 +100,7 @@ TEST_CASE("momentkv adds its victims to first order about their mean key", "[pol
   const TinyView view({{0}, {5}, {2}, {9}}, {{1}, {0}, {3}, {0}});
   const auto store = store_of("momentkv", view);
   CHECK_FALSE(store->adds_output());
-  (void)leave(*store, view, {{0, 0}, {0, 2}});
+  (void)take_out(*store, view, {{0, 0}, {0, 2}});
   REQUIRE(store->adds_output());
   std::vector<double> numerator = {10};
   double denominator = 1;
@@ -114,8 +114,8 @@ TEST_CASE("momentkv's covariance turns values by the query", "[policy][momentkv]
   // key weights are 1 + 1 and 1 - 1.
   const TinyView view({{1, 0}, {0, 1}, {0, 0}}, {{1, 0}, {0, 2}, {0, 0}});
   const auto store = store_of("momentkv", view);
-  (void)leave(*store, view, {{0, 0}});
-  (void)leave(*store, view, {{0, 1}});  // one after the other
+  (void)take_out(*store, view, {{0, 0}});
+  (void)take_out(*store, view, {{0, 1}});  // one after the other
   std::vector<double> numerator = {0, 0};
   double denominator = 0;
   store->add_output(0, Values{1, -1}, 0, numerator, denominator);
@@ -128,7 +128,7 @@ TEST_CASE("momentkv errs by the square of how far keys lie apart", "[policy][mom
   const auto error = [](float apart) {
     const TinyView view({{1 - apart}, {1 + apart}, {0}}, {{-2}, {4}, {0}});
     const auto store = store_of("momentkv", view);
-    (void)leave(*store, view, {{0, 0}, {0, 1}});
+    (void)take_out(*store, view, {{0, 0}, {0, 1}});
     std::vector<double> numerator = {0};
     double denominator = 0;
     store->add_output(0, Values{1}, 0, numerator, denominator);
@@ -138,7 +138,7 @@ TEST_CASE("momentkv errs by the square of how far keys lie apart", "[policy][mom
   };
   CHECK(error(0.2F) < 0.03);
   CHECK(error(0.2F) / error(0.1F) == Approx(4).epsilon(0.15));
-  CHECK(decode_error(equal_keys(), "h2o(budget=4)+momentkv") < 1e-6);
+  CHECK(error_in_decode(all_keys_equal(), "h2o(budget=4)+momentkv") < 1e-6);
   // Llama-3.1-8B: 32 layers of 8 heads of 1 + 128 + 128 + 128 x 128 numbers.
   CHECK(make_policy("snapkv(budget=512)+momentkv", test::llama_8b(4096, 1)).charge.once ==
         32LL * 8 * (1 + 256 + 16384) * 4);
@@ -151,14 +151,14 @@ TEST_CASE("d2o merges victims whose keys reach the mean cosine", "[policy][d2o]"
   TinyView view({{1, 0}, {3, 4}, {4, 0}, {0, 2}, {0, 1}}, {{1}, {5}, {2}, {7}, {3}});
   view.turn({0, 4, 4, 4, {}});
   const auto store = store_of("d2o", view);
-  const Decision first = leave(*store, view, {{0, 1}, {0, 2}});
+  const Decision first = take_out(*store, view, {{0, 1}, {0, 2}});
   CHECK(first.rewrites.size() == 1);
   check_rewrite(first, 0, {2.5, 0}, {1.5});  // (1 + 4) / 2, (1 + 2) / 2
   // Token 3 lies along 4: 1 and .9 in equal parts, .95. (0, 1 + 2) / 2, (3 + 7) / 2.
-  view.turn(row(5));
+  view.turn(one_more(5));
   view.kill(1);
   view.kill(2);
-  const Decision second = leave(*store, view, {{0, 3}});
+  const Decision second = take_out(*store, view, {{0, 3}});
   CHECK(second.rewrites.size() == 1);
   check_rewrite(second, 4, {0, 1.5}, {5});
   CHECK_FALSE(store->adds_output());
@@ -172,10 +172,10 @@ TEST_CASE("d2o's threshold moves by beta, and merged entries go on as they are h
     TinyView view({{2, 0}, {3, 4}, {4, 0}, {0, 0}}, {{2}, {1}, {6}, {0}});
     view.turn({0, 3, 3, 3, {}});
     const auto store = store_of(policy, view);
-    check_rewrite(leave(*store, view, {{0, 2}}), 0, {3, 0}, {4});
-    view.turn(row(4));
+    check_rewrite(take_out(*store, view, {{0, 2}}), 0, {3, 0}, {4});
+    view.turn(one_more(4));
     view.kill(2);
-    return leave(*store, view, {{0, 0}});
+    return take_out(*store, view, {{0, 0}});
   };
   CHECK(second("d2o").rewrites.empty());
   // (3 + .6 x 3) / 2, 4 / 2; (1 + .6 x 4) / 2.
@@ -205,7 +205,7 @@ TEST_CASE("d2o judges the i-th victims of all heads together", "[policy][d2o]") 
   // Cosines 1 and .6 in head 0, .28 and .96 in head 1: mean .71; first .64, second .78.
   const TwoHeads view({{1, 0}, {2, 0}, {3, 4}}, {{1, 0}, {7, 24}, {24, 7}});
   const auto store = store_of("d2o", view);
-  const Decision d = leave(*store, view, {{0, 1}, {0, 2}, {1, 1}, {1, 2}});
+  const Decision d = take_out(*store, view, {{0, 1}, {0, 2}, {1, 1}, {1, 2}});
   CHECK(d.rewrites.size() == 2);
   check_rewrite(d, 0, {(1 + 0.6 * 3) / 2, 0.6 * 4 / 2}, {(1 + 0.6) / 2}, 0);
   check_rewrite(d, 0, {(1 + 0.96 * 24) / 2, 0.96 * 7 / 2}, {(1 + 0.96) / 2}, 1);
@@ -220,7 +220,7 @@ TEST_CASE("keepkv merges by votes and by what the last rows give", "[policy][kee
                 {{9, 9}, {9, 9}, {two, 0}, {0, 0}});
   view.turn({0, 3, 3, 3, {}});
   const auto store = store_of("keepkv(window=1)", view);
-  const Decision first = leave(*store, view, {{0, 2}});
+  const Decision first = take_out(*store, view, {{0, 2}});
   CHECK(first.rewrites.size() == 1);
   check_rewrite(first, 0, {(2.0 * 1 + 4.0 * 2) / 6, 0}, {(2.0 * 2 + 4.0 * 5) / 6});
   // Two votes: once by itself, once more by the store.
@@ -231,9 +231,9 @@ TEST_CASE("keepkv merges by votes and by what the last rows give", "[policy][kee
   CHECK(denominator == Approx(more).epsilon(1e-3));
   CHECK(numerator[0] == Approx(4 * more).epsilon(1e-3));
   // A row that gives 1 to all: token 0, of two votes, goes into token 3.
-  view.turn(row(4));
+  view.turn(one_more(4));
   view.kill(2);
-  const Decision second = leave(*store, view, {{0, 0}});
+  const Decision second = take_out(*store, view, {{0, 0}});
   check_rewrite(second, 3, {(2 * 10.0 / 6 + 3) / 3, 0}, {(2 * 4.0 + 1) / 3});
   numerator = {0};
   denominator = 0;
@@ -246,10 +246,10 @@ TEST_CASE("keepkv loses what is like nothing that stays", "[policy][keepkv]") {
   const TinyView view({{1, 0}, {1, 1}, {0, 0}}, {{2}, {8}, {0}},
                       std::vector<Values>(3, Values{0, 0}));
   const auto lost = store_of("keepkv", view);  // cosine .71
-  CHECK(leave(*lost, view, {{0, 1}}).rewrites.empty());
+  CHECK(take_out(*lost, view, {{0, 1}}).rewrites.empty());
   CHECK_FALSE(lost->adds_output());
   const auto merged = store_of("keepkv(threshold=0.7)", view);
-  check_rewrite(leave(*merged, view, {{0, 1}}), 0, {1, 0.5}, {5});
+  check_rewrite(take_out(*merged, view, {{0, 1}}), 0, {1, 0.5}, {5});
 }
 
 TEST_CASE("keepkv weighs an entry by the rows that could see it", "[policy][keepkv]") {
@@ -257,13 +257,13 @@ TEST_CASE("keepkv weighs an entry by the rows that could see it", "[policy][keep
   const TinyView view({{1, 0}, {0, 1}, {1, 0}}, {{2}, {8}, {6}},
                       std::vector<Values>(3, Values{0, 0}));
   const auto store = store_of("keepkv(window=2)", view);
-  check_rewrite(leave(*store, view, {{0, 0}}), 2, {1, 0}, {4});
+  check_rewrite(take_out(*store, view, {{0, 0}}), 2, {1, 0}, {4});
 }
 
 TEST_CASE("keepkv keeps the attention of equal keys", "[policy][keepkv]") {
-  CHECK(decode_error(equal_keys(), "h2o(budget=4)") > 0.05);
-  CHECK(decode_error(equal_keys(), "h2o(budget=4)+keepkv") < 1e-6);
-  CHECK(decode_error(equal_keys(), "snapkv(budget=4,window=2)+keepkv") < 1e-6);
+  CHECK(error_in_decode(all_keys_equal(), "h2o(budget=4)") > 0.05);
+  CHECK(error_in_decode(all_keys_equal(), "h2o(budget=4)+keepkv") < 1e-6);
+  CHECK(error_in_decode(all_keys_equal(), "snapkv(budget=4,window=2)+keepkv") < 1e-6);
   // A vote, and a number for each row.
   CHECK(make_policy("snapkv(budget=512)+keepkv(window=8)", test::llama_8b(4096, 1)).charge.entry ==
         4 + 8 * 4);

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "sim/policies/shared/fit_models.h"
 #include "sim/run/run.h"
 #include "tests/support/cases.h"
 #include "tests/support/files.h"
@@ -261,6 +262,16 @@ TEST_CASE("kvzap's stand-in learns what the replay looks at", "[policy][kvzap]")
   CHECK(kept(asked(1), "kvzap(budget=3)") == Set{1, 4, 6});
   CHECK(kept(asked(-1), "kvzap(budget=3)") == Set{0, 3, 5});
   CHECK(kept(asked(1), "fast_kvzip(budget=3,sinks=0,window=0)") == Set{1, 4, 6});
+  // `kvspan fit`: what the first half taught ranks the second half, and another trace, as well.
+  const test::Folder folder;
+  const policies::FitOutcome fitted = policies::fit_models(
+      policies::fitted_scorer("kvzap"), {asked(1)}, {}, policies::FitOptions{}, nullptr, nullptr);
+  CHECK(fitted.total().train_rows == 4);
+  CHECK(fitted.total().train == Approx(1));
+  CHECK(fitted.total().test == Approx(1));
+  const std::string file = (folder.path / "kvzap.safetensors").string();
+  fitted.set.save(file);
+  CHECK(kept(asked(-1), fmt::format("kvzap(budget=3,weights=\"{}\")", file)) == Set{1, 4, 6});
   spec.layers[0].v = {1, 0.1, 1, 10, 1, 1, 1, 40, 1};
   CHECK(kept(asked(0), "kvzap(budget=1)") == Set{7});
   const Policy policy = make_policy("kvzap(budget=3)", geometry_of(asked(1), {}));

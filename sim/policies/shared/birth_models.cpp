@@ -80,7 +80,7 @@ FittedScorer ridge_of_entries(
 }
 
 FittedScorer ridge_of_replay(const std::string& name, bool plus) {
-  return ridge_of_entries(
+  FittedScorer out = ridge_of_entries(
       name, fmt::format("log of {}'s score, by the trace's replay", plus ? "KVzip+" : "KVzip"),
       [name, plus](const Trace& trace, int layer, RowIndex from, RowIndex end, const FitOptions&) {
         ReplaySettings settings{.policy = name, .plus = plus};
@@ -93,6 +93,8 @@ FittedScorer ridge_of_replay(const std::string& name, bool plus) {
           return score > 0 ? std::log(score) : std::numeric_limits<double>::quiet_NaN();
         });
       });
+  out.reads_replay = true;
+  return out;
 }
 
 std::vector<Parameter> birth_model_parameters() {

@@ -34,6 +34,7 @@ struct FitOptions {
 struct FittedScorer {
   std::string name, features, label;
   std::vector<std::string> methods;
+  bool reads_replay = false;  // its traces hold rows of `kvspan capture --replay`
   // Samples of the heads of one stored layer (judgeq: of the query heads).
   std::function<std::vector<Samples>(const Trace&, int layer, RowIndex from, RowIndex end,
                                      const FitOptions&)>
