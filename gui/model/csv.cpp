@@ -36,11 +36,9 @@ std::vector<std::vector<std::string>> parse_csv(std::string_view text) {
       field += text[++i];
     } else if (c == '"') {
       quoted = !quoted;
-    } else if (quoted) {
-      field += c;
-    } else if (c == ',') {
+    } else if (!quoted && c == ',') {
       lines.back().emplace_back();
-    } else if (c == '\n') {
+    } else if (!quoted && c == '\n') {
       if (!field.empty() && field.back() == '\r') field.pop_back();
       fresh = true;
     } else {

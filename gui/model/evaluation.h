@@ -65,19 +65,19 @@ using EvaluationPtr = std::shared_ptr<const Evaluation>;
 
 // Score against footprint: a line a method, with its intervals, the threshold and where lines reach
 // it. A point's item is its policy.
-[[nodiscard]] CurveChart score_chart(const Evaluation& evaluation, std::size_t task);
+[[nodiscard]] CurveChart score_chart(const Evaluation& evaluation, std::size_t index);
 // Critical footprints with their intervals, or why there are none (one line). A row's item is its
 // line in score_chart().
-void set_criticals(const Evaluation& evaluation, std::size_t task, PlainTable& table);
+void set_criticals(const Evaluation& evaluation, std::size_t index, PlainTable& table);
 // Samples as rows, answers of policies side by side, with what was left of the spans. A cell's item
 // is sample * policies + policy, of all policies.
 //   policies  those that are shown, in order
-void set_answers(const Evaluation& evaluation, std::size_t task,
+void set_answers(const Evaluation& evaluation, std::size_t index,
                  const std::vector<std::size_t>& policies, PlainTable& table);
 // A line a sample and policy.
-[[nodiscard]] std::string answers_csv(const Evaluation& evaluation, std::size_t task,
+[[nodiscard]] std::string answers_csv(const Evaluation& evaluation, std::size_t index,
                                       const std::vector<std::size_t>& policies);
 // A line a policy.
-[[nodiscard]] std::string scores_csv(const Evaluation& evaluation, std::size_t task);
+[[nodiscard]] std::string scores_csv(const Evaluation& evaluation, std::size_t index);
 
 }  // namespace kvspan::gui

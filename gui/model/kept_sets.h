@@ -29,7 +29,8 @@ struct KeptSets {
   int scope_heads = 0;
   std::vector<std::int32_t> both, current, baseline;  // [row + 1] heads of the scope
   [[nodiscard]] const Overlap& at(int layer, int head) const {
-    return of[static_cast<std::size_t>(layer * heads + head)];
+    return of[static_cast<std::size_t>(layer) * static_cast<std::size_t>(heads) +
+              static_cast<std::size_t>(head)];
   }
 };
 

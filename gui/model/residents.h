@@ -40,7 +40,8 @@ struct Holdings {
   std::vector<std::int32_t> held_by;       // [row + 1] heads that hold it
   std::vector<std::uint32_t> first, last;  // [row + 1] its first and last death after the row
   [[nodiscard]] const HeadHolding& at(int layer, int head) const {
-    return of[static_cast<std::size_t>(layer * heads + head)];
+    return of[static_cast<std::size_t>(layer) * static_cast<std::size_t>(heads) +
+              static_cast<std::size_t>(head)];
   }
   [[nodiscard]] HeadHolding layer_sum(int layer) const;
   [[nodiscard]] HeadHolding sum() const;

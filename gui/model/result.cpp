@@ -176,7 +176,7 @@ std::optional<double> retained_mass_upper(const Run& run) {
 }
 
 QString retained_text(const Run& run) {
-  const QString least = percent_text(retained_mass(run), 2);
+  QString least = percent_text(retained_mass(run), 2);
   const auto upper = retained_mass_upper(run);
   const QString most = percent_text(upper, 2);
   if (!upper || most == least) return least;

@@ -15,7 +15,7 @@ namespace kvspan::gui {
 
 [[nodiscard]] nlohmann::json parse_json(const std::filesystem::path& path);
 // All that a result JSON says.
-void read_json(const std::filesystem::path& path, nlohmann::json whole, Result& result);
+void read_json(const std::filesystem::path& path, nlohmann::json document, Result& result);
 
 // The rows of a JSON timeline, ascending; a series of it, with a value for each of them, null where
 // there is none. REQUIRES of the second: a row.

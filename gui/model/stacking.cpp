@@ -29,7 +29,7 @@ double footprint_of(const ShownRun& shown, int layer, int head) {
       "per_head.footprint." + std::to_string(layer) + "." + std::to_string(head);
   if (const auto found = figure(run, path)) return *found;
   const auto rows = static_cast<double>(shown.result->trace.tokens);
-  const auto i = static_cast<std::size_t>(layer * run.heads + head);
+  const auto i = static_cast<std::size_t>(std::int64_t{layer} * run.heads + head);
   return run.heads_over_time[i].entry_rows() / (rows * (rows + 1) / 2);
 }
 

@@ -66,7 +66,7 @@ std::tuple<std::string, double, std::string> number_order(const std::string& wor
 }
 
 QString people_text(Sweep::Parameter parameter, const std::string& word) {
-  const QString text = QString::fromStdString(one_line(word));
+  QString text = QString::fromStdString(one_line(word));
   const bool unset = word.empty() || word == "0";
   switch (parameter) {
     case Sweep::trace:
@@ -234,7 +234,7 @@ QString cell_text(const Sweep& sweep, std::size_t cell) {
        {Sweep::trace, Sweep::chunk, Sweep::prompt, Sweep::evict_at, Sweep::prefill, Sweep::layout,
         Sweep::kv_bytes, Sweep::seed}) {
     if (!sweep.varies(parameter)) continue;
-    const QString text = sweep.text(parameter, cell);
+    const QString& text = sweep.text(parameter, cell);
     parts << (parameter == Sweep::trace ? text : title_of(parameter) + " " + text);
   }
   const auto record = sweep.folder.records.cells.find(known.id);

@@ -126,7 +126,7 @@ class CurvesOfGroup {
     for (const Gathered* point : points) add_point(*point, method);
   }
 
-  void add_point(const Gathered& of, SweepCurves::Method& method) {
+  void add_point(const Gathered& of, SweepCurves::Method& method) const {
     CurveChart::Point point;
     point.x = mean_of(of.x);
     point.y = mean_of(of.y);

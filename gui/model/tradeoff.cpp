@@ -130,10 +130,9 @@ std::optional<double> fidelity_upper_of(const Run& run, FidelityFigure figure_wa
                                  figure_wanted == FidelityFigure::mass_mean ? "mean" : "p5"));
 }
 
-Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_wanted,
-                       double threshold) {
-  Tradeoff out;
-  if (figure_wanted == FidelityFigure::mass_mean) out.frontiers = frontiers_of(runs);
+namespace {
+
+void add_points(const std::vector<ShownRun>& runs, FidelityFigure figure_wanted, Tradeoff& out) {
   std::map<std::pair<std::string, RowIndex>, std::size_t> groups;
   std::map<std::tuple<std::size_t, RowIndex, std::string>, std::size_t> known;
   for (std::size_t r = 0; r < runs.size(); ++r) {
@@ -178,15 +177,21 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
     point.regret = figure(shown.run(), "optimum.regret");
     point.optimum = figure(shown.run(), "optimum.footprint");
   }
-  tell_apart(out);
-  // Least footprint first; of equal ones the most fidelity.
-  const auto before = [&](std::size_t a, std::size_t b) {
-    const Tradeoff::Point& x = out.points[a];
-    const Tradeoff::Point& y = out.points[b];
+}
+
+// Least footprint first; of equal ones the most fidelity.
+struct Before {
+  const std::vector<Tradeoff::Point>& points;
+  bool operator()(std::size_t a, std::size_t b) const {
+    const Tradeoff::Point& x = points[a];
+    const Tradeoff::Point& y = points[b];
     return std::tuple(x.footprint, -x.fidelity, a) < std::tuple(y.footprint, -y.fidelity, b);
-  };
+  }
+};
+
+void find_criticals(double threshold, Tradeoff& out) {
   for (Tradeoff::Family& family : out.families) {
-    std::sort(family.points.begin(), family.points.end(), before);
+    std::sort(family.points.begin(), family.points.end(), Before{out.points});
     find_regret(out.points, family);
     for (const std::size_t p : family.points) {
       Tradeoff::Point& point = out.points[p];
@@ -197,12 +202,15 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
       break;
     }
   }
+}
+
+void find_fronts(Tradeoff& out) {
   for (std::size_t p = 0; p < out.points.size(); ++p) {
     const Tradeoff::Point& point = out.points[p];
     if (!point.bound) out.groups[out.families[point.family].group].front.push_back(p);
   }
   for (Tradeoff::Group& group : out.groups) {
-    std::sort(group.front.begin(), group.front.end(), before);
+    std::sort(group.front.begin(), group.front.end(), Before{out.points});
     double best = 0;
     double best_footprint = 0;
     bool any = false;
@@ -221,6 +229,18 @@ Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_
     });
     for (const std::size_t p : group.front) out.points[p].front = true;
   }
+}
+
+}  // namespace
+
+Tradeoff make_tradeoff(const std::vector<ShownRun>& runs, FidelityFigure figure_wanted,
+                       double threshold) {
+  Tradeoff out;
+  if (figure_wanted == FidelityFigure::mass_mean) out.frontiers = frontiers_of(runs);
+  add_points(runs, figure_wanted, out);
+  tell_apart(out);
+  find_criticals(threshold, out);
+  find_fronts(out);
   sort_families(out);
   return out;
 }
@@ -341,8 +361,8 @@ QVariant CriticalTable::headerData(int section, Qt::Orientation orientation, int
       "policies that differ only in numbers",
       "critical KV footprint: the smallest that reaches the threshold",
       "fidelity there",
-      "retained attention that the best eviction, knowing the future, has more at the same "
-      "occupancy; the least and the most of the policy's runs",
+      ("retained attention that the best eviction, knowing the future, has more at the same "
+       "occupancy; the least and the most of the policy's runs"),
       "the smallest footprint at which that best eviction retains as much",
       "the run"};
   const auto of = static_cast<int>(column(section));

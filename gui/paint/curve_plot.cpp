@@ -295,7 +295,7 @@ QString CurvePlot::readout() const {
   if (!cursor_) return {};
   const CurveChart::Point& p = chart_.lines[cursor_->line].points[cursor_->point];
   const auto spread = [](double value, double low, double high) {
-    const QString text = percent_text(value);
+    QString text = percent_text(value);
     if (percent_text(low) == percent_text(high)) return text;
     return QString("%1 (%2 to %3)").arg(text, percent_text(low).chopped(2), percent_text(high));
   };

@@ -49,7 +49,7 @@ class CurvePlot final : public QWidget {
   [[nodiscard]] QPointF at(const CurveChart::Point& p) const { return at(p.x, p.y); }
   [[nodiscard]] QColor colour_of(const CurveChart::Line& line) const;
   [[nodiscard]] bool stands_out(std::size_t line) const;
-  [[nodiscard]] std::optional<Place> nearest(const QPointF& at) const;
+  [[nodiscard]] std::optional<Place> nearest(const QPointF& where) const;
   void set_cursor(std::optional<Place> place);
   void step(int along, int across);
   void choose();

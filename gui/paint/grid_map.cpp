@@ -111,7 +111,7 @@ void GridMap::paintEvent(QPaintEvent* /*event*/) {
       first.width() >= widest(content_.texts) + 4 && first.height() >= metrics.height() - 2;
   for (int r = 0; r < row_count(); ++r) {
     for (int c = 0; c < column_count(); ++c) {
-      const auto at = static_cast<std::size_t>(r * column_count() + c);
+      const auto at = static_cast<std::size_t>(std::int64_t{r} * column_count() + c);
       const QColor fill = colour(content_.values[at]);
       fill_cell(painter, cell(r, c), fill);
       if (!numbers || std::isnan(content_.values[at])) continue;

@@ -118,7 +118,7 @@ const std::vector<Span>* LifetimeMap::spans() const {
   return trace_ == nullptr || trace_->meta().spans.empty() ? nullptr : &trace_->meta().spans;
 }
 
-void LifetimeMap::notify() {
+void LifetimeMap::notify() const {
   if (changed) changed();
 }
 

@@ -107,7 +107,7 @@ class LifetimeMap final : public QWidget {
   [[nodiscard]] QRect map_rect(const QRect& area) const;
   [[nodiscard]] std::optional<LifeFrame> frame_for(const QRect& map, double scale) const;
 
-  void notify();
+  void notify() const;
   void choose(std::int64_t token, RowIndex row);
   void turn_head(int by);
   // Moves what is shown so that the focused token is on it.

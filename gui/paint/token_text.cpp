@@ -168,7 +168,7 @@ void TokenText::paintEvent(QPaintEvent* /*event*/) {
   const int top = verticalScrollBar()->value();
   const int seen = viewport()->height() / line_height() + 1;
   for (int i = 0; i < seen && top + i < static_cast<int>(starts_.size()); ++i) {
-    const auto line = static_cast<std::size_t>(top + i);
+    const auto line = static_cast<std::size_t>(std::int64_t{top} + i);
     paint_line(painter, {kMargin, 2 + i * line_height()}, viewport()->width() - 2 * kMargin,
                starts_[line], line + 1 < starts_.size() ? starts_[line + 1] : tokens_);
   }
@@ -185,7 +185,7 @@ void TokenText::draw(QPainter& painter, const QRect& area) {
   const std::int64_t top =
       std::clamp<std::int64_t>(line - seen / 2, 0, std::max<std::int64_t>(0, all - seen));
   for (std::int64_t i = 0; i < seen && top + i < all; ++i) {
-    const auto at = static_cast<std::size_t>(top + i);
+    const auto at = static_cast<std::size_t>(std::int64_t{top} + i);
     paint_line(painter, {area.left(), area.top() + static_cast<int>(i) * line_height()},
                area.width(), starts[at], at + 1 < starts.size() ? starts[at + 1] : tokens_);
   }
