@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -20,8 +21,8 @@
 #include "sim/run/request.h"
 #include "sim/sweep/report_forms.h"
 #include "sim/sweep/search.h"
+#include "tracegen/eval/eval_files.h"
 #include "tracegen/eval/eval_forms.h"
-#include "tracegen/eval/eval_record.h"
 
 namespace kvspan::cli {
 namespace {
@@ -29,7 +30,8 @@ namespace {
 constexpr int kChanged = 7;
 
 struct ReportSettings {
-  std::string folder, against, least = "90%", search, sample;
+  std::vector<std::string> sources;  // one folder, or files
+  std::string against, least = "90%", search, sample;
   int threads = 0;
   std::string json, csv, svg, png, markdown;
   sweep::ReportOptions options;
@@ -73,32 +75,36 @@ std::string viewer_for(const ReportSettings& s) {
   return find_viewer("--png");
 }
 
-void compare(const ReportSettings& s) {
+void compare(const ReportSettings& s, const std::string& folder) {
   constexpr std::size_t kShown = 30;
   const sweep::SweepFolder before = sweep::open_sweep(s.against);
-  const sweep::SweepFolder after = sweep::open_sweep(s.folder);
+  const sweep::SweepFolder after = sweep::open_sweep(folder);
   const sweep::Comparison comparison = sweep::compare(before, after, s.tolerance);
   fmt::print("{}", to_markdown(comparison, kShown));
   if (comparison.changed())
-    throw Error(fmt::format("'{}' differs from '{}'", s.folder, s.against), kChanged);
+    throw Error(fmt::format("'{}' differs from '{}'", folder, s.against), kChanged);
 }
 
-// Of the file of an evaluation.
-void report_evaluation(const ReportSettings& s) {
+// Of files of evaluations.
+void report_evaluations(const ReportSettings& s) {
   if (!s.against.empty() || !s.search.empty()) {
     throw ConfigError(fmt::format("{} is of sweeps; '{}' is a file, expected a sweep's folder",
-                                  s.against.empty() ? "--search" : "--against", s.folder));
+                                  s.against.empty() ? "--search" : "--against", s.sources.front()));
   }
   const std::string viewer = viewer_for(s);
-  Outputs outputs = outputs_of(s, {s.folder});
-  const tracegen::EvalResult result = tracegen::read_evaluation(
-      s.folder, {parse_share(s.least, "--at"), s.options.draws, s.options.seed});
-  outputs.write_text("--out", [&] { return file_text(tracegen::critical_json(result, s.folder)); });
+  if (!viewer.empty() && s.sources.size() > 1)
+    throw ConfigError(fmt::format("--png shows one file; found {}", s.sources.size()));
+  const std::vector<std::filesystem::path> files(s.sources.begin(), s.sources.end());
+  Outputs outputs = outputs_of(s, files);
+  const tracegen::EvalResult result = tracegen::read_evaluations(
+      files, {parse_share(s.least, "--at"), s.options.draws, s.options.seed});
+  outputs.write_text("--out",
+                     [&] { return file_text(tracegen::critical_json(result, s.sources)); });
   outputs.write_text("--csv", [&] { return tracegen::critical_csv(result); });
   outputs.write_text("--csv schema", [] { return tracegen::critical_csv_schema().dump(1) + "\n"; });
   outputs.write_text("--svg", [&] { return tracegen::critical_svg(result); });
   outputs.write("--png", [&](const std::filesystem::path& path) {
-    run_viewer(viewer, {"--export", path.string(), "--view", "scores", s.folder});
+    run_viewer(viewer, {"--export", path.string(), "--view", "scores", s.sources.front()});
   });
   outputs.write_text("--markdown", [&] { return tracegen::critical_markdown(result); });
   if (s.markdown.empty()) fmt::print("{}", tracegen::critical_markdown(result));
@@ -106,8 +112,18 @@ void report_evaluation(const ReportSettings& s) {
 }
 
 void report(const ReportSettings& s) {
-  if (std::filesystem::is_regular_file(s.folder)) return report_evaluation(s);
-  if (!s.against.empty()) return compare(s);
+  const std::string& source = s.sources.front();
+  const auto is_file = [](const std::string& path) {
+    return std::filesystem::is_regular_file(path);
+  };
+  if (std::ranges::all_of(s.sources, is_file)) return report_evaluations(s);
+  if (s.sources.size() > 1) {
+    throw ConfigError(
+        fmt::format("'{}' is no file; expected one folder of a sweep, or files of "
+                    "eval --out",
+                    *std::ranges::find_if_not(s.sources, is_file)));
+  }
+  if (!s.against.empty()) return compare(s, source);
   const std::string viewer = viewer_for(s);
   Outputs outputs = outputs_of(s, {});
   sweep::ReportOptions options = s.options;
@@ -121,7 +137,7 @@ void report(const ReportSettings& s) {
   EngineOptions sampled;
   apply_sample(s.sample, sampled);
   search.sample = s.sample;
-  const sweep::SweepFolder folder = sweep::open_sweep(s.folder);
+  const sweep::SweepFolder folder = sweep::open_sweep(source);
   const sweep::SweepReport made = make_report(folder, options);
   std::vector<sweep::CriticalBudget> found;
   if (!s.search.empty()) {
@@ -146,7 +162,7 @@ void report(const ReportSettings& s) {
   outputs.write_text("--svg", [&] { return to_svg(made, folder.plan); });
   outputs.write("--png", [&](const std::filesystem::path& path) {
     run_viewer(viewer, {"--export", path.string(), "--view", "curves", "--threshold",
-                        fmt::format("{}", 100 * options.least), s.folder});
+                        fmt::format("{}", 100 * options.least), source});
   });
   outputs.write_text("--markdown", markdown);
   if (s.markdown.empty()) fmt::print("{}", markdown());
@@ -159,9 +175,10 @@ void add_report(CLI::App& app) {
   auto s = std::make_shared<ReportSettings>();
   CLI::App* sub = app.add_subcommand(
       "report",
-      "Critical footprints, Pareto fronts and rankings of a sweep or an evaluation; two sweeps "
+      "Critical footprints, Pareto fronts and rankings of a sweep or evaluations; two sweeps "
       "compared");
-  sub->add_option("folder", s->folder, "Folder of a sweep, or what eval --out wrote")->required();
+  sub->add_option("source", s->sources, "Folder of a sweep, or files that eval --out wrote")
+      ->required();
   sub->add_option("--at", s->least,
                   "Share of attention, or of the full cache's score, that has to be left")
       ->type_name("F");
@@ -211,6 +228,7 @@ Examples:
   kvspan report results --search 90%       the critical budgets themselves
   kvspan report new --against old          exit code 7 if anything changed
   kvspan report eval.json --svg scores.svg  of the model's own answers
+  kvspan report seed0.json seed1.json other_model.json   of several evaluations together
 
 The cells themselves are in results/cells.csv, a line each, with their columns in cells.schema.json.)help");
   sub->callback([s] { report(*s); });

@@ -26,6 +26,8 @@ class Lane {
   //   outputs  [rows of the block][query_heads][v_dim]; empty: not wanted
   // REQUIRES: outputs are wanted only where all rows are computed and measured, with output errors.
   void process(const RowBlock& block, std::span<float> outputs);
+  // From here on its rows are no longer those of others: nothing is shared.
+  void part();
   // It looks at the column sums that the layer shares.
   [[nodiscard]] bool shares_columns() const { return needs_.column_sums && !now_.own_columns; }
   // In this block of the prompt it does what other budgets of its ranking do, too.
@@ -44,10 +46,8 @@ class Lane {
   struct HeadRows;
 
   // From here on the sums are not the full cache's, or others go on at another row.
-  void own_columns() {
-    now_.columns = now_.shared->columns.columns();
-    now_.own_columns = true;
-  }
+  void own_columns();
+  void begin_columns();
   void begin_pass(RowIndex block_end);
   void attend(RowIndex begin, RowIndex end);
   void attend_head(int head, RowIndex begin, RowIndex end);

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <map>
-#include <string>
 
 #include <tbb/global_control.h>
 #include <tbb/parallel_for.h>
@@ -135,7 +133,7 @@ LayerWalk::LayerWalk(const WalkPlan& plan, int layer, std::vector<Replay>& repla
       scores_(plan.trace, layer),
       terms_(plan.lineup.geometry, plan.fidelity, plan.block_rows, plan.values, layer),
       measured_(plan.fidelity.measures_layer(layer)),
-      shared_(plan.lineup.policies),
+      group_(shared_rankings(plan.lineup.policies)),
       lanes_(plan.lineup.policies.size()),
       apart_(plan.lineup.policies.size()) {
   const Lineup& lineup = plan.lineup;
@@ -145,17 +143,9 @@ LayerWalk::LayerWalk(const WalkPlan& plan, int layer, std::vector<Replay>& repla
     lanes_[p] = std::make_unique<Lane>(policy, lineup.requirements[p].passes, plan.trace,
                                        lineup.geometry.shape(layer, policy.per_query_head),
                                        plan.apart[p] != 0 ? plan.unmeasured : plan.fidelity,
-                                       replays[p].ledger, boards[p], &shared_);
+                                       replays[p].ledger, boards[p], &group_.shared());
   });
-  std::map<std::string, std::size_t> place;  // in kin_
-  for (std::size_t p = 0; p < lanes_.size(); ++p) {
-    const std::string ranking = shared_ranking(lineup.policies[p]);
-    const bool first = ranking.empty() || place.try_emplace(ranking, kin_.size()).second;
-    if (first)
-      kin_.push_back({p});
-    else
-      kin_[place.at(ranking)].push_back(p);
-  }
+  for (const auto& lane : lanes_) members_.push_back(lane.get());
 }
 
 void LayerWalk::step(RowIndex begin, RowIndex end) {
@@ -163,13 +153,8 @@ void LayerWalk::step(RowIndex begin, RowIndex end) {
       terms_.compute(scores_, begin, end, measured_ ? plan_.needed : plan_.observed);
   // Another layer has failed: loops inside end early, and what they were to fill is not there.
   if (tbb::is_current_task_group_canceling()) return;
-  shared_.scores.clear();
-  const auto shares = [](const auto& lane) { return lane->shares_columns(); };
-  if (end <= plan_.lineup.geometry.prompt && std::any_of(lanes_.begin(), lanes_.end(), shares))
-    shared_.columns.add(block, plan_.lineup.geometry.shape(0, false));
-  if (tbb::is_current_task_group_canceling()) return;
-  tbb::parallel_for(std::size_t{0}, kin_.size(), [&](std::size_t k) { process(block, kin_[k]); });
-  if (std::none_of(lanes_.begin(), lanes_.end(), shares)) shared_.columns.clear();
+  const Geometry& geometry = plan_.lineup.geometry;
+  group_.process(block, geometry.prompt, geometry.shape(0, false), members_);
 }
 
 void LayerWalk::measure(const std::function<void()>& check) {
@@ -184,17 +169,6 @@ void LayerWalk::measure(const std::function<void()>& check) {
   std::vector<LayerFidelity> found =
       measure_apart(*plan_.scores, plan_.trace, plan_.fidelity, layer_, ledgers, check);
   for (std::size_t i = 0; i < places.size(); ++i) apart_[places[i]] = std::move(found[i]);
-}
-
-// The first works for all others: alone, so that nobody does the same meanwhile.
-void LayerWalk::process(const RowBlock& block, const std::vector<std::size_t>& kin) {
-  std::size_t next = 0;
-  const std::string ranking = shared_ranking(plan_.lineup.policies[kin.front()]);
-  while (kin.size() > 1 && next < kin.size() && lanes_[kin[next]]->does_as_others(block.end) &&
-         !shared_.scores.begun(ranking)) {
-    lanes_[kin[next++]]->process(block);
-  }
-  tbb::parallel_for(next, kin.size(), [&](std::size_t i) { lanes_[kin[i]]->process(block); });
 }
 
 void walk_layers(const WalkPlan& plan, const EngineOptions& options, int in_flight, RowIndex until,

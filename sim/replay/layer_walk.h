@@ -10,6 +10,7 @@
 #include "sim/replay/block_terms.h"
 #include "sim/replay/engine.h"
 #include "sim/replay/lane.h"
+#include "sim/replay/lane_group.h"
 #include "sim/replay/memory_plan.h"
 
 namespace kvspan {
@@ -51,18 +52,16 @@ class LayerWalk {
   }
 
  private:
-  void process(const RowBlock& block, const std::vector<std::size_t>& kin);
-
   const WalkPlan& plan_;
   int layer_;
   const std::vector<Replay>& replays_;
   LayerScores scores_;
   BlockTerms terms_;
   bool measured_;  // in some head
-  SharedWork shared_;
+  LaneGroup group_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::vector<std::optional<LayerFidelity>> apart_;  // [policies]
-  std::vector<std::vector<std::size_t>> kin_;  // of lanes_; those of one ranking stand together
+  std::vector<Lane*> members_;                       // of the group: lanes_
 };
 
 // Walks every layer through the blocks that end by row `until`, several layers in flight.

@@ -5,7 +5,7 @@
 
 #include <fmt/format.h>
 
-#include "sim/replay/lane.h"
+#include "sim/replay/lane_group.h"
 #include "sim/replay/layer_walk.h"
 #include "sim/replay/memory_plan.h"
 
@@ -51,8 +51,24 @@ std::optional<std::string> why_not_live(const Policy& policy, const Requirements
   return std::nullopt;
 }
 
+LiveGroup::LiveGroup(const std::vector<const Policy*>& policies, const Geometry& geometry)
+    : geometry_(geometry) {
+  std::vector<std::string> rankings;
+  for (const Policy* policy : policies) rankings.push_back(shared_ranking(*policy));
+  for (int l = 0; l < geometry.layers(); ++l)
+    layers_.push_back(std::make_unique<LaneGroup>(rankings));
+}
+
+LiveGroup::~LiveGroup() = default;
+
+void LiveGroup::process(int layer, const RowBlock& block, std::span<LiveReplay* const> replays) {
+  std::vector<Lane*> lanes;
+  for (const LiveReplay* replay : replays) lanes.push_back(replay->lanes_[index(layer)].get());
+  layers_[index(layer)]->process(block, geometry_.prompt, geometry_.shape(layer, false), lanes);
+}
+
 LiveReplay::LiveReplay(const Trace& trace, const Geometry& geometry, const Policy& policy,
-                       const Requirements& asked, Shares shares)
+                       const Requirements& asked, Shares shares, LiveGroup* group)
     : policy_(policy),
       passes_(asked.passes),
       fidelity_(plan_fidelity(geometry.tokens, geometry.prompt, 0, 0)),
@@ -64,7 +80,9 @@ LiveReplay::LiveReplay(const Trace& trace, const Geometry& geometry, const Polic
   for (int l = 0; l < geometry.layers(); ++l) {
     lanes_.push_back(std::make_unique<Lane>(policy, asked.passes, trace,
                                             geometry.shape(l, policy.per_query_head), fidelity_,
-                                            replay_.ledger, board_));
+                                            replay_.ledger, board_,
+                                            group != nullptr ? &group->layers_[index(l)]->shared()
+                                                             : nullptr));
   }
 }
 
@@ -72,6 +90,10 @@ LiveReplay::~LiveReplay() = default;
 
 void LiveReplay::process(int layer, const RowBlock& block, std::span<float> outputs) {
   lanes_[static_cast<std::size_t>(layer)]->process(block, outputs);
+}
+
+void LiveReplay::part() {
+  for (const auto& lane : lanes_) lane->part();
 }
 
 Shares LiveReplay::share_out() {

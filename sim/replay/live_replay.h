@@ -15,10 +15,32 @@
 namespace kvspan {
 
 class Lane;
+class LaneGroup;
 
 // Why a running model cannot serve the policy, in one line; nullopt: it can.
 [[nodiscard]] std::optional<std::string> why_not_live(const Policy& policy,
                                                       const Requirements& asked);
+
+class LiveReplay;
+
+// Replays that begin with the same rows: what they need not do twice there is done once.
+class LiveGroup {
+ public:
+  //   policies  of the replays, in their order
+  LiveGroup(const std::vector<const Policy*>& policies, const Geometry& geometry);
+  ~LiveGroup();
+  LiveGroup(const LiveGroup&) = delete;
+  LiveGroup& operator=(const LiveGroup&) = delete;
+
+  // The next block of a layer, for all of them: rows that have read the full cache.
+  // REQUIRES: as LiveReplay::process(); layers one at a time where a policy needs it.
+  void process(int layer, const RowBlock& block, std::span<LiveReplay* const> replays);
+
+ private:
+  friend class LiveReplay;
+  const Geometry& geometry_;
+  std::vector<std::unique_ptr<LaneGroup>> layers_;
+};
 
 // One policy on all layers.
 class LiveReplay {
@@ -27,8 +49,9 @@ class LiveReplay {
   // are of `geometry`, outlive this, and why_not_live() has nothing against them.
   // shares: what a budget of all layers left every head; empty: the policy has none, or this object
   // finds them out, and ends at its evict point.
+  // group: it walks with others, until it parts; null: alone.
   LiveReplay(const Trace& trace, const Geometry& geometry, const Policy& policy,
-             const Requirements& asked, Shares shares = {});
+             const Requirements& asked, Shares shares = {}, LiveGroup* group = nullptr);
   ~LiveReplay();
   LiveReplay(const LiveReplay&) = delete;
   LiveReplay& operator=(const LiveReplay&) = delete;
@@ -39,6 +62,8 @@ class LiveReplay {
   // REQUIRES: blocks of a layer come in order; with outputs, all rows of the block are computed,
   // with values. Errors: PolicyError when the policy breaks its contract.
   void process(int layer, const RowBlock& block, std::span<float> outputs);
+  // Ends the walk with others; from here on only process() of its own is called.
+  void part();
   // Of a policy with coupled_rule(): what stays in every head. REQUIRES: constructed without
   // shares; all layers have been processed up to the evict point.
   [[nodiscard]] Shares share_out();
@@ -52,6 +77,7 @@ class LiveReplay {
                                                  const Policy& policy, const Requirements& asked);
 
  private:
+  friend class LiveGroup;
   const Policy& policy_;
   const PassPlan& passes_;
   FidelityPlan fidelity_;

@@ -134,7 +134,8 @@ Parts memory_parts(const Trace& trace, const Lineup& lineup, const EngineOptions
     out.lane += m.query_heads * padded(m.tokens) * (8 + 4);
   if (options.scores != nullptr && options.fidelity && trace.is_qkv())
     out.lane += score_pass_bytes(trace, lineup.policies, values);
-  out.lane += SharedScores(lineup.policies).rankings() * m.query_heads * padded(m.tokens) * 8;
+  out.lane += SharedScores(shared_rankings(lineup.policies)).rankings() * m.query_heads *
+              padded(m.tokens) * 8;
   return out;
 }
 

@@ -17,10 +17,15 @@ std::string shared_ranking(const Policy& policy) {
   return policy.rules.empty() || !holds_plainly(policy) ? "" : policy.rules.front().ranking;
 }
 
-SharedScores::SharedScores(const std::vector<Policy>& policies) {
+std::vector<std::string> shared_rankings(const std::vector<Policy>& policies) {
+  std::vector<std::string> out;
+  for (const Policy& policy : policies) out.push_back(shared_ranking(policy));
+  return out;
+}
+
+SharedScores::SharedScores(const std::vector<std::string>& rankings) {
   std::set<std::string> seen;
-  for (const Policy& policy : policies) {
-    const std::string ranking = shared_ranking(policy);
+  for (const std::string& ranking : rankings) {
     if (!ranking.empty() && !seen.insert(ranking).second) rankings_.insert(ranking);
   }
 }

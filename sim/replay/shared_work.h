@@ -32,11 +32,14 @@ struct ColumnSums {
 // The ranking whose scores a policy shares; empty: none.
 [[nodiscard]] std::string shared_ranking(const Policy& policy);
 
+[[nodiscard]] std::vector<std::string> shared_rankings(const std::vector<Policy>& policies);
+
 // Scores of the decisions of one block of rows of one layer. May be called from several threads.
 class SharedScores {
  public:
-  // The rankings of a lineup that several policies have.
-  explicit SharedScores(const std::vector<Policy>& policies);
+  // The rankings that several policies have.
+  //   rankings  [policies] see shared_ranking()
+  explicit SharedScores(const std::vector<std::string>& rankings);
   [[nodiscard]] bool shares(const std::string& ranking) const {
     return rankings_.count(ranking) > 0;
   }
@@ -86,7 +89,7 @@ class SharedColumns {
 
 // Of one layer.
 struct SharedWork {
-  explicit SharedWork(const std::vector<Policy>& policies) : scores(policies) {}
+  explicit SharedWork(const std::vector<std::string>& rankings) : scores(rankings) {}
   SharedScores scores;
   SharedColumns columns;
 };

@@ -409,6 +409,14 @@ TEST_CASE("an evaluation that is killed goes on, and ends with the same bytes", 
   CHECK(read_json(folder / "r.json")["tasks"][0]["methods"][0]["method"] == "knorm");
   CHECK_THAT(read_text(folder / "r.svg"), Contains("</svg>"));
   CHECK(read_json(folder / "r.csv.schema.json")["fields"].size() > 10);
+  // The same samples under the same policies, once more: nothing changes.
+  const Outcome both =
+      program(fmt::format("report {} {} --at 50% --out {} --quiet", folder / "one/e.json",
+                          folder / "whole/e.json", folder / "both.json"));
+  CHECK(both.code == 0);
+  CHECK(read_json(folder / "both.json")["results"].size() == 2);
+  CHECK(read_json(folder / "both.json")["tasks"] == read_json(folder / "r.json")["tasks"]);
+  fails("report " + (folder / "one/e.json") + " " + (folder / "one"), 2, "is no file");
   fails("report " + (folder / "one/e.json") + " --search 90%", 2, "--search is of sweeps");
   fails("report " + (folder / "r.json"), 3, "no result of `kvspan eval --out`");
 }

@@ -194,6 +194,38 @@ TEST_CASE("the dense product of a row does not depend on the rows beside it", "[
   }
 }
 
+// A row count that is no whole number of panels or tiles, with heads whose rows are interleaved.
+TEST_CASE("weights that stay packed have the bits of those that are widened", "[eval]") {
+  WeightMatrix w;
+  w.type = GENERATE(WeightType::q4_0, WeightType::q4_1, WeightType::q8_0);
+  w.rows = 276;
+  w.columns = 96;
+  w.rope_heads = 3;
+  const std::int64_t block = weight_block_bytes(w.type);
+  std::vector<std::byte> bytes(static_cast<std::size_t>(w.rows * w.columns / 32 * block));
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    const auto at = static_cast<std::int64_t>(i);
+    bytes[i] = static_cast<std::byte>(256 * uniform(7, {at}));
+    const std::int64_t in_block = at % block;
+    // Scales and minima between 2^-7 and 2^-3 in size, of either sign.
+    if (in_block == 1 || (w.type == WeightType::q4_1 && in_block == 3))
+      bytes[i] = (bytes[i] & std::byte{0x8F}) | std::byte{0x20};
+  }
+  w.bytes = bytes;
+  constexpr std::int64_t kRows = 5;
+  std::vector<float> x(static_cast<std::size_t>(kRows * w.columns));
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i) * 0.37F);
+  std::vector<float> widened(static_cast<std::size_t>(kRows * w.rows));
+  StableDense(false)(x.data(), kRows, w, {}, widened.data(), w.rows);
+  StableDense keeping(true);
+  for (int call = 0; call < 2; ++call) {
+    std::vector<float> packed(widened.size());
+    keeping(x.data(), kRows, w, {}, packed.data(), w.rows);
+    CHECK(packed == widened);
+  }
+  CHECK(std::ranges::any_of(widened, [](float y) { return std::abs(y) > 0.01F; }));
+}
+
 TEST_CASE("the divergence of two predictions is that of pen and paper", "[eval]") {
   const std::vector<float> even{0, 0};
   const std::vector<float> odd{std::log(3.0F), 0};  // 3/4, 1/4

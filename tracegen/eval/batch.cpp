@@ -5,6 +5,7 @@
 #include <functional>
 
 #include <tbb/parallel_for.h>
+#include <tbb/parallel_invoke.h>
 #include <tbb/task_arena.h>
 
 #include "tracegen/forward/runner_common.h"
@@ -50,28 +51,43 @@ void Batch::advance(std::span<const Rows> rows) {
   }
 }
 
-// Attention of one branch's rows, which stand at `at` in the batch.
-void Batch::attend(int layer, const Rows& rows, std::int64_t at) {
-  const Sequence& sequence = *rows.branch->sequence;
+std::int64_t Batch::bytes(const ModelSpec& model, RowIndex rows) {
+  const std::int64_t width = 2 * std::int64_t{model.hidden} + 2 * model.q_width() +
+                             2 * model.kv_width() + 2 * std::int64_t{model.intermediate};
+  return rows * width * static_cast<std::int64_t>(sizeof(float));
+}
+
+void Batch::take(int layer, const Rows& rows, std::int64_t at, const Sequence& sequence) const {
   const auto count = static_cast<RowIndex>(rows.ids.size());
-  const RowIndex end = rows.begin + count;
   std::copy_n(q_.data() + at * spec_.q_width(), count * spec_.q_width(),
               sequence.q(layer, rows.begin));
   std::copy_n(k_.data() + at * spec_.kv_width(), count * spec_.kv_width(),
               sequence.k(layer, rows.begin));
   std::copy_n(v_.data() + at * spec_.kv_width(), count * spec_.kv_width(),
               sequence.v(layer, rows.begin));
-  LayerScores& scores = sequence.scores(layer);
-  scores.read(rows.begin, end);
+  sequence.scores(layer).read(rows.begin, rows.begin + count);
+}
+
+// Attention of one branch's rows, which stand at `at` in the batch.
+void Batch::attend(int layer, const Rows& rows, std::int64_t at) {
+  const RowIndex end = rows.begin + std::ssize(rows.ids);
+  take(layer, rows, at, *rows.branch->sequence);
+  if (rows.twin != nullptr) take(layer, rows, at, *rows.twin->sequence);
   std::unique_ptr<BlockTerms>& terms = terms_.local();
   if (terms == nullptr)
     terms = std::make_unique<BlockTerms>(geometry_, measured_, block_rows_, true);
   for (RowIndex row = rows.begin; row < end; row += block_rows_) {
     const RowIndex block_end = std::min(end, row + block_rows_);
-    const RowBlock& block = terms->compute(scores, row, block_end, all_rows_);
-    float* out = attended_.data() + (at + row - rows.begin) * spec_.q_width();
-    rows.branch->replay->process(
-        layer, block, {out, static_cast<std::size_t>((block_end - row) * spec_.q_width())});
+    const RowBlock& block =
+        terms->compute(rows.branch->sequence->scores(layer), row, block_end, all_rows_);
+    const std::span<float> out(attended_.data() + (at + row - rows.begin) * spec_.q_width(),
+                               static_cast<std::size_t>((block_end - row) * spec_.q_width()));
+    if (rows.twin == nullptr) {
+      rows.branch->replay->process(layer, block, out);
+    } else {
+      tbb::parallel_invoke([&] { rows.branch->replay->process(layer, block, out); },
+                           [&] { rows.twin->replay->process(layer, block, {}); });
+    }
   }
 }
 

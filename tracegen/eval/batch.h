@@ -36,7 +36,12 @@ class Batch {
     Branch* branch = nullptr;
     RowIndex begin = 0;
     std::vector<std::int32_t> ids;
+    // Of the same policy, and so far the same rows, which go through the model once for both; null:
+    // none.
+    Branch* twin = nullptr;
   };
+  // What rows take here, beside their sequences.
+  [[nodiscard]] static std::int64_t bytes(const ModelSpec& model, RowIndex rows);
   // REQUIRES: each branch once, at its next row. Runs on the calling arena's threads.
   void advance(std::span<const Rows> rows);
   // Logits [vocabulary] after the last row of rows[i], of the latest advance().
@@ -44,6 +49,8 @@ class Batch {
 
  private:
   void attend(int layer, const Rows& rows, std::int64_t at);
+  // Queries, keys and values of the rows that stand at `at` become the sequence's.
+  void take(int layer, const Rows& rows, std::int64_t at, const Sequence& sequence) const;
 
   const Checkpoint& checkpoint_;
   const ModelSpec& spec_;

@@ -2,7 +2,6 @@
 #include "tracegen/eval/closed_loop.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -16,9 +15,8 @@
 #include "sim/replay/layer_walk.h"
 #include "sim/run/run.h"
 #include "tracegen/eval/batch.h"
-#include "tracegen/eval/divergence.h"
+#include "tracegen/eval/decoding.h"
 #include "tracegen/eval/shared_prompt.h"
-#include "tracegen/forward/token_sampling.h"
 
 namespace kvspan::tracegen {
 namespace {
@@ -31,16 +29,6 @@ struct Entrant {
   std::size_t policy = 0;  // in the lineup
   RowIndex fork = 0;       // rows before it are the full cache's
   std::int64_t bytes = 0;  // of its branches
-};
-
-// One reading of the rows behind the prompt, under one policy.
-struct Course {
-  Branch branch;
-  std::size_t entrant = 0;
-  bool answers = false;              // else it reads the reference
-  std::vector<std::int32_t> tokens;  // behind the prompt, so far
-  std::vector<float> logits;         // after the latest row
-  bool ended = false;
 };
 
 class ClosedLoop {
@@ -92,12 +80,6 @@ class ClosedLoop {
     if (options_.cancelled && options_.cancelled()) throw Interrupted();
     if (options_.progress) options_.progress(done);
   }
-  // Rows that the reference takes. Its last token predicts nothing, so that its row is only worth
-  // having where it belongs to the ledger.
-  [[nodiscard]] RowIndex reference_rows() const {
-    return input_.generate > 0 ? reference_ - 1 : reference_;
-  }
-
   [[nodiscard]] EngineOptions engine_options() const {
     EngineOptions out;
     out.prompt = prompt_.rows();
@@ -145,8 +127,9 @@ class ClosedLoop {
     const RowIndex fork = std::min(asked.changes_from, prompt_.rows());
     const std::int64_t bytes =
         ((input_.generate > 0 ? 1 : 0) + (reference_ > 0 ? 1 : 0)) *
-        (LiveReplay::memory_bytes(prompt_.sequence().trace(), lineup_.geometry, policy, asked) +
-         Sequence::fork_bytes(model_, tokens_ - fork) + model_.vocabulary * 4);
+            (LiveReplay::memory_bytes(prompt_.sequence().trace(), lineup_.geometry, policy, asked) +
+             Sequence::fork_bytes(model_, tokens_ - fork) + 2 * model_.vocabulary * 4) +
+        Batch::bytes(model_, longest_pass(asked.passes, fork));
     if (fixed_bytes_ + bytes > options_.memory) {
       return fmt::format("{} needs {} beside the {} of model and prompt; --memory allows {}",
                          policy.spec, human_bytes(bytes), human_bytes(fixed_bytes_),
@@ -157,6 +140,16 @@ class ClosedLoop {
     lineup_.policies.push_back(std::move(policy));
     lineup_.requirements.push_back(std::move(asked));
     return std::nullopt;
+  }
+
+  // Rows of the prompt's longest pass from `from` on, 2 for decode at least.
+  [[nodiscard]] RowIndex longest_pass(const PassPlan& passes, RowIndex from) const {
+    RowIndex rows = 2;
+    for (const RowIndex end : passes.ends) {
+      if (end <= from || end > prompt_.rows()) continue;
+      rows = std::max(rows, end - std::exchange(from, end));
+    }
+    return rows;
   }
 
   // Entrants [begin, end) fork at the same row, and fit into memory together.
@@ -179,52 +172,76 @@ class ClosedLoop {
         Course& course = courses.emplace_back();
         course.entrant = e;
         course.answers = answers;
+        course.full = entrants_[e].spec == 0;
         course.logits.assign(prompt_.logits().begin(), prompt_.logits().end());
       }
     }
     const std::vector<Shares> shares = survey(begin, end);
+    std::vector<const Policy*> policies;
+    for (const Course& course : courses) policies.push_back(&policy_of(course.entrant));
+    LiveGroup together(policies, lineup_.geometry);
     std::vector<LiveReplay*> replays(courses.size());
     tbb::parallel_for(std::size_t{0}, courses.size(), [&](std::size_t i) {
       Branch& branch = courses[i].branch;
       branch.sequence = prompt_.sequence().fork();
       branch.replay = replay_of(courses[i].entrant, branch.sequence->trace(),
-                                shares[courses[i].entrant - begin]);
+                                shares[courses[i].entrant - begin], together);
       replays[i] = branch.replay.get();
     });
-    walk(replays, begin, end);
+    walk(together, replays, begin, end);
     if (entrants_[begin].fork < prompt_.rows()) catch_up(batch, courses);
-    results_.assign(courses.size(), {});
-    decode(batch, courses, static_cast<double>(begin), static_cast<double>(end));
-    for (std::size_t i = 0; i < courses.size(); ++i) finish(courses, i);
+    decoding_.run(batch, courses, [&](double done) {
+      const auto first = static_cast<double>(begin);
+      const double share = first + (static_cast<double>(end) - first) * done;
+      advance_to(kPrefillShare +
+                 (1 - kPrefillShare) * share / static_cast<double>(entrants_.size()));
+    });
+    std::vector<RunResult> runs(courses.size());
+    tbb::parallel_for(std::size_t{0}, courses.size(), [&](std::size_t i) {
+      if (has_ledger(courses[i])) runs[i] = run_of(courses[i]);
+    });
+    for (std::size_t i = 0; i < courses.size(); ++i) {
+      if (has_ledger(courses[i])) finish(courses, i, std::move(runs[i]));
+    }
+  }
+
+  [[nodiscard]] const Policy& policy_of(std::size_t entrant) const {
+    return lineup_.policies[entrants_[entrant].policy];
   }
 
   [[nodiscard]] std::unique_ptr<LiveReplay> replay_of(std::size_t entrant, const Trace& trace,
-                                                      Shares shares) const {
+                                                      Shares shares, LiveGroup& group) const {
     const std::size_t p = entrants_[entrant].policy;
     return std::make_unique<LiveReplay>(trace, lineup_.geometry, lineup_.policies[p],
-                                        lineup_.requirements[p], std::move(shares));
+                                        lineup_.requirements[p], std::move(shares), &group);
   }
 
   // What budgets of all layers share out, which the layers have to show first. [end - begin]
   std::vector<Shares> survey(std::size_t begin, std::size_t end) {
     std::vector<Shares> out(end - begin);
+    std::vector<std::size_t> places;
+    std::vector<const Policy*> policies;
+    for (std::size_t e = begin; e < end; ++e) {
+      if (!coupled_rule(policy_of(e))) continue;
+      places.push_back(e - begin);
+      policies.push_back(&policy_of(e));
+    }
+    if (places.empty()) return out;
+    LiveGroup together(policies, lineup_.geometry);
     std::vector<std::unique_ptr<LiveReplay>> coupled;
     std::vector<LiveReplay*> replays;
-    std::vector<std::size_t> places;
-    for (std::size_t e = begin; e < end; ++e) {
-      if (!coupled_rule(lineup_.policies[entrants_[e].policy])) continue;
-      coupled.push_back(replay_of(e, prompt_.sequence().trace(), {}));
+    for (const std::size_t place : places) {
+      coupled.push_back(replay_of(begin + place, prompt_.sequence().trace(), {}, together));
       replays.push_back(coupled.back().get());
-      places.push_back(e - begin);
     }
-    if (replays.empty()) return out;
-    walk(replays, begin, end);
+    walk(together, replays, begin, end);
     for (std::size_t i = 0; i < places.size(); ++i) out[places[i]] = replays[i]->share_out();
     return out;
   }
 
   // Rows before the fork, whose attention is computed once for all.
-  void walk(std::span<LiveReplay* const> replays, std::size_t begin, std::size_t end) {
+  void walk(LiveGroup& together, std::span<LiveReplay* const> replays, std::size_t begin,
+            std::size_t end) {
     Lineup group{lineup_.geometry, {}, {}};
     bool in_order = false;
     for (std::size_t e = begin; e < end; ++e) {
@@ -240,8 +257,7 @@ class ClosedLoop {
         if (to > fork) break;
         const RowBlock& block =
             terms.compute(prompt_.sequence().scores(layer), from, to, plan.needed);
-        tbb::parallel_for(std::size_t{0}, replays.size(),
-                          [&](std::size_t i) { replays[i]->process(layer, block, {}); });
+        together.process(layer, block, replays);
         from = to;
       }
     };
@@ -250,103 +266,83 @@ class ClosedLoop {
     } else {
       tbb::parallel_for(0, model_.layers, walk_layer);
     }
+    for (LiveReplay* replay : replays) replay->part();
   }
 
-  // The rest of the prompt, pass by pass, of policies that evict inside it.
+  // The rest of the prompt, pass by pass, of policies that evict inside it: as many at a time as
+  // there are threads. Both courses of a policy read the same.
   void catch_up(Batch& batch, std::vector<Course>& courses) {
-    for (std::size_t i = 0; i < courses.size(); ++i) {
-      const Entrant& entrant = entrants_[courses[i].entrant];
-      RowIndex from = entrant.fork;
-      for (const RowIndex to : lineup_.requirements[entrant.policy].passes.ends) {
-        if (to <= from) continue;
-        if (to > prompt_.rows()) break;
-        advance_to(kPrefillShare);
-        const Batch::Rows rows{&courses[i].branch,
-                               from,
-                               {input_.prompt.ids.begin() + from, input_.prompt.ids.begin() + to}};
-        batch.advance({&rows, 1});
-        from = to;
-      }
-      std::vector<std::vector<float>> logits(1);
-      batch.logits(std::vector<std::size_t>{0}, logits);
-      courses[i].logits = std::move(logits[0]);
+    const std::size_t each = input_.generate > 0 && reference_ > 0 ? 2 : 1;
+    const std::size_t at_once = each * index(arena_.max_concurrency());
+    for (std::size_t begin = 0; begin < courses.size(); begin += at_once) {
+      const std::span<Course> some =
+          std::span(courses).subspan(begin, std::min(at_once, courses.size() - begin));
+      catch_up_some(batch, some, each);
     }
   }
 
-  void decode(Batch& batch, std::vector<Course>& courses, double begin, double end) {
-    const double most = static_cast<double>(std::max<RowIndex>(input_.generate, reference_)) + 1;
-    for (RowIndex step = 0;; ++step) {
-      const double share = begin + (end - begin) * static_cast<double>(step) / most;
-      advance_to(kPrefillShare +
-                 (1 - kPrefillShare) * share / static_cast<double>(entrants_.size()));
+  // `each` courses of every policy.
+  void catch_up_some(Batch& batch, std::span<Course> courses, std::size_t each) {
+    std::vector<RowIndex> from(courses.size(), entrants_[courses.front().entrant].fork);
+    for (;;) {
+      advance_to(kPrefillShare);
       std::vector<Batch::Rows> rows;
-      std::vector<std::size_t> going;
-      for (std::size_t i = 0; i < courses.size(); ++i) {
-        if (const auto token = next_token(courses[i], i)) {
-          rows.push_back({&courses[i].branch, prompt_.rows() + step, {*token}});
-          courses[i].tokens.push_back(*token);
-          going.push_back(i);
-        }
+      std::vector<std::size_t> places;
+      for (std::size_t i = 0; i < courses.size(); i += each) {
+        if (from[i] == prompt_.rows()) continue;
+        const auto& ends = lineup_.requirements[entrants_[courses[i].entrant].policy].passes.ends;
+        const RowIndex to = std::min(*std::ranges::upper_bound(ends, from[i]), prompt_.rows());
+        const auto ids = input_.prompt.ids.begin();
+        rows.push_back({&courses[i].branch,
+                        from[i],
+                        {ids + from[i], ids + to},
+                        each > 1 ? &courses[i + 1].branch : nullptr});
+        places.push_back(i);
+        from[i] = to;
       }
       if (rows.empty()) return;
       batch.advance(rows);
-      std::vector<std::size_t> wanted;
-      for (std::size_t r = 0; r < going.size(); ++r) {
-        if (!is_over(courses[going[r]])) wanted.push_back(r);
+      std::vector<std::size_t> ended;
+      for (std::size_t r = 0; r < rows.size(); ++r) {
+        if (from[places[r]] == prompt_.rows()) ended.push_back(r);
       }
-      std::vector<std::vector<float>> logits(going.size());
-      batch.logits(wanted, logits);
-      for (const std::size_t r : wanted) courses[going[r]].logits = std::move(logits[r]);
+      std::vector<std::vector<float>> logits(rows.size());
+      batch.logits(ended, logits);
+      for (const std::size_t r : ended) {
+        for (std::size_t i = places[r]; i < places[r] + each; ++i) courses[i].logits = logits[r];
+      }
     }
   }
 
-  // No logits are needed behind its latest token.
-  [[nodiscard]] bool is_over(const Course& course) const {
-    const auto rows = std::ssize(course.tokens);
-    if (!course.answers) return rows >= reference_;
-    return rows >= input_.generate || std::ranges::count(input_.stop, course.tokens.back()) > 0;
+  // The run is the answer's; else the reference's.
+  [[nodiscard]] bool has_ledger(const Course& course) const {
+    return course.answers || input_.generate == 0;
   }
 
-  // What the course reads next; nullopt: it is at its end. Measures what it expected.
-  std::optional<std::int32_t> next_token(Course& course, std::size_t i) {
-    if (course.ended) return std::nullopt;
-    const auto at = std::ssize(course.tokens);
-    if (course.answers) {
-      course.ended = at > 0 && is_over(course);
-      return course.ended ? std::nullopt : std::optional(Sampler({})(course.logits));
-    }
-    if (at < reference_) judge(course, i, static_cast<std::size_t>(at));
-    course.ended = at >= reference_rows();
-    return course.ended ? std::nullopt
-                        : std::optional(input_.reference[static_cast<std::size_t>(at)]);
-  }
-
-  // How surprising the next token of the reference is, and how far from the full cache's mind.
-  void judge(const Course& course, std::size_t i, std::size_t at) {
-    if (entrants_[course.entrant].spec == 0) full_logits_.push_back(course.logits);
-    results_[i].nll.push_back(nll_of(course.logits, input_.reference[at]));
-    results_[i].divergence.push_back(divergence(full_logits_[at], course.logits));
+  RunResult run_of(const Course& course) const {
+    const RowIndex rows = prompt_.rows() + std::ssize(course.tokens);
+    return result_of(prompt_.sequence().trace(), specs_[entrants_[course.entrant].spec],
+                     policy_of(course.entrant), course.branch.replay->finish(rows),
+                     options_.accounting);
   }
 
   // Puts both readings of an entrant together.
-  void finish(std::vector<Course>& courses, std::size_t i) {
+  void finish(std::vector<Course>& courses, std::size_t i, RunResult run) {
     const Entrant& entrant = entrants_[courses[i].entrant];
     const bool with_reference = courses[i].answers && reference_ > 0;
-    if (!courses[i].answers && input_.generate > 0) return;  // belongs to the answer before it
     const std::size_t reading = with_reference ? i + 1 : i;
-    LoopRun out = std::move(results_[reading]);
-    const RowIndex rows = prompt_.rows() + std::ssize(courses[i].tokens);
-    out.run = result_of(prompt_.sequence().trace(), specs_[entrant.spec],
-                        lineup_.policies[entrant.policy], courses[i].branch.replay->finish(rows),
-                        options_.accounting);
+    LoopRun out;
+    out.run = std::move(run);
+    out.nll = std::move(courses[reading].nll);
+    out.divergence = std::move(courses[reading].divergence);
     if (courses[i].answers) out.answer = std::move(courses[i].tokens);
-    if (options_.proxies && reference_rows() > 0) {
+    if (options_.proxies && rows_of_reference(input_) > 0) {
       if (entrant.spec == 0) full_reading_ = std::move(courses[reading].branch.sequence);
-      deaths_[entrant.spec] = with_reference
-                                  ? courses[reading]
-                                        .branch.replay->finish(prompt_.rows() + reference_rows())
-                                        .ledger.death
-                                  : out.run.ledger.death;
+      deaths_[entrant.spec] =
+          with_reference ? courses[reading]
+                               .branch.replay->finish(prompt_.rows() + rows_of_reference(input_))
+                               .ledger.death
+                         : out.run.ledger.death;
     }
     order_.emplace_back(entrant.spec, result_.runs.size());
     result_.runs.push_back(std::move(out));
@@ -354,7 +350,7 @@ class ClosedLoop {
 
   // What a replay of the full cache's reading says of the same policies.
   void replay_reading() {
-    const RowIndex rows = prompt_.rows() + reference_rows();
+    const RowIndex rows = prompt_.rows() + rows_of_reference(input_);
     Sequence::Text text = input_.prompt;
     text.ids.insert(text.ids.end(), input_.reference.begin(), input_.reference.end());
     text.ids.resize(static_cast<std::size_t>(rows));
@@ -379,9 +375,8 @@ class ClosedLoop {
   RowIndex block_rows_ = 0;
   FidelityPlan measured_;
   std::int64_t fixed_bytes_ = 0;
-  std::vector<Entrant> entrants_;                   // by fork, falling
-  std::vector<std::vector<float>> full_logits_;     // [reference][vocabulary] of specs[0]
-  std::vector<LoopRun> results_;                    // [courses] of the group
+  std::vector<Entrant> entrants_;  // by fork, falling
+  Decoding decoding_{input_};
   std::unique_ptr<Sequence> full_reading_;          // of the reference, by specs[0]
   std::vector<std::vector<std::uint32_t>> deaths_;  // [specs] while the reference was read
   LoopResult result_;

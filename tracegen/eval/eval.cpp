@@ -2,6 +2,8 @@
 #include "tracegen/eval/eval.h"
 
 #include <algorithm>
+#include <map>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
@@ -28,21 +30,31 @@ Span tokens_of(const TextSpan& span, std::size_t offset, const std::vector<std::
   return out;
 }
 
-// A policy may be refused at one sample and not at another (memory): what ran on all of them stays.
+// A policy may be refused at one sample and not at another (memory), or run in one file of several:
+// what ran on all of them stays, in the order of the first.
 void keep_common_runs(TaskResult& task) {
-  const auto ran = [](const SampleResult& sample, const std::string& label) {
-    return std::ranges::find(sample.report.runs, label, &RunResult::label);
-  };
-  for (SampleResult& sample : task.samples) {
-    for (std::size_t r = sample.report.runs.size(); r-- > 0;) {
-      const std::string label = sample.report.runs[r].label;
-      const bool common = std::ranges::all_of(task.samples, [&](const SampleResult& other) {
-        return ran(other, label) != other.report.runs.end();
-      });
-      if (common) continue;
-      sample.report.runs.erase(sample.report.runs.begin() + static_cast<std::ptrdiff_t>(r));
-      sample.outcomes.erase(sample.outcomes.begin() + static_cast<std::ptrdiff_t>(r));
+  std::vector<std::string> order;
+  std::map<std::string, std::size_t> samples;
+  for (const SampleResult& sample : task.samples) {
+    for (const RunResult& run : sample.report.runs) {
+      if (samples[run.label]++ == 0) order.push_back(run.label);
     }
+  }
+  std::erase_if(order, [&](const std::string& label) {
+    const std::size_t have = samples.at(label);
+    if (have < task.samples.size()) task.left_out.push_back({label, have});
+    return have < task.samples.size();
+  });
+  for (SampleResult& sample : task.samples) {
+    std::vector<RunResult> runs;
+    std::vector<Outcome> outcomes;
+    for (const std::string& label : order) {
+      const auto at = std::ranges::find(sample.report.runs, label, &RunResult::label);
+      outcomes.push_back(std::move(sample.outcomes[index(at - sample.report.runs.begin())]));
+      runs.push_back(std::move(*at));
+    }
+    sample.report.runs = std::move(runs);
+    sample.outcomes = std::move(outcomes);
   }
 }
 
@@ -100,10 +112,20 @@ ReadSample read_sample(const Tokenizer& tokenizer, const Sample& sample,
   return out;
 }
 
+bool belong_together(const SampleResult& a, const SampleResult& b) {
+  const auto setting = [](const SampleResult& s) {
+    const Accounting& accounting = s.report.accounting;
+    return std::tie(s.task, s.report.trace.model, s.evict_at, s.report.chunk, accounting.kv_bytes,
+                    accounting.layerwise, accounting.layout);
+  };
+  return setting(a) == setting(b);
+}
+
 std::vector<TaskResult> by_task(std::vector<SampleResult> samples, const FigureOptions& options) {
   std::vector<TaskResult> out;
   for (SampleResult& sample : samples) {
-    auto at = std::ranges::find(out, sample.task, &TaskResult::task);
+    auto at = std::ranges::find_if(
+        out, [&](const TaskResult& task) { return belong_together(task.samples.front(), sample); });
     if (at == out.end()) {
       out.emplace_back().task = sample.task;
       at = out.end() - 1;

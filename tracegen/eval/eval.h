@@ -58,6 +58,8 @@ struct Outcome {
 struct SampleResult {
   std::string task;
   Sample sample;
+  std::string evict_at;      // a span of it; empty: the prompt's end
+  std::string input_sha256;  // see input_digest()
   std::int64_t prompt_tokens = 0, reference_tokens = 0;
   RunReport report;               // with its runs
   std::vector<Outcome> outcomes;  // [runs]
@@ -94,6 +96,13 @@ struct ProxyFigures {
   sweep::Interval interval;  // 95 % bootstrap over samples
 };
 
+// A run that some samples of a task do not have.
+struct LeftOut {
+  std::string label;
+  std::size_t samples = 0;  // that have it
+};
+
+// A task of a model in one setting, which the samples say.
 struct TaskResult {
   std::string task;
   std::vector<SampleResult> samples;
@@ -102,6 +111,7 @@ struct TaskResult {
   std::string why_not;                    // no critical footprint is given
   std::vector<ProxyFigures> proxies;      // where they were asked for, of three runs at least
   std::vector<Refusal> refused;
+  std::vector<LeftOut> left_out;
 };
 
 struct EvalResult {
@@ -127,8 +137,11 @@ struct ReadSample {
 [[nodiscard]] ReadSample read_sample(const Tokenizer& tokenizer, const Sample& sample,
                                      const EvalRequest& request);
 
-// Samples of one task, in the order of the tasks: runs that all of them have, who was refused, and
-// the figures.
+// They are of one task, model and setting.
+[[nodiscard]] bool belong_together(const SampleResult& a, const SampleResult& b);
+
+// Samples that belong together, in the order of the tasks: runs that all of them have, who was
+// refused, and the figures.
 [[nodiscard]] std::vector<TaskResult> by_task(std::vector<SampleResult> samples,
                                               const FigureOptions& options);
 // Figures of finished samples. REQUIRES: they have the same runs in the same order, `full` first.

@@ -27,11 +27,26 @@ std::optional<sweep::Interval> interval_of(const CriticalFigures& method) {
 }
 
 sweep::Group group_of(const TaskResult& task) {
+  const SampleResult& first = task.samples.front();
+  const Accounting& accounting = first.report.accounting;
   sweep::Group out;
-  out.chunk = task.samples.front().report.chunk;
-  out.prefill = "whole";
-  out.layout = "ideal";
+  out.evict_at = first.evict_at;
+  out.chunk = first.report.chunk;
+  out.kv_bytes = accounting.kv_bytes;
+  out.prefill = accounting.layerwise ? "layerwise" : "whole";
+  out.layout = accounting.layout;
   return out;
+}
+
+const std::string& model_of(const TaskResult& task) {
+  return task.samples.front().report.trace.model;
+}
+
+// What it is called among the others: with its model, if there are several.
+std::string title_of(const EvalResult& result, const TaskResult& task) {
+  const bool several = std::ranges::any_of(
+      result.tasks, [&](const TaskResult& other) { return model_of(other) != model_of(task); });
+  return one_line(several ? model_of(task) + ": " + task.task : task.task);
 }
 
 double full_score(const TaskResult& task) { return task.policies.front().score; }
@@ -57,12 +72,22 @@ std::vector<const CriticalFigures*> ordered(const TaskResult& task) {
   return out;
 }
 
-std::string task_markdown(const TaskResult& task, Footnotes& footnotes) {
+std::string left_out_markdown(const TaskResult& task) {
+  std::string text;
+  for (const LeftOut& left : task.left_out) {
+    text += fmt::format("{}{} ({})",
+                        text.empty() ? "\nLeft out, since not all samples have it: " : ", ",
+                        one_line(left.label), left.samples);
+  }
+  return text.empty() ? "" : text + ".\n";
+}
+
+std::string task_markdown(const std::string& title, const TaskResult& task, Footnotes& footnotes) {
   const SampleResult& first = task.samples.front();
   std::string text = fmt::format(
       "\n## {}: {}\n\n{} sample{}, the first of {} tokens; scored by {}; the full cache scores "
       "{:.3f}\n\n",
-      one_line(task.task), sweep::text_of(group_of(task)), task.samples.size(),
+      title, sweep::text_of(group_of(task)), task.samples.size(),
       task.samples.size() == 1 ? "" : "s", first.prompt_tokens, scoring_name(first.sample.scoring),
       full_score(task));
   if (!task.why_not.empty()) return text + "No critical footprint: " + task.why_not + ".\n";
@@ -82,7 +107,7 @@ std::string task_markdown(const TaskResult& task, Footnotes& footnotes) {
         sweep::interval_text(range_over(task, *method, &PolicyFigures::score), 1, 3),
         method->budgets.size(), on_front == 0 ? "" : std::to_string(on_front));
   }
-  return text;
+  return text + left_out_markdown(task);
 }
 
 std::string ranking_markdown(const EvalResult& result) {
@@ -132,20 +157,31 @@ json task_report(const TaskResult& task) {
   }
   json front = json::array();
   for (const std::size_t p : front_of(task)) front.push_back(task.policies[p].label);
+  json left_out = json::array();
+  for (const LeftOut& left : task.left_out)
+    left_out.push_back({{"label", left.label}, {"samples", left.samples}});
+  const sweep::Group group = group_of(task);
   return {{"task", task.task},
-          {"chunk", task.samples.front().report.chunk},
+          {"model", model_of(task)},
+          {"chunk", group.chunk},
+          {"evict_at", group.evict_at.empty() ? json() : json(group.evict_at)},
+          {"kv_bytes", group.kv_bytes},
+          {"layout", group.layout},
           {"samples", task.samples.size()},
           {"scoring", scoring_name(task.samples.front().sample.scoring)},
           {"full_score", full_score(task)},
           {"no_critical", task.why_not.empty() ? json(nullptr) : json(task.why_not)},
           {"methods", std::move(methods)},
-          {"front", std::move(front)}};
+          {"front", std::move(front)},
+          {"left_out", std::move(left_out)}};
 }
 
 const std::vector<sweep::Column>& columns() {
   static const std::vector<sweep::Column> known{
       {"task", "string", "", "as asked for"},
+      {"model", "string", "", "that did it"},
       {"chunk_tokens", "integer", "tokens", "prefill chunk; 0: one pass"},
+      {"evict_at", "string", "", "span where prompt-end rules act; empty: the prompt's end"},
       {"samples", "integer", "", "that the means are over"},
       {"scoring", "string", "", "how an answer is scored"},
       {"full_score", "number", "1", "mean score of the full cache"},
@@ -173,7 +209,7 @@ Picture picture_of(const EvalResult& result) {
   for (const TaskResult& task : result.tasks) {
     if (task.critical.empty() || full_score(task) <= 0) continue;
     const std::size_t place = out.plan.traces.size();
-    out.plan.traces.emplace_back().path = task.task;
+    out.plan.traces.emplace_back().path = title_of(result, task);
     const sweep::Group group = group_of(task);
     const auto at = std::ranges::find(out.report.groups, group);
     const auto g = static_cast<std::size_t>(at - out.report.groups.begin());
@@ -229,7 +265,8 @@ std::string critical_markdown(const EvalResult& result) {
       "over samples ({1} draws, seed {2}).\n",
       100 * result.options.least, result.options.draws, result.options.seed);
   Footnotes footnotes;
-  for (const TaskResult& task : result.tasks) text += task_markdown(task, footnotes);
+  for (const TaskResult& task : result.tasks)
+    text += task_markdown(title_of(result, task), task, footnotes);
   text += ranking_markdown(result);
   for (std::size_t i = 0; i < footnotes.notes().size(); ++i)
     text += fmt::format("{}[{}] {}\n", i == 0 ? "\n" : "", i + 1, footnotes.notes()[i]);
@@ -250,11 +287,12 @@ std::string critical_csv(const EvalResult& result) {
     const SampleResult& first = task.samples.front();
     for (const CriticalFigures* method : ordered(task)) {
       text += fmt::format(
-          "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n", csv_field(task.task),
-          first.report.chunk, task.samples.size(), scoring_name(first.sample.scoring),
-          full_score(task), csv_field(method->method), result.options.least,
-          kind(method->footprint), method->footprint.x, share(method->low), share(method->high),
-          kind(method->peak_kv), method->peak_kv.x, method->peak_bytes.x, method->budgets.size());
+          "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n", csv_field(task.task),
+          csv_field(model_of(task)), first.report.chunk, csv_field(first.evict_at),
+          task.samples.size(), scoring_name(first.sample.scoring), full_score(task),
+          csv_field(method->method), result.options.least, kind(method->footprint),
+          method->footprint.x, share(method->low), share(method->high), kind(method->peak_kv),
+          method->peak_kv.x, method->peak_bytes.x, method->budgets.size());
     }
   }
   return text;
@@ -262,10 +300,12 @@ std::string critical_csv(const EvalResult& result) {
 
 json critical_csv_schema() { return sweep::schema_of(columns()); }
 
-json critical_json(const EvalResult& result, const std::string& source) {
+json critical_json(const EvalResult& result, const std::vector<std::string>& sources) {
+  json files = json::array();
+  for (const std::string& source : sources) files.push_back(valid_utf8(source));
   json out{{"schema_version", 1},
            {"kvspan", program_json()},
-           {"result", valid_utf8(source)},
+           {"results", std::move(files)},
            {"score_least", result.options.least},
            {"bootstrap", {{"draws", result.options.draws}, {"seed", result.options.seed}}},
            {"tasks", json::array()},

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What `kvspan report` says of an evaluation's file: critical footprints and peaks by task, the
+// What `kvspan report` says of files of evaluations: critical footprints and peaks by task, the
 // front, the ranking over tasks; in the forms of a sweep's report.
 #pragma once
 
@@ -24,8 +24,9 @@ namespace kvspan::tracegen {
 // A line a task and method. Columns: critical_csv_schema().
 [[nodiscard]] std::string critical_csv(const EvalResult& result);
 [[nodiscard]] nlohmann::json critical_csv_schema();
-//   source  the file that it is of
-[[nodiscard]] nlohmann::json critical_json(const EvalResult& result, const std::string& source);
+//   sources  the files that it is of
+[[nodiscard]] nlohmann::json critical_json(const EvalResult& result,
+                                           const std::vector<std::string>& sources);
 // Footprint against score, as a share of the full cache's, a panel a task.
 [[nodiscard]] std::string critical_svg(const EvalResult& result);
 

@@ -2,24 +2,16 @@
 #include "tracegen/eval/eval_record.h"
 
 #include <algorithm>
-#include <exception>
 #include <stdexcept>
-#include <string_view>
 
-#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "sim/base/error.h"
-#include "sim/base/file.h"
-#include "sim/base/json_fields.h"
 #include "sim/base/text.h"
 
 namespace kvspan::tracegen {
 namespace {
 
 using nlohmann::json;
-
-constexpr JsonLimits kLimits{std::size_t{1} << 30U, 12};
 
 json value_or_null(const std::optional<double>& value) { return value ? json(*value) : json(); }
 
@@ -28,7 +20,8 @@ json open_json(const std::optional<OpenLoop>& open) {
   return {{"retained_mass", open->retained},
           {"output_error", value_or_null(open->output_error)},
           {"spans_left", value_or_null(open->spans)},
-          {"agreement", open->agreement}};
+          {"agreement", open->agreement},
+          {"agreement_by_row", open->drift}};
 }
 
 json outcome_json(const Outcome& outcome) {
@@ -53,6 +46,8 @@ json sample_json(const SampleResult& sample) {
           {"name", valid_utf8(sample.sample.name)},
           {"scoring", scoring_name(sample.sample.scoring)},
           {"answers", std::move(answers)},
+          {"evict_at", sample.evict_at.empty() ? json() : json(valid_utf8(sample.evict_at))},
+          {"input_sha256", sample.input_sha256},
           {"prompt_tokens", sample.prompt_tokens},
           {"reference_tokens", sample.reference_tokens},
           {"refused", std::move(refused)}};
@@ -127,11 +122,15 @@ SampleResult sample_of(const json& document) {
   const auto scoring = scoring_named(about.at("scoring").get<std::string>());
   if (!scoring) throw std::invalid_argument("found no known scoring");
   out.sample.scoring = *scoring;
+  if (const json& span = about.at("evict_at"); !span.is_null())
+    out.evict_at = span.get<std::string>();
+  out.input_sha256 = about.at("input_sha256").get<std::string>();
   out.prompt_tokens = about.at("prompt_tokens").get<std::int64_t>();
   out.reference_tokens = about.at("reference_tokens").get<std::int64_t>();
   for (const json& refusal : about.at("refused"))
     out.refused.push_back({refusal.at("label"), refusal.at("reason")});
   out.report.trace_path = document.at("trace").at("path").get<std::string>();
+  out.report.trace.model = document.at("trace").at("model").get<std::string>();
   out.report.chunk = document.at("chunk").get<std::int64_t>();
   const json& accounting = document.at("accounting");
   out.report.accounting = {accounting.at("kv_bytes").get<std::int64_t>(),
@@ -154,26 +153,6 @@ json with_runs(json document, const std::vector<std::string>& labels) {
   }
   document["runs"] = std::move(runs);
   return document;
-}
-
-EvalResult read_evaluation(const std::filesystem::path& path, const FigureOptions& options) {
-  const MappedFile file = map_file(path);
-  try {
-    const json root = parse_json_strict(
-        {reinterpret_cast<const char*>(file.bytes.data()), file.bytes.size()}, kLimits);
-    if (!root.is_object() || !root.contains("eval"))
-      throw std::invalid_argument("found no field 'eval'");
-    EvalResult out;
-    out.options = options;
-    std::vector<SampleResult> samples;
-    for (const json& document : root.at("results")) samples.push_back(sample_of(document));
-    if (samples.empty()) throw std::invalid_argument("found no samples");
-    out.tasks = by_task(std::move(samples), options);
-    return out;
-  } catch (const std::exception& error) {
-    throw TraceError(fmt::format("{}: no result of `kvspan eval --out`: {}", path_text(path),
-                                 one_line(error.what())));
-  }
 }
 
 }  // namespace kvspan::tracegen

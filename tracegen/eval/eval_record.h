@@ -3,7 +3,6 @@
 // hold of it, and all that follows follows from.
 #pragma once
 
-#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -23,10 +22,5 @@ namespace kvspan::tracegen {
 // The document of a sample with the runs of `labels` only.
 [[nodiscard]] nlohmann::json with_runs(nlohmann::json document,
                                        const std::vector<std::string>& labels);
-
-// What `kvspan eval --out` wrote: its samples by task, with figures by `options`.
-// Errors: TraceError when it is no such file.
-[[nodiscard]] EvalResult read_evaluation(const std::filesystem::path& path,
-                                         const FigureOptions& options);
 
 }  // namespace kvspan::tracegen

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tracegen/eval/open_loop.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "sim/report/listing.h"
@@ -34,10 +35,35 @@ OpenLoop figures_of(const RunResult& run, const std::vector<std::uint32_t>& deat
   }
   const auto never = static_cast<std::uint32_t>(run.ledger.plan.tokens);
   out.agreement = agreement(run.ledger.death, deaths, never);
+  out.drift =
+      agreement_by_row(run.ledger.death, deaths, run.ledger.plan.tokens, run.ledger.plan.prompt);
   return out;
 }
 
 }  // namespace
+
+std::vector<double> agreement_by_row(const std::vector<std::uint32_t>& a,
+                                     const std::vector<std::uint32_t>& b, RowIndex rows,
+                                     RowIndex first) {
+  // Entries are born one a row and head; they leave one set, then the other.
+  std::vector<std::int64_t> left_one(index(rows) + 1, 0);
+  std::vector<std::int64_t> left_both(index(rows) + 1, 0);
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    ++left_one[std::min(index(rows), std::size_t{std::min(a[i], b[i])})];
+    ++left_both[std::min(index(rows), std::size_t{std::max(a[i], b[i])})];
+  }
+  const std::int64_t heads = std::ssize(a) / rows;
+  std::int64_t both = 0;
+  std::int64_t either = 0;
+  std::vector<double> out;
+  for (RowIndex row = 0; row < rows; ++row) {
+    both += heads - left_one[index(row)];
+    either += heads - left_both[index(row)];
+    if (row >= first)
+      out.push_back(either > 0 ? static_cast<double>(both) / static_cast<double>(either) : 1.0);
+  }
+  return out;
+}
 
 std::vector<std::optional<OpenLoop>> open_loop(const Trace& full,
                                                const std::vector<RecipeSpec>& specs,

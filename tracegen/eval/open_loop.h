@@ -21,7 +21,14 @@ struct OpenLoop {
   std::optional<double> spans;         // share of the named spans' entries still held, their mean
   // Of the entries that this replay or the model's run held at the end, the share that both did.
   double agreement = 0;
+  std::vector<double> drift = {};  // [decode rows] the same of those that were held in the row
 };
+
+// Of the entries that either run held in a row, the share that both did, for rows [first, end).
+//   a, b  death rows, `rows` for each head, by token
+[[nodiscard]] std::vector<double> agreement_by_row(const std::vector<std::uint32_t>& a,
+                                                   const std::vector<std::uint32_t>& b,
+                                                   RowIndex rows, RowIndex first);
 
 // Of each specification; nullopt: the trace cannot serve it.
 //   full     the full cache's reading: prompt and reference

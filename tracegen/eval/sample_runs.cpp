@@ -64,6 +64,8 @@ SampleResult run_sample(const Checkpoint& checkpoint, const Tokenizer& tokenizer
   SampleResult out;
   out.task = asked.task;
   out.sample = asked.sample;
+  out.evict_at = request.evict_at;
+  out.input_sha256 = input_digest(asked.read.input);
   out.prompt_tokens = std::ssize(asked.read.input.prompt.ids);
   out.reference_tokens = std::ssize(asked.read.input.reference);
   out.report = std::move(loop.report);
@@ -76,6 +78,20 @@ SampleResult run_sample(const Checkpoint& checkpoint, const Tokenizer& tokenizer
   for (LoopRun& run : loop.runs) out.report.runs.push_back(std::move(run.run));
   out.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return out;
+}
+
+// What the model reads, and when it may stop.
+json given(const LoopInput& input) {
+  return {{"prompt", input.prompt.ids},
+          {"reference", input.reference},
+          {"generate", input.generate},
+          {"stop", input.stop}};
+}
+
+std::string digest_of(const json& value) {
+  constexpr std::size_t kDigits = 16;
+  return sha256_of_text(value.dump(-1, ' ', false, json::error_handler_t::replace))
+      .substr(0, kDigits);
 }
 
 class SampleRuns {
@@ -244,36 +260,33 @@ class SampleRuns {
 
 }  // namespace
 
+std::string input_digest(const LoopInput& input) { return digest_of(given(input)); }
+
 std::string sample_id(const EvalRequest& request, const TaskSample& sample) {
   const LoopInput& input = sample.read.input;
   json spans = json::array();
   for (const Span& span : input.spans) spans.push_back({span.name, span.begin, span.end});
   json policies = json::array();
   for (const RecipeSpec& spec : request.specs) policies.push_back(to_text(spec));
-  const json all{{"version", build_info().version},
-                 {"inputs", request.inputs_sha256},
-                 {"policies", std::move(policies)},
-                 {"task", sample.task},
-                 {"name", sample.sample.name},
-                 {"answers", sample.sample.answers},
-                 {"scoring", scoring_name(sample.sample.scoring)},
-                 {"prompt", input.prompt.ids},
-                 {"reference", input.reference},
-                 {"generate", input.generate},
-                 {"stop", input.stop},
-                 {"spans", std::move(spans)},
-                 {"evict_point", sample.read.evict_point},
-                 {"chunk", request.loop.chunk},
-                 {"seed", request.seed},
-                 {"kv_bytes", request.loop.accounting.kv_bytes},
-                 {"layout", request.loop.accounting.layout},
-                 {"layerwise", request.loop.accounting.layerwise},
-                 {"proxies", request.loop.proxies},
-                 {"memory", request.loop.memory},
-                 {"timelines", request.timelines == Timelines::all}};
-  constexpr std::size_t kDigits = 16;
-  return sha256_of_text(all.dump(-1, ' ', false, json::error_handler_t::replace))
-      .substr(0, kDigits);
+  json all = given(input);
+  all.update({{"version", build_info().version},
+              {"inputs", request.inputs_sha256},
+              {"policies", std::move(policies)},
+              {"task", sample.task},
+              {"name", sample.sample.name},
+              {"answers", sample.sample.answers},
+              {"scoring", scoring_name(sample.sample.scoring)},
+              {"spans", std::move(spans)},
+              {"evict_point", sample.read.evict_point},
+              {"chunk", request.loop.chunk},
+              {"seed", request.seed},
+              {"kv_bytes", request.loop.accounting.kv_bytes},
+              {"layout", request.loop.accounting.layout},
+              {"layerwise", request.loop.accounting.layerwise},
+              {"proxies", request.loop.proxies},
+              {"memory", request.loop.memory},
+              {"timelines", request.timelines == Timelines::all}});
+  return digest_of(all);
 }
 
 void remove_journal(const fs::path& folder) {

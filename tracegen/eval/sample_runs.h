@@ -34,7 +34,10 @@ struct SamplesDone {
                                       const EvalRequest& request,
                                       std::span<const TaskSample> samples);
 
-// The first 16 hex digits of the SHA-256 of all that a sample's document depends on.
+// The first 16 hex digits of the SHA-256 of what the model is given, and when it may stop.
+[[nodiscard]] std::string input_digest(const LoopInput& input);
+
+// The same of all that a sample's document depends on.
 [[nodiscard]] std::string sample_id(const EvalRequest& request, const TaskSample& sample);
 
 // Takes the journal's files away, and the folder, if nothing else is in it.

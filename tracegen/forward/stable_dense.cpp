@@ -3,10 +3,10 @@
 
 #include <algorithm>
 
-#include <tbb/enumerable_thread_specific.h>
 #include <tbb/parallel_for.h>
 
 #include "sim/attention/kernels.h"
+#include "tracegen/forward/packed_weights.h"
 
 namespace kvspan::tracegen {
 namespace {
@@ -17,6 +17,26 @@ constexpr std::int64_t kOutputs = 4 * panels::kPanel;  // of W in one tile
 constexpr std::int64_t kMostRows = 256;                // so that a tile's sums stay in the cache
 
 std::int64_t tiles_of(const WeightMatrix& w) { return (w.rows + kOutputs - 1) / kOutputs; }
+
+// What is kept of a tile, in floats: panels, or the same packed.
+std::int64_t kept_floats(const WeightMatrix& w) {
+  if (!stays_packed(w.type)) return kOutputs * w.columns;
+  return kOutputs / panels::kPanel * packed_panel_bytes(w) /
+         static_cast<std::int64_t>(sizeof(float));
+}
+
+// Panels of the outputs [first, first + count), packed.
+void keep_packed(const WeightMatrix& w, std::int64_t first, std::int64_t count, float* out) {
+  auto* to = reinterpret_cast<std::byte*>(out);
+  for (std::int64_t o = 0; o < count; o += panels::kPanel, to += packed_panel_bytes(w))
+    pack_panel(w, first + o, to);
+}
+
+void widen_packed(const WeightMatrix& w, const float* kept, std::int64_t count, float* out) {
+  const auto* from = reinterpret_cast<const std::byte*>(kept);
+  for (std::int64_t o = 0; o < count; o += panels::kPanel, from += packed_panel_bytes(w))
+    widen_panel(w, from, out + o * w.columns);
+}
 
 // Outputs [first, first + count) of W. Weights stand where keys stand in attention: packed in
 // panels, whose products have one order.
@@ -60,39 +80,40 @@ void multiply(const Product& p, std::int64_t columns, std::int64_t count,
   }
 }
 
-// Of one thread.
-struct Room {
-  std::vector<float> widened, packed, sums;
-};
-
 }  // namespace
 
 void StableDense::operator()(const float* x, std::int64_t rows, const WeightMatrix& w,
                              const std::vector<float>& bias, float* y, std::int64_t ldy) {
-  tbb::enumerable_thread_specific<Room> rooms;
   const auto tile_floats = static_cast<std::size_t>(kOutputs * w.columns);
+  const auto kept_tile = static_cast<std::size_t>(kept_floats(w));
+  const bool packs = stays_packed(w.type);
   std::unique_lock lock(fresh_, std::defer_lock);
   if (keeps_) lock.lock();
   std::vector<float>* kept = keeps_ ? &kept_[w.bytes.data()] : nullptr;
   const bool fresh = kept == nullptr || kept->empty();
-  if (kept != nullptr && fresh) kept->resize(static_cast<std::size_t>(tiles_of(w)) * tile_floats);
+  if (kept != nullptr && fresh) kept->resize(static_cast<std::size_t>(tiles_of(w)) * kept_tile);
   if (!fresh) lock.unlock();
   tbb::parallel_for(std::int64_t{0}, tiles_of(w), [&](std::int64_t t) {
-    Room& room = rooms.local();
+    Room& room = rooms_.local();
     const std::int64_t first = t * kOutputs;
     const std::int64_t count = std::min(kOutputs, w.rows - first);
-    if (kept == nullptr) room.packed.resize(tile_floats);
-    float* packed = kept == nullptr ? room.packed.data()
-                                    : kept->data() + static_cast<std::size_t>(t) * tile_floats;
-    if (fresh) pack(w, first, count, room.widened, packed);
-    multiply({x, rows, packed, y + first, ldy, bias.empty() ? nullptr : bias.data() + first},
+    float* own = kept == nullptr ? nullptr : kept->data() + static_cast<std::size_t>(t) * kept_tile;
+    if (own == nullptr || packs) room.packed.resize(tile_floats);
+    float* tile = own == nullptr || packs ? room.packed.data() : own;
+    if (own != nullptr && packs) {
+      if (fresh) keep_packed(w, first, count, own);
+      widen_packed(w, own, count, tile);
+    } else if (fresh) {
+      pack(w, first, count, room.widened, tile);
+    }
+    multiply({x, rows, tile, y + first, ldy, bias.empty() ? nullptr : bias.data() + first},
              w.columns, count, room.sums);
   });
 }
 
 std::int64_t StableDense::kept_bytes(const Checkpoint& checkpoint) {
   const auto bytes = [](const WeightMatrix& w) {
-    return tiles_of(w) * kOutputs * w.columns * static_cast<std::int64_t>(sizeof(float));
+    return tiles_of(w) * kept_floats(w) * static_cast<std::int64_t>(sizeof(float));
   };
   std::int64_t out = bytes(checkpoint.head());
   for (int l = 0; l < checkpoint.spec().layers; ++l) {

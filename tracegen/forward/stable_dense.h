@@ -10,14 +10,17 @@
 #include <mutex>
 #include <vector>
 
+#include <tbb/enumerable_thread_specific.h>
+
 #include "tracegen/model/checkpoint.h"
 
 namespace kvspan::tracegen {
 
 class StableDense {
  public:
-  // keeps: weights stay in memory as fp32, in the order of the product, from their first use on;
-  // else they are widened for every call. The bits are the same.
+  // keeps: weights stay in memory in the order of the product, from their first use on, packed where
+  // stays_packed() (forward/packed_weights.h), else as fp32; without it they are widened for every
+  // call from how they are stored. The bits are the same.
   explicit StableDense(bool keeps) : keeps_(keeps) {}
 
   // y [rows, ldy] = x [rows, columns] W^T + bias; `bias` may be empty. Work is divided among the
@@ -31,9 +34,15 @@ class StableDense {
   [[nodiscard]] bool keeps() const { return keeps_; }
 
  private:
+  // Of one thread.
+  struct Room {
+    std::vector<float> widened, packed, sums;
+  };
+
   bool keeps_;
+  tbb::enumerable_thread_specific<Room> rooms_;
   std::mutex fresh_;                                     // held while weights are packed to be kept
-  std::map<const std::byte*, std::vector<float>> kept_;  // by a matrix' bytes: its panels
+  std::map<const std::byte*, std::vector<float>> kept_;  // by a matrix' bytes: its tiles
 };
 
 }  // namespace kvspan::tracegen
