@@ -44,26 +44,6 @@ Lane::Lane(const Policy& policy, const PassPlan& plan, const Trace& trace, const
   if (needs_.column_sums && now_.own_columns) begin_columns();
 }
 
-void Lane::begin_columns() {
-  now_.columns.sums.assign(
-      index(now_.shape.query_heads),
-      std::vector<double>(static_cast<std::size_t>(padded(plan_.tokens)), 0.0));
-}
-
-void Lane::own_columns() {
-  now_.own_columns = true;
-  if (now_.shared->columns.used())
-    now_.columns = now_.shared->columns.columns();
-  else
-    begin_columns();
-}
-
-void Lane::part() {
-  if (shares_columns()) own_columns();
-  now_.shared = nullptr;
-  now_.ranking.clear();
-}
-
 void Lane::process(const RowBlock& block, std::span<float> outputs) {
   now_.block = &block;
   outputs_ = outputs;

@@ -25,4 +25,24 @@ void Lane::begin_pass(RowIndex block_end) {
   now_.reads.begin(driver_.selector(now_.pass), ReplayView(now_, nullptr), *now_.block->scores);
 }
 
+void Lane::begin_columns() {
+  now_.columns.sums.assign(
+      index(now_.shape.query_heads),
+      std::vector<double>(static_cast<std::size_t>(padded(plan_.tokens)), 0.0));
+}
+
+void Lane::own_columns() {
+  now_.own_columns = true;
+  if (now_.shared->columns.used())
+    now_.columns = now_.shared->columns.columns();
+  else
+    begin_columns();
+}
+
+void Lane::part() {
+  if (shares_columns()) own_columns();
+  now_.shared = nullptr;
+  now_.ranking.clear();
+}
+
 }  // namespace kvspan

@@ -95,8 +95,8 @@ TEST_CASE("ranks correlate as Spearman has it", "[eval]") {
   CHECK(rank_correlation({4, 4}, {1, 2}) == 0);
 }
 
-// Two heads of four rows. Head 0: token 0 leaves one set at row 2, the other at row 3. Head 1: token
-// 1 leaves both at row 3, and token 0 one of them at row 2.
+// Two heads of four rows. Head 0: token 0 leaves one set at row 2, the other at row 3. Head 1:
+// token 1 leaves both at row 3, and token 0 one of them at row 2.
 TEST_CASE("two runs agree in a row on what both of them hold there", "[eval]") {
   const std::vector<std::uint32_t> a{2, 4, 4, 4, 2, 3, 4, 4};
   const std::vector<std::uint32_t> b{3, 4, 4, 4, 4, 3, 4, 4};

@@ -18,9 +18,9 @@ namespace kvspan::tracegen {
 
 class StableDense {
  public:
-  // keeps: weights stay in memory in the order of the product, from their first use on, packed where
-  // stays_packed() (forward/packed_weights.h), else as fp32; without it they are widened for every
-  // call from how they are stored. The bits are the same.
+  // keeps: weights stay in memory in the order of the product, from their first use on, packed
+  // where stays_packed() (forward/packed_weights.h), else as fp32; without it they are widened for
+  // every call from how they are stored. The bits are the same.
   explicit StableDense(bool keeps) : keeps_(keeps) {}
 
   // y [rows, ldy] = x [rows, columns] W^T + bias; `bias` may be empty. Work is divided among the
