@@ -29,17 +29,17 @@ std::int64_t free_bytes() {
 
 // Pointers of the runtime's calls.
 template <typename Number>
-void* pointer(Number address) {
+void* as_pointer(Number address) {
   return reinterpret_cast<void*>(static_cast<std::uintptr_t>(address));
 }
 
 // What both kinds have in common: a stream that nobody else knows, and what it moves.
-class CudaMemory : public DeviceMemory {
+class StreamMemory : public DeviceMemory {
  public:
-  CudaMemory(std::int64_t granule, std::int64_t limit) : DeviceMemory(granule, limit) {
+  StreamMemory(std::int64_t granule, std::int64_t limit) : DeviceMemory(granule, limit) {
     KVSPAN_REPLAY_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
-  ~CudaMemory() override { cudaStreamDestroy(stream_); }
+  ~StreamMemory() override { cudaStreamDestroy(stream_); }
 
   [[nodiscard]] std::string name() const override {
     int device = 0;
@@ -50,11 +50,11 @@ class CudaMemory : public DeviceMemory {
   }
 
   void write(Address to, std::span<const std::byte> bytes) override {
-    transfer(pointer(to), bytes.data(), bytes.size(), cudaMemcpyHostToDevice);
+    transfer(as_pointer(to), bytes.data(), bytes.size(), cudaMemcpyHostToDevice);
     wait();
   }
   void read(Address from, std::span<std::byte> bytes) const override {
-    transfer(bytes.data(), pointer(from), bytes.size(), cudaMemcpyDeviceToHost);
+    transfer(bytes.data(), as_pointer(from), bytes.size(), cudaMemcpyDeviceToHost);
     wait();
   }
   void copy(Address from, Address to, std::int64_t bytes) override {
@@ -62,7 +62,7 @@ class CudaMemory : public DeviceMemory {
     const std::int64_t step = from > to ? from - to : bytes;
     for (std::int64_t at = 0; at < bytes; at += step) {
       const std::int64_t size = std::min(step, bytes - at);
-      transfer(pointer(to + at), pointer(from + at), static_cast<std::size_t>(size),
+      transfer(as_pointer(to + at), as_pointer(from + at), static_cast<std::size_t>(size),
                cudaMemcpyDefault);
     }
     wait();
@@ -81,10 +81,10 @@ class CudaMemory : public DeviceMemory {
   cudaStream_t stream_ = nullptr;
 };
 
-class MappedMemory final : public CudaMemory {
+class MappedMemory final : public StreamMemory {
  public:
   MappedMemory(std::int64_t granule, std::int64_t limit)
-      : CudaMemory(granule, limit), free_at_first_(free_bytes()) {}
+      : StreamMemory(granule, limit), free_at_first_(free_bytes()) {}
   ~MappedMemory() override {
     for (const auto& [begin, bytes] : ranges_) mapping_driver().unreserve(begin, bytes);
   }
@@ -114,9 +114,9 @@ class MappedMemory final : public CudaMemory {
 
 // A pool of our own, so that nothing else counts, with the driver's policy: what is free when the
 // stream is waited for may go back to the device.
-class PooledMemory final : public CudaMemory {
+class PooledMemory final : public StreamMemory {
  public:
-  explicit PooledMemory(std::int64_t limit) : CudaMemory(kAlignment, limit) {
+  explicit PooledMemory(std::int64_t limit) : StreamMemory(kAlignment, limit) {
     cudaMemPoolProps properties{};
     properties.allocType = cudaMemAllocationTypePinned;  // device memory, not managed
     properties.location.type = cudaMemLocationTypeDevice;
@@ -149,7 +149,7 @@ class PooledMemory final : public CudaMemory {
     return static_cast<Address>(reinterpret_cast<std::uintptr_t>(begin));
   }
   void do_release(Address begin) override {
-    KVSPAN_REPLAY_CHECK(cudaFreeAsync(pointer(begin), stream()));
+    KVSPAN_REPLAY_CHECK(cudaFreeAsync(as_pointer(begin), stream()));
   }
 
  private:
