@@ -24,19 +24,19 @@ using nlohmann::json;
 
 constexpr JsonLimits kLimits{std::size_t{1} << 30U, 12};
 
-struct File {
+struct EvalFile {
   std::string name, version;
   std::vector<SampleResult> samples;
 };
 
-File read_file(const std::filesystem::path& path) {
+EvalFile read_file(const std::filesystem::path& path) {
   const MappedFile file = map_file(path);
   try {
     const json root = parse_json_strict(
         {reinterpret_cast<const char*>(file.bytes.data()), file.bytes.size()}, kLimits);
     if (!root.is_object() || !root.contains("eval"))
       throw std::invalid_argument("found no field 'eval'");
-    File out{path_text(path), root.at("kvspan").at("version").get<std::string>(), {}};
+    EvalFile out{path_text(path), root.at("kvspan").at("version").get<std::string>(), {}};
     for (const json& document : root.at("results")) out.samples.push_back(sample_of(document));
     if (out.samples.empty()) throw std::invalid_argument("found no samples");
     return out;
@@ -48,7 +48,7 @@ File read_file(const std::filesystem::path& path) {
 
 class Files {
  public:
-  void add(File file) {
+  void add(EvalFile file) {
     std::set<std::size_t> taken;  // so that a file's own equal samples stay apart
     for (SampleResult& sample : file.samples) {
       require_one_version(file, sample);
@@ -82,10 +82,10 @@ class Files {
   }
 
  private:
-  void require_one_version(const File& file, const SampleResult& sample) const {
+  void require_one_version(const EvalFile& file, const SampleResult& sample) const {
     for (std::size_t i = 0; i < samples_.size(); ++i) {
       if (from_[i] == files_.size() || !belong_together(samples_[i], sample)) continue;
-      const File& other = files_[from_[i]];
+      const EvalFile& other = files_[from_[i]];
       if (other.version == file.version) continue;
       throw ConfigError(
           fmt::format("{} is of kvspan {}, {} of {}; expected one version for the samples of {}",
@@ -108,7 +108,7 @@ class Files {
     return samples_.size();
   }
 
-  void add_runs(const File& file, SampleResult sample, std::size_t same) {
+  void add_runs(const EvalFile& file, SampleResult sample, std::size_t same) {
     SampleResult& into = samples_[same];
     for (std::size_t r = 0; r < sample.report.runs.size(); ++r) {
       RunResult& run = sample.report.runs[r];
@@ -134,7 +134,7 @@ class Files {
     into.refused.insert(into.refused.end(), sample.refused.begin(), sample.refused.end());
   }
 
-  std::vector<File> files_;
+  std::vector<EvalFile> files_;
   std::vector<SampleResult> samples_;
   std::vector<std::size_t> from_;  // [samples_] the file that had it first
 };

@@ -5,16 +5,18 @@
 #include "sim/base/error.h"
 #include "sim/models/model_config.h"
 #include "sim/predict/capacity.h"
+#include "tests/support/model_cases.h"
 
 using namespace kvspan;
 using Catch::Matchers::Contains;
+using test::read;
 using Json = nlohmann::json;
 
 namespace {
 
 // Two layers; a layer's q and output have 64 x 64 elements each, k and v 64 x 32, gate, up and down
 // 64 x 128; all of it 65,536 - 29,696.
-Json small(const Json& quantization) {
+Json stored_as(const Json& quantization) {
   return {{"model_type", "llama"},       {"num_hidden_layers", 2},
           {"hidden_size", 64},           {"intermediate_size", 128},
           {"num_attention_heads", 4},    {"num_key_value_heads", 2},
@@ -24,8 +26,6 @@ Json small(const Json& quantization) {
 constexpr std::int64_t kQuery = 64 * 64, kKey = 64 * 32, kBlock = 3 * 64 * 128;
 constexpr std::int64_t kLayer = 2 * kQuery + 2 * kKey + kBlock;
 constexpr std::int64_t kRest = 100 * 64 + 5 * 64;  // embedding and norms
-
-ModelGeometry read(const Json& config) { return read_model_config(config.dump(), "config.json"); }
 
 // Parameters that are stored in the checkpoint's format; the others are in 16 bits.
 std::int64_t quantised(const ModelGeometry& model) {
@@ -37,7 +37,7 @@ std::int64_t quantised(const ModelGeometry& model) {
 
 std::int64_t quantised(Json quantization, const char* key, const Json& value) {
   quantization[key] = value;
-  return quantised(read(small(quantization)));
+  return quantised(read(stored_as(quantization)));
 }
 
 }  // namespace
@@ -45,8 +45,8 @@ std::int64_t quantised(Json quantization, const char* key, const Json& value) {
 TEST_CASE("modules that a checkpoint leaves in 16 bits are counted so", "[model]") {
   // The bug: the list of modules was not read.
   const Json fp8 = {{"quant_method", "fp8"}};
-  CHECK(quantised(read(small(fp8))) == 2 * kLayer);
-  CHECK(weight_bytes(read(small(fp8)), "fp8", 1) == 2 * kLayer + 2 * kRest);
+  CHECK(quantised(read(stored_as(fp8))) == 2 * kLayer);
+  CHECK(weight_bytes(read(stored_as(fp8)), "fp8", 1) == 2 * kLayer + 2 * kRest);
   for (const char* key : {"modules_to_not_convert", "ignore", "ignored_layers", "exclude",
                           "exclude_modules", "llm_int8_skip_modules"}) {
     INFO(key);
@@ -140,7 +140,7 @@ TEST_CASE("Kimi K2 in 4 bits is as large as its checkpoint", "[model]") {
 
 TEST_CASE("formats of checkpoints are read, and unknown ones named", "[model]") {
   const auto format = [](const Json& quantization) {
-    const ModelWeights weights = read(small(quantization)).weights;
+    const ModelWeights weights = read(stored_as(quantization)).weights;
     return weights.dtype + weights.unknown_dtype;
   };
   const auto tensors = [&](const char* type, int bits) {
@@ -172,13 +172,13 @@ TEST_CASE("formats of checkpoints are read, and unknown ones named", "[model]") 
       {"config_groups",
        {{"group_0",
          {{"weights", {{"type", "float"}, {"num_bits", 8}}}, {"targets", {"re:.*mlp.*"}}}}}}};
-  CHECK(quantised(read(small(some))) == 2 * kBlock);
-  CHECK(weight_bytes(read(small({{"quant_method", "modelopt"}, {"quant_algo", "NVFP4"}})), "nvfp4",
-                     1) == 2 * kLayer * 9 / 16 + 2 * kRest);
+  CHECK(quantised(read(stored_as(some))) == 2 * kBlock);
+  CHECK(weight_bytes(read(stored_as({{"quant_method", "modelopt"}, {"quant_algo", "NVFP4"}})),
+                     "nvfp4", 1) == 2 * kLayer * 9 / 16 + 2 * kRest);
   Deployment d;
   d.gpu_memory = std::int64_t{1} << 30;
   CHECK_THROWS_WITH(
-      fixed_memory(read(small({{"quant_method", "gptq"}, {"bits", 3}})), {10, 0, 0}, d),
+      fixed_memory(read(stored_as({{"quant_method", "gptq"}, {"bits", 3}})), {10, 0, 0}, d),
       Contains("names a format of weights that is not known: quant_method 'gptq' with "
                "3 bits; give --weight-dtype bf16|"));
 }

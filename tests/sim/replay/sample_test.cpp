@@ -20,12 +20,12 @@ using Of = FidelitySample::Of;
 namespace {
 
 constexpr int kLayers = 4, kKvHeads = 3;
-constexpr RowIndex kTokens = 40, kPrompt = 24;
+constexpr RowIndex kSampled = 40, kSampledPrompt = 24;
 
 Trace random_trace() {
   return test::make_trace(test::random_spec({.layers = kLayers,
-                                             .tokens = kTokens,
-                                             .prompt_tokens = kPrompt,
+                                             .tokens = kSampled,
+                                             .prompt_tokens = kSampledPrompt,
                                              .query_heads = 2 * kKvHeads,
                                              .kv_heads = kKvHeads}));
 }
@@ -124,11 +124,11 @@ TEST_CASE("a sample measures what the whole has there, and changes no decision",
         CHECK(some.decode_sample == 5);
         CHECK(some.prefill_sample == 5);
         measured.clear();
-        for (RowIndex row = 0; row < kTokens; ++row) {
+        for (RowIndex row = 0; row < kSampled; ++row) {
           const float mass = some.row_mass[index(row)];
           if (std::isnan(mass)) continue;
           CHECK(mass == all.row_mass[index(row)]);
-          if (row >= kPrompt) measured.push_back(double{mass});
+          if (row >= kSampledPrompt) measured.push_back(double{mass});
         }
       }
       const std::size_t expected = of == Of::rows ? 5 : of == Of::heads ? 4 * 2 : 2 * 2 * kKvHeads;
