@@ -140,7 +140,7 @@ class LayoutBars final : public QWidget {
   static constexpr double kLegend = 30;
   // The bar's bytes, and by how much what was measured deviates.
   static QString text_of(const Bar& bar) {
-    const QString bytes = bytes_text(static_cast<double>(bar.bytes));
+    QString bytes = bytes_text(static_cast<double>(bar.bytes));
     if (!bar.measured) return bytes;
     if (*bar.measured == bar.bytes) return bytes + ", measured: the same";
     const auto more = static_cast<double>(*bar.measured - bar.bytes);
