@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a lane begins a pass.
+// How a lane begins a pass, and what it shares with others before it goes alone.
+#include "sim/attention/kernels.h"
 #include "sim/replay/lane.h"
 
 namespace kvspan {
@@ -26,9 +27,8 @@ void Lane::begin_pass(RowIndex block_end) {
 }
 
 void Lane::begin_columns() {
-  now_.columns.sums.assign(
-      index(now_.shape.query_heads),
-      std::vector<double>(static_cast<std::size_t>(padded(plan_.tokens)), 0.0));
+  now_.columns.sums.assign(index(now_.shape.query_heads),
+                           std::vector<double>(index(kernels::padded(plan_.tokens)), 0.0));
 }
 
 void Lane::own_columns() {
