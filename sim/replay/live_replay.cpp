@@ -78,11 +78,9 @@ LiveReplay::LiveReplay(const Trace& trace, const Geometry& geometry, const Polic
   fidelity_.spans = trace.meta().spans;
   replay_.ledger = empty_ledger(trace.meta(), policy, asked.passes, {});
   for (int l = 0; l < geometry.layers(); ++l) {
-    lanes_.push_back(std::make_unique<Lane>(policy, asked.passes, trace,
-                                            geometry.shape(l, policy.per_query_head), fidelity_,
-                                            replay_.ledger, board_,
-                                            group != nullptr ? &group->layers_[index(l)]->shared()
-                                                             : nullptr));
+    lanes_.push_back(std::make_unique<Lane>(
+        policy, asked.passes, trace, geometry.shape(l, policy.per_query_head), fidelity_,
+        replay_.ledger, board_, group != nullptr ? &group->layers_[index(l)]->shared() : nullptr));
   }
 }
 
