@@ -6,8 +6,7 @@ of the model. Python's standard library only.
 usage: proxies.py EVAL.json [PICTURE.svg]
 
 Markdown to standard output: rank correlations with their intervals, and every policy at its budgets.
-The picture: a point a policy and budget, means over
-samples, filled by its score.
+The picture: a point a policy and budget, means over samples, filled by its score.
 """
 import html
 import json
@@ -96,6 +95,8 @@ def picture(task, runs):
 
 
 def main():
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
     document = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
     task = document["eval"]["tasks"][0]
     runs = runs_of(document, task["task"])
