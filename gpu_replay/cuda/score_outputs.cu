@@ -193,12 +193,7 @@ void launch_typed(const DeviceScores& s, CUstream_st* stream) {
 }  // namespace
 
 void launch_outputs(const DeviceScores& scores, CUstream_st* stream) {
-  if (scores.type == ScoreType::f16)
-    launch_typed<__half>(scores, stream);
-  else if (scores.type == ScoreType::bf16)
-    launch_typed<__nv_bfloat16>(scores, stream);
-  else
-    launch_typed<float>(scores, stream);
+  with_element(scores.type, [&](auto element) { launch_typed<decltype(element)>(scores, stream); });
   launch(
       compare_outputs,
       dim3(blocks(scores.query_heads * scores.rows, kWarps), static_cast<unsigned>(scores.outputs)),

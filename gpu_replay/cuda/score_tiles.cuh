@@ -55,6 +55,17 @@ __device__ void load_tile(T* tile, int stride, const T* from, std::int64_t rows,
   }
 }
 
+// launch(T{}) with the type of the elements.
+template <typename Launch>
+void with_element(ScoreType type, const Launch& launch) {
+  if (type == ScoreType::f16)
+    launch(__half{});
+  else if (type == ScoreType::bf16)
+    launch(__nv_bfloat16{});
+  else
+    launch(float{});
+}
+
 inline unsigned blocks(std::int64_t of, std::int64_t each) {
   return static_cast<unsigned>((of + each - 1) / each);
 }

@@ -80,22 +80,18 @@ class MovingThreshold final : public Store {
       std::vector<double> k, v;
     };
     std::map<std::size_t, Sum> sums;  // by place among those that stay
-    const auto add = [](std::vector<double>& sum, double weight, std::span<const float> more) {
-      sum.resize(more.size(), 0.0);
-      for (std::size_t i = 0; i < more.size(); ++i) sum[i] += weight * static_cast<double>(more[i]);
-    };
     for (std::size_t i = 0; i < x.near.size(); ++i) {
       if (merged[i] == 0) continue;
       const HeldEntry victim = held_.of(view, head, x.victims[i]);
       Sum& into = sums[x.near[i].place];
-      add(into.k, x.near[i].cosine, victim.k);
-      add(into.v, x.near[i].cosine, victim.v);
+      add_scaled(x.near[i].cosine, victim.k, into.k);
+      add_scaled(x.near[i].cosine, victim.v, into.v);
       into.number += 1;
     }
     for (auto& [place, sum] : sums) {
       HeldEntry held = held_.of(view, head, x.stay[place]);
-      add(sum.k, 1, held.k);
-      add(sum.v, 1, held.v);
+      add_scaled(1, held.k, sum.k);
+      add_scaled(1, held.v, sum.v);
       const auto mean = [&](double s) { return static_cast<float>(s / sum.number); };
       std::ranges::transform(sum.k, held.k.begin(), mean);
       std::ranges::transform(sum.v, held.v.begin(), mean);

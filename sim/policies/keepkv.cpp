@@ -118,10 +118,8 @@ class ElectoralVotes final : public Store {
         const Voter& x = voters[t];
         const HeldEntry entry = held_.of(view, head, t);
         const double weight = x.votes * x.mean();
-        k.resize(entry.k.size(), 0.0);
-        v.resize(entry.v.size(), 0.0);
-        for (std::size_t i = 0; i < k.size(); ++i) k[i] += weight * static_cast<double>(entry.k[i]);
-        for (std::size_t i = 0; i < v.size(); ++i) v[i] += weight * static_cast<double>(entry.v[i]);
+        add_scaled(weight, entry.k, k);
+        add_scaled(weight, entry.v, v);
         // Both end with the newest row.
         for (std::size_t i = 1; i <= std::min(scores.size(), x.scores.size()); ++i) {
           scores[scores.size() - i] += x.votes * x.scores[x.scores.size() - i];

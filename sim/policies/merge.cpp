@@ -56,9 +56,8 @@ class MergingIntoNearest final : public Store {
       const double w =
           near.cosine * size / (size + norm_of(held_.of(view, head, stay[near.place])) + kFloor);
       Merged& into = merged[near.place];
-      into.values.resize(v.size(), 0.0);
       into.weight += w;
-      for (std::size_t d = 0; d < v.size(); ++d) into.values[d] += w * static_cast<double>(v[d]);
+      add_scaled(w, v, into.values);
     }
     for (const auto& [place, into] : merged) {
       if (into.weight <= 0) continue;

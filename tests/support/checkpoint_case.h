@@ -15,6 +15,7 @@
 
 #include "sim/base/error.h"
 #include "sim/trace/safetensors.h"
+#include "tests/support/file_bytes.h"
 #include "tests/support/temporary_folder.h"
 #include "tracegen/model/checkpoint.h"
 
@@ -42,16 +43,6 @@ inline std::vector<std::int32_t> real_ids(std::size_t count) {
   std::vector<std::int32_t> ids(count);
   std::memcpy(ids.data(), all.bytes.data(), count * 4);
   return ids;
-}
-
-inline std::string read_bytes(const std::filesystem::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
-inline void write_bytes(const std::filesystem::path& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary)
-      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
 // The message of the CheckpointError, one line and short; empty if there was none.

@@ -13,12 +13,14 @@
 #include <nlohmann/json.hpp>
 
 #include "sim/base/error.h"
+#include "tests/support/file_bytes.h"
 #include "tests/support/temporary_folder.h"
 
 using Catch::Contains;
 using kvspan::CheckpointError;
 using kvspan::tracegen::ChatTurn;
 using kvspan::tracegen::Tokenizer;
+using kvspan::tracegen::testing::read_bytes;
 using nlohmann::json;
 using Folder = kvspan::test::TemporaryFolder;
 using Ids = std::vector<std::int32_t>;
@@ -29,12 +31,7 @@ namespace {
 const fs::path kTokenizers = fs::path(KVSPAN_TESTS_DIR) / "data" / "tracegen" / "tokenizers";
 const fs::path kBundled = fs::path(KVSPAN_TRACES_DIR) / "minimind2-small";
 
-std::string file_bytes(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
-json read_json(const fs::path& path) { return json::parse(file_bytes(path)); }
+json read_json(const fs::path& path) { return json::parse(read_bytes(path)); }
 
 const json& expected() {
   static const json value = read_json(kTokenizers / "expected.json");
@@ -101,7 +98,7 @@ TEST_CASE("the bundled tokenizer gives the reference's ids of the bundled texts"
   REQUIRE(bundled["ids"].size() == 4);
   for (const auto& [name, ids] : bundled["ids"].items()) {
     INFO(name);
-    const std::string text = file_bytes(fs::path(KVSPAN_TRACES_DIR) / "texts" / name);
+    const std::string text = read_bytes(fs::path(KVSPAN_TRACES_DIR) / "texts" / name);
     const Ids all = tokenizer.encode(text);
     CHECK(Ids(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(ids.size())) ==
           ids.get<Ids>());
@@ -219,7 +216,7 @@ TEST_CASE("a template gets the tokens that transformers gives it", "[tokenizer][
   // Expected: apply_chat_template of transformers 5.24 on the same files.
   const auto written = [](json config, const char* map = nullptr) {
     const Folder folder;
-    (void)write(folder, "tokenizer.json", file_bytes(kTokenizers / "sentencepiece/tokenizer.json"));
+    (void)write(folder, "tokenizer.json", read_bytes(kTokenizers / "sentencepiece/tokenizer.json"));
     config["chat_template"] = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ image_token }}";
     (void)write(folder, "tokenizer_config.json", config.dump());
     if (map != nullptr) (void)write(folder, "special_tokens_map.json", map);
@@ -346,7 +343,7 @@ TEST_CASE("what is not supported is refused by name", "[tokenizer][malformed]") 
 
 TEST_CASE("bytes of a GGUF file stand escaped in messages", "[tokenizer][gguf][malformed]") {
   const Folder folder;
-  std::string bytes = file_bytes(kTokenizers / "sentencepiece.gguf");
+  std::string bytes = read_bytes(kTokenizers / "sentencepiece.gguf");
   const std::string key = "tokenizer.ggml.model";
   const std::size_t value = bytes.find(key) + key.size() + 4 + 8;  // behind type and length
   REQUIRE(bytes.substr(value, 5) == "llama");
@@ -403,7 +400,7 @@ TEST_CASE("damaged tokenizers are refused in one line or work", "[tokenizer][mal
   int refused = 0;
   for (const char* name : {"gpt2/tokenizer.json", "llama3/tokenizer.json",
                            "sentencepiece/tokenizer.json", "llama3.gguf", "sentencepiece.gguf"}) {
-    const std::string whole = file_bytes(kTokenizers / name);
+    const std::string whole = read_bytes(kTokenizers / name);
     const bool gguf = std::string(name).ends_with(".gguf");
     for (int i = 0; i < 60; ++i) {
       std::string bytes = whole;

@@ -3,12 +3,19 @@
 #pragma once
 
 #include <map>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "sim/policies/shared/groups.h"
 
 namespace kvspan::policies {
+
+// sum += weight * x; an empty sum is 0.
+inline void add_scaled(double weight, std::span<const float> x, std::vector<double>& sum) {
+  sum.resize(x.size(), 0.0);
+  for (std::size_t i = 0; i < x.size(); ++i) sum[i] += weight * static_cast<double>(x[i]);
+}
 
 class HeldValues {
  public:
