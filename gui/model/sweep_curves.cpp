@@ -80,7 +80,8 @@ class CurvesOfGroup {
       SweepCurves::Method& made = out_.methods.emplace_back();
       made.name = curve.method;
       made.bound = made.line.bound = curve.bound;
-      made.line.name = QString::fromStdString(curve.method);
+      made.line.name =
+          QString::fromStdString(sweep::labelled(curve.method, curve.bound, curve.stand_in));
       made.line.faint = true;
       made.line.colour = kGrey;
       made.critical.resize(out_.traces.size());
@@ -279,7 +280,7 @@ void set_criticals(const SweepCurves& curves, const Sweep& sweep, PlainTable& ta
     PlainTable::Row row;
     row.item = static_cast<int>(m);
     row.colour = method.line.colour;
-    row.cells.push_back({method.line.name + (method.bound ? " (bound)" : ""), {}, {}});
+    row.cells.push_back({method.line.name, {}, {}});
     const QString mean = several ? percent_text(method.mean)
                          : method.critical.front()
                              ? QString::fromStdString(sweep::share_text(*method.critical.front()))

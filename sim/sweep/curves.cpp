@@ -130,6 +130,9 @@ class Builder {
     const auto footprint = number(figures, "footprint_share");
     if (!retained || !footprint) return;
     Curve& curve = curve_of(cell, figures);
+    for (const json& note : figures.at("notes"))
+      curve.stand_in =
+          curve.stand_in || note.get<std::string>().find("stand-in") != std::string::npos;
     CurvePoint& point = curve.points.emplace_back();
     point.cell = cell.id;
     if (figures.at("budget").is_string()) point.budget = figures.at("budget").get<std::string>();
@@ -205,6 +208,15 @@ class Builder {
 };
 
 }  // namespace
+
+std::string labelled(const std::string& method, bool bound, bool stand_in) {
+  return method + (bound ? " (bound)" : stand_in ? " (stand-in)" : "");
+}
+
+bool is_stand_in(const std::vector<Curve>& curves, const std::string& method) {
+  return std::ranges::any_of(
+      curves, [&](const Curve& curve) { return curve.method == method && curve.stand_in; });
+}
 
 double order_of(const Critical& critical) {
   if (critical.kind == Kind::exact || critical.kind == Kind::below) return critical.x;

@@ -71,6 +71,7 @@ struct Curve {
   std::size_t group = 0;  // in SweepReport::groups
   std::string method;
   bool bound = false;
+  bool stand_in = false;           // a cell's notes say so: learned parts are not the authors'
   std::vector<CurvePoint> points;  // by footprint
   Critical footprint, peak_kv, peak_bytes;
   // On a score trace from the upper bounds: the true critical footprint is not smaller.
@@ -94,6 +95,11 @@ struct Group {
 };
 // "chunk 512, prompt 512, ...": what differs from one pass and the defaults.
 [[nodiscard]] std::string text_of(const Group& group);
+
+// "lookahead (bound)", "judgeq (stand-in)"
+[[nodiscard]] std::string labelled(const std::string& method, bool bound, bool stand_in);
+// Whether any curve of the method is one.
+[[nodiscard]] bool is_stand_in(const std::vector<Curve>& curves, const std::string& method);
 
 // One method over the traces of a group, among those that ran on all of them and are no bounds.
 struct Ranked {

@@ -77,10 +77,11 @@ std::vector<Featured> featured_methods(const SweepReport& report) {
   std::map<std::string, std::size_t> known;
   for (const auto& [place, method] : order) {
     const auto [at, fresh] = known.try_emplace(curves_of(report, method), out.size());
+    const std::string label = labelled(method, false, is_stand_in(report.curves, method));
     if (!fresh)
-      out[at->second].label += ", " + method;
+      out[at->second].label += ", " + label;
     else if (out.size() < kFeatured)
-      out.push_back({method, method});
+      out.push_back({method, label});
     else
       known.erase(at);
   }

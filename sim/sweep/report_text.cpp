@@ -54,8 +54,8 @@ std::string curve_line(const Curve& curve, const std::set<std::uint64_t>& front,
   if (const auto& interval = curve.footprint_interval)
     critical +=
         fmt::format(" ({} to {})", share_text(interval->first), share_text(interval->second));
-  return fmt::format("| {}{} | {} | {} | {} | {:.1f} to {:.1f} | {:.1f} to {:.1f} {}| {} | {} |\n",
-                     table_cell(curve.method), curve.bound ? " (bound)" : "", critical,
+  return fmt::format("| {} | {} | {} | {} | {:.1f} to {:.1f} | {:.1f} to {:.1f} {}| {} | {} |\n",
+                     table_cell(labelled(curve.method, curve.bound, curve.stand_in)), critical,
                      share_text(curve.peak_kv), bytes_text(curve.peak_bytes), 100 * least.footprint,
                      100 * most.footprint, 100 * least.retained, 100 * most.retained,
                      regret_cells(curve, regrets), curve.points.size(),
@@ -80,11 +80,12 @@ std::string ranking_text(const SweepReport& report) {
           "interval |\n|---|---|---|---|---|\n",
           text_of(report.groups[ranked.group]), ranked.traces);
     }
-    text +=
-        fmt::format("| {} | {:.1f} | {} | {} | {} |\n", table_cell(ranked.method), ranked.mean_rank,
-                    interval_text(ranked.rank_interval, 1, 1),
-                    ranked.mean_critical ? fmt::format("{:.1f}", 100 * *ranked.mean_critical) : "-",
-                    interval_text(ranked.critical_interval, 100, 1));
+    text += fmt::format(
+        "| {} | {:.1f} | {} | {} | {} |\n",
+        table_cell(labelled(ranked.method, false, is_stand_in(report.curves, ranked.method))),
+        ranked.mean_rank, interval_text(ranked.rank_interval, 1, 1),
+        ranked.mean_critical ? fmt::format("{:.1f}", 100 * *ranked.mean_critical) : "-",
+        interval_text(ranked.critical_interval, 100, 1));
   }
   return text;
 }
@@ -117,6 +118,7 @@ json curve_json(const Curve& curve, const Plan& plan) {
       {"group", curve.group},
       {"method", curve.method},
       {"bound", curve.bound},
+      {"stand_in", curve.stand_in},
       {"critical_footprint", critical_json(curve.footprint)},
       {"critical_footprint_low",
        curve.footprint_low ? critical_json(*curve.footprint_low) : json(nullptr)},
@@ -144,6 +146,7 @@ const std::vector<Column>& columns() {
       {"seed", "integer", "", "of policies that draw random numbers"},
       {"method", "string", "", "the specification without its budget or other knob"},
       {"bound", "boolean", "", "reads the future"},
+      {"stand_in", "boolean", "", "learned parts are not the authors': see the cells' notes"},
       {"retained_attention_least_share", "number", "1", "F: what has to be left"},
       {"critical_footprint_kind", "string", "", "exact, below or above the value"},
       {"critical_footprint_share", "number", "1", "smallest footprint that keeps F"},
@@ -249,13 +252,13 @@ std::string to_csv(const SweepReport& report, const Plan& plan) {
   };
   for (const Curve& curve : report.curves) {
     const Group& g = report.groups[curve.group];
-    text += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
+    text += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
                         csv_field(plan.traces[curve.trace].path), plan.traces[curve.trace].sha256,
                         g.prompt, csv_field(g.evict_at), g.chunk, g.kv_bytes, g.prefill,
                         csv_field(g.layout), g.seed, csv_field(curve.method), curve.bound,
-                        report.options.least, kind(curve.footprint), curve.footprint.x,
-                        kind(curve.peak_kv), curve.peak_kv.x, curve.peak_bytes.x, regrets_of(curve),
-                        curve.points.size());
+                        curve.stand_in, report.options.least, kind(curve.footprint),
+                        curve.footprint.x, kind(curve.peak_kv), curve.peak_kv.x, curve.peak_bytes.x,
+                        regrets_of(curve), curve.points.size());
   }
   return text;
 }

@@ -101,6 +101,7 @@ SweepFolder folder_of(const std::vector<std::pair<double, double>>& figures) {
     const nlohmann::json figure{{"method", spec.substr(0, spec.find('('))},
                                 {"budget", spec.substr(spec.size() - 2, 1)},
                                 {"bound", false},
+                                {"notes", nlohmann::json::array()},
                                 {"footprint_share", figures[i].first},
                                 {"peak_kv_share", figures[i].first},
                                 {"peak_bytes", 100},
@@ -145,6 +146,28 @@ TEST_CASE("a report has a curve a trace and method, and ranks over the traces", 
   CHECK(to_json(report, sweep.plan)["curves"][3]["critical_footprint"]["kind"] == "above");
   CHECK_THAT(to_markdown(report, sweep.plan), Catch::Matchers::Contains("| < 30.0 % |"));
   CHECK_THAT(to_svg(report, sweep.plan), Catch::Matchers::EndsWith("</svg>\n"));
+}
+
+TEST_CASE("a report labels stand-ins and bounds beside their names", "[sweep]") {
+  SweepFolder sweep = folder_of(kFigures);
+  std::string& text = sweep.records.cells.at(sweep.grid.cells[0].id).text;
+  nlohmann::json record = nlohmann::json::parse(text);
+  const auto method = record["method"].get<std::string>();
+  const auto markdown = [&](const std::vector<std::string>& notes, bool bound) {
+    record["notes"] = notes;
+    record["bound"] = bound;
+    text = record.dump();
+    return to_markdown(make_report(sweep, {}), sweep.plan);
+  };
+  CHECK_THAT(markdown({}, false), Catch::Contains("| " + method + " |"));
+  CHECK_THAT(markdown({"of 3 layers", "stand-in: fitted"}, false),
+             Catch::Contains("| " + method + " (stand-in) |"));
+  const nlohmann::json written = to_json(make_report(sweep, {}), sweep.plan);
+  std::size_t labelled = 0;
+  for (const nlohmann::json& curve : written["curves"])
+    labelled += curve["stand_in"].get<bool>() ? 1 : 0;
+  CHECK(labelled == 1);
+  CHECK_THAT(markdown({"stand-in: fitted"}, true), Catch::Contains("| " + method + " (bound) |"));
 }
 
 TEST_CASE("a report sets methods against the best eviction", "[sweep]") {

@@ -25,14 +25,17 @@ def main():
     names = [f"{'1,868 + 12' if report['groups'][g]['prompt'] == 0 else '512 + 1,368'}, "
              f"{report['groups'][g]['chunk'] or 'one pass'}" for g in groups]
     methods = {}
+    label = {}
     for curve in report["curves"]:
         methods.setdefault(curve["method"], {})[curve["group"]] = curve["critical_footprint"]
+        if curve["bound"] or curve["stand_in"]:
+            label[curve["method"]] = " (bound)" if curve["bound"] else " (stand-in)"
     print("| method | " + " | ".join(names) + " |")
     print("|---" * (len(groups) + 1) + "|")
     best = {m: min(order(c) for c in of.values()) for m, of in methods.items()}
     for method in sorted(methods, key=lambda m: best[m]):
         cells = [text(methods[method][g]) if g in methods[method] else "" for g in groups]
-        print(f"| {method} | " + " | ".join(cells) + " |")
+        print(f"| {method}{label.get(method, '')} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
